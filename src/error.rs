@@ -1,0 +1,174 @@
+//! Every failure, as facts; its kind; and the one match from fact to kind.
+//!
+//! A leaf. Rooms return `Error` variants that carry facts; nothing parses an error's text.
+//! How a kind looks in a dialect (status, body) is the `http` room's table.
+
+use std::time::Duration;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the facts that a person or a program needs.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    // what a client may get wrong
+    #[error("{message}")]
+    BadRequest { message: String, param: Option<String> },
+    #[error("{what} is {got}, the limit is {limit}")]
+    TooLarge { what: &'static str, got: u64, limit: u64 },
+    #[error("{reason}")]
+    Unauthorised { reason: String },
+    #[error("{reason}")]
+    Forbidden { reason: String },
+    #[error("no model or version is called '{reference}'{}", known_list(.known))]
+    Unknown { reference: String, known: Vec<String> },
+    #[error("no {what} '{id}'")]
+    NotFound { what: &'static str, id: String },
+    #[error("'{reference}' is ambiguous: it could be {}", .candidates.join(", "))]
+    Ambiguous { reference: String, candidates: Vec<String> },
+    #[error("{message}")]
+    Conflict { message: String, details: serde_json::Value },
+
+    // what a version may get wrong
+    #[error("{file}: {reason}")]
+    Unloadable { file: String, reason: String },
+    #[error("the gate refused {version}: {failed} of {checks} checks failed")]
+    Gate { version: String, failed: usize, checks: usize, details: serde_json::Value },
+
+    // what the moment may not allow
+    #[error("the queue of '{model}' is full ({limit} inputs)")]
+    Overloaded { model: String, limit: usize, retry_after: Duration },
+    #[error("'{model}' is not serving: {reason}")]
+    NotServing { model: String, reason: String, retry_after: Duration },
+    #[error("the request was not answered within its deadline of {} ms", .limit.as_millis())]
+    Deadline { limit: Duration },
+    #[error("no room: {sum}")]
+    NoRoom { sum: String, details: serde_json::Value },
+
+    // what this server or a model may get wrong
+    #[error("version '{version}' returned non-finite values")]
+    NonFinite { version: String },
+    #[error("the forward pass of '{version}' panicked: {message}")]
+    ForwardPanicked { version: String, message: String },
+    #[error("the forward pass of '{version}' failed: {message}")]
+    ForwardFailed { version: String, message: String },
+    #[error("configuration: {file}: {key}: {reason}")]
+    Config { file: String, key: String, reason: String },
+    #[error("ledger: {reason}")]
+    Ledger { reason: String },
+    #[error("internal: {message}")]
+    Internal { message: String },
+}
+
+/// The small set that statuses and dialects are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    BadRequest,
+    Unauthorised,
+    Forbidden,
+    NotFound,
+    Conflict,
+    TooLarge,
+    Refused,
+    Overloaded,
+    NotServing,
+    Deadline,
+    NoRoom,
+    Internal,
+}
+
+impl Kind {
+    /// The stable name in error bodies.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::BadRequest => "bad_request",
+            Kind::Unauthorised => "unauthorised",
+            Kind::Forbidden => "forbidden",
+            Kind::NotFound => "not_found",
+            Kind::Conflict => "conflict",
+            Kind::TooLarge => "too_large",
+            Kind::Refused => "refused",
+            Kind::Overloaded => "overloaded",
+            Kind::NotServing => "not_serving",
+            Kind::Deadline => "deadline",
+            Kind::NoRoom => "no_room",
+            Kind::Internal => "internal",
+        }
+    }
+}
+
+impl Error {
+    /// The one match from facts to kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Error::BadRequest { .. } => Kind::BadRequest,
+            Error::TooLarge { .. } => Kind::TooLarge,
+            Error::Unauthorised { .. } => Kind::Unauthorised,
+            Error::Forbidden { .. } => Kind::Forbidden,
+            Error::Unknown { .. } | Error::NotFound { .. } => Kind::NotFound,
+            Error::Ambiguous { .. } | Error::Conflict { .. } => Kind::Conflict,
+            Error::Unloadable { .. } | Error::Gate { .. } => Kind::Refused,
+            Error::Overloaded { .. } => Kind::Overloaded,
+            Error::NotServing { .. } => Kind::NotServing,
+            Error::Deadline { .. } => Kind::Deadline,
+            Error::NoRoom { .. } => Kind::NoRoom,
+            Error::NonFinite { .. }
+            | Error::ForwardPanicked { .. }
+            | Error::ForwardFailed { .. }
+            | Error::Config { .. }
+            | Error::Ledger { .. }
+            | Error::Internal { .. } => Kind::Internal,
+        }
+    }
+
+    /// A fault of the model that failover may mend on the previous generation (promise 7).
+    pub fn is_model_fault(&self) -> bool {
+        matches!(self, Error::NonFinite { .. } | Error::ForwardPanicked { .. } | Error::ForwardFailed { .. })
+    }
+
+    /// How long a client should wait before it asks again, where that makes sense.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::Overloaded { retry_after, .. } | Error::NotServing { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Facts for a program, beside the message; null where there are none.
+    pub fn details(&self) -> serde_json::Value {
+        use serde_json::json;
+        match self {
+            Error::BadRequest { param: Some(param), .. } => json!({ "param": param }),
+            Error::TooLarge { what, got, limit } => json!({ "what": what, "got": got, "limit": limit }),
+            Error::Unknown { known, .. } => json!({ "known": known }),
+            Error::Ambiguous { candidates, .. } => json!({ "candidates": candidates }),
+            Error::Unloadable { file, reason } => json!({ "file": file, "reason": reason }),
+            Error::Conflict { details, .. } | Error::Gate { details, .. } | Error::NoRoom { details, .. } => details.clone(),
+            _ => serde_json::Value::Null,
+        }
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Error::BadRequest { message: message.into(), param: None }
+    }
+
+    pub fn bad_param(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::BadRequest { message: message.into(), param: Some(param.into()) }
+    }
+
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Error::Conflict { message: message.into(), details: serde_json::Value::Null }
+    }
+
+    /// A version (or one of its files) that cannot be loaded; `file` is relative to the repository.
+    pub fn unloadable(file: impl std::fmt::Display, reason: impl std::fmt::Display) -> Self {
+        Error::Unloadable { file: file.to_string(), reason: reason.to_string() }
+    }
+
+    pub fn internal(message: impl std::fmt::Display) -> Self {
+        Error::Internal { message: message.to_string() }
+    }
+}
+
+fn known_list(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!("; known here: {}", known.join(", ")) }
+}

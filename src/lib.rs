@@ -1,0 +1,5 @@
+//! cutover
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod error;
+pub mod value;
