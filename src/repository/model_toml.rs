@@ -1,0 +1,445 @@
+//! `model.toml`: what an operator says about a model, and what holds when they say nothing.
+//!
+//! It knows the file's keys, their defaults and their ranges, and names the key that is wrong. It
+//! must not know what the values are used for.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
+use toml::de::{DeTable, DeValue};
+
+use super::{duration, files, name};
+use crate::error::{Error, Result};
+use crate::value::Task;
+
+/// A larger `model.toml` is a mistake, not a configuration.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// One model's `model.toml`. Every section may be left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    pub task: Task,
+    /// The architecture; `model_type` of a version's `config.json` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
+    pub family: Option<String>,
+    /// The version that seeds an empty ledger.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_version")]
+    pub live: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub gate: GateConfig,
+    #[serde(default)]
+    pub observe: ObserveConfig,
+    #[serde(default)]
+    pub batch: BatchConfig,
+    #[serde(default)]
+    pub rollout: RolloutConfig,
+}
+
+/// What one request may ask for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Inputs in one request.
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_inputs: usize,
+    /// Tokens of one input; may only lower what the model itself takes.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
+    pub max_tokens: Option<usize>,
+    #[serde(deserialize_with = "at_least_one_u64")]
+    pub max_body_bytes: u64,
+    /// Inputs waiting for the engine.
+    #[serde(deserialize_with = "at_least_one")]
+    pub queue: usize,
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub deadline: Duration,
+    /// Pixels of one image, judged from its header before it is decoded.
+    #[serde(deserialize_with = "at_least_one_u64")]
+    pub max_image_pixels: u64,
+}
+
+/// What a candidate must pass before it may serve.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateConfig {
+    /// Share of the golden cases that must pass, 0 to 1.
+    #[serde(deserialize_with = "share")]
+    pub min_pass: f64,
+    /// The candidate's latency over the live version's.
+    #[serde(deserialize_with = "positive")]
+    pub max_latency_ratio: f64,
+    #[serde(deserialize_with = "at_least_one")]
+    pub latency_rounds: usize,
+    /// One golden case.
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub case_timeout: Duration,
+    /// How far an output may move with the batch it is in, relative to the output's scale.
+    #[serde(deserialize_with = "positive_f32")]
+    pub invariance_max_abs: f32,
+    /// All correctness cases together, on the probation thread.
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub probation_timeout: Duration,
+}
+
+/// The rules of the observation window.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObserveConfig {
+    /// Zero settles at once.
+    #[serde(with = "duration")]
+    pub window: Duration,
+    /// Below this many requests the rates are not judged.
+    pub min_requests: u64,
+    #[serde(deserialize_with = "share")]
+    pub max_error_rate: f64,
+    pub max_nonfinite: u64,
+    /// p99 over the previous version's baseline.
+    #[serde(deserialize_with = "positive")]
+    pub max_p99_ratio: f64,
+    /// How often the golden cases are run again.
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub golden_every: Duration,
+    /// How long reclaim waits for requests that are still on the previous version.
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+}
+
+/// How inputs are put together; what is absent is chosen by the server.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchConfig {
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
+    pub max_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
+    pub max_items: Option<usize>,
+    /// How long an idle engine waits for company; zero, the default, never waits.
+    #[serde(with = "duration")]
+    pub max_wait: Duration,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutConfig {
+    pub mode: Mode,
+}
+
+/// Where the candidate is loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Beside the live version, which goes on serving.
+    #[default]
+    Beside,
+    /// In its place, after it was drained: for models of which two do not fit.
+    Replace,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_inputs: 2048,
+            max_tokens: None,
+            max_body_bytes: 32 << 20,
+            queue: 1024,
+            deadline: Duration::from_secs(30),
+            max_image_pixels: 50_000_000,
+        }
+    }
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        GateConfig {
+            min_pass: 1.0,
+            max_latency_ratio: 1.5,
+            latency_rounds: 12,
+            case_timeout: Duration::from_secs(30),
+            invariance_max_abs: 1e-4,
+            probation_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Default for ObserveConfig {
+    fn default() -> Self {
+        ObserveConfig {
+            window: Duration::from_secs(5 * 60),
+            min_requests: 20,
+            max_error_rate: 0.02,
+            max_nonfinite: 0,
+            max_p99_ratio: 2.0,
+            golden_every: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl ModelConfig {
+    /// What a `model.toml` with nothing but a task says.
+    pub fn new(task: Task) -> Self {
+        ModelConfig {
+            task,
+            family: None,
+            live: None,
+            description: None,
+            limits: Limits::default(),
+            gate: GateConfig::default(),
+            observe: ObserveConfig::default(),
+            batch: BatchConfig::default(),
+            rollout: RolloutConfig::default(),
+        }
+    }
+
+    /// Reads the file at `path`; `label` is what errors call it (`minilm/model.toml`).
+    ///
+    /// Errors: [`Error::Config`] with the file, the dotted key and what was expected.
+    pub fn read(path: &Path, label: &str) -> Result<Self> {
+        let refused = |reason: String| config_error(label, "(file)", reason);
+        let text = files::read_text(path, MAX_BYTES).map_err(refused)?;
+        Self::parse(&text.ok_or_else(|| refused("is missing".to_owned()))?, label)
+    }
+
+    /// As [`ModelConfig::read`], from text.
+    pub fn parse(text: &str, label: &str) -> Result<Self> {
+        let table = DeTable::parse(text).map_err(|e| {
+            let line = e.span().map_or(1, |span| line_of(text, span.start));
+            config_error(label, &format!("(line {line})"), format!("not valid TOML: {}", one_line(e.message())))
+        })?;
+        if !table.get_ref().contains_key("task") {
+            let tasks = "one of embed, classify, rerank, generate, image-classify";
+            return Err(config_error(label, "task", format!("is missing, expected {tasks}")));
+        }
+        toml::from_str(text).map_err(|e| {
+            let span = e.span().unwrap_or(0..0);
+            let key = key_at(table.get_ref(), span.start).unwrap_or_else(|| "(file)".to_owned());
+            let line = line_of(text, span.start);
+            config_error(label, &key, format!("{} (line {line})", one_line(e.message())))
+        })
+    }
+}
+
+fn config_error(file: &str, key: &str, reason: String) -> Error {
+    Error::Config { file: file.to_owned(), key: key.to_owned(), reason }
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
+}
+
+/// The dotted key whose name or value is at this byte of the file.
+///
+/// The parser tells where a value is wrong, not what it is called, so the tree of spans is asked.
+fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
+    for (key, value) in table {
+        let inner = match value.get_ref() {
+            DeValue::Table(inner) => key_at(inner, offset),
+            _ => None,
+        };
+        let key_name = key.get_ref();
+        if let Some(inner) = inner {
+            return Some(format!("{key_name}.{inner}"));
+        }
+        if key.span().contains(&offset) || value.span().contains(&offset) {
+            return Some(key_name.to_string());
+        }
+    }
+    None
+}
+
+fn some_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.trim().is_empty() {
+        return Err(D::Error::custom("an empty string, expected a name"));
+    }
+    Ok(Some(text))
+}
+
+fn some_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    name::check(&text).map_err(|why| D::Error::custom(format!("{why}, expected the name of a version folder")))?;
+    Ok(Some(text))
+}
+
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    match usize::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("0, expected a whole number of at least 1")),
+        n => Ok(n),
+    }
+}
+
+fn at_least_one_u64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("0, expected a whole number of at least 1")),
+        n => Ok(n),
+    }
+}
+
+fn some_at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    at_least_one(deserializer).map(Some)
+}
+
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    // `contains` is false for NaN, which TOML can spell
+    if (0.0..=1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(format!("{value}, expected a share from 0.0 to 1.0")))
+    }
+}
+
+fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    if value.is_finite() && value > 0.0 {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(format!("{value}, expected a finite number above 0")))
+    }
+}
+
+fn positive_f32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let value = positive(deserializer)? as f32;
+    if value.is_finite() && value > 0.0 {
+        Ok(value)
+    } else {
+        Err(D::Error::custom(format!("{value}, expected a number above 0 that a 32-bit float can hold")))
+    }
+}
+
+fn longer_than_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    match duration::deserialize(deserializer)? {
+        Duration::ZERO => Err(D::Error::custom("a duration of zero, expected a longer one")),
+        duration => Ok(duration),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> (String, String) {
+        match ModelConfig::parse(text, "m/model.toml") {
+            Err(Error::Config { file, key, reason }) => {
+                assert_eq!(file, "m/model.toml");
+                (key, reason)
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_task_alone_is_enough_and_gives_the_documented_defaults() {
+        let config = ModelConfig::parse("task = 'embed'", "m").unwrap();
+        assert_eq!(config, ModelConfig::new(Task::Embed));
+        assert_eq!(config.limits.max_inputs, 2048);
+        assert_eq!(config.limits.max_body_bytes, 32 * 1024 * 1024);
+        assert_eq!(config.observe.window, Duration::from_secs(300));
+        assert_eq!(config.batch.max_wait, Duration::ZERO);
+        assert_eq!(config.rollout.mode, Mode::Beside);
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#"
+            task = "image-classify"
+            family = "vit"
+            live = "v1"
+            description = "digits"
+            limits = { max_inputs = 3, max_tokens = 77, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
+            [gate]
+            min_pass = 0.9
+            max_latency_ratio = 3
+            latency_rounds = 2
+            case_timeout = "2s"
+            invariance_max_abs = 0.5
+            probation_timeout = "3s"
+            [observe]
+            window = "1h30m"
+            min_requests = 1
+            max_error_rate = 0
+            max_nonfinite = 4
+            max_p99_ratio = 9.5
+            golden_every = "250ms"
+            drain_timeout = "0s"
+            [batch]
+            max_tokens = 10
+            max_items = 11
+            max_wait = "2ms"
+            [rollout]
+            mode = "replace"
+        "#;
+        let config = ModelConfig::parse(text, "m").unwrap();
+        assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));
+        assert_eq!(config.limits.max_tokens, Some(77));
+        assert_eq!(config.limits.deadline, Duration::from_secs(1));
+        assert_eq!(config.gate.max_latency_ratio, 3.0);
+        assert_eq!(config.gate.invariance_max_abs, 0.5);
+        assert_eq!(config.observe.window, Duration::from_secs(5400));
+        assert_eq!(config.observe.golden_every, Duration::from_millis(250));
+        assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
+        assert_eq!(config.rollout.mode, Mode::Replace);
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_key_and_what_was_expected() {
+        let cases = [
+            ("live = 'v1'", "task", "expected one of embed"),
+            ("task = 'sing'", "task", "expected one of `embed`"),
+            ("task = 3", "task", "expected"),
+            ("task = 'embed'\nlive = 'a/b'", "live", "version folder"),
+            ("task = 'embed'\nfamily = ' '", "family", "expected a name"),
+            ("task = 'embed'\n[limits]\nmax_inputs = 'many'", "limits.max_inputs", "expected usize"),
+            ("task = 'embed'\n[limits]\nmax_inputs = -1", "limits.max_inputs", "expected usize"),
+            ("task = 'embed'\n[limits]\nqueue = 0", "limits.queue", "at least 1"),
+            ("task = 'embed'\nlimits = { max_tokens = 0 }", "limits.max_tokens", "at least 1"),
+            ("task = 'embed'\nlimits.deadline = '0s'", "limits.deadline", "a longer one"),
+            ("task = 'embed'\n[gate]\nmin_pass = nan", "gate.min_pass", "from 0.0 to 1.0"),
+            ("task = 'embed'\n[gate]\nmin_pass = 1.01", "gate.min_pass", "from 0.0 to 1.0"),
+            ("task = 'embed'\n[gate]\nmax_latency_ratio = inf", "gate.max_latency_ratio", "finite"),
+            ("task = 'embed'\n[gate]\ninvariance_max_abs = 1e300", "gate.invariance_max_abs", "32-bit"),
+            ("task = 'embed'\n[gate]\nlatency_rounds = 0", "gate.latency_rounds", "at least 1"),
+            ("task = 'embed'\n[observe]\nwindow = 300", "observe.window", "a duration such as"),
+            ("task = 'embed'\n[observe]\nwindow = '5 minutes'", "observe.window", "a duration such as"),
+            ("task = 'embed'\n[observe]\ngolden_every = '0s'", "observe.golden_every", "a longer one"),
+            ("task = 'embed'\n[rollout]\nmode = 'yolo'", "rollout.mode", "expected `beside` or `replace`"),
+            ("task = 'embed'\nlimits = 3", "limits", "expected"),
+        ];
+        for (text, key, expected) in cases {
+            let (found, reason) = refused(text);
+            assert_eq!(found, key, "{text}: {reason}");
+            assert!(reason.contains(expected), "{text}: {reason}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name_at_every_level() {
+        let (key, reason) = refused("task = 'embed'\ntsak = 1");
+        assert_eq!(key, "tsak", "{reason}");
+        assert!(reason.contains("unknown field `tsak`") && reason.contains("(line 2)"), "{reason}");
+        let (key, reason) = refused("task = 'embed'\n\n[gate]\nmin_pas = 1.0");
+        assert_eq!(key, "gate.min_pas", "{reason}");
+        assert!(reason.contains("min_pass") && reason.contains("(line 4)"), "{reason}");
+    }
+
+    #[test]
+    fn broken_toml_is_refused_with_its_line() {
+        for text in ["task = 'embed'\n[gate", "task = 'embed'\ntask = 'embed'", "task = 'embed'\nx = ", "a\0b"] {
+            let (key, reason) = refused(text);
+            assert!(key.starts_with("(line "), "{text}: {key}: {reason}");
+            assert!(reason.starts_with("not valid TOML") && !reason.contains('\n'), "{text}: {reason}");
+        }
+        assert_eq!(refused("task = 'embed'\n[gate").0, "(line 2)");
+    }
+}

@@ -1,0 +1,249 @@
+//! A version folder's description, from its small files in Hugging Face's layout.
+//!
+//! It knows what the files say. It reads no weight bytes, and must not know tensors, tokenizers or
+//! what an architecture makes of its configuration.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::files::{Fields, Folder, safe_relative, shown};
+use super::model_toml::ModelConfig;
+pub use super::sentence_transformers::{DenseSpec, EmbeddingSpec, Pooling};
+use crate::error::{Error, Result};
+use crate::value::Task;
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const SHARDS: &str = "model.safetensors.index.json";
+
+/// More labels than any classifier has; a larger number is a broken file.
+const MAX_LABELS: usize = 1_000_000;
+
+/// What a version says about itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    pub model: String,
+    pub version: String,
+    pub dir: PathBuf,
+    pub task: Task,
+    /// `family` of `model.toml`, or `model_type` of `config.json` as it stands: `bert`, `xlm-roberta`, `vit`.
+    pub family: String,
+    /// `config.json`, an object.
+    pub config: Value,
+    /// How an embedding is made; for [`Task::Embed`] only. A folder without `modules.json` is a plain
+    /// encoder: pooled by the mean, and normalised.
+    pub embedding: Option<EmbeddingSpec>,
+    /// `preprocessor_config.json`, an object, where there is one.
+    pub preprocessor: Option<Value>,
+    /// Relative to `dir`: `model.safetensors`, or the shards that the index names, in order of name.
+    /// The weights of dense modules are not among them: see [`DenseSpec::weights_file`].
+    pub weight_files: Vec<PathBuf>,
+    /// In the order of the logits: `id2label`, or `LABEL_0`.. for `num_labels` (2 when absent).
+    /// Empty for tasks without a classifying head ([`Task::Embed`], [`Task::Generate`]).
+    pub labels: Vec<String>,
+}
+
+impl Spec {
+    /// Reads the folder `dir` of `model@version`.
+    ///
+    /// Errors: [`Error::Unloadable`] with the file, and the key where there is one.
+    pub fn read(dir: &Path, model: &str, version: &str, config: &ModelConfig) -> Result<Spec> {
+        let folder = Folder { dir, label: format!("{model}/{version}") };
+        if !dir.is_dir() {
+            return Err(Error::unloadable(&folder.label, "is not a folder"));
+        }
+        let object = folder.object(CONFIG)?;
+        let fields = Fields { file: folder.file_label(CONFIG), object: &object };
+        let family = match &config.family {
+            Some(family) => family.clone(),
+            None => fields.required("model_type", fields.str("model_type")?)?.to_owned(),
+        };
+        let labels = match config.task {
+            Task::Classify | Task::ImageClassify | Task::Rerank => read_labels(&fields)?,
+            Task::Embed | Task::Generate => Vec::new(),
+        };
+        let embedding = match config.task {
+            Task::Embed => Some(EmbeddingSpec::read(&folder, hidden_size(&fields)?)?),
+            _ => None,
+        };
+        Ok(Spec {
+            model: model.to_owned(),
+            version: version.to_owned(),
+            dir: dir.to_owned(),
+            task: config.task,
+            family,
+            embedding,
+            preprocessor: folder.optional_object("preprocessor_config.json")?.map(Value::Object),
+            weight_files: find_weights(&folder)?,
+            labels,
+            config: Value::Object(object),
+        })
+    }
+
+    /// `model@version`.
+    pub fn reference(&self) -> String {
+        format!("{}@{}", self.model, self.version)
+    }
+
+    /// The length of an embedding; `None` for other tasks.
+    pub fn dimension(&self) -> Option<usize> {
+        let embedding = self.embedding.as_ref()?;
+        match embedding.dense.last() {
+            Some(dense) => Some(dense.out_features),
+            None => self.with_fields(hidden_size).ok().flatten(),
+        }
+    }
+
+    /// A key of `config.json`; `None` when it is absent or null.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.config.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A whole number that `config.json` must have. A wrong type is an error here and in every reader below.
+    pub fn usize(&self, key: &str) -> Result<usize> {
+        self.with_fields(|fields| fields.required(key, fields.usize(key)?))
+    }
+
+    pub fn usize_or(&self, key: &str, default: usize) -> Result<usize> {
+        self.with_fields(|fields| Ok(fields.usize(key)?.unwrap_or(default)))
+    }
+
+    pub fn f64(&self, key: &str) -> Result<f64> {
+        self.with_fields(|fields| fields.required(key, fields.f64(key)?))
+    }
+
+    pub fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
+        self.with_fields(|fields| Ok(fields.f64(key)?.unwrap_or(default)))
+    }
+
+    pub fn str(&self, key: &str) -> Result<&str> {
+        let fields = self.fields()?;
+        fields.required(key, fields.str(key)?)
+    }
+
+    pub fn str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
+        Ok(self.fields()?.str(key)?.unwrap_or(default))
+    }
+
+    pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+        self.with_fields(|fields| Ok(fields.bool(key)?.unwrap_or(default)))
+    }
+
+    /// An error about a key of `config.json`, for a family that cannot use its value.
+    pub fn config_error(&self, key: &str, reason: impl std::fmt::Display) -> Error {
+        self.file_error(CONFIG, format!("{key}: {reason}"))
+    }
+
+    /// An error about a file of the version; `file` is relative to its folder.
+    pub fn file_error(&self, file: &str, reason: impl std::fmt::Display) -> Error {
+        Error::unloadable(format!("{}/{}/{file}", self.model, self.version), reason)
+    }
+
+    fn fields(&self) -> Result<Fields<'_>> {
+        let object = self.config.as_object().ok_or_else(|| self.file_error(CONFIG, "expected an object"))?;
+        Ok(Fields { file: format!("{}/{}/{CONFIG}", self.model, self.version), object })
+    }
+
+    fn with_fields<T>(&self, read: impl Fn(&Fields<'_>) -> Result<T>) -> Result<T> {
+        read(&self.fields()?)
+    }
+}
+
+/// The width of the encoder's states, under the name that the family gives it.
+fn hidden_size(fields: &Fields<'_>) -> Result<Option<usize>> {
+    for key in ["hidden_size", "dim", "d_model", "n_embd"] {
+        if let Some(size) = fields.usize(key)? {
+            return Ok(Some(size));
+        }
+    }
+    Ok(None)
+}
+
+fn read_labels(fields: &Fields<'_>) -> Result<Vec<String>> {
+    let count = fields.usize("num_labels")?;
+    if let Some(count) = count.filter(|count| !(1..=MAX_LABELS).contains(count)) {
+        return Err(fields.error("num_labels", format!("expected 1 to {MAX_LABELS}, found {count}")));
+    }
+    let labels = match fields.get("id2label") {
+        None => return Ok((0..count.unwrap_or(2)).map(|id| format!("LABEL_{id}")).collect()),
+        Some(Value::Object(names)) => id2label(fields, names)?,
+        Some(other) => return Err(fields.error("id2label", format!("expected an object, found {}", shown(other)))),
+    };
+    match count {
+        Some(count) if count != labels.len() => {
+            let found = labels.len();
+            Err(fields.error("num_labels", format!("expected {found}, as many as id2label has, found {count}")))
+        }
+        _ => Ok(labels),
+    }
+}
+
+/// Labels by id; the ids must be 0 to n - 1, each once.
+fn id2label(fields: &Fields<'_>, names: &Map<String, Value>) -> Result<Vec<String>> {
+    if names.is_empty() {
+        return Err(fields.error("id2label", "expected at least one label"));
+    }
+    let mut labels: Vec<Option<String>> = vec![None; names.len()];
+    for (id, name) in names {
+        let place = id.parse::<usize>().ok().and_then(|id| labels.get_mut(id)).filter(|place| place.is_none());
+        let Some(place) = place else {
+            let last = names.len() - 1;
+            return Err(fields.error("id2label", format!("expected the ids 0 to {last}, each once, found {id:?}")));
+        };
+        *place = Some(match name {
+            Value::String(name) => name.clone(),
+            Value::Number(number) => number.to_string(),
+            other => return Err(fields.error("id2label", format!("{id}: expected a string, found {}", shown(other)))),
+        });
+    }
+    Ok(labels.into_iter().flatten().collect())
+}
+
+/// The safetensors files of the folder. One file goes before shards when both are there, as in Hugging Face's loader.
+fn find_weights(folder: &Folder<'_>) -> Result<Vec<PathBuf>> {
+    if folder.has(SINGLE) {
+        return Ok(vec![PathBuf::from(SINGLE)]);
+    }
+    let Some(index) = folder.optional_object(SHARDS)? else {
+        return Err(folder.error(SINGLE, format!("is missing, and so is {SHARDS}{}", other_weights(folder))));
+    };
+    let fields = Fields { file: folder.file_label(SHARDS), object: &index };
+    let Some(Value::Object(map)) = fields.get("weight_map") else {
+        return Err(fields.error("weight_map", "expected an object from tensor to file"));
+    };
+    let mut files = BTreeSet::new();
+    for (tensor, file) in map {
+        let Value::String(file) = file else {
+            return Err(fields.error("weight_map", format!("{tensor}: expected a file name, found {}", shown(file))));
+        };
+        if !files.contains(Path::new(file)) {
+            files.insert(safe_relative(file).map_err(|why| fields.error("weight_map", format!("{tensor}: {why}")))?);
+        }
+    }
+    if files.is_empty() {
+        return Err(fields.error("weight_map", "expected at least one tensor"));
+    }
+    Ok(files.into_iter().collect())
+}
+
+/// Tells somebody whose weights are in a format that is not read which file that is.
+fn other_weights(folder: &Folder<'_>) -> String {
+    const FORMATS: [&str; 8] = ["bin", "pt", "pth", "gguf", "onnx", "h5", "msgpack", "safetensors"];
+    let Ok(entries) = folder.dir.read_dir() else { return String::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| Path::new(name).extension().is_some_and(|e| FORMATS.iter().any(|format| e == *format)))
+        .collect();
+    names.sort();
+    match names.first() {
+        Some(name) => format!(" ({name:?} is not read)"),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;
