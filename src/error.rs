@@ -142,7 +142,9 @@ impl Error {
             Error::Unknown { known, .. } => json!({ "known": known }),
             Error::Ambiguous { candidates, .. } => json!({ "candidates": candidates }),
             Error::Unloadable { file, reason } => json!({ "file": file, "reason": reason }),
-            Error::Conflict { details, .. } | Error::Gate { details, .. } | Error::NoRoom { details, .. } => details.clone(),
+            Error::Conflict { details, .. } | Error::Gate { details, .. } | Error::NoRoom { details, .. } => {
+                details.clone()
+            }
             _ => serde_json::Value::Null,
         }
     }
