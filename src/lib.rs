@@ -4,3 +4,4 @@
 pub mod error;
 pub mod repository;
 pub mod value;
+pub mod weights;
