@@ -1,0 +1,134 @@
+//! The CPU side of one generation: raw inputs to numbers before the forward pass, rows to answers after it.
+//!
+//! It knows a version's `Spec`, its tokenizer and its image preprocessor. It must not know tensors, devices, queues
+//! or HTTP. Everything here is plain synchronous code that may take milliseconds (a long text, a large image):
+//! callers on an async runtime run it on a blocking pool.
+
+mod finish;
+mod image;
+mod settings;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Error, Result};
+use crate::model::input::Input;
+use crate::repository::{Limits, Spec};
+use crate::value::{Output, RawInput, Task};
+
+pub use finish::FinishOptions;
+
+/// How a request wants its inputs prepared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrepareOptions {
+    /// Cut an input that is longer than the version takes, rather than refuse it.
+    pub truncate: bool,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        PrepareOptions { truncate: true }
+    }
+}
+
+/// A version's tokenizer or image preprocessor, and the head that reads its rows. Immutable and shared by threads.
+#[derive(Debug)]
+pub struct Processor {
+    task: Task,
+    inputs: Inputs,
+    head: finish::Head,
+}
+
+#[derive(Debug)]
+enum Inputs {
+    // boxed: a tokenizer is large, and there is one of these a generation
+    Text(Box<text::TextProcessor>),
+    Image(image::ImageProcessor),
+}
+
+impl Processor {
+    /// Reads what the version needs: `tokenizer.json` (required for text) and `tokenizer_config.json`, or the
+    /// `preprocessor_config.json` in `spec`. Nothing is read later.
+    ///
+    /// # Errors
+    /// `Unloadable`, naming file and setting: a missing file, a tokenizer whose ids do not fit the model, limits that
+    /// leave no room for a single token, a processor feature that is not implemented, a task that has no head here.
+    pub fn load(spec: &Spec, limits: &Limits) -> Result<Processor> {
+        let head = finish::Head::load(spec)?;
+        let inputs = match spec.task {
+            Task::Embed | Task::Classify | Task::Rerank => {
+                Inputs::Text(Box::new(text::TextProcessor::load(spec, limits)?))
+            }
+            Task::ImageClassify => Inputs::Image(image::ImageProcessor::load(spec, limits)?),
+            Task::Generate => {
+                return Err(Error::unloadable(
+                    settings::label(spec, "config.json"),
+                    "the task 'generate' is not supported yet",
+                ));
+            }
+        };
+        Ok(Processor { task: spec.task, inputs, head })
+    }
+
+    /// Tokenizes a text or prepares an image.
+    ///
+    /// A text that is longer than `max_tokens` is cut as Hugging Face cuts it (of two texts the longer one first), or
+    /// refused when `options.truncate` is false. An empty text is allowed: it is its special tokens.
+    ///
+    /// # Errors
+    /// `BadRequest` for what the task does not take, for token ids outside the vocabulary, for an image that cannot
+    /// be read; `TooLarge` for an image that is bigger than the limits allow, told from its header.
+    pub fn prepare(&self, input: &RawInput, options: &PrepareOptions) -> Result<Input> {
+        match (&self.inputs, self.task, input) {
+            (Inputs::Text(text), Task::Embed | Task::Classify, RawInput::Text(a)) => text.single(a, options),
+            (Inputs::Text(text), Task::Embed | Task::Classify, RawInput::Tokens(ids)) => text.literal(ids, options),
+            (Inputs::Text(text), Task::Classify | Task::Rerank, RawInput::Pair(a, b)) => text.pair(a, b, options),
+            (Inputs::Image(image), Task::ImageClassify, RawInput::Image(bytes)) => {
+                Ok(Input::Pixels(image.prepare(bytes)?))
+            }
+            _ => Err(Error::bad_request(format!(
+                "this model's task is {}: it takes {}, not {}",
+                self.task,
+                taken_by(self.task),
+                name_of(input)
+            ))),
+        }
+    }
+
+    /// Reads one row of the forward pass as the task's answer.
+    ///
+    /// # Errors
+    /// `BadRequest` for options that this version cannot satisfy; `NonFinite` for a row that holds NaN or infinity;
+    /// `Internal` for a row of the wrong width.
+    pub fn finish(&self, row: Vec<f32>, options: &FinishOptions) -> Result<Output> {
+        self.head.finish(row, options)
+    }
+
+    /// The longest input in tokens, special tokens included; `None` where inputs are not text.
+    pub fn max_tokens(&self) -> Option<usize> {
+        match &self.inputs {
+            Inputs::Text(text) => Some(text.max_tokens()),
+            Inputs::Image(_) => None,
+        }
+    }
+}
+
+fn taken_by(task: Task) -> &'static str {
+    match task {
+        Task::Embed => "a text or token ids",
+        Task::Classify => "a text, a pair of texts or token ids",
+        Task::Rerank => "a pair of texts",
+        Task::ImageClassify => "an image",
+        Task::Generate => "a text",
+    }
+}
+
+fn name_of(input: &RawInput) -> &'static str {
+    match input {
+        RawInput::Text(_) => "a text",
+        RawInput::Pair(..) => "a pair of texts",
+        RawInput::Tokens(_) => "token ids",
+        RawInput::Image(_) => "an image",
+    }
+}
