@@ -1,0 +1,498 @@
+//! The load generator: requests at a pace, and a record of each.
+//!
+//! Closed loop: a number of clients, each sending its next request when the last one is answered.
+//! Open loop: requests begin at a constant rate whatever the server does, and latency counts from the instant
+//! at which a request *should* have begun. A server that stalls is then charged for every request that
+//! had to wait, not only for those that were on the wire (no coordinated omission).
+//!
+//! It shares the machine with the server, so it is cheap: one thread, one plain HTTP/1.1 connection for each
+//! client, bodies made beforehand, and of an answer only the status and two headers are read.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, Uri};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::super::client::Connection;
+use super::super::output::Failure;
+use super::check::Checker;
+
+/// Answers that are read for checking or for telling an error are not read further than this.
+const MAX_READ_BYTES: usize = 64 << 20;
+const MAX_EXAMPLES: usize = 5;
+/// How long a closed-loop client waits when it cannot connect, so that it does not spin.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One request's body, ready to be sent.
+#[derive(Debug, Clone)]
+pub(super) struct Payload {
+    pub body: Bytes,
+    pub content_type: HeaderValue,
+}
+
+impl Payload {
+    pub(super) fn json(body: &Value) -> Self {
+        Payload { body: body.to_string().into(), content_type: HeaderValue::from_static("application/json") }
+    }
+
+    pub(super) fn raw(content_type: &'static str, bytes: Vec<u8>) -> Self {
+        Payload { body: bytes.into(), content_type: HeaderValue::from_static(content_type) }
+    }
+}
+
+/// Where the requests go and what they are.
+#[derive(Debug)]
+pub(super) struct Target {
+    addresses: Vec<std::net::SocketAddr>,
+    path: Uri,
+    headers: HeaderMap,
+    payloads: Vec<Payload>,
+    timeout: Duration,
+    checker: Option<Checker>,
+}
+
+impl Target {
+    pub(super) async fn new(
+        connection: &Connection,
+        path: &str,
+        payloads: Vec<Payload>,
+        timeout: Duration,
+        checker: Option<Checker>,
+    ) -> Result<Target, Failure> {
+        let unreachable = |reason: String| Failure::Unreachable { url: connection.url.to_string(), reason };
+        let host = connection.url.host_str().unwrap_or_default();
+        let port = connection.url.port_or_known_default().unwrap_or(80);
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses: Vec<_> =
+            tokio::net::lookup_host((name, port)).await.map_err(|e| unreachable(e.to_string()))?.collect();
+        let invalid = |e: &dyn std::fmt::Display| Failure::Failed(format!("cannot form the requests: {e}"));
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_str(&format!("{host}:{port}")).map_err(|e| invalid(&e))?);
+        if let Some(value) = connection.authorization()? {
+            headers.insert(AUTHORIZATION, value);
+        }
+        let path = path.parse().map_err(|e| invalid(&e))?;
+        Ok(Target { addresses, path, headers, payloads, timeout, checker })
+    }
+
+    fn request(&self, payload: &Payload) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(payload.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path.clone();
+        request.headers_mut().clone_from(&self.headers);
+        request.headers_mut().insert(CONTENT_TYPE, payload.content_type.clone());
+        request
+    }
+}
+
+/// How requests are paced.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Pace {
+    Closed {
+        clients: usize,
+    },
+    /// `rate` requests a second, over at most so many connections.
+    Open {
+        rate: f64,
+        connections: usize,
+    },
+}
+
+impl Pace {
+    fn workers(self) -> usize {
+        match self {
+            Pace::Closed { clients } => clients,
+            Pace::Open { connections, .. } => connections,
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Outcome {
+    Status(u16),
+    /// No connection.
+    Unreachable,
+    /// The connection ended before the answer did.
+    Broken,
+    TimedOut,
+    /// A 2xx answer that the checker found wrong.
+    Wrong,
+}
+
+impl Outcome {
+    pub(super) fn ok(self) -> bool {
+        matches!(self, Outcome::Status(200..=299))
+    }
+
+    pub(super) fn name(self) -> String {
+        match self {
+            Outcome::Status(status) => status.to_string(),
+            Outcome::Unreachable => "unreachable".to_owned(),
+            Outcome::Broken => "broken".to_owned(),
+            Outcome::TimedOut => "timeout".to_owned(),
+            Outcome::Wrong => "wrong answer".to_owned(),
+        }
+    }
+}
+
+/// Which generation an answer says that it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Stamp {
+    pub version: Option<String>,
+    pub generation: Option<String>,
+}
+
+/// One request. Times are nanoseconds of the run's [`Clock`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sample {
+    /// When it should have begun; the same as `started` in a closed loop.
+    pub intended: u64,
+    /// When it began, before its first byte was written.
+    pub started: u64,
+    /// When its answer had been received whole, or was given up.
+    pub ended: u64,
+    /// Index in [`Recording::stamps`].
+    pub stamp: u16,
+    pub outcome: Outcome,
+}
+
+impl Sample {
+    /// What a user waited, in nanoseconds.
+    pub(super) fn latency(&self) -> u64 {
+        self.ended.saturating_sub(self.intended)
+    }
+}
+
+/// The time base that a run's samples and events share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    epoch: Instant,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Clock { epoch: Instant::now() }
+    }
+
+    /// Nanoseconds since the start.
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a load left behind.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    /// In the order of `intended`.
+    pub samples: Vec<Sample>,
+    pub stamps: Vec<Stamp>,
+    /// The first few failures, as they read.
+    pub examples: Vec<String>,
+}
+
+/// A running load.
+#[derive(Debug)]
+pub(super) struct Load {
+    shared: Arc<Shared>,
+    workers: JoinSet<Vec<Sample>>,
+    pacer: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    target: Arc<Target>,
+    clock: Clock,
+    pace: Pace,
+    began: u64,
+    stopping: AtomicBool,
+    /// Requests claimed so far; each takes the next payload.
+    claimed: AtomicU64,
+    answered: AtomicU64,
+    /// Open loop: arrivals that are due, and how many there will ever be.
+    due: Semaphore,
+    arrivals: AtomicU64,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    stamps: Vec<Stamp>,
+    examples: Vec<String>,
+}
+
+impl Load {
+    /// Begins at once; runs until it is stopped.
+    pub(super) fn start(target: Arc<Target>, pace: Pace, clock: Clock) -> Result<Load, Failure> {
+        let shared = Arc::new(Shared {
+            target,
+            clock,
+            pace,
+            began: clock.now(),
+            stopping: AtomicBool::new(false),
+            claimed: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            due: Semaphore::new(0),
+            arrivals: AtomicU64::new(u64::MAX),
+            notes: Mutex::new(Notes { stamps: vec![Stamp::default()], examples: Vec::new() }),
+        });
+        let pacer = match pace {
+            Pace::Closed { .. } => None,
+            Pace::Open { rate, connections } => {
+                let shared = shared.clone();
+                let pacer = std::thread::Builder::new()
+                    .name("bench-pacer".to_owned())
+                    .spawn(move || shared.pace(rate, connections))
+                    .map_err(|e| Failure::Failed(format!("cannot start the pacer: {e}")))?;
+                Some(pacer)
+            }
+        };
+        let mut workers = JoinSet::new();
+        for _ in 0..pace.workers() {
+            workers.spawn(worker(shared.clone()));
+        }
+        Ok(Load { shared, workers, pacer })
+    }
+
+    /// Requests that have ended so far.
+    pub(super) fn answered(&self) -> u64 {
+        self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    /// Begins no more requests, waits for those that have begun or were due, and gives the record.
+    pub(super) async fn finish(mut self) -> Result<Recording, Failure> {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        let mut samples = Vec::new();
+        while let Some(joined) = self.workers.join_next().await {
+            samples.extend(joined.map_err(|e| Failure::Failed(format!("a client of the load failed: {e}")))?);
+        }
+        if let Some(pacer) = self.pacer.take() {
+            pacer.join().map_err(|_| Failure::Failed("the pacer of the load panicked".to_owned()))?;
+        }
+        samples.sort_unstable_by_key(|sample| sample.intended);
+        let notes = std::mem::take(&mut *self.shared.notes());
+        Ok(Recording { samples, stamps: notes.stamps, examples: notes.examples })
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes arrivals due at their instants. A thread of its own, because the runtime's timers are only
+    /// good to a millisecond, which is longer than a whole request may take.
+    fn pace(&self, rate: f64, connections: usize) {
+        const NAP: Duration = Duration::from_millis(20);
+        let mut released: u64 = 0;
+        while !self.stopping.load(Ordering::Relaxed) {
+            let elapsed = self.clock.now().saturating_sub(self.began);
+            let due = (elapsed as f64 * rate / 1e9) as u64 + 1;
+            if due > released {
+                self.due.add_permits((due - released) as usize);
+                released = due;
+            }
+            let next = self.intended(released, rate);
+            let wait = Duration::from_nanos(next.saturating_sub(self.clock.now()));
+            std::thread::sleep(wait.min(NAP));
+        }
+        // Arrivals that were due are still sent; then every worker finds that there are no more.
+        self.arrivals.store(released, Ordering::Release);
+        self.due.add_permits(connections);
+    }
+
+    fn intended(&self, number: u64, rate: f64) -> u64 {
+        self.began + (number as f64 * 1e9 / rate) as u64
+    }
+
+    /// The next request's number and intended start (none in a closed loop); `None` when the load is over.
+    async fn claim(&self) -> Option<(u64, Option<u64>)> {
+        match self.pace {
+            Pace::Closed { .. } => {
+                let over = self.stopping.load(Ordering::Relaxed);
+                (!over).then(|| (self.claimed.fetch_add(1, Ordering::Relaxed), None))
+            }
+            Pace::Open { rate, .. } => {
+                self.due.acquire().await.ok()?.forget();
+                let number = self.claimed.fetch_add(1, Ordering::Relaxed);
+                let over = number >= self.arrivals.load(Ordering::Acquire);
+                (!over).then(|| (number, Some(self.intended(number, rate))))
+            }
+        }
+    }
+
+    /// Few generations answer in a run, so a scan is cheaper than a map.
+    fn stamp(&self, headers: &HeaderMap) -> u16 {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let (version, generation) = (text("x-cutover-version"), text("x-cutover-generation"));
+        let mut notes = self.notes();
+        let same = |s: &Stamp| s.version.as_deref() == version && s.generation.as_deref() == generation;
+        let index = match notes.stamps.iter().rposition(same) {
+            Some(index) => index,
+            None => {
+                let stamp = Stamp { version: version.map(str::to_owned), generation: generation.map(str::to_owned) };
+                notes.stamps.push(stamp);
+                notes.stamps.len() - 1
+            }
+        };
+        u16::try_from(index).unwrap_or(0)
+    }
+
+    fn example(&self, text: impl FnOnce() -> String) {
+        let mut notes = self.notes();
+        if notes.examples.len() < MAX_EXAMPLES {
+            let text = text();
+            notes.examples.push(text);
+        }
+    }
+}
+
+/// One client: its connection, its requests, its part of the record.
+async fn worker(shared: Arc<Shared>) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    let mut wire = Wire { sender: None };
+    while let Some((number, due)) = shared.claim().await {
+        let started = shared.clock.now();
+        let exchange = wire.exchange(&shared, (number % shared.target.payloads.len() as u64) as usize);
+        let (outcome, stamp) = match tokio::time::timeout(shared.target.timeout, exchange).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => (Outcome::TimedOut, 0),
+        };
+        let ended = shared.clock.now();
+        samples.push(Sample { intended: due.unwrap_or(started), started, ended, stamp, outcome });
+        shared.answered.fetch_add(1, Ordering::Relaxed);
+        if matches!(outcome, Outcome::TimedOut | Outcome::Broken | Outcome::Unreachable) {
+            // What may still come on this connection belongs to the request that was given up.
+            wire.sender = None;
+        }
+        if outcome == Outcome::Unreachable && due.is_none() {
+            tokio::time::sleep(CONNECT_PAUSE).await;
+        }
+    }
+    samples
+}
+
+/// A kept-alive connection, opened when it is needed.
+struct Wire {
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Wire {
+    async fn exchange(&mut self, shared: &Shared, payload: usize) -> (Outcome, u16) {
+        let response = match self.send(shared, payload).await {
+            Ok(response) => response,
+            Err((outcome, reason)) => {
+                shared.example(|| format!("{}: {reason}", outcome.name()));
+                return (outcome, 0);
+            }
+        };
+        let stamp = shared.stamp(response.headers());
+        let outcome = Outcome::Status(response.status().as_u16());
+        let checker = shared.target.checker.as_ref().filter(|_| outcome.ok());
+        if outcome.ok() && checker.is_none() {
+            return (drain(response).await.unwrap_or(outcome), stamp);
+        }
+        let version = response.headers().get("x-cutover-version").and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let Some(body) = read(response).await else {
+            shared.example(|| format!("{}: the answer ended early", outcome.name()));
+            return (Outcome::Broken, stamp);
+        };
+        match checker.map(|checker| checker.check(version.as_deref(), payload, &body)) {
+            None => {
+                shared.example(|| {
+                    format!("{}: {}", outcome.name(), String::from_utf8_lossy(&body[..body.len().min(300)]))
+                });
+                (outcome, stamp)
+            }
+            Some(Ok(())) => (outcome, stamp),
+            Some(Err(reason)) => {
+                shared.example(|| format!("wrong answer: {reason}"));
+                (Outcome::Wrong, stamp)
+            }
+        }
+    }
+
+    /// Sends on the connection that there is. If it turns out to have been closed while it was idle and not a byte
+    /// of the request was written, once more on a new one: no request was lost, so none is counted.
+    async fn send(&mut self, shared: &Shared, payload: usize) -> Result<Response<Incoming>, (Outcome, String)> {
+        let target = &shared.target;
+        let mut request = target.request(&target.payloads[payload]);
+        loop {
+            let kept = self.sender.take().filter(|sender| !sender.is_closed());
+            let reused = kept.is_some();
+            let mut sender = match kept {
+                Some(sender) => sender,
+                None => connect(target).await.map_err(|reason| (Outcome::Unreachable, reason))?,
+            };
+            if let Err(e) = sender.ready().await {
+                if reused {
+                    continue;
+                }
+                return Err((Outcome::Broken, e.to_string()));
+            }
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.sender = Some(sender);
+                    return Ok(response);
+                }
+                Err(mut e) => match e.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    _ => return Err((Outcome::Broken, e.into_error().to_string())),
+                },
+            }
+        }
+    }
+}
+
+async fn connect(target: &Target) -> Result<SendRequest<Full<Bytes>>, String> {
+    let stream = TcpStream::connect(&target.addresses[..]).await.map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(async move {
+        // Its end reaches the request that is on it, which records it.
+        let _seen_by_the_request = connection.await;
+    });
+    Ok(sender)
+}
+
+/// Receives a body and drops it; an outcome only when it did not come whole.
+async fn drain(response: Response<Incoming>) -> Option<Outcome> {
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            return Some(Outcome::Broken);
+        }
+    }
+    None
+}
+
+async fn read(response: Response<Incoming>) -> Option<Vec<u8>> {
+    let mut body = response.into_body();
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.ok()?.into_data() {
+            if bytes.len() + data.len() > MAX_READ_BYTES {
+                return None;
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Some(bytes)
+}

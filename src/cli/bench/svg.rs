@@ -1,0 +1,460 @@
+//! Latency over time as a drawing: the whole run above, the costliest rollout close up below.
+//!
+//! Plain SVG without scripts or fonts of its own; it follows the reader's light or dark scheme and stays
+//! below 60 kB whatever was measured.
+
+use std::fmt::Write as _;
+
+use super::load::Sample;
+use super::swap::{Cycle, Span};
+use super::swap_report::Run;
+
+const WIDTH: f64 = 960.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 944.0;
+const OVERVIEW: Panel = Panel { top: 78.0, bottom: 258.0 };
+const CLOSE_UP: Panel = Panel { top: 334.0, bottom: 534.0 };
+const HEIGHT: f64 = 622.0;
+/// Columns of the overview, and of the close-up's thinning.
+const BUCKETS: usize = 220;
+const MAX_POINTS: usize = 1600;
+const COLOURS: usize = 8;
+
+const STYLE: &str = "\
+svg{color-scheme:light dark;font:12px system-ui,sans-serif;--bg:#fff;--ink:#1f2328;--dim:#656d76;--grid:#d8dee4;--p50:#0969da;--band:#54aeff;--max:#bc4c00;--bad:#cf222e;--sw:#8250df;\
+--c0:#57606a;--c1:#0969da;--c2:#bf8700;--c3:#1a7f37;--c4:#8250df;--c5:#0f8a8a;--c6:#bf3989;--c7:#953800}\
+@media(prefers-color-scheme:dark){svg{--bg:#0d1117;--ink:#e6edf3;--dim:#9198a1;--grid:#30363d;--p50:#58a6ff;--band:#1f6feb;--max:#f0883e;--bad:#ff7b72;--sw:#bc8cff;\
+--c0:#9198a1;--c1:#58a6ff;--c2:#e3b341;--c3:#56d364;--c4:#bc8cff;--c5:#39c5cf;--c6:#f778ba;--c7:#f0883e}}\
+text{fill:var(--ink)}.d{fill:var(--dim)}.h{font-size:15px;font-weight:600}.e{text-anchor:end}.m{text-anchor:middle}\
+.g{stroke:var(--grid);fill:none}.f{stroke:var(--dim);fill:none}.q{fill:var(--band);fill-opacity:.35}.l{fill:none;stroke:var(--p50);stroke-width:1.5}\
+.x{fill:none;stroke:var(--max);stroke-width:2.4;stroke-linecap:round}.o{fill:none;stroke:var(--p50);stroke-width:2.4;stroke-linecap:round;stroke-opacity:.7}\
+.b{fill:none;stroke:var(--bad);stroke-width:3}.s{stroke:var(--sw);stroke-width:1;fill:none}.r{fill:var(--c0);fill-opacity:.14}";
+
+/// A plot's vertical extent.
+#[derive(Clone, Copy)]
+struct Panel {
+    top: f64,
+    bottom: f64,
+}
+
+/// Time to x and latency to y.
+struct Axes {
+    panel: Panel,
+    from: u64,
+    to: u64,
+    /// Decimal logarithms of milliseconds.
+    low: f64,
+    high: f64,
+}
+
+impl Axes {
+    fn x(&self, at: u64) -> f64 {
+        let share = at.saturating_sub(self.from) as f64 / (self.to - self.from).max(1) as f64;
+        LEFT + share.min(1.0) * (RIGHT - LEFT)
+    }
+
+    fn y(&self, ms: f64) -> f64 {
+        let share = (ms.max(1e-6).log10() - self.low) / (self.high - self.low);
+        self.panel.bottom - share.clamp(0.0, 1.0) * (self.panel.bottom - self.panel.top)
+    }
+}
+
+fn ms(sample: &Sample) -> f64 {
+    sample.latency() as f64 / 1e6
+}
+
+/// The drawing of a run; one without a single answer has empty plots.
+pub(super) fn draw(run: &Run) -> String {
+    let measured: Vec<&Sample> = run.measured().collect();
+    let (low, high) = extent(&measured);
+    let axes = |panel, from, to| Axes { panel, from, to, low, high };
+    let mut svg = String::with_capacity(48 << 10);
+    head(&mut svg, run);
+    overview(&mut svg, run, &measured, &axes(OVERVIEW, run.steady_from, run.until));
+    match costliest(run, &measured) {
+        Some((number, cycle)) => {
+            // A little of the time before and after, to compare with.
+            let length = cycle.settled.max(cycle.answered) - cycle.asked;
+            let from = cycle.asked.saturating_sub(length / 5).max(run.steady_from);
+            let to = (cycle.settled.max(cycle.answered) + length / 8).min(run.until);
+            close_up(&mut svg, (number, cycle), &measured, &axes(CLOSE_UP, from, to));
+        }
+        None => text(&mut svg, LEFT, CLOSE_UP.top, "d", "no switch was completed"),
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn head(svg: &mut String, run: &Run) {
+    let switches = run.switched().count();
+    let title = format!("{}: latency over {switches} switches under load", run.model);
+    let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
+    let description = format!(
+        "{:.0} requests a second for {:.0} seconds, {} requests, {failed} failed. Above, the whole run: median, band from median to \
+         99th percentile, and slowest request in each interval on a logarithmic scale; rollouts are shaded and switches are \
+         lines. Below, every request of the rollout with the slowest one, its phases shaded.",
+        run.rate,
+        (run.until - run.steady_from) as f64 / 1e9,
+        run.recording.samples.len(),
+    );
+    push(
+        svg,
+        format_args!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"t d\">\
+         <title id=\"t\">{}</title><desc id=\"d\">{}</desc><style>{STYLE}</style>\
+         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" style=\"fill:var(--bg)\"/>\n",
+            escape(&title),
+            escape(&description),
+        ),
+    );
+    text(svg, LEFT, 24.0, "h", &title);
+    let line = format!("{:.0} requests a second, latency from the intended start, {failed} failed", run.rate);
+    text(svg, LEFT, 42.0, "d", &line);
+}
+
+/// Decades that hold every answer, at least one.
+fn extent(samples: &[&Sample]) -> (f64, f64) {
+    let answered = || samples.iter().filter(|sample| sample.outcome.ok()).map(|sample| ms(sample).max(1e-3));
+    let least = answered().fold(f64::INFINITY, f64::min);
+    let most = answered().fold(0.0, f64::max);
+    if !least.is_finite() {
+        return (0.0, 1.0);
+    }
+    // Steps of a third of a decade, near 1, 2 and 5, so that little of the plot stays empty.
+    let step = |log: f64, round: fn(f64) -> f64| round(log * 3.0) / 3.0;
+    let (low, high) = (step(least.log10(), f64::floor), step(most.log10(), f64::ceil));
+    if high - low < 0.5 { (low, low + 1.0) } else { (low, high) }
+}
+
+fn frame(svg: &mut String, axes: &Axes) {
+    let Panel { top, bottom } = axes.panel;
+    let mut grid = String::new();
+    for decade in axes.low.floor() as i32..=axes.high.ceil() as i32 {
+        for digit in [1.0, 2.0, 5.0] {
+            let value = digit * 10_f64.powi(decade);
+            if !(axes.low - 1e-6..=axes.high + 1e-6).contains(&value.log10()) {
+                continue;
+            }
+            let y = axes.y(value);
+            push(&mut grid, format_args!("M{LEFT} {y:.1}H{RIGHT}"));
+            let label = if value >= 1000.0 { format!("{} s", value / 1000.0) } else { format!("{} ms", tidy(value)) };
+            text(svg, LEFT - 6.0, y + 4.0, "d e", &label);
+        }
+    }
+    let seconds = (axes.to - axes.from) as f64 / 1e9;
+    let step = tick(seconds);
+    let mut at = 0.0;
+    while at <= seconds {
+        let x = axes.x(axes.from + (at * 1e9) as u64);
+        push(&mut grid, format_args!("M{x:.1} {top}V{bottom}"));
+        let label = if step < 1.0 { format!("{:.0} ms", at * 1e3) } else { format!("{at:.0} s") };
+        text(svg, x, bottom + 16.0, "d m", &label);
+        at += step;
+    }
+    push(
+        svg,
+        format_args!("<path class=\"g\" d=\"{grid}\"/><path class=\"f\" d=\"M{LEFT} {top}V{bottom}H{RIGHT}\"/>\n"),
+    );
+}
+
+fn tidy(value: f64) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A round step that gives about eight ticks.
+fn tick(seconds: f64) -> f64 {
+    let raw = (seconds / 8.0).max(0.001);
+    let power = 10_f64.powf(raw.log10().floor());
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= raw).unwrap_or(10.0);
+    factor * power
+}
+
+fn overview(svg: &mut String, run: &Run, measured: &[&Sample], axes: &Axes) {
+    let Panel { top, bottom } = axes.panel;
+    let (mut shade, mut lines) = (String::new(), String::new());
+    for cycle in run.switched() {
+        let (from, to) = (axes.x(cycle.asked), axes.x(cycle.settled.max(cycle.answered)));
+        push(&mut shade, format_args!("M{from:.1} {top}H{to:.1}V{bottom}H{from:.1}z"));
+        push(&mut lines, format_args!("M{:.1} {top}V{bottom}", axes.x(cycle.answered)));
+    }
+    push(svg, format_args!("<path class=\"r\" d=\"{shade}\"/>\n"));
+    frame(svg, axes);
+    push(svg, format_args!("<path class=\"s\" d=\"{lines}\"/>\n"));
+    let (mut middle, mut upper, mut most) = (Vec::new(), Vec::new(), String::new());
+    for bucket in buckets(measured, axes) {
+        let (x, p50, p99, max) = (bucket.x, axes.y(bucket.p50), axes.y(bucket.p99), axes.y(bucket.max));
+        middle.push(format!("{x:.0} {p50:.1}"));
+        upper.push(format!("{x:.0} {p99:.1}"));
+        push(&mut most, format_args!("M{x:.0} {max:.1}h0"));
+    }
+    let line = middle.join("L");
+    upper.extend(middle.into_iter().rev());
+    if !upper.is_empty() {
+        let band = upper.join("L");
+        push(svg, format_args!("<path class=\"q\" d=\"M{band}z\"/><path class=\"l\" d=\"M{line}\"/>"));
+        push(svg, format_args!("<path class=\"x\" d=\"{most}\"/>\n"));
+    }
+    failures(svg, measured, axes);
+    legend(svg);
+}
+
+fn legend(svg: &mut String) {
+    let y = 62.0;
+    let mut x = LEFT;
+    for (mark, label) in [
+        ("<path class=\"l\" d=\"M0 0h16\"/>", "median"),
+        ("<path class=\"q\" d=\"M0 -5h16v10h-16z\"/>", "median to p99"),
+        ("<path class=\"x\" d=\"M8 0h0\"/>", "slowest"),
+        ("<path class=\"b\" d=\"M8 -5v10\"/>", "failed"),
+        ("<path class=\"r\" d=\"M0 -5h16v10h-16z\"/>", "rollout"),
+        ("<path class=\"s\" d=\"M8 -6v12\"/>", "switch"),
+    ] {
+        push(svg, format_args!("<g transform=\"translate({x:.0} {:.0})\">{mark}</g>", y - 4.0));
+        text(svg, x + 22.0, y, "", label);
+        x += 40.0 + 6.6 * label.len() as f64;
+    }
+}
+
+struct Bucket {
+    x: f64,
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+fn buckets(measured: &[&Sample], axes: &Axes) -> Vec<Bucket> {
+    let width = ((axes.to - axes.from) / BUCKETS as u64).max(1);
+    let mut columns: Vec<Vec<f64>> = vec![Vec::new(); BUCKETS + 1];
+    for sample in measured.iter().filter(|sample| sample.outcome.ok()) {
+        let column = (sample.intended.saturating_sub(axes.from) / width) as usize;
+        if let Some(latencies) = columns.get_mut(column) {
+            latencies.push(ms(sample));
+        }
+    }
+    let bucket = |(index, mut latencies): (usize, Vec<f64>)| {
+        latencies.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1)))
+        };
+        let (p50, p99, max) = (*at(0.5)?, *at(0.99)?, *latencies.last()?);
+        Some(Bucket { x: axes.x(axes.from + width * index as u64 + width / 2), p50, p99, max })
+    };
+    columns.into_iter().enumerate().filter_map(bucket).collect()
+}
+
+/// The cycle during which the slowest request began, and its number.
+fn costliest<'a>(run: &'a Run, measured: &[&Sample]) -> Option<(usize, &'a Cycle)> {
+    let slowest_in = |cycle: &Cycle| {
+        let within = |sample: &&&Sample| (cycle.asked..cycle.settled.max(cycle.answered)).contains(&sample.intended);
+        measured.iter().filter(within).map(|sample| sample.latency()).max()
+    };
+    run.switched().enumerate().max_by_key(|(_, cycle)| slowest_in(cycle)).map(|(index, cycle)| (index + 1, cycle))
+}
+
+fn close_up(svg: &mut String, (number, cycle): (usize, &Cycle), measured: &[&Sample], axes: &Axes) {
+    let Panel { top, bottom } = axes.panel;
+    let title = format!("Close up: switch {number}, {} → {}, the one with the slowest request", cycle.from, cycle.to);
+    text(svg, LEFT, top - 28.0, "h", &title);
+    let names = phase_names(&cycle.spans);
+    for span in &cycle.spans {
+        let (from, to) = (axes.x(span.from), axes.x(span.to));
+        let colour = names.iter().position(|name| *name == span.phase).unwrap_or_default() % COLOURS;
+        push(
+            svg,
+            format_args!(
+                "<path style=\"fill:var(--c{colour});fill-opacity:.16\" d=\"M{from:.1} {top}H{to:.1}V{bottom}H{from:.1}z\"/>"
+            ),
+        );
+        if to - from > 6.8 * span.phase.len() as f64 {
+            text(svg, f64::midpoint(from, to), top - 6.0, "d m", &span.phase);
+        }
+    }
+    frame(svg, axes);
+    let within: Vec<&Sample> =
+        measured.iter().filter(|sample| (axes.from..axes.to).contains(&sample.intended)).copied().collect();
+    let mut points = String::new();
+    for sample in thin(&within, axes) {
+        push(&mut points, format_args!("M{:.1} {:.1}h0", axes.x(sample.intended), axes.y(ms(sample))));
+    }
+    push(svg, format_args!("<path class=\"o\" d=\"{points}\"/>\n"));
+    failures(svg, &within, axes);
+    let x = axes.x(cycle.answered);
+    push(svg, format_args!("<path class=\"s\" style=\"stroke-width:2\" d=\"M{x:.1} {top}V{bottom}\"/>"));
+    text(svg, x + 5.0, top + 14.0, "", "promote answered");
+    phase_legend(svg, &cycle.spans, &names);
+}
+
+fn phase_names(spans: &[Span]) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for span in spans {
+        if !names.contains(&span.phase.as_str()) {
+            names.push(&span.phase);
+        }
+    }
+    names
+}
+
+/// Every phase with its colour and how long it took, also those too short for a label of their own.
+fn phase_legend(svg: &mut String, spans: &[Span], names: &[&str]) {
+    let (mut x, mut y) = (LEFT, CLOSE_UP.bottom + 42.0);
+    for (index, name) in names.iter().take(24).enumerate() {
+        let took: u64 =
+            spans.iter().filter(|span| span.phase == *name).map(|span| span.to.saturating_sub(span.from)).sum();
+        let label = format!("{name} {}", super::super::output::human_ms(took as f64 / 1e6));
+        let width = 30.0 + 6.8 * label.chars().count() as f64;
+        if x + width > RIGHT {
+            (x, y) = (LEFT, y + 18.0);
+        }
+        let colour = index % COLOURS;
+        push(
+            svg,
+            format_args!(
+                "<rect x=\"{x:.0}\" y=\"{:.0}\" width=\"12\" height=\"12\" style=\"fill:var(--c{colour});fill-opacity:.55\"/>",
+                y - 10.0
+            ),
+        );
+        text(svg, x + 17.0, y, "", &label);
+        x += width;
+    }
+}
+
+/// At most so many points: where they are too many, the slowest and one other of each column.
+fn thin<'a>(samples: &[&'a Sample], axes: &Axes) -> Vec<&'a Sample> {
+    let answered: Vec<&Sample> = samples.iter().filter(|sample| sample.outcome.ok()).copied().collect();
+    if answered.len() <= MAX_POINTS {
+        return answered;
+    }
+    let width = ((axes.to - axes.from) / (MAX_POINTS as u64 / 2)).max(1);
+    let mut kept: Vec<&Sample> = Vec::with_capacity(MAX_POINTS);
+    for column in answered.chunk_by(|a, b| (a.intended - axes.from) / width == (b.intended - axes.from) / width) {
+        kept.push(column[column.len() / 2]);
+        kept.extend(column.iter().max_by_key(|sample| sample.latency()));
+    }
+    kept
+}
+
+/// Failed requests stand at the top, one mark a pixel.
+fn failures(svg: &mut String, samples: &[&Sample], axes: &Axes) {
+    let mut marks: Vec<i64> = samples
+        .iter()
+        .filter(|sample| !sample.outcome.ok())
+        .map(|sample| axes.x(sample.intended).round() as i64)
+        .collect();
+    marks.dedup();
+    if marks.is_empty() {
+        return;
+    }
+    let top = axes.panel.top;
+    let path: String = marks.iter().map(|x| format!("M{x} {top}v9")).collect();
+    push(svg, format_args!("<path class=\"b\" d=\"{path}\"/>\n"));
+}
+
+fn text(svg: &mut String, x: f64, y: f64, class: &str, words: &str) {
+    let words = escape(words);
+    if class.is_empty() {
+        push(svg, format_args!("<text x=\"{x:.0}\" y=\"{y:.0}\">{words}</text>"));
+    } else {
+        push(svg, format_args!("<text x=\"{x:.0}\" y=\"{y:.0}\" class=\"{class}\">{words}</text>"));
+    }
+}
+
+fn push(into: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _written = into.write_fmt(what);
+}
+
+/// Text for XML; control characters, which it cannot hold, are shown as what they are.
+fn escape(text: &str) -> String {
+    let text: String = super::super::output::printable(text).chars().take(600).collect();
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::{Outcome, Recording};
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// A run of so many switches of 900 ms each, one a second, with requests every `every` ns.
+    fn run(switches: u64, every: u64) -> Run {
+        let until = (switches + 2) * 1000 * MS;
+        let sample = |number: u64| {
+            let intended = number * every;
+            let slow = if number.is_multiple_of(997) { 40 * MS } else { MS + number % 13 * MS / 10 };
+            let outcome = if number % 1009 == 1 { Outcome::Status(503) } else { Outcome::Status(200) };
+            Sample { intended, started: intended, ended: intended + slow, stamp: 0, outcome }
+        };
+        let cycle = |number: u64| {
+            let at = |ms: u64| ((number + 1) * 1000 + ms) * MS;
+            let span = |phase: &str, from, to| Span { phase: phase.into(), from: at(from), to: at(to) };
+            let spans = vec![
+                span("reserving", 0, 1),
+                span("loading", 1, 200),
+                span("warming", 200, 300),
+                span("validating", 300, 500),
+                span("observing", 500, 800),
+                span("reclaiming", 800, 900),
+            ];
+            let (from, to) = ("v1 <b>&\u{1b}".to_owned(), "v2".to_owned());
+            Cycle { from, to, asked: at(0), answered: at(500), settled: at(900), spans, ..Cycle::default() }
+        };
+        Run {
+            model: "digits".into(),
+            rate: 1e9 / every as f64,
+            capacity: None,
+            steady_from: 0,
+            until,
+            generator_cpu: None,
+            wanted: switches as u32,
+            cycles: (0..switches).map(cycle).collect(),
+            epochs: Vec::new(),
+            recording: Recording { samples: (0..until / every).map(sample).collect(), ..Recording::default() },
+        }
+    }
+
+    #[test]
+    fn a_long_run_stays_below_60_kb_and_is_well_formed() {
+        let svg = draw(&run(50, 250_000));
+        assert!(svg.len() < 60_000, "{} bytes", svg.len());
+        assert_well_formed(&svg);
+        for part in
+            ["<title", "<desc", "prefers-color-scheme:dark", "promote answered", ">loading<", "reserving 1.00 ms"]
+        {
+            assert!(svg.contains(part), "{part}");
+        }
+        assert!(!svg.contains("NaN") && !svg.contains("inf"));
+    }
+
+    #[test]
+    fn a_run_without_answers_or_switches_is_drawn_empty() {
+        for mut run in [run(0, 10 * MS), run(1, 10 * MS)] {
+            run.recording.samples.clear();
+            let svg = draw(&run);
+            assert_well_formed(&svg);
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+        assert!(draw(&run(0, 10 * MS)).contains("no switch was completed"));
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_the_drawing() {
+        let svg = draw(&run(1, MS));
+        assert!(svg.contains("v1 &lt;b&gt;&amp;\\u{1b}") && !svg.contains("<b>"));
+    }
+
+    /// Every element that opens closes, in order.
+    fn assert_well_formed(svg: &str) {
+        let mut open: Vec<&str> = Vec::new();
+        for tag in svg.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()) {
+            let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
+            if tag.starts_with('/') {
+                assert_eq!(open.pop(), Some(name), "{tag}");
+            } else if !tag.ends_with('/') {
+                open.push(name);
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+}

@@ -1,0 +1,258 @@
+//! What a swap bench found: latency by phase, the audit, memory from cycle to cycle. Pure.
+
+use std::io::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::super::output::{Failure, human_bytes, human_ms, is_bytes, printable};
+use super::super::table::Table;
+use super::audit::{Audit, Epoch};
+use super::load::{Recording, Sample};
+use super::report::{self, Summary, failures_line, lag_p99_ms, round};
+use super::swap::{Cycle, Memory};
+
+/// Requests this close to a switch are looked at on their own.
+pub(super) const NEAR_NS: u64 = 100_000_000;
+/// Rows of memory in the table; the JSON has them all.
+const MEMORY_ROWS: usize = 12;
+
+/// A finished run, as recorded. Times are nanoseconds of its clock.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub model: String,
+    pub rate: f64,
+    pub capacity: Option<f64>,
+    pub steady_from: u64,
+    pub until: u64,
+    pub generator_cpu: Option<f64>,
+    /// Switches that were asked for.
+    pub wanted: u32,
+    pub cycles: Vec<Cycle>,
+    pub epochs: Vec<Epoch>,
+    pub recording: Recording,
+}
+
+impl Run {
+    /// Cycles whose promote answered.
+    pub(super) fn switched(&self) -> impl Iterator<Item = &Cycle> {
+        self.cycles.iter().filter(|cycle| cycle.answered > 0)
+    }
+
+    /// Samples that should have begun in the measured part.
+    pub(super) fn measured(&self) -> impl Iterator<Item = &Sample> {
+        self.recording
+            .samples
+            .iter()
+            .filter(|sample| sample.intended >= self.steady_from && sample.intended < self.until)
+    }
+
+    fn near_switch(&self, sample: &Sample) -> bool {
+        self.switched()
+            .any(|cycle| sample.intended <= cycle.answered + NEAR_NS && sample.ended + NEAR_NS >= cycle.answered)
+    }
+}
+
+/// Where in the run a request falls, by when it should have begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place<'a> {
+    Steady,
+    Phase(&'a str),
+    Between,
+}
+
+fn place<'a>(cycles: &'a [Cycle], at: u64) -> Place<'a> {
+    let next = cycles.partition_point(|cycle| cycle.asked <= at);
+    let Some(cycle) = next.checked_sub(1).map(|index| &cycles[index]) else { return Place::Steady };
+    match cycle.spans.iter().find(|span| span.from <= at && at < span.to) {
+        Some(span) => Place::Phase(&span.phase),
+        None => Place::Between,
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Analysis {
+    steady: Summary,
+    rollouts: Summary,
+    near: Summary,
+    between: Summary,
+    /// By phase, in the order of their first appearance, with the time spent in it over all cycles (ms).
+    phases: Vec<(String, f64, Summary)>,
+    audit: Audit,
+    /// The longest time without a successful answer, in milliseconds: steady, and during rollouts.
+    longest_gap_ms: (f64, f64),
+    lag_p99_ms: f64,
+    pub passed: bool,
+}
+
+impl Analysis {
+    pub(super) fn of(run: &Run) -> Result<Analysis, Failure> {
+        let in_place = |wanted: fn(Place<'_>) -> bool| {
+            Summary::of(run.measured().filter(|sample| wanted(place(&run.cycles, sample.intended))))
+        };
+        let audit = Audit::of(&run.recording.samples, &run.recording.stamps, &run.epochs);
+        let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
+        let completed = run.cycles.iter().filter(|cycle| cycle.error.is_none()).count();
+        let passed = audit.clean() && audit.answers > 0 && failed == 0 && completed == run.wanted as usize;
+        Ok(Analysis {
+            steady: in_place(|place| place == Place::Steady)?,
+            rollouts: in_place(|place| matches!(place, Place::Phase(_)))?,
+            between: in_place(|place| place == Place::Between)?,
+            near: Summary::of(run.measured().filter(|sample| run.near_switch(sample)))?,
+            phases: phases(run)?,
+            longest_gap_ms: longest_gaps(run),
+            lag_p99_ms: lag_p99_ms(run.measured())?,
+            audit,
+            passed,
+        })
+    }
+
+    pub(super) fn json(&self, run: &Run) -> Value {
+        let phases = self
+            .phases
+            .iter()
+            .map(|(phase, ms, summary)| json!({ "phase": phase, "ms": round(*ms), "latency": summary }));
+        let (steady_gap, rollout_gap) = self.longest_gap_ms;
+        json!({
+            "model": run.model, "passed": self.passed, "rate": round(run.rate), "capacity": run.capacity.map(round),
+            "seconds": round((run.until - run.steady_from) as f64 / 1e9), "requests": run.recording.samples.len(),
+            "switches": run.switched().count(), "switches_wanted": run.wanted,
+            "audit": self.audit, "steady": self.steady, "rollouts": self.rollouts, "near_switch": self.near,
+            "between": self.between, "phases": phases.collect::<Vec<_>>(),
+            "longest_gap_ms": { "steady": steady_gap, "rollouts": rollout_gap },
+            "generator": { "cpu": run.generator_cpu.map(round), "lag_p99_ms": self.lag_p99_ms },
+            "examples": run.recording.examples, "cycles": run.cycles.iter().map(cycle_json).collect::<Vec<_>>(),
+        })
+    }
+
+    pub(super) fn write(&self, run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
+        let seconds = (run.until - run.steady_from) as f64 / 1e9;
+        let capacity =
+            run.capacity.map_or_else(String::new, |most| format!(" ({:.0} % of {most:.1})", run.rate / most * 100.0));
+        writeln!(
+            out,
+            "{}: {} of {} switches under {:.1} requests a second{capacity} for {seconds:.0} s",
+            printable(&run.model),
+            run.switched().count(),
+            run.wanted,
+            run.rate
+        )?;
+        self.write_latency(out)?;
+        writeln!(out)?;
+        self.write_audit(run, out)?;
+        write_memory(run, out)?;
+        writeln!(out, "{}", if self.passed { "passed" } else { "FAILED" })?;
+        Ok(())
+    }
+
+    fn write_latency(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let mut table = report::table(&["when", "time"]);
+        let mut row = |name: &str, ms: Option<f64>, summary: &Summary| {
+            let ms = ms.map_or_else(String::new, human_ms);
+            table.row([name.to_owned(), ms].into_iter().chain(summary.cells()));
+        };
+        row("steady", None, &self.steady);
+        row("during rollouts", None, &self.rollouts);
+        for (phase, ms, summary) in &self.phases {
+            row(&format!("  {phase}"), Some(*ms), summary);
+        }
+        row("between rollouts", None, &self.between);
+        row("100 ms round a switch", None, &self.near);
+        Ok(table.write(out)?)
+    }
+
+    fn write_audit(&self, run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
+        let audit = &self.audit;
+        let (steady_gap, rollout_gap) = self.longest_gap_ms;
+        let mut facts: Vec<(&str, String)> = vec![
+            ("answers", audit.answers.to_string()),
+            ("failures", failures_line(&[Summary::of(&run.recording.samples)?]).unwrap_or_else(|| "0".to_owned())),
+            ("served by the old version after promote answered", audit.stale.to_string()),
+            ("served by a version not yet promoted", audit.early.to_string()),
+            ("served by a version never live", audit.foreign.to_string()),
+            ("without a version", audit.unstamped.to_string()),
+            ("longest time without an answer, steady", human_ms(steady_gap)),
+            ("longest time without an answer, rollouts", human_ms(rollout_gap)),
+            ("requests began late by (p99)", human_ms(self.lag_p99_ms)),
+        ];
+        if audit.stale > 0 {
+            facts.push(("the latest of the old version's began after", human_ms(audit.worst_stale_ms)));
+        }
+        if let Some(share) = run.generator_cpu {
+            facts.push(("the generator's share of a processor", format!("{:.1} %", share * 100.0)));
+        }
+        for (name, value) in facts {
+            writeln!(out, "{name:<50} {value}")?;
+        }
+        for error in run.cycles.iter().filter_map(|cycle| cycle.error.as_ref()).chain(&run.recording.examples) {
+            writeln!(out, "  {}", printable(error))?;
+        }
+        Ok(())
+    }
+}
+
+fn phases(run: &Run) -> Result<Vec<(String, f64, Summary)>, Failure> {
+    let mut found: Vec<(String, f64, Vec<Sample>)> = Vec::new();
+    for span in run.cycles.iter().flat_map(|cycle| &cycle.spans) {
+        let ms = span.to.saturating_sub(span.from) as f64 / 1e6;
+        match found.iter_mut().find(|(phase, ..)| *phase == span.phase) {
+            Some((_, total, _)) => *total += ms,
+            None => found.push((span.phase.clone(), ms, Vec::new())),
+        }
+    }
+    for sample in run.measured() {
+        if let Place::Phase(phase) = place(&run.cycles, sample.intended)
+            && let Some((.., samples)) = found.iter_mut().find(|(known, ..)| known == phase)
+        {
+            samples.push(*sample);
+        }
+    }
+    found.into_iter().map(|(phase, ms, samples)| Ok((phase, ms, Summary::of(&samples)?))).collect()
+}
+
+fn longest_gaps(run: &Run) -> (f64, f64) {
+    let mut ends: Vec<u64> = run.measured().filter(|sample| sample.outcome.ok()).map(|sample| sample.ended).collect();
+    ends.sort_unstable();
+    let (mut steady, mut rollouts) = (0, 0);
+    for pair in ends.windows(2) {
+        let gap = pair[1] - pair[0];
+        // A gap that reaches into a rollout is the rollout's.
+        match (place(&run.cycles, pair[0]), place(&run.cycles, pair[1])) {
+            (Place::Steady, Place::Steady) => steady = steady.max(gap),
+            (Place::Phase(_), _) | (_, Place::Phase(_)) => rollouts = rollouts.max(gap),
+            _ => {}
+        }
+    }
+    (round(steady as f64 / 1e6), round(rollouts as f64 / 1e6))
+}
+
+fn cycle_json(cycle: &Cycle) -> Value {
+    let ms = |from: u64, to: u64| (to > from).then(|| round((to - from) as f64 / 1e6));
+    let phases: Map<String, Value> =
+        cycle.spans.iter().map(|span| (span.phase.clone(), json!(ms(span.from, span.to).unwrap_or(0.0)))).collect();
+    json!({
+        "from": cycle.from, "to": cycle.to, "at_ms": round(cycle.asked as f64 / 1e6),
+        "promote_ms": ms(cycle.asked, cycle.answered), "whole_ms": ms(cycle.asked, cycle.settled), "phases": phases,
+        "figures": cycle.figures, "memory_before": cycle.before, "memory_after": cycle.after, "error": cycle.error,
+    })
+}
+
+/// Memory before the first cycle, after the first, the middle and the last one: a leak would climb.
+fn write_memory(run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
+    let done: Vec<&Cycle> = run.cycles.iter().filter(|cycle| !cycle.after.is_empty()).collect();
+    let (Some(first), Some(last)) = (done.first(), done.last()) else { return Ok(()) };
+    let middle = done[done.len() / 2];
+    let mut table = Table::new(["memory", "before", "after the 1st", "half-way", "after the last", "most after one"]);
+    let shown =
+        first.before.keys().filter(|name| is_bytes(name) && done.iter().all(|cycle| cycle.after.contains_key(*name)));
+    for name in shown.take(MEMORY_ROWS) {
+        let of = |memory: &Memory| memory.get(name).copied().unwrap_or_default();
+        let most = done.iter().map(|cycle| of(&cycle.after)).max().unwrap_or_default();
+        let cells = [of(&first.before), of(&first.after), of(&middle.after), of(&last.after), most].map(human_bytes);
+        table.row([name.clone()].into_iter().chain(cells));
+    }
+    if !table.is_empty() {
+        writeln!(out)?;
+        table.write(out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! `history`: past rollouts and what they cost.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::client::{Api, ClientArgs, parse_reference, segment};
+use super::output::{Failure, human_field};
+use super::rollout::Rollout;
+use super::status::write_tree;
+use super::table::Table;
+
+#[derive(Debug, Clone, Args)]
+pub struct HistoryArgs {
+    /// Show this rollout in full
+    #[arg(value_name = "ROLLOUT", value_parser = parse_reference, conflicts_with = "verify")]
+    pub id: Option<String>,
+    /// Only this model's rollouts
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Check the ledger's chain of hashes on this machine; needs no server
+    #[arg(long)]
+    pub verify: bool,
+    /// The server's state folder, for --verify
+    #[arg(long, value_name = "DIR", default_value = ".cutover", requires = "verify")]
+    pub state: PathBuf,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+pub(super) async fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let api = Api::new(&args.client.connection)?;
+    if let Some(id) = &args.id {
+        let rollout = api.get(&format!("/admin/rollouts/{}", segment(id))).await?;
+        return if args.client.json {
+            Ok(writeln!(out, "{rollout}")?)
+        } else {
+            Ok(Rollout::read(&rollout)?.write(out)?)
+        };
+    }
+    let query = args.model.as_ref().map_or_else(String::new, |model| format!("?model={}", segment(model)));
+    let answer = api.get(&format!("/admin/rollouts{query}")).await?;
+    if args.client.json {
+        writeln!(out, "{answer}")?;
+        return Ok(());
+    }
+    let Some(rollouts) = answer["rollouts"].as_array().or(answer.as_array()) else {
+        return Err(api.protocol("GET /admin/rollouts has no list of rollouts"));
+    };
+    let rollouts: Vec<Rollout> = rollouts.iter().map(Rollout::read).collect::<Result<_, _>>()?;
+    let rollouts: Vec<&Rollout> =
+        rollouts.iter().filter(|rollout| args.model.as_ref().is_none_or(|model| *model == rollout.model)).collect();
+    write_rollouts(&rollouts, out)?;
+    if answer["figures"].is_object() {
+        writeln!(out)?;
+        write_tree("figures", &answer["figures"], out)?;
+    }
+    Ok(())
+}
+
+fn write_rollouts(rollouts: &[&Rollout], out: &mut dyn Write) -> io::Result<()> {
+    if rollouts.is_empty() {
+        return writeln!(out, "no rollouts yet");
+    }
+    let mut table =
+        Table::new(["rollout", "started", "model", "from", "to", "ended as", "downtime", "gate", "actor", "reason"]);
+    for rollout in rollouts {
+        let passed = rollout.gate.iter().filter(|check| check.passed).count();
+        let gate = if rollout.gate.is_empty() { "-".to_owned() } else { format!("{passed}/{}", rollout.gate.len()) };
+        let phase = match &rollout.kind {
+            Some(kind) => format!("{} ({kind})", rollout.phase),
+            None => rollout.phase.clone(),
+        };
+        let downtime = rollout.figures.get("downtime_ms").unwrap_or(&Value::Null);
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        table.row([
+            rollout.id.clone(),
+            or_dash(&rollout.started),
+            rollout.model.clone(),
+            or_dash(&rollout.from),
+            rollout.to.clone(),
+            phase,
+            human_field("downtime_ms", downtime),
+            gate,
+            or_dash(&rollout.actor),
+            or_dash(&rollout.reason),
+        ]);
+    }
+    table.write(out)
+}

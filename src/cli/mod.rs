@@ -1,0 +1,341 @@
+//! The command line: what can be typed, and the commands that are clients of a running server.
+//!
+//! The client commands and `bench` speak the HTTP interface only, as any other client would; they must
+//! not reach into the server's rooms. Commands that work on this machine (`serve`, `golden`, `inspect`,
+//! `pull`, `history --verify`) are parsed here and handed back as [`Local`] to whoever wires them.
+//!
+//! Exit codes: 0 done, 1 failed or refused, 2 usage. What was asked for goes to standard output;
+//! progress and complaints go to standard error, so that `--json` output stays a document.
+
+pub mod args;
+pub mod bench;
+mod client;
+mod history;
+#[cfg(test)]
+mod mock;
+mod operate;
+mod output;
+mod progress;
+mod promote;
+mod rollout;
+mod sse;
+mod status;
+mod table;
+mod watch;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use args::{DeviceChoice, GoldenArgs, GoldenCommand, InspectArgs, LogFormat, PullArgs, ServeArgs};
+pub use client::{ClientArgs, Connection};
+pub use history::HistoryArgs;
+pub use operate::{AbortArgs, RollbackArgs, SettleArgs};
+use output::Failure;
+pub use promote::{Account, PromoteArgs, StageArgs, Wait};
+pub use status::StatusArgs;
+pub use watch::WatchArgs;
+
+/// A model server that changes models without missing a beat.
+#[derive(Debug, Parser)]
+#[command(name = "cutover", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[allow(clippy::large_enum_variant, reason = "there is one in a process, for a moment")]
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve every model found, or those named
+    Serve(ServeArgs),
+    /// Load and prove a version beside the live one, without sending it traffic
+    Stage(StageArgs),
+    /// Make a version live: stages it first when it is not staged yet
+    Promote(PromoteArgs),
+    /// Go back to the previous version
+    Rollback(RollbackArgs),
+    /// End the observation window and give back the previous version's memory
+    Settle(SettleArgs),
+    /// Stop a rollout before its switch
+    Abort(AbortArgs),
+    /// Show models, what is live, and memory
+    Status(StatusArgs),
+    /// Follow events as they happen
+    Watch(WatchArgs),
+    /// List past rollouts with their figures, show one, or verify the ledger
+    History(HistoryArgs),
+    /// Record or check the outputs that a version must reproduce
+    Golden(GoldenArgs),
+    /// Describe a version folder without loading it
+    Inspect(InspectArgs),
+    /// Measure a running server
+    Bench(bench::BenchArgs),
+    /// Fetch a model into the repository
+    Pull(PullArgs),
+}
+
+/// What became of a command line.
+#[allow(clippy::large_enum_variant, reason = "there is one in a process, for a moment")]
+#[derive(Debug)]
+pub enum Dispatch {
+    /// A client command ran.
+    Done(ExitCode),
+    /// The command works on this machine; the caller runs it.
+    Local(Local),
+}
+
+/// The commands that are not clients of a server.
+#[derive(Debug)]
+pub enum Local {
+    Serve(ServeArgs),
+    /// `history --verify`: recompute the ledger's chain in this state folder.
+    Verify {
+        state: std::path::PathBuf,
+        json: bool,
+    },
+    Golden(GoldenArgs),
+    Inspect(InspectArgs),
+    Pull(PullArgs),
+}
+
+impl Cli {
+    /// Runs a client command to its end, or hands a local one back.
+    pub fn dispatch(self) -> Dispatch {
+        let (json, outcome) = match self.command {
+            Command::Serve(args) => return Dispatch::Local(Local::Serve(args)),
+            Command::Golden(args) => return Dispatch::Local(Local::Golden(args)),
+            Command::Inspect(args) => return Dispatch::Local(Local::Inspect(args)),
+            Command::Pull(args) => return Dispatch::Local(Local::Pull(args)),
+            Command::History(args) if args.verify => {
+                return Dispatch::Local(Local::Verify { state: args.state, json: args.client.json });
+            }
+            Command::Stage(args) => (args.client.json, block_on(promote::stage(&args, &mut out()))),
+            Command::Promote(args) => (args.client.json, block_on(promote::promote(&args, &mut out()))),
+            Command::Rollback(args) => (args.client.json, block_on(operate::rollback(&args, &mut out()))),
+            Command::Settle(args) => (args.client.json, block_on(operate::settle(&args, &mut out()))),
+            Command::Abort(args) => (args.client.json, block_on(operate::abort(&args, &mut out()))),
+            Command::Status(args) => (args.client.json, block_on(status::status(&args, &mut out()))),
+            Command::Watch(args) => (args.client.json, block_on(watch::watch(&args, &mut out()))),
+            Command::History(args) => (args.client.json, block_on(history::history(&args, &mut out()))),
+            Command::Bench(args) => (false, block_on(bench::run(&args, &mut out()))),
+        };
+        Dispatch::Done(match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(json, &mut out(), &mut std::io::stderr().lock()),
+        })
+    }
+}
+
+fn out() -> impl Write {
+    std::io::stdout().lock()
+}
+
+/// One thread is enough for a client, and keeps the load generator's own cost low and plain to see.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::Failed(format!("cannot start the runtime: {e}")))?
+        .block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mock::{Faults, Mock};
+    use super::*;
+    use clap::CommandFactory as _;
+    use clap::error::ErrorKind;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_design_promises_can_be_typed() {
+        for line in [
+            "cutover serve --models m --model a --model b --device cuda:1 --listen 127.0.0.1:9 --state s --config c.toml --log json",
+            "cutover promote v2 --observe 5m --wait settled --reason why --actor me --accept-contract-change --json",
+            "cutover stage minilm@f16 --url http://localhost:1 --token-file t",
+            "cutover rollback digits",
+            "cutover settle",
+            "cutover abort 17",
+            "cutover status",
+            "cutover watch --model digits",
+            "cutover history --verify --state .cutover",
+            "cutover golden record digits@v1",
+            "cutover golden check digits@v1 --models m",
+            "cutover inspect models/digits/v1 --json",
+            "cutover bench serve --model digits --clients 1,8,32",
+            "cutover bench serve --model minilm --dialect openai --rate 100 --duration 10s",
+            "cutover bench swap --model digits --versions v1,v2 --switches 50 --observe 1s --load 60%",
+            "cutover pull org/name",
+        ] {
+            if let Err(e) = Cli::try_parse_from(line.split(' ')) {
+                panic!("{line}: {e}");
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_on_the_command_line_exit_with_2() {
+        for line in [
+            "cutover",
+            "cutover promote",
+            "cutover promote v2 --observe soon",
+            "cutover promote v2 --url ftp://x",
+            "cutover serve --device tpu",
+            "cutover bench swap --model digits --versions v1",
+            "cutover bench swap --model digits --versions v1,v1",
+            "cutover bench swap --model digits --versions v1,v2 --rate 5 --load 60%",
+            "cutover bench serve --model digits --clients 0",
+        ] {
+            let Err(error) = Cli::try_parse_from(line.split(' ')) else { panic!("{line} was taken") };
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        let help = Cli::try_parse_from(["cutover", "--help"]).unwrap_err();
+        assert_eq!(help.kind(), ErrorKind::DisplayHelp);
+    }
+
+    #[test]
+    fn local_commands_are_handed_back_and_not_run() {
+        let line = ["cutover", "history", "--verify", "--state", "somewhere"];
+        match Cli::try_parse_from(line).unwrap().dispatch() {
+            Dispatch::Local(Local::Verify { state, json }) => {
+                assert_eq!(state, std::path::Path::new("somewhere"));
+                assert!(!json);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Runs a client command against a server; what it printed, and how it ended.
+    async fn run(mock: &Mock, line: &str) -> (String, Result<(), Failure>) {
+        let url = mock.url();
+        let words = line.split(' ').chain(["--url", &url]);
+        let cli = Cli::try_parse_from(std::iter::once("cutover").chain(words)).unwrap();
+        let mut out = Vec::new();
+        let result = match cli.command {
+            Command::Stage(args) => promote::stage(&args, &mut out).await,
+            Command::Promote(args) => promote::promote(&args, &mut out).await,
+            Command::Rollback(args) => operate::rollback(&args, &mut out).await,
+            Command::Settle(args) => operate::settle(&args, &mut out).await,
+            Command::Abort(args) => operate::abort(&args, &mut out).await,
+            Command::Status(args) => status::status(&args, &mut out).await,
+            Command::History(args) => history::history(&args, &mut out).await,
+            other => panic!("{other:?}"),
+        };
+        (String::from_utf8(out).unwrap(), result)
+    }
+
+    #[tokio::test]
+    async fn promote_follows_the_rollout_and_sums_it_up() {
+        let mock = Mock::start(Faults::default()).await;
+        let line = "promote digits@v2 --observe 5m --wait settled --reason why --actor me --accept-contract-change";
+        let (shown, result) = run(&mock, line).await;
+        result.unwrap();
+        assert!(shown.starts_with("digits: v1 → v2 observing\n"), "{shown}");
+        assert!(shown.contains("golden") && shown.contains("passed") && shown.contains("downtime_ms"), "{shown}");
+        let expected = r#"POST /models/digits@v2/promote {"wait":"settled","observe":"5m","reason":"why","actor":"me","accept_contract_change":true}"#;
+        assert_eq!(mock.asked(), [expected]);
+        let (shown, _) = run(&mock, "status").await;
+        insta::assert_snapshot!(shown, @r"
+        model   task            live  candidate  previous  versions
+        minilm  embed           f32   -          -         f32 f16
+        digits  image-classify  v2    -          v1        v1 v2 v3
+        devices
+          device  reserved    budget
+          cpu     3.00 MiB  1.00 GiB
+        ");
+    }
+
+    #[tokio::test]
+    async fn a_refused_promote_shows_every_failing_case_and_exits_with_1() {
+        let mock = Mock::start(Faults { refuse: true, ..Faults::default() }).await;
+        let (_, result) = run(&mock, "promote digits@v2").await;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = result.unwrap_err().report(false, &mut out, &mut err);
+        let err = String::from_utf8(err).unwrap();
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(1)));
+        assert!(err.contains("error: the gate refused it") && err.contains("nine") && err.contains("FAILED"), "{err}");
+        assert!(out.is_empty());
+        // For a program, the same as the server said it.
+        let (_, result) = run(&mock, "promote digits@v2 --json").await;
+        result.unwrap_err().report(true, &mut out, &mut Vec::new());
+        let body: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(body["error"]["details"]["gate"][1]["case"], "nine");
+    }
+
+    #[tokio::test]
+    async fn every_command_asks_its_route_and_shows_the_answer() {
+        let mock = Mock::start(Faults::default()).await;
+        for (line, asked, shown) in [
+            ("stage v3 --actor me", r#"POST /models/v3/stage {"actor":"me"}"#, "v1 → v3 ready"),
+            (
+                "promote v3 --actor me --wait none",
+                r#"POST /models/v3/promote {"wait":"none","actor":"me"}"#,
+                "rollout r1 goes on",
+            ),
+            (
+                "rollback digits --actor me",
+                r#"POST /admin/rollback {"model":"digits","actor":"me"}"#,
+                "rolled_back (instant)",
+            ),
+            (
+                "abort r1 --actor me --reason no",
+                r#"POST /admin/rollouts/r1/abort {"reason":"no","actor":"me"}"#,
+                "aborted",
+            ),
+            ("history r1", "GET /admin/rollouts/r1 ", "v1 → v2 aborted"),
+            ("history", "GET /admin/rollouts ", "success_rate  0.5"),
+            ("history --model digits", "GET /admin/rollouts?model=digits ", "settled"),
+        ] {
+            let (told, result) = run(&mock, line).await;
+            result.unwrap();
+            assert!(told.contains(shown), "{line}: {told}");
+            assert_eq!(mock.asked().last().unwrap(), asked, "{line}");
+        }
+        let (told, _) = run(&mock, "history --model digits").await;
+        assert!(!told.contains("minilm"), "{told}");
+        let (_, refused) = run(&mock, "settle digits").await;
+        assert_eq!(refused.unwrap_err().to_string(), "nothing to settle");
+        let (_, refused) = run(&mock, "promote v9").await;
+        assert!(refused.unwrap_err().to_string().contains("'v9'"));
+    }
+
+    #[tokio::test]
+    async fn the_token_is_sent_and_status_does_without_it() {
+        let mock = Mock::start(Faults { token: Some("sesame"), ..Faults::default() }).await;
+        let (shown, result) = run(&mock, "status digits").await;
+        result.unwrap();
+        assert!(shown.contains("memory: not shown"), "{shown}");
+        let (_, refused) = run(&mock, "promote v2").await;
+        assert_eq!(refused.unwrap_err().to_string(), "a token is needed");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "sesame\n").unwrap();
+        let (shown, result) = run(&mock, &format!("promote v2 --token-file {}", file.path().display())).await;
+        result.unwrap();
+        assert!(shown.contains("v1 → v2"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn watch_goes_on_after_a_lost_connection_where_it_stopped() {
+        let mock = Mock::start(Faults { events_end_after: Some(2), ..Faults::default() }).await;
+        let url = mock.url();
+        let line = ["cutover", "watch", "--model", "digits", "--json", "--url", &url];
+        let Command::Watch(args) = Cli::try_parse_from(line).unwrap().command else { panic!("not watch") };
+        let mut out = Vec::new();
+        let watching = watch::watch(&args, &mut out);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(1), watching).await;
+        assert!(ended.is_err(), "watch ended: {ended:?}");
+        let seen: Vec<i64> = String::from_utf8(out)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["seq"].as_i64().unwrap())
+            .collect();
+        assert!(seen.len() >= 3, "{seen:?}");
+        assert!(seen.iter().enumerate().all(|(at, seq)| *seq == 2 * at as i64 + 1), "each once, in order: {seen:?}");
+    }
+}

@@ -1,0 +1,77 @@
+//! `rollback`, `settle` and `abort`: one request, one answer.
+
+use std::io::Write;
+
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::client::{Api, ClientArgs, segment};
+use super::output::Failure;
+use super::promote::Account;
+use super::rollout::Rollout;
+
+#[derive(Debug, Clone, Args)]
+pub struct RollbackArgs {
+    /// Which model; needed when the server has several
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub account: Account,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SettleArgs {
+    /// Which model; needed when the server has several
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub account: Account,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct AbortArgs {
+    /// The rollout's id
+    #[arg(value_name = "ROLLOUT", value_parser = super::client::parse_reference)]
+    pub id: String,
+    #[command(flatten)]
+    pub account: Account,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+pub(super) async fn rollback(args: &RollbackArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    ask("/admin/rollback", args.model.as_deref(), &args.account, &args.client, out).await
+}
+
+pub(super) async fn settle(args: &SettleArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    ask("/admin/settle", args.model.as_deref(), &args.account, &args.client, out).await
+}
+
+pub(super) async fn abort(args: &AbortArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let path = format!("/admin/rollouts/{}/abort", segment(&args.id));
+    ask(&path, None, &args.account, &args.client, out).await
+}
+
+/// Posts and shows the rollout that came of it. An end such as `rolled_back` is what was asked for here.
+async fn ask(
+    path: &str,
+    model: Option<&str>,
+    account: &Account,
+    client: &ClientArgs,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut body = Map::new();
+    if let Some(model) = model {
+        body.insert("model".to_owned(), model.into());
+    }
+    account.put_into(&mut body);
+    let answer = Api::new(&client.connection)?.post(path, &Value::Object(body)).await?;
+    if client.json {
+        writeln!(out, "{answer}")?;
+    } else {
+        Rollout::read(&answer)?.write(out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! `stage` and `promote`: ask, follow, and sum up.
+
+use std::io::Write;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value};
+
+use super::client::{Api, ClientArgs, Reply, model_path, parse_reference};
+use super::output::{Failure, printable};
+use super::progress::Narrator;
+use super::rollout::{self, Rollout};
+use crate::repository::duration;
+
+/// Who asks and why; kept in the ledger.
+#[derive(Debug, Clone, Args)]
+pub struct Account {
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Who, for the record [default: the user's name]
+    #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
+    pub actor: Option<String>,
+}
+
+impl Account {
+    pub fn put_into(&self, body: &mut Map<String, Value>) {
+        for (key, value) in [("reason", &self.reason), ("actor", &self.actor)] {
+            if let Some(text) = value {
+                body.insert(key.to_owned(), text.as_str().into());
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct StageArgs {
+    /// model@version, or a version that only one model has
+    #[arg(value_parser = parse_reference)]
+    pub reference: String,
+    /// Go on although clients will see another contract (labels, dimension, tokenizer, …)
+    #[arg(long)]
+    pub accept_contract_change: bool,
+    #[command(flatten)]
+    pub account: Account,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct PromoteArgs {
+    /// model@version, or a version that only one model has
+    #[arg(value_parser = parse_reference)]
+    pub reference: String,
+    /// How long the previous version stays resident, such as 5m [default: the model's own]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub observe: Option<String>,
+    /// When to answer
+    #[arg(long, value_enum, default_value_t = Wait::Switched)]
+    pub wait: Wait,
+    /// Go on although clients will see another contract (labels, dimension, tokenizer, …)
+    #[arg(long)]
+    pub accept_contract_change: bool,
+    #[command(flatten)]
+    pub account: Account,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// When the switch is done
+    Switched,
+    /// When the window is over and the previous version's memory is back
+    Settled,
+    /// At once
+    None,
+}
+
+impl Wait {
+    fn name(self) -> &'static str {
+        match self {
+            Wait::Switched => "switched",
+            Wait::Settled => "settled",
+            Wait::None => "none",
+        }
+    }
+}
+
+/// Checked here so that a typing mistake is a usage error; sent as it was typed.
+fn parse_duration(text: &str) -> Result<String, String> {
+    duration::parse(text).map(|_| text.to_owned())
+}
+
+pub(super) async fn stage(args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut body = Map::new();
+    args.account.put_into(&mut body);
+    put_consent(args.accept_contract_change, &mut body);
+    let path = model_path(&args.reference, "/stage");
+    let api = Api::new(&args.client.connection)?;
+    let reply = api.post_following(&path, &Value::Object(body)).await?;
+    tell(reply, args.client.json, out).await
+}
+
+pub(super) async fn promote(args: &PromoteArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut body = Map::new();
+    body.insert("wait".to_owned(), args.wait.name().into());
+    if let Some(observe) = &args.observe {
+        body.insert("observe".to_owned(), observe.as_str().into());
+    }
+    args.account.put_into(&mut body);
+    put_consent(args.accept_contract_change, &mut body);
+    let path = model_path(&args.reference, "/promote");
+    let api = Api::new(&args.client.connection)?;
+    if args.wait == Wait::None {
+        let rollout = api.post(&path, &Value::Object(body)).await?;
+        return accepted(&rollout, args.client.json, out);
+    }
+    let reply = api.post_following(&path, &Value::Object(body)).await?;
+    tell(reply, args.client.json, out).await
+}
+
+fn put_consent(accept_contract_change: bool, body: &mut Map<String, Value>) {
+    if accept_contract_change {
+        body.insert("accept_contract_change".to_owned(), true.into());
+    }
+}
+
+/// Narrates a rollout to its end and shows the summary; an end that is no success fails the command.
+async fn tell(reply: Reply, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut narrator = Narrator::new(json);
+    let ended = rollout::follow(reply, &mut |rollout| narrator.tell(rollout)).await;
+    narrator.finish();
+    let body = ended?;
+    let rollout = Rollout::read(&body)?;
+    if json {
+        writeln!(out, "{body}")?;
+    } else {
+        rollout.write(out)?;
+    }
+    if rollout.failed() { Err(Failure::Reported) } else { Ok(()) }
+}
+
+fn accepted(body: &Value, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    if json {
+        writeln!(out, "{body}")?;
+        return Ok(());
+    }
+    let rollout = Rollout::read(body)?;
+    writeln!(out, "{}", rollout.headline())?;
+    writeln!(out, "rollout {} goes on; `cutover watch` follows it", printable(&rollout.id))?;
+    Ok(())
+}
