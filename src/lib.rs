@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod error;
+pub mod ledger;
 pub mod model;
 pub mod process;
 pub mod repository;

@@ -46,12 +46,12 @@ impl Manifest {
     /// [`Manifest::compute`] that tells how far it is and can be cancelled.
     pub fn compute_watched(dir: &Path, index: &Index, progress: &Progress) -> Result<Manifest> {
         let fingerprint = Fingerprint::of(dir)?;
-        let paths: Vec<&str> = fingerprint.paths().collect();
+        let paths: Vec<&str> = fingerprint.files().iter().map(|file| file.path.as_str()).collect();
         if let Some(missing) = index.files.iter().find(|file| !paths.contains(&file.as_str())) {
             return Err(Error::unloadable(index.label(missing), "the weight file is gone"));
         }
         let mut pass = Pass { dir, index, progress, buffer: vec![0; CHUNK], tensors: BTreeMap::new() };
-        progress.begin(pass.total(&paths)?);
+        progress.begin(fingerprint.files().iter().map(|file| file.size).sum());
         let mut files = BTreeMap::new();
         for path in paths {
             let digest = match index.files.iter().position(|file| file == path) {
@@ -109,11 +109,6 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn total(&self, paths: &[&str]) -> Result<u64> {
-        let size = |path: &&str| std::fs::metadata(self.dir.join(path)).map(|meta| meta.len());
-        paths.iter().map(|path| size(path).map_err(|error| self.unreadable(path, error))).sum()
-    }
-
     fn unreadable(&self, path: &str, error: std::io::Error) -> Error {
         let changed = "the file ended early: it changed while its digest was computed";
         match error.kind() {
