@@ -106,7 +106,7 @@ impl Error {
             Error::Forbidden { .. } => Kind::Forbidden,
             Error::Unknown { .. } | Error::NotFound { .. } => Kind::NotFound,
             Error::Ambiguous { .. } | Error::Conflict { .. } => Kind::Conflict,
-            Error::Unloadable { .. } | Error::Gate { .. } => Kind::Refused,
+            Error::Unloadable { .. } | Error::Gate { .. } | Error::Config { .. } => Kind::Refused,
             Error::Overloaded { .. } => Kind::Overloaded,
             Error::NotServing { .. } => Kind::NotServing,
             Error::Deadline { .. } => Kind::Deadline,
@@ -114,7 +114,6 @@ impl Error {
             Error::NonFinite { .. }
             | Error::ForwardPanicked { .. }
             | Error::ForwardFailed { .. }
-            | Error::Config { .. }
             | Error::Ledger { .. }
             | Error::Internal { .. } => Kind::Internal,
         }

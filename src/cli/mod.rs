@@ -11,6 +11,7 @@ pub mod args;
 pub mod bench;
 mod client;
 mod history;
+mod local;
 #[cfg(test)]
 mod mock;
 mod operate;
@@ -18,6 +19,7 @@ mod output;
 mod progress;
 mod promote;
 mod rollout;
+mod serve;
 mod sse;
 mod status;
 mod table;
@@ -71,6 +73,9 @@ pub enum Command {
     /// Describe a version folder without loading it
     Inspect(InspectArgs),
     /// Measure a running server
+    ///
+    /// On a machine that the generator shares with the server, its own delays show in the latencies (each report says
+    /// how large they were). `chrt -f 5 cutover bench …` gives it the processor the moment it needs it.
     Bench(bench::BenchArgs),
     /// Fetch a model into the repository
     Pull(PullArgs),
@@ -195,6 +200,8 @@ mod tests {
             let Err(error) = Cli::try_parse_from(line.split(' ')) else { panic!("{line} was taken") };
             assert_eq!(error.exit_code(), 2, "{line}");
         }
+        let bench = Cli::try_parse_from(["cutover", "bench", "--help"]).unwrap_err().to_string();
+        assert!(bench.contains("chrt -f 5"), "{bench}");
         let help = Cli::try_parse_from(["cutover", "--help"]).unwrap_err();
         assert_eq!(help.kind(), ErrorKind::DisplayHelp);
     }

@@ -91,6 +91,20 @@ impl Ledger {
         })
     }
 
+    /// Events of one kind of a rollout, oldest first.
+    pub fn rollout_events(&self, rollout: &str, kind: &str) -> Result<Vec<Event>> {
+        self.read("read a rollout's events", |transaction| {
+            let mut statement = transaction
+                .prepare_cached("SELECT * FROM events WHERE rollout = :rollout AND kind = :kind ORDER BY seq")?;
+            let mut rows = statement.query(named_params! {":rollout": rollout, ":kind": kind})?;
+            let mut events = Vec::new();
+            while let Some(row) = rows.next()? {
+                events.push(Stored::of(row)?.checked()?);
+            }
+            Ok(events)
+        })
+    }
+
     /// The number of the last event; 0 when there is none.
     pub fn last_seq(&self) -> Result<i64> {
         self.read("read the chain", |transaction| Ok(Chain::of(transaction)?.head_seq))

@@ -54,6 +54,9 @@ pub struct GateCheck {
     pub measure: Value,
     pub limit: Value,
     pub case: Option<String>,
+    /// What was found, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// Which rollouts to list.

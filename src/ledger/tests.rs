@@ -59,6 +59,7 @@ fn rollout(id: &str, model: &str, started_ms: i64, ended_ms: Option<i64>) -> Rol
             measure: json!(0.25),
             limit: json!(1),
             case: Some("seven".to_owned()),
+            message: None,
         }],
         figures: json!({"downtime_ms": 0.125}).as_object().unwrap().clone(),
         ..RolloutRecord::default()

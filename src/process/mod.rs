@@ -13,7 +13,7 @@ mod text;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::model::input::Input;
+use crate::model::Input;
 use crate::repository::{Limits, Spec};
 use crate::value::{Output, RawInput, Task};
 
@@ -31,6 +31,14 @@ impl Default for PrepareOptions {
         PrepareOptions { truncate: true }
     }
 }
+
+/// A PNG file of one grey pixel.
+const EXAMPLE_IMAGE: &[u8] = &[
+    0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a, 0x00, 0x00, 0x00, 0x0d, 0x49, 0x48, 0x44, 0x52, 0x00, 0x00, 0x00,
+    0x01, 0x00, 0x00, 0x00, 0x01, 0x08, 0x00, 0x00, 0x00, 0x00, 0x3a, 0x7e, 0x9b, 0x55, 0x00, 0x00, 0x00, 0x0a, 0x49,
+    0x44, 0x41, 0x54, 0x78, 0xda, 0x63, 0x68, 0x00, 0x00, 0x00, 0x82, 0x00, 0x81, 0xda, 0x45, 0x08, 0x3b, 0x00, 0x00,
+    0x00, 0x00, 0x49, 0x45, 0x4e, 0x44, 0xae, 0x42, 0x60, 0x82,
+];
 
 /// A version's tokenizer or image preprocessor, and the head that reads its rows. Immutable and shared by threads.
 #[derive(Debug)]
@@ -94,6 +102,17 @@ impl Processor {
                 name_of(input)
             ))),
         }
+    }
+
+    /// An input of the right kind, for first forward passes where there is no golden case to borrow one from.
+    pub fn example(&self) -> Result<Input> {
+        let text = || "a sentence to begin with".to_owned();
+        let input = match self.task {
+            Task::Rerank => RawInput::Pair(text(), text()),
+            Task::Embed | Task::Classify | Task::Generate => RawInput::Text(text()),
+            Task::ImageClassify => RawInput::Image(EXAMPLE_IMAGE.to_vec()),
+        };
+        self.prepare(&input, &PrepareOptions::default())
     }
 
     /// Reads one row of the forward pass as the task's answer.

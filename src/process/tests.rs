@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::input::Tokens;
+use crate::model::Tokens;
 use crate::repository::{EmbeddingSpec, Pooling};
 
 pub(super) fn fixture(name: &str) -> PathBuf {

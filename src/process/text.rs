@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor, Token, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::model::input::{Input, Tokens};
+use crate::model::{Input, Tokens};
 use crate::process::PrepareOptions;
 use crate::process::settings::{Settings, label};
 use crate::repository::{Limits, Spec};

@@ -33,7 +33,7 @@ pub struct TensorInfo {
 ///
 /// A tensor of a file that is in another folder than the first file has that folder in its name
 /// (`2_Dense/linear.weight`), since every dense module of a sentence-transformers model uses the same names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Index {
     pub dir: PathBuf,
     /// Relative to `dir`, `/` between parts.
@@ -43,7 +43,7 @@ pub struct Index {
 }
 
 /// What a file's header was when it was read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HeaderId {
     pub(super) len: u64,
     pub(super) digest: blake3::Hash,

@@ -12,23 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::SendRequest;
+use http_body_util::Full;
+use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, Request, Uri};
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::super::client::Connection;
 use super::super::output::Failure;
 use super::check::Checker;
+use super::wire::Wire;
 
-/// Answers that are read for checking or for telling an error are not read further than this.
-const MAX_READ_BYTES: usize = 64 << 20;
 const MAX_EXAMPLES: usize = 5;
 /// How long a closed-loop client waits when it cannot connect, so that it does not spin.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -53,12 +49,12 @@ impl Payload {
 /// Where the requests go and what they are.
 #[derive(Debug)]
 pub(super) struct Target {
-    addresses: Vec<std::net::SocketAddr>,
+    pub(super) addresses: Vec<std::net::SocketAddr>,
     path: Uri,
     headers: HeaderMap,
-    payloads: Vec<Payload>,
+    pub(super) payloads: Vec<Payload>,
     timeout: Duration,
-    checker: Option<Checker>,
+    pub(super) checker: Option<Checker>,
 }
 
 impl Target {
@@ -85,7 +81,7 @@ impl Target {
         Ok(Target { addresses, path, headers, payloads, timeout, checker })
     }
 
-    fn request(&self, payload: &Payload) -> Request<Full<Bytes>> {
+    pub(super) fn request(&self, payload: &Payload) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(payload.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path.clone();
@@ -209,9 +205,10 @@ pub(super) struct Load {
     pacer: Option<std::thread::JoinHandle<()>>,
 }
 
+/// What the clients of a load have in common.
 #[derive(Debug)]
-struct Shared {
-    target: Arc<Target>,
+pub(super) struct Shared {
+    pub(super) target: Arc<Target>,
     clock: Clock,
     pace: Pace,
     began: u64,
@@ -338,7 +335,7 @@ impl Shared {
     }
 
     /// Few generations answer in a run, so a scan is cheaper than a map.
-    fn stamp(&self, headers: &HeaderMap) -> u16 {
+    pub(super) fn stamp(&self, headers: &HeaderMap) -> u16 {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let (version, generation) = (text("x-cutover-version"), text("x-cutover-generation"));
         let mut notes = self.notes();
@@ -354,7 +351,7 @@ impl Shared {
         u16::try_from(index).unwrap_or(0)
     }
 
-    fn example(&self, text: impl FnOnce() -> String) {
+    pub(super) fn example(&self, text: impl FnOnce() -> String) {
         let mut notes = self.notes();
         if notes.examples.len() < MAX_EXAMPLES {
             let text = text();
@@ -366,7 +363,7 @@ impl Shared {
 /// One client: its connection, its requests, its part of the record.
 async fn worker(shared: Arc<Shared>) -> Vec<Sample> {
     let mut samples = Vec::new();
-    let mut wire = Wire { sender: None };
+    let mut wire = Wire::default();
     while let Some((number, due)) = shared.claim().await {
         let started = shared.clock.now();
         let exchange = wire.exchange(&shared, (number % shared.target.payloads.len() as u64) as usize);
@@ -379,120 +376,11 @@ async fn worker(shared: Arc<Shared>) -> Vec<Sample> {
         shared.answered.fetch_add(1, Ordering::Relaxed);
         if matches!(outcome, Outcome::TimedOut | Outcome::Broken | Outcome::Unreachable) {
             // What may still come on this connection belongs to the request that was given up.
-            wire.sender = None;
+            wire.close();
         }
         if outcome == Outcome::Unreachable && due.is_none() {
             tokio::time::sleep(CONNECT_PAUSE).await;
         }
     }
     samples
-}
-
-/// A kept-alive connection, opened when it is needed.
-struct Wire {
-    sender: Option<SendRequest<Full<Bytes>>>,
-}
-
-impl Wire {
-    async fn exchange(&mut self, shared: &Shared, payload: usize) -> (Outcome, u16) {
-        let response = match self.send(shared, payload).await {
-            Ok(response) => response,
-            Err((outcome, reason)) => {
-                shared.example(|| format!("{}: {reason}", outcome.name()));
-                return (outcome, 0);
-            }
-        };
-        let stamp = shared.stamp(response.headers());
-        let outcome = Outcome::Status(response.status().as_u16());
-        let checker = shared.target.checker.as_ref().filter(|_| outcome.ok());
-        if outcome.ok() && checker.is_none() {
-            return (drain(response).await.unwrap_or(outcome), stamp);
-        }
-        let version = response.headers().get("x-cutover-version").and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let Some(body) = read(response).await else {
-            shared.example(|| format!("{}: the answer ended early", outcome.name()));
-            return (Outcome::Broken, stamp);
-        };
-        match checker.map(|checker| checker.check(version.as_deref(), payload, &body)) {
-            None => {
-                shared.example(|| {
-                    format!("{}: {}", outcome.name(), String::from_utf8_lossy(&body[..body.len().min(300)]))
-                });
-                (outcome, stamp)
-            }
-            Some(Ok(())) => (outcome, stamp),
-            Some(Err(reason)) => {
-                shared.example(|| format!("wrong answer: {reason}"));
-                (Outcome::Wrong, stamp)
-            }
-        }
-    }
-
-    /// Sends on the connection that there is. If it turns out to have been closed while it was idle and not a byte
-    /// of the request was written, once more on a new one: no request was lost, so none is counted.
-    async fn send(&mut self, shared: &Shared, payload: usize) -> Result<Response<Incoming>, (Outcome, String)> {
-        let target = &shared.target;
-        let mut request = target.request(&target.payloads[payload]);
-        loop {
-            let kept = self.sender.take().filter(|sender| !sender.is_closed());
-            let reused = kept.is_some();
-            let mut sender = match kept {
-                Some(sender) => sender,
-                None => connect(target).await.map_err(|reason| (Outcome::Unreachable, reason))?,
-            };
-            if let Err(e) = sender.ready().await {
-                if reused {
-                    continue;
-                }
-                return Err((Outcome::Broken, e.to_string()));
-            }
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    self.sender = Some(sender);
-                    return Ok(response);
-                }
-                Err(mut e) => match e.take_message() {
-                    Some(unsent) if reused => request = unsent,
-                    _ => return Err((Outcome::Broken, e.into_error().to_string())),
-                },
-            }
-        }
-    }
-}
-
-async fn connect(target: &Target) -> Result<SendRequest<Full<Bytes>>, String> {
-    let stream = TcpStream::connect(&target.addresses[..]).await.map_err(|e| e.to_string())?;
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    tokio::spawn(async move {
-        // Its end reaches the request that is on it, which records it.
-        let _seen_by_the_request = connection.await;
-    });
-    Ok(sender)
-}
-
-/// Receives a body and drops it; an outcome only when it did not come whole.
-async fn drain(response: Response<Incoming>) -> Option<Outcome> {
-    let mut body = response.into_body();
-    while let Some(frame) = body.frame().await {
-        if frame.is_err() {
-            return Some(Outcome::Broken);
-        }
-    }
-    None
-}
-
-async fn read(response: Response<Incoming>) -> Option<Vec<u8>> {
-    let mut body = response.into_body();
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.ok()?.into_data() {
-            if bytes.len() + data.len() > MAX_READ_BYTES {
-                return None;
-            }
-            bytes.extend_from_slice(&data);
-        }
-    }
-    Some(bytes)
 }

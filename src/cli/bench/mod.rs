@@ -5,6 +5,7 @@
 
 mod audit;
 mod check;
+mod driver;
 mod images;
 mod load;
 mod machine;
@@ -14,6 +15,7 @@ mod svg;
 mod swap;
 mod swap_report;
 mod texts;
+mod wire;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

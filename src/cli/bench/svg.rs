@@ -5,8 +5,8 @@
 
 use std::fmt::Write as _;
 
+use super::driver::{Cycle, Span};
 use super::load::Sample;
-use super::swap::{Cycle, Span};
 use super::swap_report::Run;
 
 const WIDTH: f64 = 960.0;
@@ -15,8 +15,9 @@ const RIGHT: f64 = 944.0;
 const OVERVIEW: Panel = Panel { top: 78.0, bottom: 258.0 };
 const CLOSE_UP: Panel = Panel { top: 334.0, bottom: 534.0 };
 const HEIGHT: f64 = 622.0;
-/// Columns of the overview, and of the close-up's thinning.
+/// Intervals of the overview at most, and how many requests each should have for its quantiles to mean something.
 const BUCKETS: usize = 220;
+const BUCKET_FILL: usize = 25;
 const MAX_POINTS: usize = 1600;
 const COLOURS: usize = 8;
 
@@ -120,26 +121,24 @@ fn extent(samples: &[&Sample]) -> (f64, f64) {
     if !least.is_finite() {
         return (0.0, 1.0);
     }
-    // Steps of a third of a decade, near 1, 2 and 5, so that little of the plot stays empty.
-    let step = |log: f64, round: fn(f64) -> f64| round(log * 3.0) / 3.0;
-    let (low, high) = (step(least.log10(), f64::floor), step(most.log10(), f64::ceil));
-    if high - low < 0.5 { (low, low + 1.0) } else { (low, high) }
+    let low = grid_lines().rev().find(|line| *line <= least).unwrap_or(1e-3);
+    let high = grid_lines().find(|line| *line >= most && *line >= low * 4.0).unwrap_or(1e6);
+    (low.log10(), high.log10())
+}
+
+/// Milliseconds at which a line may stand: 1, 2 and 5 in every decade from a microsecond to a quarter of an hour.
+fn grid_lines() -> impl DoubleEndedIterator<Item = f64> {
+    (-3..=6).flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade)))
 }
 
 fn frame(svg: &mut String, axes: &Axes) {
     let Panel { top, bottom } = axes.panel;
     let mut grid = String::new();
-    for decade in axes.low.floor() as i32..=axes.high.ceil() as i32 {
-        for digit in [1.0, 2.0, 5.0] {
-            let value = digit * 10_f64.powi(decade);
-            if !(axes.low - 1e-6..=axes.high + 1e-6).contains(&value.log10()) {
-                continue;
-            }
-            let y = axes.y(value);
-            push(&mut grid, format_args!("M{LEFT} {y:.1}H{RIGHT}"));
-            let label = if value >= 1000.0 { format!("{} s", value / 1000.0) } else { format!("{} ms", tidy(value)) };
-            text(svg, LEFT - 6.0, y + 4.0, "d e", &label);
-        }
+    for value in grid_lines().filter(|line| (axes.low - 1e-9..=axes.high + 1e-9).contains(&line.log10())) {
+        let y = axes.y(value);
+        push(&mut grid, format_args!("M{LEFT} {y:.1}H{RIGHT}"));
+        let label = if value >= 1000.0 { format!("{} s", value / 1000.0) } else { format!("{} ms", tidy(value)) };
+        text(svg, LEFT - 6.0, y + 4.0, "d e", &label);
     }
     let seconds = (axes.to - axes.from) as f64 / 1e9;
     let step = tick(seconds);
@@ -224,8 +223,9 @@ struct Bucket {
 }
 
 fn buckets(measured: &[&Sample], axes: &Axes) -> Vec<Bucket> {
-    let width = ((axes.to - axes.from) / BUCKETS as u64).max(1);
-    let mut columns: Vec<Vec<f64>> = vec![Vec::new(); BUCKETS + 1];
+    let count = (measured.len() / BUCKET_FILL).clamp(20, BUCKETS);
+    let width = ((axes.to - axes.from) / count as u64).max(1);
+    let mut columns: Vec<Vec<f64>> = vec![Vec::new(); count + 1];
     for sample in measured.iter().filter(|sample| sample.outcome.ok()) {
         let column = (sample.intended.saturating_sub(axes.from) / width) as usize;
         if let Some(latencies) = columns.get_mut(column) {
@@ -371,90 +371,5 @@ fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::load::{Outcome, Recording};
-    use super::*;
-
-    const MS: u64 = 1_000_000;
-
-    /// A run of so many switches of 900 ms each, one a second, with requests every `every` ns.
-    fn run(switches: u64, every: u64) -> Run {
-        let until = (switches + 2) * 1000 * MS;
-        let sample = |number: u64| {
-            let intended = number * every;
-            let slow = if number.is_multiple_of(997) { 40 * MS } else { MS + number % 13 * MS / 10 };
-            let outcome = if number % 1009 == 1 { Outcome::Status(503) } else { Outcome::Status(200) };
-            Sample { intended, started: intended, ended: intended + slow, stamp: 0, outcome }
-        };
-        let cycle = |number: u64| {
-            let at = |ms: u64| ((number + 1) * 1000 + ms) * MS;
-            let span = |phase: &str, from, to| Span { phase: phase.into(), from: at(from), to: at(to) };
-            let spans = vec![
-                span("reserving", 0, 1),
-                span("loading", 1, 200),
-                span("warming", 200, 300),
-                span("validating", 300, 500),
-                span("observing", 500, 800),
-                span("reclaiming", 800, 900),
-            ];
-            let (from, to) = ("v1 <b>&\u{1b}".to_owned(), "v2".to_owned());
-            Cycle { from, to, asked: at(0), answered: at(500), settled: at(900), spans, ..Cycle::default() }
-        };
-        Run {
-            model: "digits".into(),
-            rate: 1e9 / every as f64,
-            capacity: None,
-            steady_from: 0,
-            until,
-            generator_cpu: None,
-            wanted: switches as u32,
-            cycles: (0..switches).map(cycle).collect(),
-            epochs: Vec::new(),
-            recording: Recording { samples: (0..until / every).map(sample).collect(), ..Recording::default() },
-        }
-    }
-
-    #[test]
-    fn a_long_run_stays_below_60_kb_and_is_well_formed() {
-        let svg = draw(&run(50, 250_000));
-        assert!(svg.len() < 60_000, "{} bytes", svg.len());
-        assert_well_formed(&svg);
-        for part in
-            ["<title", "<desc", "prefers-color-scheme:dark", "promote answered", ">loading<", "reserving 1.00 ms"]
-        {
-            assert!(svg.contains(part), "{part}");
-        }
-        assert!(!svg.contains("NaN") && !svg.contains("inf"));
-    }
-
-    #[test]
-    fn a_run_without_answers_or_switches_is_drawn_empty() {
-        for mut run in [run(0, 10 * MS), run(1, 10 * MS)] {
-            run.recording.samples.clear();
-            let svg = draw(&run);
-            assert_well_formed(&svg);
-            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        }
-        assert!(draw(&run(0, 10 * MS)).contains("no switch was completed"));
-    }
-
-    #[test]
-    fn names_cannot_break_out_of_the_drawing() {
-        let svg = draw(&run(1, MS));
-        assert!(svg.contains("v1 &lt;b&gt;&amp;\\u{1b}") && !svg.contains("<b>"));
-    }
-
-    /// Every element that opens closes, in order.
-    fn assert_well_formed(svg: &str) {
-        let mut open: Vec<&str> = Vec::new();
-        for tag in svg.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()) {
-            let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
-            if tag.starts_with('/') {
-                assert_eq!(open.pop(), Some(name), "{tag}");
-            } else if !tag.ends_with('/') {
-                open.push(name);
-            }
-        }
-        assert!(open.is_empty(), "{open:?}");
-    }
-}
+#[path = "svg_tests.rs"]
+mod tests;

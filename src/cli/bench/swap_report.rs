@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use super::super::output::{Failure, human_bytes, human_ms, is_bytes, printable};
 use super::super::table::Table;
 use super::audit::{Audit, Epoch};
+use super::driver::{Cycle, Memory};
 use super::load::{Recording, Sample};
 use super::report::{self, Summary, failures_line, lag_p99_ms, round};
-use super::swap::{Cycle, Memory};
 
 /// Requests this close to a switch are looked at on their own.
 pub(super) const NEAR_NS: u64 = 100_000_000;

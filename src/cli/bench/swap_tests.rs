@@ -2,6 +2,7 @@
 
 use super::super::super::mock::{Faults, Mock};
 use super::super::super::{Cli, Command};
+use super::super::driver::{Memory, Span, flatten, push_span, spans};
 use super::super::{BenchArgs, BenchCommand};
 use super::*;
 use clap::Parser as _;

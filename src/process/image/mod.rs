@@ -11,7 +11,7 @@ mod resample;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::model::input::Pixels;
+use crate::model::Pixels;
 use crate::repository::{Limits, Spec};
 
 use config::{Preprocessing, Size};

@@ -1,0 +1,272 @@
+//! The command line and `cutover.toml`, made into one validated configuration.
+//!
+//! The only room that reads the environment. What the command line says goes before the file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cli::{LogFormat, ServeArgs};
+use crate::device::{DeviceSpec, HostMemory};
+use crate::error::{Error, Result};
+use crate::repository::duration;
+
+/// Read when `--config` names no other.
+const DEFAULT_FILE: &str = "cutover.toml";
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub models: PathBuf,
+    pub only: Vec<String>,
+    pub state: PathBuf,
+    pub device: DeviceSpec,
+    pub threads: usize,
+    /// Bytes that generations may take in all.
+    pub memory: u64,
+    pub stall_after: Duration,
+    pub batch_tokens: usize,
+    pub listen: SocketAddr,
+    pub admin_listen: Option<SocketAddr>,
+    pub admin_token: Option<String>,
+    pub max_body_bytes: usize,
+    pub read_timeout: Duration,
+    /// How long admitted requests may take to finish when the server stops.
+    pub drain_timeout: Duration,
+    pub log: LogFormat,
+    pub log_filter: String,
+    pub keep_rollouts: usize,
+    pub keep_events: usize,
+    pub faults: Vec<crate::faults::Fault>,
+}
+
+/// `cutover.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    server: Server,
+    device: Device,
+    log: Log,
+    ledger: LedgerFile,
+    faults: Vec<crate::faults::Fault>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Server {
+    models: Option<PathBuf>,
+    state: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    admin_listen: Option<SocketAddr>,
+    admin_token_file: Option<PathBuf>,
+    max_body_bytes: Option<usize>,
+    #[serde(deserialize_with = "optional_duration")]
+    read_timeout: Option<Duration>,
+    #[serde(deserialize_with = "optional_duration")]
+    drain_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Device {
+    device: Option<String>,
+    threads: Option<usize>,
+    /// Bytes.
+    memory: Option<u64>,
+    batch_tokens: Option<usize>,
+    #[serde(deserialize_with = "optional_duration")]
+    stall_after: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Log {
+    format: Option<LogFormat>,
+    filter: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LedgerFile {
+    keep_rollouts: Option<usize>,
+    keep_events: Option<usize>,
+}
+
+fn optional_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration::deserialize(deserializer).map(Some)
+}
+
+impl Config {
+    /// Joins the command line, the file and the environment, and checks what must fit together.
+    pub fn load(args: ServeArgs) -> Result<Config> {
+        let (file, label) = read_file(args.config.as_deref())?;
+        let wrong = |key: &str, reason: String| Error::Config { file: label.clone(), key: key.into(), reason };
+        let device = match (args.device, &file.device.device) {
+            (Some(device), _) => device,
+            (None, Some(text)) => text.parse().map_err(|reason| wrong("device.device", reason))?,
+            (None, None) => DeviceSpec::Auto,
+        };
+        if !file.faults.is_empty() && !args.allow_faults {
+            let reason = "faults are for rehearsals: start with --allow-faults, or take the section out";
+            return Err(wrong("faults", reason.into()));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = args.threads.or(file.device.threads).unwrap_or(cores);
+        if threads == 0 {
+            return Err(wrong("device.threads", "expected at least 1".into()));
+        }
+        let token_file = args.admin_token_file.or(file.server.admin_token_file);
+        let config = Config {
+            models: args.models.or(file.server.models).unwrap_or_else(|| "models".into()),
+            only: args.model,
+            state: args.state.or(file.server.state).unwrap_or_else(|| ".cutover".into()),
+            device,
+            threads,
+            memory: file.device.memory.unwrap_or_else(default_memory),
+            stall_after: file.device.stall_after.unwrap_or(Duration::from_secs(30)),
+            batch_tokens: file.device.batch_tokens.unwrap_or(512),
+            listen: args.listen.or(file.server.listen).unwrap_or(DEFAULT_LISTEN),
+            admin_listen: args.admin_listen.or(file.server.admin_listen),
+            admin_token: token_file.as_deref().map(read_token).transpose()?,
+            max_body_bytes: file.server.max_body_bytes.unwrap_or(64 << 20),
+            read_timeout: file.server.read_timeout.unwrap_or(Duration::from_secs(30)),
+            drain_timeout: file.server.drain_timeout.unwrap_or(Duration::from_secs(30)),
+            log: args.log.or(file.log.format).unwrap_or(LogFormat::Text),
+            log_filter: log_filter().or(file.log.filter).unwrap_or_else(|| "info".into()),
+            keep_rollouts: file.ledger.keep_rollouts.unwrap_or(1_000),
+            keep_events: file.ledger.keep_events.unwrap_or(100_000),
+            faults: file.faults,
+        };
+        config.check_listeners()?;
+        Ok(config)
+    }
+
+    /// Admin routes that others can reach need a token, or a listener that others cannot reach.
+    fn check_listeners(&self) -> Result<()> {
+        let admin = self.admin_listen.unwrap_or(self.listen);
+        if admin.ip().is_loopback() || self.admin_token.is_some() {
+            return Ok(());
+        }
+        Err(Error::Config {
+            file: "command line".into(),
+            key: if self.admin_listen.is_some() { "--admin-listen" } else { "--listen" }.into(),
+            reason: format!(
+                "{admin} can be reached from other machines and would let anybody change models; \
+                 give --admin-token-file FILE, or --admin-listen with a loopback address"
+            ),
+        })
+    }
+}
+
+fn read_file(named: Option<&Path>) -> Result<(File, String)> {
+    let (path, must) = match named {
+        Some(path) => (path, true),
+        None => (Path::new(DEFAULT_FILE), false),
+    };
+    let label = path.display().to_string();
+    let wrong = |key: &str, reason: String| Error::Config { file: label.clone(), key: key.into(), reason };
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let file = toml::from_str(&text).map_err(|e| wrong(&key_of(&text, &e), e.message().to_owned()))?;
+            Ok((file, label))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must => Ok((File::default(), label)),
+        Err(error) => Err(wrong("-", format!("could not be read: {error}"))),
+    }
+}
+
+/// The line that an error points at, as the key that a person looks for.
+fn key_of(text: &str, error: &toml::de::Error) -> String {
+    let Some(span) = error.span() else { return "-".into() };
+    let start = span.start.min(text.len());
+    let number = text[..start].matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or("").trim();
+    format!("line {number} ({line})")
+}
+
+fn read_token(path: &Path) -> Result<String> {
+    let wrong =
+        |reason: String| Error::Config { file: path.display().to_string(), key: "--admin-token-file".into(), reason };
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("could not be read: {e}")))?;
+    match text.trim() {
+        "" => Err(wrong("is empty; expected a token".into())),
+        token => Ok(token.to_owned()),
+    }
+}
+
+/// Four fifths of the machine (or its control group), where that is known.
+fn default_memory() -> u64 {
+    HostMemory::read().map_or(u64::MAX / 2, |memory| memory.total / 5 * 4)
+}
+
+/// `CUTOVER_LOG`, in the syntax of tracing's `EnvFilter`.
+#[allow(clippy::disallowed_methods, reason = "this is the room that reads the environment")]
+fn log_filter() -> Option<String> {
+    std::env::var("CUTOVER_LOG").ok().filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn load(args: &[&str], file: Option<&str>) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, file.unwrap_or("")).unwrap();
+        let mut line = vec!["cutover", "serve", "--config", path.to_str().unwrap()];
+        line.extend(args);
+        let Command::Serve(args) = Cli::try_parse_from(line).unwrap().command else { panic!("serve") };
+        Config::load(args)
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file() {
+        let file = "[server]\nlisten = \"127.0.0.1:1\"\n[device]\nthreads = 3\n";
+        let config = load(&["--listen", "127.0.0.1:2"], Some(file)).unwrap();
+        assert_eq!((config.listen.port(), config.threads), (2, 3));
+    }
+
+    #[test]
+    fn errors_name_file_key_and_what_was_expected() {
+        for (file, part) in [
+            ("[server]\nlisten = 5\n", "line 2 (listen = 5)"),
+            ("[sever]\n", "unknown field `sever`"),
+            ("[device]\ndevice = \"tpu\"\n", "expected auto, cpu or cuda:N"),
+            ("[device]\nthreads = 0\n", "expected at least 1"),
+            ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
+        ] {
+            let message = load(&[], Some(file)).unwrap_err().to_string();
+            assert!(message.contains(part) && message.contains("c.toml"), "{file}: {message}");
+        }
+    }
+
+    #[test]
+    fn admin_routes_that_others_reach_need_a_token() {
+        assert!(load(&["--listen", "0.0.0.0:1"], None).unwrap_err().to_string().contains("--admin-token-file"));
+        assert!(load(&["--listen", "0.0.0.0:1", "--admin-listen", "127.0.0.1:2"], None).is_ok());
+        assert!(load(&["--admin-listen", "0.0.0.0:2"], None).is_err());
+        let token = tempfile::NamedTempFile::new().unwrap();
+        let path = token.path().to_str().unwrap();
+        assert!(
+            load(&["--listen", "0.0.0.0:1", "--admin-token-file", path], None)
+                .unwrap_err()
+                .to_string()
+                .contains("empty")
+        );
+        std::fs::write(token.path(), "secret\n").unwrap();
+        let config = load(&["--listen", "0.0.0.0:1", "--admin-token-file", path], None).unwrap();
+        assert_eq!(config.admin_token.as_deref(), Some("secret"));
+    }
+
+    #[test]
+    fn faults_need_to_be_allowed() {
+        let file = "[[faults]]\nversion = \"digits@v2\"\nkind = \"panic\"\n";
+        assert!(load(&[], Some(file)).unwrap_err().to_string().contains("--allow-faults"));
+        assert_eq!(load(&["--allow-faults"], Some(file)).unwrap().faults.len(), 1);
+    }
+}

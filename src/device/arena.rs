@@ -1,0 +1,177 @@
+//! A pool of host memory for one generation's weights, so that what it holds can be measured to the byte.
+//!
+//! jemalloc lets a thread allocate from an arena of its own. A loader enters one, everything that it
+//! allocates there is counted by the allocator itself (`stats.arenas.<i>.*.allocated`), and when the
+//! generation is dropped, on whichever thread, the arena's count falls and its pages are purged back
+//! to the operating system. This is to the CPU what a `CUmemoryPool` is to a GPU.
+//!
+//! Source: jemalloc(3), `arenas.create`, `thread.arena`, `arena.<i>.purge`, `stats.arenas.<i>`.
+//! The binary must use jemalloc as its global allocator (`main.rs` does); elsewhere every count reads zero.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_char, c_void};
+use std::sync::Mutex;
+
+use tikv_jemalloc_sys::mallctl;
+
+use crate::error::{Error, Result};
+
+/// Arenas that are empty again. jemalloc has no more than 4,095, so they are used anew and never piled up.
+static FREE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// One arena, held by one generation (or one load that may still fail).
+#[derive(Debug)]
+pub struct Arena {
+    index: u32,
+}
+
+impl Arena {
+    pub fn acquire() -> Result<Self> {
+        let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
+        // An arena whose memory lingers (tensors that another generation shares) is not used again until it is empty.
+        if let Some(at) = free.iter().position(|index| allocated(*index).is_ok_and(|bytes| bytes == 0)) {
+            return Ok(Arena { index: free.swap_remove(at) });
+        }
+        drop(free);
+        Ok(Arena { index: read("arenas.create")? })
+    }
+
+    /// Runs `work` with this thread's allocations coming from the arena, then purges what it left dirty.
+    pub fn enter<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let before: u32 = read("thread.arena")?;
+        write("thread.arena", self.index)?;
+        let guard = Restore(before);
+        let result = work();
+        drop(guard);
+        self.trim()?;
+        Ok(result)
+    }
+
+    /// Bytes that live allocations of this arena take.
+    pub fn used(&self) -> Result<u64> {
+        allocated(self.index)
+    }
+
+    /// Bytes of this arena that are resident in physical memory, used or not.
+    pub fn resident(&self) -> Result<u64> {
+        refresh()?;
+        Ok(read::<usize>(&format!("stats.arenas.{}.resident", self.index))? as u64)
+    }
+
+    /// Returns unused pages to the operating system.
+    pub fn trim(&self) -> Result<()> {
+        call(&format!("arena.{}.purge", self.index))
+    }
+}
+
+/// Hands back what this thread keeps of freed small allocations, so that their arenas count them as freed.
+pub fn flush_thread_cache() -> Result<()> {
+    call("thread.tcache.flush")
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if let Err(error) = self.trim() {
+            tracing::warn!(%error, "could not purge an arena");
+        }
+        FREE.lock().unwrap_or_else(|e| e.into_inner()).push(self.index);
+    }
+}
+
+/// Puts the thread back on its own arena, also when the work panics.
+struct Restore(u32);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        if let Err(error) = write("thread.arena", self.0) {
+            tracing::warn!(%error, "could not leave an arena");
+        }
+    }
+}
+
+fn allocated(index: u32) -> Result<u64> {
+    refresh()?;
+    let small: usize = read(&format!("stats.arenas.{index}.small.allocated"))?;
+    let large: usize = read(&format!("stats.arenas.{index}.large.allocated"))?;
+    Ok((small + large) as u64)
+}
+
+/// Statistics are snapshots: writing the epoch takes a new one.
+fn refresh() -> Result<()> {
+    write("epoch", 1u64)
+}
+
+fn name_of(name: &str) -> Result<CString> {
+    CString::new(name).map_err(Error::internal)
+}
+
+fn check(name: &str, code: i32) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(Error::internal(format!("mallctl {name} failed with code {code}"))) }
+}
+
+fn read<T: Copy + Default>(name: &str) -> Result<T> {
+    let key = name_of(name)?;
+    let mut value = T::default();
+    let mut size = size_of::<T>();
+    // SAFETY: `key` is NUL-terminated; `value` is writable for `size` bytes and plain data (integers only, by
+    // the callers in this file); jemalloc checks that `size` is the size it would write.
+    let code = unsafe {
+        mallctl(key.as_ptr() as *const c_char, (&raw mut value) as *mut c_void, &raw mut size, std::ptr::null_mut(), 0)
+    };
+    check(name, code)?;
+    Ok(value)
+}
+
+fn write<T: Copy>(name: &str, mut value: T) -> Result<()> {
+    let key = name_of(name)?;
+    // SAFETY: `key` is NUL-terminated; `value` is readable for its size, which jemalloc checks.
+    let code = unsafe {
+        mallctl(
+            key.as_ptr() as *const c_char,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            (&raw mut value) as *mut c_void,
+            size_of::<T>(),
+        )
+    };
+    check(name, code)
+}
+
+fn call(name: &str) -> Result<()> {
+    let key = name_of(name)?;
+    // SAFETY: `key` is NUL-terminated, and the calls made through here take and return nothing.
+    let code = unsafe {
+        mallctl(key.as_ptr() as *const c_char, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut(), 0)
+    };
+    check(name, code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arena_counts_what_is_loaded_into_it_and_gives_it_back_from_any_thread() {
+        let arena = Arena::acquire().unwrap();
+        let empty = arena.used().unwrap();
+        let big = arena.enter(|| vec![1u8; 32 << 20]).unwrap();
+        let held = arena.used().unwrap() - empty;
+        assert!((32 << 20..33 << 20).contains(&held), "{held}");
+        assert!(arena.resident().unwrap() >= 32 << 20);
+        std::thread::spawn(move || drop(big)).join().unwrap();
+        assert_eq!(arena.used().unwrap(), empty);
+        arena.trim().unwrap();
+        assert!(arena.resident().unwrap() < 8 << 20);
+    }
+
+    #[test]
+    fn allocations_after_leaving_are_not_counted() {
+        let arena = Arena::acquire().unwrap();
+        arena.enter(|| ()).unwrap();
+        let before = arena.used().unwrap();
+        let other = vec![1u8; 4 << 20];
+        assert_eq!(arena.used().unwrap(), before);
+        drop(other);
+    }
+}

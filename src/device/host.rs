@@ -1,0 +1,75 @@
+//! What the operating system says of this process and machine. Linux reads `/proc`; elsewhere unknown is `None`.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+
+/// Memory of the machine, bytes, as `/proc/meminfo` and the control group say.
+#[derive(Debug, Clone, Copy)]
+pub struct HostMemory {
+    pub total: u64,
+    pub available: u64,
+}
+
+impl HostMemory {
+    /// `None` where the operating system does not say.
+    pub fn read() -> Option<Self> {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        let field = |name: &str| -> Option<u64> {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+        };
+        let memory = HostMemory { total: field("MemTotal:")?, available: field("MemAvailable:")? };
+        Some(match control_group() {
+            Some((limit, used)) => HostMemory {
+                total: memory.total.min(limit),
+                available: memory.available.min(limit.saturating_sub(used)),
+            },
+            None => memory,
+        })
+    }
+}
+
+/// The version 2 control group's limit and use, where there is a limit. Bytes.
+fn control_group() -> Option<(u64, u64)> {
+    let number = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
+    Some((number("memory.max")?, number("memory.current")?))
+}
+
+/// Physical memory of this process, bytes (`/proc/self/statm`, second field, in pages).
+pub fn resident_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: sysconf takes a constant and touches no memory of ours.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(page).ok().map(|page| pages * page)
+}
+
+/// File descriptors that this process holds.
+pub fn open_files() -> Option<usize> {
+    fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count())
+}
+
+/// Gives the calling thread the lowest scheduling priority, so that what it does yields to live traffic.
+/// A thread cannot raise itself again without privilege: only threads that end with their work may call this.
+pub fn lower_thread_priority() {
+    // On Linux a "process" of setpriority(2) is one thread, and 0 is the caller.
+    // SAFETY: plain integers in, no memory involved.
+    let code = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    if code != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "could not lower a thread's priority");
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_and_this_process_are_seen() {
+        let memory = HostMemory::read().unwrap();
+        assert!(memory.available <= memory.total && memory.total > 0);
+        assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(open_files().unwrap() >= 3);
+    }
+}

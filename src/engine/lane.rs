@@ -1,0 +1,92 @@
+//! A generation's bounded queue into the engine: permits first, then work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{Engine, Message, Rows, gone};
+use crate::error::{Error, Result};
+use crate::generation::GenerationId;
+use crate::model::Input;
+use crate::schedule::Nanos;
+
+/// A request's inputs on their way to the engine.
+pub(crate) struct Submission {
+    pub(crate) generation: GenerationId,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) arrived: Nanos,
+    pub(crate) urgent: bool,
+    /// Closed when the client has left; then nothing more of it is run.
+    pub(crate) reply: oneshot::Sender<Result<Rows>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Lane {
+    engine: Engine,
+    generation: GenerationId,
+    name: String,
+    limit: usize,
+    room: Arc<Semaphore>,
+}
+
+/// Room for a request's inputs in the queue, held until it is answered.
+#[derive(Debug)]
+pub struct Permit {
+    _room: OwnedSemaphorePermit,
+}
+
+impl Lane {
+    pub(super) fn new(engine: Engine, generation: GenerationId, name: String, limit: usize) -> Self {
+        Lane { engine, generation, name, limit, room: Arc::new(Semaphore::new(limit)) }
+    }
+
+    /// Takes room for `inputs` inputs.
+    ///
+    /// # Errors
+    /// `Overloaded` at once when the queue is full; `TooLarge` when the request could never fit.
+    pub fn permit(&self, inputs: usize) -> Result<Permit> {
+        let count = u32::try_from(inputs).unwrap_or(u32::MAX);
+        if inputs > self.limit {
+            return Err(Error::TooLarge { what: "number of inputs", got: inputs as u64, limit: self.limit as u64 });
+        }
+        match Arc::clone(&self.room).try_acquire_many_owned(count) {
+            Ok(room) => Ok(Permit { _room: room }),
+            Err(_) => Err(Error::Overloaded {
+                model: self.name.clone(),
+                limit: self.limit,
+                retry_after: Duration::from_secs(1),
+            }),
+        }
+    }
+
+    /// Runs inputs and returns a row for each. Needs no permit of its own: the caller holds one, or is a
+    /// failover, which goes past the bounds and before the others (`urgent`).
+    ///
+    /// Dropping the future takes the inputs out of the queue.
+    pub async fn run(&self, inputs: Vec<Input>, urgent: bool) -> Result<Rows> {
+        let (reply, answer) = oneshot::channel();
+        let arrived = self.engine.now();
+        self.engine.send(Message::Submit(Submission {
+            generation: self.generation,
+            inputs,
+            arrived,
+            urgent,
+            reply,
+        }))?;
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(|_| gone())?,
+            reason = self.engine.fatal() => Err(Error::internal(reason)),
+        }
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Inputs that hold room now.
+    pub fn waiting(&self) -> usize {
+        self.limit - self.room.available_permits()
+    }
+}

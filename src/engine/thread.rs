@@ -1,0 +1,251 @@
+//! The engine's thread: takes what was sent, chooses whose turn it is, runs it, tells.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use super::gaps::Gaps;
+use super::resident::Resident;
+use super::store::Store;
+use super::{Message, Piece, Shared, Timed};
+use crate::device::flush_thread_cache;
+use crate::error::Error;
+use crate::generation::GenerationId;
+use crate::model::{Model, Packed};
+use crate::schedule::{Choice, Class, Nanos, Turns};
+
+struct Thread<'a> {
+    epoch: Instant,
+    shared: &'a Arc<Shared>,
+    pool: Option<rayon::ThreadPool>,
+    residents: HashMap<GenerationId, Resident>,
+    store: Store,
+    validation: VecDeque<Piece>,
+    shadow: VecDeque<Piece>,
+    turns: Turns,
+    gaps: Gaps,
+    stopping: bool,
+}
+
+pub(super) fn run(inbox: Receiver<Message>, epoch: Instant, shared: &Arc<Shared>, threads: usize) {
+    let mut thread = Thread {
+        epoch,
+        shared,
+        pool: pool(threads),
+        residents: HashMap::new(),
+        store: Store::default(),
+        validation: VecDeque::new(),
+        shadow: VecDeque::new(),
+        turns: Turns::new(0),
+        gaps: Gaps::default(),
+        stopping: false,
+    };
+    loop {
+        match inbox.try_recv() {
+            Ok(message) => {
+                thread.handle(message);
+                continue;
+            }
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => thread.stopping = true,
+        }
+        match thread.choose() {
+            Choice::Client(generation) => thread.client(generation),
+            Choice::Background(class) => thread.background(class),
+            Choice::Wait(None) if thread.stopping => return,
+            Choice::Wait(at) => match wait(&inbox, at.map(|at| at.saturating_sub(thread.now()))) {
+                Ok(Some(message)) => thread.handle(message),
+                Ok(None) => {}
+                Err(()) => thread.stopping = true,
+            },
+        }
+    }
+}
+
+/// Waits for a message, or until `nanos` have passed.
+fn wait(inbox: &Receiver<Message>, nanos: Option<Nanos>) -> Result<Option<Message>, ()> {
+    match nanos {
+        None => inbox.recv().map(Some).map_err(|_| ()),
+        Some(nanos) => match inbox.recv_timeout(Duration::from_nanos(nanos)) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(()),
+        },
+    }
+}
+
+/// The threads of forward passes on a CPU, this one among them.
+fn pool(threads: usize) -> Option<rayon::ThreadPool> {
+    let built = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.max(1))
+        .thread_name(|n| format!("forward-{n}"))
+        .use_current_thread()
+        .build();
+    built.inspect_err(|error| tracing::error!(%error, "no thread pool; forward passes use the global one")).ok()
+}
+
+impl Thread<'_> {
+    fn now(&self) -> Nanos {
+        self.epoch.elapsed().as_nanos() as Nanos
+    }
+
+    fn handle(&mut self, message: Message) {
+        // Whoever asked may have gone; then nobody minds that the answer is not taken.
+        match message {
+            Message::Submit(submission) => match self.residents.get_mut(&submission.generation) {
+                Some(resident) => {
+                    let waiting = submission.inputs.len() as u64;
+                    resident.submit(submission);
+                    self.shared.counters.waiting.fetch_add(waiting, Ordering::Relaxed);
+                }
+                None => {
+                    debug_assert!(false, "work for a generation that is not resident");
+                    let error = Error::internal(format!("generation {} is not resident", submission.generation));
+                    let _ = submission.reply.send(Err(error));
+                }
+            },
+            Message::Background(piece) => match piece.class {
+                Class::Shadow => self.shadow.push_back(piece),
+                Class::Client | Class::Validation => self.validation.push_back(piece),
+            },
+            Message::Lookup { generation, keys, reply } => {
+                let _ = reply.send(self.store.lookup(generation, keys));
+            }
+            Message::Keep { generation, tensors, reply } => {
+                self.store.keep(generation, tensors);
+                let _ = reply.send(());
+            }
+            Message::Install(install, reply) => {
+                self.residents.insert(install.generation, Resident::new(*install));
+                let _ = reply.send(());
+            }
+            Message::Retire { generation, rest, reply } => {
+                drop(rest);
+                self.validation.retain(|piece| piece.generation != generation);
+                self.shadow.retain(|piece| piece.generation != generation);
+                drop(self.residents.remove(&generation));
+                let held = self.store.release(generation);
+                // What was freed counts as freed only when no thread keeps it for itself.
+                if let Err(error) = flush_thread_cache() {
+                    tracing::warn!(%error, "freed memory may be counted as held");
+                }
+                let _ = reply.send(held);
+            }
+            Message::Memory(reply) => {
+                let _ = reply.send(self.store.held());
+            }
+            Message::Gap { from, to, reply } => {
+                let _ = reply.send(self.gaps.longest(from, to));
+            }
+            Message::Stop => self.stopping = true,
+        }
+        self.count_waiting();
+    }
+
+    fn count_waiting(&self) {
+        let waiting: usize = self.residents.values().map(|resident| resident.batcher.len()).sum();
+        self.shared.counters.waiting.store(waiting as u64, Ordering::Relaxed);
+    }
+
+    fn choose(&mut self) -> Choice<GenerationId> {
+        let now = self.now();
+        let lanes = self
+            .residents
+            .iter()
+            .filter_map(|(id, resident)| Some((*id, resident.batcher.ready_at()?, resident.batcher.oldest()?)));
+        let background = match (self.validation.is_empty(), self.shadow.is_empty()) {
+            (false, _) => Some(Class::Validation),
+            (true, false) => Some(Class::Shadow),
+            (true, true) => None,
+        };
+        self.turns.choose(now, lanes, background)
+    }
+
+    fn client(&mut self, generation: GenerationId) {
+        let now = self.now();
+        let Some(resident) = self.residents.get_mut(&generation) else { return };
+        let (cut, cancelled) = resident.cut(now);
+        let counters = &self.shared.counters;
+        counters.cancelled.fetch_add(cancelled, Ordering::Relaxed);
+        // An error was told to those whom it concerns.
+        if let Some(Ok(cut)) = cut {
+            let started = self.epoch.elapsed().as_nanos() as Nanos;
+            self.gaps.begins(started, cut.oldest);
+            let running = Running::begin(self.shared, generation, started);
+            resident.run(&cut, &|model, packed, from, to| forward(&self.pool, model, packed, from, to));
+            drop(running);
+            let ended = self.epoch.elapsed().as_nanos() as Nanos;
+            resident.batcher.observe(cut.tokens, ended - started);
+            self.gaps.worked_until(ended);
+            self.turns.ran(Class::Client, started, ended);
+            counters.batches.fetch_add(1, Ordering::Relaxed);
+            counters.inputs.fetch_add(cut.places.len() as u64, Ordering::Relaxed);
+            counters.tokens.fetch_add(cut.tokens as u64, Ordering::Relaxed);
+            counters.client_nanos.fetch_add(ended - started, Ordering::Relaxed);
+            let bucket = (cut.places.len().next_power_of_two().trailing_zeros() as usize).min(7);
+            counters.batch_sizes[bucket].fetch_add(1, Ordering::Relaxed);
+        }
+        self.count_waiting();
+    }
+
+    fn background(&mut self, class: Class) {
+        let queue = if class == Class::Shadow { &mut self.shadow } else { &mut self.validation };
+        let Some(piece) = queue.pop_front() else { return };
+        if piece.reply.is_closed() {
+            return;
+        }
+        let started = self.now();
+        let answer = match (self.residents.get_mut(&piece.generation), Packed::new(piece.inputs)) {
+            (Some(resident), Ok(packed)) => {
+                let running = Running::begin(self.shared, piece.generation, started);
+                let count = packed.len();
+                let pool = &self.pool;
+                let rows = resident
+                    .forward(&packed, 0, count, &|model, packed, from, to| forward(pool, model, packed, from, to));
+                drop(running);
+                rows
+            }
+            (None, _) => Err(Error::internal(format!("generation {} is not resident", piece.generation))),
+            (_, Err(error)) => Err(error),
+        };
+        let ended = self.now();
+        self.gaps.worked_until(ended);
+        self.turns.ran(class, started, ended);
+        self.shared.counters.background_nanos.fetch_add(ended - started, Ordering::Relaxed);
+        let took = Duration::from_nanos(ended - started);
+        let _ = piece.reply.send(answer.map(|rows| Timed { rows, took }));
+    }
+}
+
+fn forward(
+    pool: &Option<rayon::ThreadPool>,
+    model: &mut Model,
+    packed: &Packed,
+    from: usize,
+    to: usize,
+) -> crate::error::Result<super::Rows> {
+    let mut work = || model.forward(packed, from..to)?.wait();
+    match pool {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
+}
+
+/// Tells the watchdog what runs, for as long as it lives.
+struct Running<'a>(&'a Shared);
+
+impl<'a> Running<'a> {
+    fn begin(shared: &'a Shared, generation: GenerationId, now: Nanos) -> Self {
+        shared.since.store(now, Ordering::Release);
+        shared.running.store(generation.0 + 1, Ordering::Release);
+        Running(shared)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.store(0, Ordering::Release);
+    }
+}

@@ -1,0 +1,211 @@
+//! A generation's own counters. The window rules judge these and nothing else; metrics export them.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use tokio::sync::Notify;
+
+/// Latencies are kept in two halves of this length, so that a quantile speaks of the recent past.
+const HALF_LIFE: Duration = Duration::from_secs(60);
+/// Microseconds; longer ones count as this.
+const LONGEST: u64 = 600_000_000;
+
+#[derive(Debug)]
+pub struct Stats {
+    /// Requests answered through a route by this generation, whole.
+    answered: AtomicU64,
+    /// Requests that this generation failed although its predecessor could answer them, or, where no failover
+    /// was possible, that it failed.
+    blamed: AtomicU64,
+    /// Of the blamed ones, those with non-finite outputs.
+    nonfinite: AtomicU64,
+    /// Requests that it failed and that nobody could answer: not its fault alone.
+    unexplained: AtomicU64,
+    /// Requests that the predecessor answered for it.
+    failovers: AtomicU64,
+    /// Requests that named this version themselves; they count in no window.
+    named: AtomicU64,
+    latency: Mutex<Latencies>,
+    /// Woken on every blamed fault, so that rules are judged at once.
+    pub fault: Notify,
+}
+
+#[derive(Debug)]
+struct Latencies {
+    /// Microseconds, from admission to the complete output.
+    current: Histogram<u64>,
+    previous: Histogram<u64>,
+    /// Everything since the last `restart`.
+    window: Histogram<u64>,
+    turned: Instant,
+}
+
+/// What the counters said at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    pub answered: u64,
+    pub blamed: u64,
+    pub nonfinite: u64,
+    pub unexplained: u64,
+    pub failovers: u64,
+    pub named: u64,
+    /// Of the last one to two minutes; `None` without requests.
+    pub p50: Option<Duration>,
+    pub p99: Option<Duration>,
+    pub samples: u64,
+}
+
+impl Stats {
+    pub fn new() -> Self {
+        Stats {
+            answered: AtomicU64::new(0),
+            blamed: AtomicU64::new(0),
+            nonfinite: AtomicU64::new(0),
+            unexplained: AtomicU64::new(0),
+            failovers: AtomicU64::new(0),
+            named: AtomicU64::new(0),
+            latency: Mutex::new(Latencies {
+                current: histogram(),
+                previous: histogram(),
+                window: histogram(),
+                turned: Instant::now(),
+            }),
+            fault: Notify::new(),
+        }
+    }
+
+    pub fn answered(&self, took: Duration) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        let micros = (took.as_micros() as u64).clamp(1, LONGEST);
+        let mut latency = self.lock();
+        latency.turn();
+        latency.current.saturating_record(micros);
+        latency.window.saturating_record(micros);
+    }
+
+    pub fn answered_by_name(&self) {
+        self.named.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A fault that is this generation's own.
+    pub fn blame(&self, nonfinite: bool) {
+        self.blamed.fetch_add(1, Ordering::Relaxed);
+        if nonfinite {
+            self.nonfinite.fetch_add(1, Ordering::Relaxed);
+        }
+        self.fault.notify_one();
+    }
+
+    pub fn failed_over(&self) {
+        self.failovers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A fault that the predecessor shares, so that nobody is to blame but perhaps the input.
+    pub fn unexplained(&self) {
+        self.unexplained.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let (p50, p99, samples) = {
+            let mut latency = self.lock();
+            latency.turn();
+            let mut recent = latency.previous.clone();
+            // Both have the same bounds, so adding cannot fail.
+            let _ = recent.add(&latency.current);
+            quantiles(&recent)
+        };
+        self.counters(p50, p99, samples)
+    }
+
+    /// Like `snapshot`, with latencies since the last `restart_window`.
+    pub fn window(&self) -> Snapshot {
+        let (p50, p99, samples) = quantiles(&self.lock().window);
+        self.counters(p50, p99, samples)
+    }
+
+    pub fn restart_window(&self) {
+        self.lock().window.reset();
+    }
+
+    fn counters(&self, p50: Option<Duration>, p99: Option<Duration>, samples: u64) -> Snapshot {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Snapshot {
+            answered: read(&self.answered),
+            blamed: read(&self.blamed),
+            nonfinite: read(&self.nonfinite),
+            unexplained: read(&self.unexplained),
+            failovers: read(&self.failovers),
+            named: read(&self.named),
+            p50,
+            p99,
+            samples,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Latencies> {
+        self.latency.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Latencies {
+    fn turn(&mut self) {
+        let age = self.turned.elapsed();
+        if age >= HALF_LIFE {
+            std::mem::swap(&mut self.current, &mut self.previous);
+            self.current.reset();
+            if age >= 2 * HALF_LIFE {
+                self.previous.reset();
+            }
+            self.turned = Instant::now();
+        }
+    }
+}
+
+fn histogram() -> Histogram<u64> {
+    // Two significant digits over 1 µs to 10 min: a constant and valid pair of bounds.
+    #[allow(clippy::expect_used)]
+    Histogram::new_with_bounds(1, LONGEST, 2).expect("constant bounds are valid")
+}
+
+fn quantiles(histogram: &Histogram<u64>) -> (Option<Duration>, Option<Duration>, u64) {
+    if histogram.is_empty() {
+        return (None, None, 0);
+    }
+    let at = |q| Some(Duration::from_micros(histogram.value_at_quantile(q)));
+    (at(0.5), at(0.99), histogram.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_speak_of_what_was_answered() {
+        let stats = Stats::new();
+        for ms in 1..=100 {
+            stats.answered(Duration::from_millis(ms));
+        }
+        let seen = stats.snapshot();
+        assert_eq!((seen.answered, seen.samples), (100, 100));
+        assert!((48..=52).contains(&seen.p50.unwrap().as_millis()), "{seen:?}");
+        assert!((97..=101).contains(&seen.p99.unwrap().as_millis()), "{seen:?}");
+    }
+
+    #[test]
+    fn a_window_begins_anew_and_named_requests_are_in_none() {
+        let stats = Stats::new();
+        stats.answered(Duration::from_millis(5));
+        stats.restart_window();
+        stats.answered_by_name();
+        assert_eq!((stats.window().samples, stats.window().named), (0, 1));
+        assert_eq!(stats.snapshot().samples, 1);
+    }
+}

@@ -1,0 +1,251 @@
+//! Changing versions and telling of it: the only dialect that knows the supervisor.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, Request, State};
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use futures_util::{Stream, StreamExt, stream};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::reply::Failure;
+use super::rollout_reply::{self, Wait};
+use super::{App, body};
+use crate::error::{Error, Result};
+use crate::ledger::Event;
+use crate::repository::duration;
+use crate::rollout::{Answer, Options};
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/models", get(models))
+        .route("/models/{ref}", get(model))
+        .route("/models/{ref}", delete(release))
+        .route("/models/{ref}/stage", post(stage))
+        .route("/models/{ref}/promote", post(promote))
+        .route("/admin/rollback", post(rollback))
+        .route("/admin/settle", post(settle))
+        .route("/admin/rollouts", get(rollouts))
+        .route("/admin/rollouts/{id}", get(rollout))
+        .route("/admin/rollouts/{id}/abort", post(abort))
+        .route("/admin/events", get(events))
+        .route("/admin/memory", get(memory))
+}
+
+/// The body of stage, promote, rollback, settle and abort; each takes what makes sense for it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Order {
+    model: Option<String>,
+    observe: Option<String>,
+    wait: Option<Wait>,
+    reason: Option<String>,
+    actor: Option<String>,
+    accept_contract_change: bool,
+}
+
+const MOST_ORDER_BYTES: usize = 64 << 10;
+
+impl Order {
+    async fn read(request: Request) -> Result<(Order, bool), Failure> {
+        let streams = rollout_reply::wants_events(request.headers());
+        let bytes = body::read(request.into_body(), MOST_ORDER_BYTES).await.map_err(Failure::native)?;
+        let order: Order = body::json_or_default(&bytes).map_err(Failure::native)?;
+        Ok((order, streams))
+    }
+
+    fn options(&self) -> Result<Options> {
+        let observe = self.observe.as_deref().map(|text| {
+            duration::parse(text).map_err(|reason| Error::bad_param("observe", format!("observe: {reason}")))
+        });
+        Ok(Options {
+            observe: observe.transpose()?,
+            reason: self.reason.clone(),
+            actor: self.actor.clone(),
+            accept_contract_change: self.accept_contract_change,
+        })
+    }
+}
+
+async fn stage(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
+    let work = async {
+        let (order, streams) = Order::read(request).await?;
+        let options = order.options().map_err(Failure::native)?;
+        let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
+        told(&app, answer, order.wait.unwrap_or(Wait::Ready), streams).await
+    };
+    work.await.unwrap_or_else(Failure::into_response)
+}
+
+async fn promote(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
+    let work = async {
+        let (order, streams) = Order::read(request).await?;
+        let options = order.options().map_err(Failure::native)?;
+        let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
+        told(&app, answer, order.wait.unwrap_or(Wait::Switched), streams).await
+    };
+    work.await.unwrap_or_else(Failure::into_response)
+}
+
+async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
+    let work = async {
+        let (order, streams) = Order::read(request).await?;
+        let options = order.options().map_err(Failure::native)?;
+        let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
+        // An instant one is in force already; a cold one is when it has switched.
+        told(&app, answer, order.wait.unwrap_or(Wait::Switched), streams).await
+    };
+    work.await.unwrap_or_else(Failure::into_response)
+}
+
+async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
+    let work = async {
+        let (order, streams) = Order::read(request).await?;
+        let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
+        told(&app, answer, order.wait.unwrap_or(Wait::Settled), streams).await
+    };
+    work.await.unwrap_or_else(Failure::into_response)
+}
+
+async fn abort(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+    let work = async {
+        let (order, _) = Order::read(request).await?;
+        let options = order.options().map_err(Failure::native)?;
+        match app.supervisor.abort(&id, options).await.map_err(Failure::native)? {
+            Answer::Rollout(mut handle) => {
+                // It was asked to end aborted, so that is no error here.
+                let view = handle.until(|view| view.phase.is_end()).await.map_err(Failure::native)?;
+                Ok(Json(view.as_ref()).into_response())
+            }
+            Answer::Already { version } => Ok(already(&version)),
+        }
+    };
+    work.await.unwrap_or_else(|failure: Failure| failure.into_response())
+}
+
+async fn release(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Response {
+    let work = async {
+        match app.supervisor.release(&reference).await.map_err(Failure::native)? {
+            Answer::Rollout(mut handle) => {
+                let view = handle.until(|view| view.phase.is_end()).await.map_err(Failure::native)?;
+                Ok(Json(view.as_ref()).into_response())
+            }
+            Answer::Already { version } => Ok(already(&version)),
+        }
+    };
+    work.await.unwrap_or_else(|failure: Failure| failure.into_response())
+}
+
+async fn told(app: &App, answer: Answer, wait: Wait, streams: bool) -> Result<Response, Failure> {
+    match answer {
+        Answer::Rollout(handle) if streams => Ok(rollout_reply::events(handle, wait)),
+        Answer::Rollout(handle) => Ok(rollout_reply::answer(handle, wait).await),
+        Answer::Already { version } => {
+            let _ = app;
+            match streams {
+                true => {
+                    let body = json!({ "to": version, "phase": "settled", "unchanged": true });
+                    let done = SseEvent::default().event("done").data(body.to_string());
+                    Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
+                }
+                false => Ok(already(&version)),
+            }
+        }
+    }
+}
+
+/// It was so before: 200, and nothing changed.
+fn already(version: &str) -> Response {
+    Json(json!({ "to": version, "phase": "settled", "unchanged": true })).into_response()
+}
+
+async fn models(State(app): State<Arc<App>>) -> Response {
+    Json(json!({ "models": app.supervisor.models().await })).into_response()
+}
+
+async fn model(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Response {
+    match app.supervisor.resolve(&reference).await {
+        Ok(target) => match app.supervisor.model(target.slot.name()).await {
+            Some(report) => Json(report).into_response(),
+            None => Failure::native(Error::Unknown { reference, known: Vec::new() }).into_response(),
+        },
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Listing {
+    model: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn rollouts(State(app): State<Arc<App>>, Query(listing): Query<Listing>) -> Response {
+    let work = async {
+        let limit = listing.limit.unwrap_or(50).min(1000);
+        let rollouts = app.supervisor.rollouts(listing.model.clone(), limit).await?;
+        let figures = app.supervisor.figures(listing.model).await?;
+        Ok(Json(json!({ "rollouts": rollouts, "figures": figures })).into_response())
+    };
+    work.await.unwrap_or_else(|error| Failure::native(error).into_response())
+}
+
+async fn rollout(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match app.supervisor.rollout(&id).await {
+        Ok(view) => Json(view).into_response(),
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+async fn memory(State(app): State<Arc<App>>) -> Response {
+    match app.supervisor.memory().await {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Since {
+    /// Events after this sequence number come first.
+    after: Option<i64>,
+}
+
+/// Events as they happen. `Last-Event-ID` or `?after=` brings those that were missed, from the ledger.
+async fn events(State(app): State<Arc<App>>, Query(since): Query<Since>, request: Request) -> Response {
+    let last = request.headers().get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
+    // Subscribe before reading, so that nothing falls between.
+    let live = app.supervisor.journal().subscribe();
+    let missed = match since.after.or(last) {
+        Some(after) => match app.supervisor.events_after(after, 10_000).await {
+            Ok(events) => events,
+            Err(error) => return Failure::native(error).into_response(),
+        },
+        None => Vec::new(),
+    };
+    let newest = missed.last().map_or(i64::MIN, |event| event.seq);
+    let old = stream::iter(missed);
+    let new = subscription(live).filter(move |event| std::future::ready(event.seq > newest));
+    let stream = old.chain(new).map(|event| {
+        let data = serde_json::to_string(&event).unwrap_or_default();
+        Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
+    });
+    Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+}
+
+/// A listener that falls too far behind goes on with what is newest; its ids show the hole.
+fn subscription(live: tokio::sync::broadcast::Receiver<Event>) -> impl Stream<Item = Event> {
+    stream::unfold(live, |mut live| async move {
+        loop {
+            match live.recv().await {
+                Ok(event) => return Some((event, live)),
+                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "an event listener fell behind"),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    })
+}

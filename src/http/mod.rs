@@ -1,0 +1,94 @@
+//! HTTP: routes, what every request passes through, and one file a dialect.
+//!
+//! A dialect turns its bodies into an `Ask`, admits it to a slot, and turns the `Answer` into its own body; it
+//! sees slots and generations, nothing behind them. Only `admin` knows the supervisor. `reply` is the one table
+//! from error kinds to each dialect's statuses and bodies; `guard` decides who may come in.
+
+mod admin;
+mod body;
+mod guard;
+mod native;
+mod openai;
+mod openapi;
+mod ops;
+mod reply;
+mod request;
+mod rollout_reply;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+
+pub use guard::Guard;
+pub use reply::Dialect;
+
+use crate::rollout::Supervisor;
+use crate::slot::Registry;
+use crate::telemetry::Metrics;
+
+/// What handlers share.
+pub struct App {
+    pub registry: Arc<Registry>,
+    pub supervisor: Arc<Supervisor>,
+    pub metrics: Arc<Metrics>,
+    pub limits: HttpLimits,
+    /// Set when the server begins to stop: readiness turns false, admitted requests finish.
+    pub stopping: AtomicBool,
+    /// Set when all models were brought up once.
+    pub started: AtomicBool,
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpLimits {
+    /// Largest request body of any model; each model's own limit holds as well. Bytes.
+    pub max_body_bytes: usize,
+    /// A request whose head or body comes slower than this is dropped.
+    pub read_timeout: Duration,
+}
+
+impl App {
+    pub fn is_ready(&self) -> bool {
+        self.started.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire) && self.supervisor.is_ready()
+    }
+}
+
+/// Which routes a listener answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    Everything,
+    /// Inference, lists and health; changes are made elsewhere.
+    Inference,
+    /// Changes, and what tells of them.
+    Admin,
+}
+
+/// The routes of one listener, behind its guard.
+pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
+    let mut router = Router::new().merge(ops::routes());
+    if serves != Serves::Admin {
+        router = router.merge(native::routes()).merge(openai::routes());
+    }
+    if serves != Serves::Inference {
+        let admin = admin::routes().route_layer(middleware::from_fn_with_state(Arc::new(guard.clone()), guard::admin));
+        router = router.merge(admin);
+    }
+    router
+        .fallback(reply::not_found)
+        .method_not_allowed_fallback(reply::method_not_allowed)
+        // The limit is checked where bodies are read, so that the error has the dialect's form.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(Arc::new(guard), guard::origin))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), request::observe))
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(reply::panicked))
+        .with_state(app)
+}
+
+/// Whether an address can be reached from this machine only.
+pub fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().is_loopback()
+}

@@ -1,0 +1,99 @@
+//! The native dialect: `POST /models/{ref}/infer`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use serde::{Deserialize, Serialize};
+
+use super::reply::{Dialect, Failure, put_stamp};
+use super::{App, body, request};
+use crate::error::{Error, Result};
+use crate::process::{FinishOptions, PrepareOptions};
+use crate::slot::Ask;
+use crate::value::{Output, RawInput};
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new().route("/models/{ref}/infer", post(infer))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InferRequest {
+    inputs: Vec<RawInput>,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    truncate: Option<bool>,
+    dimensions: Option<usize>,
+    normalize: Option<bool>,
+    raw_scores: Option<bool>,
+    /// Milliseconds.
+    deadline_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct InferResponse<'a> {
+    model: &'a str,
+    version: &'a str,
+    outputs: Vec<Output>,
+}
+
+async fn infer(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
+    match answer(&app, &reference, request).await {
+        Ok(response) => response,
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn answer(app: &App, reference: &str, request: Request) -> Result<Response, Failure> {
+    let is_image = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("image/"));
+    let bytes = body::read(request.into_body(), app.limits.max_body_bytes).await.map_err(Failure::native)?;
+    let size = bytes.len();
+    let ask = move || if is_image { Ok(image(bytes.to_vec())) } else { parse(&bytes) };
+    let answer = request::answer(app, Dialect::Native, reference, |_| Ok(()), size, ask).await?;
+    let stamp = answer.stamp;
+    let body = InferResponse { model: &stamp.model, version: &stamp.version, outputs: answer.outputs };
+    let mut response = Json(body).into_response();
+    put_stamp(&mut response, &stamp);
+    Ok(response)
+}
+
+fn image(file: Vec<u8>) -> Ask {
+    Ask {
+        inputs: vec![RawInput::Image(file)],
+        prepare: PrepareOptions::default(),
+        finish: FinishOptions::default(),
+        deadline: None,
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Ask> {
+    let InferRequest { inputs, parameters } = body::json(bytes)?;
+    if inputs.is_empty() {
+        return Err(Error::bad_param("inputs", "inputs is empty; give at least one"));
+    }
+    Ok(Ask {
+        inputs,
+        prepare: PrepareOptions { truncate: parameters.truncate.unwrap_or(true) },
+        finish: FinishOptions {
+            dimensions: parameters.dimensions,
+            raw_scores: parameters.raw_scores.unwrap_or(false),
+            normalize: parameters.normalize,
+        },
+        deadline: parameters.deadline_ms.map(Duration::from_millis),
+    })
+}

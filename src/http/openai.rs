@@ -1,0 +1,186 @@
+//! OpenAI's dialect: `/v1/models` and `/v1/embeddings`.
+//!
+//! Source: OpenAI API reference, "Embeddings" and "Models"; the official clients ask for base64 by default.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::reply::{Dialect, Failure, put_stamp};
+use super::{App, body, request};
+use crate::error::{Error, Result};
+use crate::process::{FinishOptions, PrepareOptions};
+use crate::slot::{Ask, Slot, Target};
+use crate::value::{Output, RawInput, Task};
+
+/// Inputs of one request, as OpenAI allows.
+const MOST_INPUTS: usize = 2048;
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{ref}", get(model))
+        .route("/v1/embeddings", post(embeddings))
+}
+
+#[derive(Debug, Deserialize)]
+struct EmbeddingsRequest {
+    model: String,
+    input: Input,
+    encoding_format: Option<Encoding>,
+    dimensions: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "input is a string, a list of strings, a list of token ids, or a list of such lists")]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+    Tokens(Vec<u32>),
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    Float,
+    Base64,
+}
+
+async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
+    match embed(&app, request).await {
+        Ok(response) => response,
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
+    let plain = |error| Failure::new(Dialect::OpenAi, error);
+    let bytes = body::read(request.into_body(), app.limits.max_body_bytes).await.map_err(plain)?;
+    let parsed: EmbeddingsRequest = body::json(&bytes).map_err(plain)?;
+    let encoding = parsed.encoding_format.unwrap_or(Encoding::Float);
+    let (reference, dimensions) = (parsed.model, parsed.dimensions);
+    let ask = move || {
+        Ok(Ask {
+            inputs: inputs(parsed.input)?,
+            prepare: PrepareOptions::default(),
+            finish: FinishOptions { dimensions, ..FinishOptions::default() },
+            deadline: None,
+        })
+    };
+    let answer = request::answer(app, Dialect::OpenAi, &reference, embeds, bytes.len(), ask).await?;
+    let data: Vec<Value> =
+        answer.outputs.into_iter().enumerate().map(|(at, output)| item(at, output, encoding)).collect();
+    let stamp = answer.stamp;
+    let usage = json!({ "prompt_tokens": answer.tokens, "total_tokens": answer.tokens });
+    let body = json!({ "object": "list", "data": data, "model": &*stamp.model, "usage": usage });
+    let mut response = Json(body).into_response();
+    put_stamp(&mut response, &stamp);
+    Ok(response)
+}
+
+fn embeds(target: &Target) -> Result<()> {
+    match target.slot.task() {
+        Task::Embed => Ok(()),
+        other => {
+            let message = format!("'{}' does not embed: its task is {other}", target.slot.name());
+            Err(Error::bad_param("model", message))
+        }
+    }
+}
+
+fn inputs(input: Input) -> Result<Vec<RawInput>> {
+    let inputs: Vec<RawInput> = match input {
+        Input::One(text) => vec![RawInput::Text(text)],
+        Input::Many(texts) => texts.into_iter().map(RawInput::Text).collect(),
+        Input::Tokens(ids) => vec![RawInput::Tokens(ids)],
+        Input::ManyTokens(lists) => lists.into_iter().map(RawInput::Tokens).collect(),
+    };
+    if inputs.is_empty() || inputs.len() > MOST_INPUTS {
+        let message = format!("input holds {} items; 1 to {MOST_INPUTS} are possible", inputs.len());
+        return Err(Error::bad_param("input", message));
+    }
+    let empty = |input: &RawInput| match input {
+        RawInput::Text(text) => text.is_empty(),
+        RawInput::Tokens(ids) => ids.is_empty(),
+        RawInput::Pair(..) | RawInput::Image(_) => false,
+    };
+    if let Some(at) = inputs.iter().position(empty) {
+        return Err(Error::bad_param("input", format!("input {at} is empty")));
+    }
+    Ok(inputs)
+}
+
+fn item(index: usize, output: Output, encoding: Encoding) -> Value {
+    let embedding = match output {
+        Output::Embedding { embedding } => embedding,
+        // `embeds` has seen that the task is to embed, and a task has one kind of output.
+        Output::Labels { .. } | Output::Score { .. } => Vec::new(),
+    };
+    let value = match encoding {
+        Encoding::Float => json!(embedding),
+        // Little-endian f32, as openai-python and openai-node decode it.
+        Encoding::Base64 => {
+            let bytes: Vec<u8> = embedding.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Value::String(STANDARD.encode(bytes))
+        }
+    };
+    json!({ "object": "embedding", "index": index, "embedding": value })
+}
+
+async fn models(State(app): State<Arc<App>>) -> Response {
+    let data: Vec<Value> = app.registry.slots().values().map(|slot| card(slot.name(), slot)).collect();
+    Json(json!({ "object": "list", "data": data })).into_response()
+}
+
+async fn model(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Response {
+    match app.registry.resolve(&reference) {
+        Ok(target) => Json(card(&reference, &target.slot)).into_response(),
+        Err(error) => Failure::new(Dialect::OpenAi, error).into_response(),
+    }
+}
+
+fn card(id: &str, slot: &Slot) -> Value {
+    let version = slot.route().map(|route| route.live.version().to_owned());
+    json!({ "id": id, "object": "model", "created": 0, "owned_by": "cutover", "task": slot.task(), "version": version })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Vec<RawInput>, String> {
+        let request: EmbeddingsRequest = body::json(json.as_bytes()).map_err(|e| e.to_string())?;
+        inputs(request.input).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn every_form_of_input_is_taken() {
+        assert_eq!(parse(r#"{"model":"m","input":"a"}"#).unwrap(), [RawInput::Text("a".into())]);
+        assert_eq!(parse(r#"{"model":"m","input":["a","b"]}"#).unwrap().len(), 2);
+        assert_eq!(parse(r#"{"model":"m","input":[1,2]}"#).unwrap(), [RawInput::Tokens(vec![1, 2])]);
+        assert_eq!(parse(r#"{"model":"m","input":[[1],[2,3]]}"#).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn empty_and_foreign_inputs_are_refused() {
+        assert!(parse(r#"{"model":"m","input":""}"#).unwrap_err().contains("empty"));
+        assert!(parse(r#"{"model":"m","input":[]}"#).unwrap_err().contains("1 to 2048"));
+        assert!(parse(r#"{"model":"m","input":["a",""]}"#).unwrap_err().contains("input 1"));
+        assert!(parse(r#"{"model":"m","input":{"a":1}}"#).unwrap_err().contains("input is a string"));
+    }
+
+    #[test]
+    fn base64_is_little_endian_f32() {
+        let item = item(0, Output::Embedding { embedding: vec![1.0] }, Encoding::Base64);
+        assert_eq!(item["embedding"], "AACAPw==");
+    }
+}

@@ -1,0 +1,186 @@
+//! The one table from error kinds to statuses and bodies, a column for each dialect.
+
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Kind};
+use crate::generation::Stamp;
+
+/// Who is spoken to: the same kinds, other codes and bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Native,
+    OpenAi,
+}
+
+impl Dialect {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dialect::Native => "native",
+            Dialect::OpenAi => "openai",
+        }
+    }
+
+    /// The dialect whose error bodies a path's clients read.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1/") { Dialect::OpenAi } else { Dialect::Native }
+    }
+}
+
+/// DESIGN section 7: one status a kind.
+fn status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::BadRequest => StatusCode::BAD_REQUEST,
+        Kind::Unauthorised => StatusCode::UNAUTHORIZED,
+        Kind::Forbidden => StatusCode::FORBIDDEN,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict => StatusCode::CONFLICT,
+        Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Kind::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Kind::NotServing => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Deadline => StatusCode::GATEWAY_TIMEOUT,
+        Kind::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+    }
+}
+
+/// OpenAI's `type` and `code` for a kind (platform documentation, "Error codes").
+fn openai_words(kind: Kind) -> (&'static str, Option<&'static str>) {
+    match kind {
+        Kind::BadRequest | Kind::TooLarge | Kind::Refused => ("invalid_request_error", None),
+        Kind::Unauthorised => ("invalid_request_error", Some("invalid_api_key")),
+        Kind::Forbidden => ("permission_error", None),
+        Kind::NotFound => ("invalid_request_error", Some("model_not_found")),
+        Kind::Conflict => ("conflict_error", Some("conflict")),
+        Kind::Overloaded => ("rate_limit_error", Some("rate_limit_exceeded")),
+        Kind::NotServing => ("server_error", Some("not_serving")),
+        Kind::Deadline => ("server_error", Some("timeout")),
+        Kind::Internal | Kind::NoRoom => ("server_error", None),
+    }
+}
+
+/// An error on its way out, in the words of a dialect, with the stamp where the generation is known.
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) dialect: Dialect,
+    pub(super) stamp: Option<Stamp>,
+}
+
+impl Failure {
+    pub(super) fn new(dialect: Dialect, error: Error) -> Self {
+        Failure { error, dialect, stamp: None }
+    }
+
+    pub(super) fn native(error: Error) -> Self {
+        Failure::new(Dialect::Native, error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let kind = self.error.kind();
+        let message = match kind {
+            // What went wrong inside is for the log; the request id leads there.
+            Kind::Internal => {
+                tracing::error!(error = %self.error, "a request failed inside");
+                "internal error; the log has the details under this request's id".to_owned()
+            }
+            _ => self.error.to_string(),
+        };
+        let details = if kind == Kind::Internal { Value::Null } else { self.error.details() };
+        let mut response = (status(kind), Json(body(self.dialect, kind, &message, details))).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = self.error.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        if kind == Kind::Unauthorised {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(stamp) = &self.stamp {
+            put_stamp(&mut response, stamp);
+        }
+        response.extensions_mut().insert(kind);
+        response
+    }
+}
+
+/// The error body of a dialect.
+pub(super) fn body(dialect: Dialect, kind: Kind, message: &str, details: Value) -> Value {
+    match dialect {
+        Dialect::Native => json!({ "error": { "kind": kind.name(), "message": message, "details": details } }),
+        Dialect::OpenAi => {
+            let (class, code) = openai_words(kind);
+            let param = details.get("param").cloned().unwrap_or(Value::Null);
+            json!({ "error": { "message": message, "type": class, "param": param, "code": code } })
+        }
+    }
+}
+
+/// Says on a response which generation made it (promise 2).
+pub(super) fn put_stamp(response: &mut Response, stamp: &Stamp) {
+    const MODEL: HeaderName = HeaderName::from_static("x-cutover-model");
+    const VERSION: HeaderName = HeaderName::from_static("x-cutover-version");
+    const GENERATION: HeaderName = HeaderName::from_static("x-cutover-generation");
+    response.headers_mut().insert(MODEL, header_text(&stamp.model));
+    response.headers_mut().insert(VERSION, header_text(&stamp.version));
+    response.headers_mut().insert(GENERATION, HeaderValue::from(stamp.generation.0));
+    response.extensions_mut().insert(stamp.clone());
+}
+
+/// Names are free text; what a header cannot carry is percent-encoded.
+fn header_text(text: &str) -> HeaderValue {
+    let plain = text.is_ascii().then(|| HeaderValue::from_str(text).ok()).flatten();
+    plain.unwrap_or_else(|| {
+        let encoded: String = text
+            .bytes()
+            .map(|byte| match byte {
+                b' '..=b'~' if byte != b'%' => char::from(byte).to_string(),
+                other => format!("%{other:02X}"),
+            })
+            .collect();
+        HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static("?"))
+    })
+}
+
+pub(super) async fn not_found(uri: Uri) -> Response {
+    let error = Error::NotFound { what: "route", id: uri.path().to_owned() };
+    Failure::new(Dialect::of(uri.path()), error).into_response()
+}
+
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Response {
+    let dialect = Dialect::of(uri.path());
+    let message = format!("{method} is not possible on {}", uri.path());
+    let body = body(dialect, Kind::BadRequest, &message, Value::Null);
+    (StatusCode::METHOD_NOT_ALLOWED, Json(body)).into_response()
+}
+
+/// A handler that panicked: a defect of this server, told like any internal error.
+pub(super) fn panicked(payload: Box<dyn std::any::Any + Send>) -> Response {
+    let message = crate::engine::panic_text(payload.as_ref());
+    Failure::native(Error::internal(format!("a handler panicked: {message}"))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dialect_has_its_own_error_body() {
+        let native = body(Dialect::Native, Kind::NotFound, "no", json!({"known": ["a"]}));
+        assert_eq!(native["error"]["kind"], "not_found");
+        assert_eq!(native["error"]["details"]["known"][0], "a");
+        let openai = body(Dialect::OpenAi, Kind::NotFound, "no", Value::Null);
+        assert_eq!(openai["error"]["code"], "model_not_found");
+        assert!(openai["error"]["param"].is_null());
+    }
+
+    #[test]
+    fn names_that_a_header_cannot_carry_are_encoded() {
+        assert_eq!(header_text("v1"), "v1");
+        assert_eq!(header_text("v\u{e9}").to_str().unwrap(), "v%C3%A9");
+        assert_eq!(header_text("a\nb").to_str().unwrap(), "a%0Ab");
+    }
+}

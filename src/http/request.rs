@@ -1,0 +1,88 @@
+//! What every request passes through: an id, a span, counters; and what dialects share in answering one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+
+use super::App;
+use super::reply::{Dialect, Failure};
+use crate::error::Result;
+use crate::generation::Stamp;
+use crate::slot::{Answer, Ask};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longer ids of clients are not taken over.
+const LONGEST_ID: usize = 128;
+
+/// Gives the request an id, a span and a place in the counters.
+pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= LONGEST_ID).cloned();
+    let id = id.unwrap_or_else(fresh_id);
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |path| path.as_str()).to_owned();
+    let span = tracing::info_span!(
+        "request", id = id.to_str().unwrap_or("?"), method = %request.method(), path = request.uri().path(),
+        model = tracing::field::Empty, version = tracing::field::Empty, generation = tracing::field::Empty,
+        status = tracing::field::Empty, ms = tracing::field::Empty,
+    );
+    let dialect = Dialect::of(request.uri().path());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let took = began.elapsed();
+    let stamp = response.extensions_mut().remove::<Stamp>();
+    app.metrics.request(&route, dialect, stamp.as_ref(), response.status().as_u16(), took);
+    span.record("status", response.status().as_u16());
+    span.record("ms", took.as_secs_f64() * 1e3);
+    if let Some(stamp) = &stamp {
+        span.record("model", &*stamp.model);
+        span.record("version", &*stamp.version);
+        span.record("generation", stamp.generation.0);
+    }
+    span.in_scope(|| tracing::debug!("answered"));
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Unique within the process, and with its start time among processes.
+fn fresh_id() -> HeaderValue {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static START: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| crate::rollout::now_ms() as u64);
+    let text = format!("{:x}-{:x}", *START, NEXT.fetch_add(1, Ordering::Relaxed));
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// Admits and answers: the path that every dialect's inference takes.
+///
+/// `reference` names the model (and perhaps the version); `task` refuses models that do something else.
+pub(super) async fn answer(
+    app: &App,
+    dialect: Dialect,
+    reference: &str,
+    fits: impl FnOnce(&crate::slot::Target) -> Result<()>,
+    body_bytes: usize,
+    ask: impl FnOnce() -> Result<Ask>,
+) -> Result<Answer, Failure> {
+    let plain = |error| Failure::new(dialect, error);
+    let target = app.registry.resolve(reference).map_err(plain)?;
+    fits(&target).map_err(plain)?;
+    let admission = target.slot.admit(target.version.as_deref()).map_err(plain)?;
+    let generation = admission.generation();
+    let stamp = generation.stamp.clone();
+    let stamped = |error| Failure { error, dialect, stamp: Some(stamp.clone()) };
+    let limit = generation.limits.max_body_bytes;
+    if body_bytes as u64 > limit {
+        let got = body_bytes as u64;
+        return Err(stamped(crate::error::Error::TooLarge { what: "request body in bytes", got, limit }));
+    }
+    let ask = ask().map_err(stamped)?;
+    let answer = admission.answer(ask).await.map_err(stamped)?;
+    if answer.failed_over_from.is_some() {
+        app.metrics.failed_over(&answer.stamp.model);
+    }
+    Ok(answer)
+}

@@ -1,0 +1,151 @@
+//! How a rollout is told: as one answer when the wanted point is reached, or as a stream of events.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::reply::Failure;
+use crate::error::{Error, Result};
+use crate::rollout::state::Phase;
+use crate::rollout::{Handle, View};
+
+/// How far the caller wants to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Wait {
+    /// Not at all: 202 and where to look.
+    None,
+    /// Until it has passed its gate.
+    Ready,
+    /// Until it is live.
+    Switched,
+    /// Until the rollout has ended.
+    Settled,
+}
+
+impl Wait {
+    fn is_reached(self, view: &View) -> bool {
+        match self {
+            Wait::None => true,
+            Wait::Ready => view.phase == Phase::Ready || view.switched || view.phase.is_end(),
+            Wait::Switched => view.switched || view.phase.is_end(),
+            Wait::Settled => view.phase.is_end(),
+        }
+    }
+}
+
+/// Answers once `wait` is reached.
+pub(super) async fn answer(mut handle: Handle, wait: Wait) -> Response {
+    if wait == Wait::None {
+        let view = handle.now();
+        let location = format!("/admin/rollouts/{}", view.record.id);
+        let mut response = (StatusCode::ACCEPTED, Json(view.as_ref())).into_response();
+        if let Ok(location) = HeaderValue::from_str(&location) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        return response;
+    }
+    match handle.until(|view| wait.is_reached(view)).await {
+        Ok(view) => finished(&view),
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+/// A view as the answer to the request that waited for it.
+fn finished(view: &View) -> Response {
+    match outcome(view) {
+        Ok(()) => Json(view).into_response(),
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+/// What did not come to what was asked for is an error; its details name the rollout.
+fn outcome(view: &View) -> Result<()> {
+    let record = &view.record;
+    match (view.phase, &view.error) {
+        (Phase::Refused | Phase::Failed | Phase::Aborted, Some(error)) => Err(named(error.clone(), view)),
+        (Phase::Refused | Phase::Failed | Phase::Aborted | Phase::Interrupted, None) => Err(Error::Conflict {
+            message: format!(
+                "rollout {} ended {}: {}",
+                record.id,
+                record.phase,
+                record.reason.as_deref().unwrap_or("no reason was given")
+            ),
+            details: json!({ "rollout": record.id }),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Adds the rollout's id to what the gate found.
+fn named(error: Error, view: &View) -> Error {
+    match error {
+        Error::Gate { version, failed, checks, mut details } => {
+            details["rollout"] = json!(view.record.id);
+            details["gate"] = json!(view.record.gate);
+            Error::Gate { version, failed, checks, details }
+        }
+        other => other,
+    }
+}
+
+/// Streams every change: `progress` events, then `done` or `error`.
+pub(super) fn events(handle: Handle, wait: Wait) -> Response {
+    let first = handle.now();
+    let stream = stream::unfold(Step::Show(handle, first), move |step| async move {
+        match step {
+            Step::Show(handle, view) if wait.is_reached(&view) && wait != Wait::None => {
+                Some((Ok::<_, Infallible>(last(&view)), Step::Over(handle)))
+            }
+            Step::Show(handle, view) => Some((Ok(progress(&view)), Step::Wait(handle))),
+            Step::Wait(mut handle) => {
+                let view = handle.changed().await?;
+                match wait.is_reached(&view) && wait != Wait::None {
+                    true => Some((Ok(last(&view)), Step::Over(handle))),
+                    false => Some((Ok(progress(&view)), Step::Wait(handle))),
+                }
+            }
+            Step::Over(_) => None,
+        }
+    });
+    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+}
+
+enum Step {
+    Show(Handle, Arc<View>),
+    Wait(Handle),
+    Over(#[expect(dead_code, reason = "keeps the watch open until the stream is dropped")] Handle),
+}
+
+fn progress(view: &View) -> Event {
+    event("progress", &serde_json::to_value(view).unwrap_or_default())
+}
+
+fn last(view: &View) -> Event {
+    match outcome(view) {
+        Ok(()) => event("done", &serde_json::to_value(view).unwrap_or_default()),
+        Err(error) => {
+            let kind = error.kind();
+            let mut body = super::reply::body(super::Dialect::Native, kind, &error.to_string(), error.details());
+            body["rollout"] = serde_json::to_value(view).unwrap_or_default();
+            event("error", &body)
+        }
+    }
+}
+
+fn event(name: &str, data: &serde_json::Value) -> Event {
+    Event::default().event(name).data(data.to_string())
+}
+
+/// Whether the client asked for a stream.
+pub(super) fn wants_events(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/event-stream"))
+}

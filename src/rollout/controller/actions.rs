@@ -1,0 +1,318 @@
+//! Performing what the state machine orders.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::super::journal::{event, now_ms};
+use super::super::residents;
+use super::super::state::{Action, Ending, Event, Phase};
+use super::super::steps::{self, Watched};
+use super::{Controller, Report};
+use crate::ledger::{Live, NewEvent};
+use crate::slot::Route;
+
+impl Controller {
+    /// Does one action; whatever event follows at once is returned, long work reports later.
+    pub(super) async fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Reserve | Action::Load | Action::Warm | Action::Validate => self.begin_step(&action),
+            Action::DrainLive => self.drain_live(),
+            Action::Stand => self.stand(),
+            Action::Switch => return Some(self.switch().await),
+            Action::StartWindow => return self.start_window(),
+            Action::SwitchBack => self.switch_back().await,
+            Action::ReclaimPrevious => self.reclaim_previous(),
+            Action::ReclaimCandidate => self.reclaim_candidate().await,
+            Action::RestoreLive => self.restore_live().await,
+            Action::Finish(ending) => self.finish(ending).await,
+        }
+        None
+    }
+
+    /// Writes down that the rollout entered a phase, and tells everybody.
+    pub(super) async fn entered(&mut self, phase: Phase) {
+        let Some(active) = &mut self.active else { return };
+        active.recorder.enter(phase);
+        if phase == Phase::Reclaiming {
+            active.window = None;
+        }
+        let record = active.recorder.record();
+        let mut note = event(&record.model, Some(&record.id), "phase", json!({ "phase": phase, "to": record.to }));
+        note.actor = active.options.actor.clone();
+        self.publish_candidate();
+        // A switch back is in force before anything is written.
+        if phase != Phase::Reclaiming {
+            self.ctx.journal.save(record).await;
+            self.ctx.journal.note(note).await;
+        }
+    }
+
+    /// Hands the candidate to a task that runs one step and reports.
+    fn begin_step(&mut self, action: &Action) {
+        let Some(active) = &mut self.active else { return };
+        let Some(candidate) = active.candidate.take() else { return };
+        let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
+        let accept = active.options.accept_contract_change;
+        let contract = self.live.as_ref().map(|live| live.contract.clone());
+        let live = self.slot.route().map(|route| Arc::clone(&route.live));
+        let action = action.clone();
+        tokio::spawn(async move {
+            let candidate = *candidate;
+            let done = match action {
+                Action::Reserve => steps::reserve(ctx, candidate, contract, accept).await,
+                Action::Load => steps::load(ctx, candidate).await,
+                Action::Warm => steps::warm(ctx, candidate).await,
+                _ => steps::validate(ctx, candidate, live).await,
+            };
+            // The controller outlives its steps unless the process stops.
+            let _ = reporter.send(Report::Step { rollout, done: Box::new(done) });
+        });
+    }
+
+    /// Makes the candidate reachable by name, beside what is live.
+    fn stand(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        let Some(candidate) = &mut active.candidate else { return };
+        if let (Some(processor), Some(resident)) = (&candidate.processor, &candidate.resident) {
+            active.watched = Some(Watched {
+                generation: resident.id,
+                cases: Arc::clone(&candidate.cases),
+                processor: Arc::clone(processor),
+                config: active.config.clone(),
+            });
+        }
+        if let Some(route) = self.slot.route() {
+            let standby = candidate.generation.take();
+            self.slot.swap(Arc::new(Route { standby, ..Route::clone(&route) }));
+        }
+        self.publish_candidate();
+    }
+
+    /// The switch. The ledger first: if it cannot be written, blue stays. Then one pointer store.
+    async fn switch(&mut self) -> Event {
+        let Some(active) = &mut self.active else { return Event::SwitchFailed("no rollout goes on".into()) };
+        let route = self.slot.route();
+        let standing = route.as_ref().and_then(|route| route.standby.clone());
+        let candidate = active.candidate.as_mut();
+        let own = candidate.and_then(|candidate| candidate.generation.take());
+        let Some(generation) = standing.or(own) else {
+            return Event::SwitchFailed("the candidate is gone".into());
+        };
+        let record = active.recorder.record();
+        let began = Instant::now();
+        let live = Live {
+            model: record.model.clone(),
+            version: record.to.clone(),
+            digest: generation.digest.clone(),
+            rollout: Some(record.id.clone()),
+            since_ms: now_ms(),
+            previous: if record.kind.as_deref() == Some("cold") { None } else { record.from.clone() },
+        };
+        let note = self.audit(
+            "switched",
+            json!({ "from": record.from, "to": record.to, "digest": live.digest,
+            "generation": generation.id() }),
+        );
+        if let Err(error) = self.ctx.journal.commit(live, note).await {
+            tracing::error!(%error, "the switch could not be written to the ledger; nothing was switched");
+            let Some(active) = &mut self.active else { return Event::SwitchFailed(error.to_string()) };
+            active.recorder.error(&error);
+            // The candidate's generation goes with the route that holds it, or here.
+            if let Some(candidate) = &mut active.candidate {
+                candidate.generation = Some(generation);
+            }
+            return Event::SwitchFailed(error.to_string());
+        }
+        let ledger_ms = began.elapsed().as_secs_f64() * 1e3;
+        let previous = route.as_ref().map(|route| Arc::clone(&route.live));
+        // A changed contract has no equal to fail over to.
+        let failover = previous.as_ref().is_some_and(|p| generation.contract.changes_from(&p.contract).is_empty());
+        generation.stats.restart_window();
+        let next = Arc::new(Route { live: generation, previous, standby: None, failover });
+        drop(route);
+        let at = self.ctx.engine.now();
+        let stored = Instant::now();
+        let old = self.slot.swap(next);
+        let store_ns = stored.elapsed().as_nanos() as u64;
+        drop(old);
+        self.previous = self.live.take();
+        let Some(active) = &mut self.active else { return Event::Switched };
+        self.live = active.candidate.as_mut().and_then(|candidate| candidate.resident.take());
+        active.candidate = None;
+        active.switched_at = Some(at);
+        active.recorder.switched();
+        active.recorder.figure("ledger_ms", ledger_ms);
+        active.recorder.figure("store_ns", store_ns);
+        active.recorder.figure("failover", failover);
+        tracing::info!(
+            model = record.model,
+            from = record.from,
+            to = record.to,
+            rollout = record.id,
+            store_ns,
+            "switched"
+        );
+        Event::Switched
+    }
+
+    /// Back to the version before: the store first, then the ledger, with retries until it is written.
+    async fn switch_back(&mut self) {
+        let began = Instant::now();
+        let Some(previous) = self.slot.route().and_then(|route| route.previous.clone()) else {
+            // The machine orders this only within a window, and a window has a previous version.
+            return tracing::error!("there is no previous version to switch back to");
+        };
+        let digest = previous.digest.clone();
+        let at = self.ctx.engine.now();
+        drop(self.slot.swap(Arc::new(Route::new(previous))));
+        let store_us = began.elapsed().as_secs_f64() * 1e6;
+        let gone = std::mem::replace(&mut self.live, self.previous.take());
+        let Some(active) = &mut self.active else { return };
+        let record = active.recorder.record();
+        active.recorder.kind("instant");
+        active.switched_at = Some(at);
+        if let Some(gone) = gone {
+            let mut candidate = steps::Candidate::new(gone.id, &record.model, &record.to, active.config.clone());
+            candidate.resident = Some(gone);
+            active.candidate = Some(Box::new(candidate));
+        }
+        let reason = active.state.ending.as_ref().and_then(|ending| ending.reason.clone());
+        let live = Live {
+            model: record.model.clone(),
+            version: record.from.clone().unwrap_or_default(),
+            digest,
+            rollout: Some(record.id.clone()),
+            since_ms: now_ms(),
+            previous: None,
+        };
+        tracing::warn!(model = record.model, from = record.to, to = record.from, reason, alert = true, "rolled back");
+        let note = self.audit("rolled_back", json!({ "from": record.to, "to": record.from, "reason": reason }));
+        let sync = Instant::now();
+        if let Err(error) = self.ctx.journal.commit(live.clone(), note.clone()).await {
+            tracing::error!(%error, alert = true, "the rollback is in force but is not written to the ledger yet");
+            self.ctx.journal.commit_until_done(live, note);
+        }
+        let Some(active) = &mut self.active else { return };
+        active.recorder.figure("rollback_store_us", store_us);
+        active.recorder.figure("rollback_ledger_ms", sync.elapsed().as_secs_f64() * 1e3);
+        active.recorder.figure("rollback_ms", began.elapsed().as_secs_f64() * 1e3);
+    }
+
+    /// Ends the window: the route lets go of the previous version, which then drains and is freed.
+    fn reclaim_previous(&mut self) {
+        if let Some(route) = self.slot.route() {
+            self.slot.swap(Arc::new(Route { previous: None, failover: false, ..Route::clone(&route) }));
+        }
+        let resident = self.previous.take();
+        self.reclaim(resident, |rollout, result| Report::Reclaimed { rollout, result });
+    }
+
+    /// Replace mode: nothing is served from here until the candidate is live, or the old version is back.
+    fn drain_live(&mut self) {
+        self.slot.clear("its version is being replaced");
+        let resident = self.live.take();
+        if let Some(active) = &mut self.active {
+            active.drained = resident.as_ref().map(|resident| resident.version.clone());
+        }
+        self.reclaim(resident, |rollout, result| Report::Drained { rollout, result });
+    }
+
+    fn reclaim(
+        &mut self,
+        resident: Option<residents::Resident>,
+        report: fn(String, crate::error::Result<residents::Reclaimed>) -> Report,
+    ) {
+        let Some(active) = &self.active else { return };
+        let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
+        tokio::spawn(async move {
+            let result = match resident {
+                Some(resident) => residents::reclaim(&ctx.engine, &ctx.lingering, resident).await,
+                // A first version, or replace mode: there was nothing beside it.
+                None => Ok(residents::Reclaimed::nothing(crate::generation::GenerationId(0))),
+            };
+            let _ = reporter.send(report(rollout, result));
+        });
+    }
+
+    /// Stops what is being done for the candidate and frees what it holds.
+    pub(super) async fn reclaim_candidate(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        active.progress.cancel();
+        let Some(candidate) = active.candidate.take() else {
+            active.reclaim_on_return = true;
+            return;
+        };
+        if let Some(route) = self.slot.route()
+            && route.standby.is_some()
+        {
+            self.slot.swap(Arc::new(Route { standby: None, ..Route::clone(&route) }));
+        }
+        let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
+        tokio::spawn(async move {
+            let mut candidate = *candidate;
+            drop(candidate.generation.take());
+            let (engine, lingering) = (&ctx.engine, &ctx.lingering);
+            let result = match (candidate.resident.take(), candidate.room.take()) {
+                (Some(resident), _) => residents::reclaim(engine, lingering, resident).await,
+                (None, Some(room)) => {
+                    let model = candidate.withdraw().await;
+                    residents::discard(engine, lingering, candidate.id, model, room).await
+                }
+                // It never had room; what it may have looked up is released.
+                (None, None) => {
+                    engine.retire(candidate.id, None).await.map(|_| residents::Reclaimed::nothing(candidate.id))
+                }
+            };
+            let _ = reporter.send(Report::Reclaimed { rollout, result });
+        });
+    }
+
+    /// The end: written, told, and forgotten.
+    async fn finish(&mut self, ending: Ending) {
+        self.downtime().await;
+        let Some(active) = &mut self.active else { return };
+        if let Some(reason) = &ending.reason {
+            active.recorder.reason(reason);
+        }
+        let record = active.recorder.record();
+        tracing::info!(
+            model = record.model,
+            version = record.to,
+            rollout = record.id,
+            end = ending.phase.name(),
+            reason = ending.reason,
+            "the rollout has ended"
+        );
+        self.ctx.journal.save(record).await;
+        if let Some(active) = &self.active {
+            active.recorder.publish();
+        }
+        let last = self.active.take().map(|active| Arc::new(active.recorder.handle()));
+        self.status.candidate.store(None);
+        self.status.handle.store(last);
+    }
+
+    /// The longest time round the store in which clients' work waited and the engine stood idle.
+    async fn downtime(&mut self) {
+        const ROUND: u64 = 1_000_000_000;
+        let Some(at) = self.active.as_ref().and_then(|active| active.switched_at) else { return };
+        match self.ctx.engine.longest_gap(at.saturating_sub(ROUND), at + ROUND).await {
+            Ok(gap) => {
+                if let Some(active) = &mut self.active {
+                    active.recorder.figure("downtime_ms", gap.as_secs_f64() * 1e3);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the downtime of a switch could not be measured"),
+        }
+    }
+
+    /// An event that says who did it.
+    pub(super) fn audit(&self, kind: &str, body: Value) -> NewEvent {
+        let rollout = self.active.as_ref().map(|active| active.id.as_str());
+        let mut note = event(self.slot.name(), rollout, kind, body);
+        note.actor = self.active.as_ref().and_then(|active| active.options.actor.clone());
+        note
+    }
+}

@@ -1,0 +1,243 @@
+//! Bringing a model up when the process starts, and down when it stops.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::super::journal::{event, now_ms};
+use super::super::record::Handle;
+use super::super::state::{Event, Phase};
+use super::super::steps;
+use super::{Controller, Options};
+use crate::error::{Error, Result};
+use crate::ledger::{Filter, Live, RolloutRecord};
+use crate::slot::Route;
+
+/// What to serve at the start, and why.
+struct Start {
+    version: String,
+    /// The digest that was committed with it; a folder with another one is not it.
+    digest: Option<String>,
+    /// The ledger was empty: the version is a seed, and passes the gate first.
+    seed: bool,
+    crashed: bool,
+}
+
+impl Controller {
+    pub(super) async fn boot(&mut self) {
+        match self.try_boot().await {
+            Ok(Some(version)) => tracing::info!(model = self.slot.name(), version, "serving"),
+            Ok(None) => tracing::info!(model = self.slot.name(), "nothing to serve: no version is here yet"),
+            Err(error) => {
+                tracing::error!(model = self.slot.name(), %error, "not serving");
+                self.slot.clear(error.to_string());
+            }
+        }
+    }
+
+    async fn try_boot(&mut self) -> Result<Option<String>> {
+        let crashed = self.end_interrupted().await?;
+        let Some(start) = self.choose_start(crashed).await? else { return Ok(None) };
+        let digest = self.bring_up(&start.version, start.digest.as_deref(), start.seed).await?;
+        let kind = if start.seed { "seeded" } else { "started" };
+        let body = json!({ "version": start.version, "digest": digest, "after_crash": start.crashed });
+        let note = event(self.slot.name(), None, kind, body);
+        if start.seed {
+            let live = Live {
+                model: self.slot.name().to_owned(),
+                version: start.version.clone(),
+                digest,
+                rollout: None,
+                since_ms: now_ms(),
+                previous: None,
+            };
+            self.ctx.journal.commit(live, note).await?;
+        } else {
+            self.ctx.journal.note(note).await;
+        }
+        Ok(Some(start.version))
+    }
+
+    async fn choose_start(&self, crashed: bool) -> Result<Option<Start>> {
+        let model = self.slot.name().to_owned();
+        if let Some(live) = self.ctx.journal.with(move |ledger| ledger.live(&model)).await? {
+            let digest = Some(live.digest).filter(|digest| !digest.is_empty());
+            return Ok(Some(Start { version: live.version, digest, seed: false, crashed }));
+        }
+        let entry = self.ctx.repository.model(self.slot.name())?;
+        let config = entry.config?;
+        let version = match (config.live, entry.versions.as_slice()) {
+            (Some(version), versions) if versions.contains(&version) => version,
+            (_, []) => return Ok(None),
+            (Some(version), versions) => {
+                return Err(Error::Config {
+                    file: format!("{}/model.toml", self.slot.name()),
+                    key: "live".into(),
+                    reason: format!("'{version}' is not here; versions: {}", versions.join(", ")),
+                });
+            }
+            (None, [only]) => only.clone(),
+            (None, versions) => {
+                return Err(Error::Config {
+                    file: format!("{}/model.toml", self.slot.name()),
+                    key: "live".into(),
+                    reason: format!("expected one of the versions: {}", versions.join(", ")),
+                });
+            }
+        };
+        Ok(Some(Start { version, digest: None, seed: true, crashed }))
+    }
+
+    /// Ends, in the ledger, what a crash cut off. Says whether a version was taken back for having crashed.
+    async fn end_interrupted(&self) -> Result<bool> {
+        let filter = Filter { model: Some(self.slot.name().to_owned()), limit: 100, open_only: true };
+        let open = self.ctx.journal.with(move |ledger| ledger.rollouts(&filter)).await?;
+        let mut crashed = false;
+        for record in open {
+            crashed |= self.end_one(record).await?;
+        }
+        Ok(crashed)
+    }
+
+    async fn end_one(&self, mut record: RolloutRecord) -> Result<bool> {
+        let id = record.id.clone();
+        let faults = self.ctx.journal.with(move |ledger| ledger.rollout_events(&id, "fault")).await?;
+        let was_live = record.phase == Phase::Observing.name();
+        let guilty = was_live && !faults.is_empty() && record.from.is_some();
+        let (phase, reason) = match (guilty, was_live) {
+            (true, _) => (Phase::RolledBack, "crash".to_owned()),
+            (false, true) => {
+                (Phase::Interrupted, format!("the process died in the window; '{}' stays live", record.to))
+            }
+            (false, false) => (Phase::Interrupted, format!("the process died while it was {}", record.phase)),
+        };
+        tracing::warn!(
+            model = record.model,
+            rollout = record.id,
+            phase = phase.name(),
+            reason,
+            "ended what a crash cut off"
+        );
+        let note = event(&record.model, Some(&record.id), phase.name(), json!({ "reason": reason }));
+        record.phase = phase.name().into();
+        record.reason = Some(reason);
+        record.ended_ms = Some(now_ms());
+        if guilty {
+            let model = record.model.clone();
+            let version = record.from.clone().unwrap_or_default();
+            let manifest = {
+                let (model, version) = (model.clone(), version.clone());
+                self.ctx.journal.with(move |ledger| ledger.manifest(&model, &version)).await?
+            };
+            let digest = manifest.and_then(|m| m["digest"].as_str().map(str::to_owned)).unwrap_or_default();
+            record.kind = Some("cold".into());
+            let live =
+                Live { model, version, digest, rollout: Some(record.id.clone()), since_ms: now_ms(), previous: None };
+            self.ctx.journal.commit(live, note).await?;
+        } else {
+            self.ctx.journal.append(note).await?;
+        }
+        self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await?;
+        Ok(guilty)
+    }
+
+    /// Loads a version and makes it live, without a rollout: at the start, or to restore what was drained.
+    ///
+    /// Only a seed passes the gate: anything else has passed it before.
+    async fn bring_up(&mut self, version: &str, digest: Option<&str>, gate: bool) -> Result<String> {
+        let entry = self.ctx.repository.model(self.slot.name())?;
+        self.slot.set_versions(entry.versions);
+        let mut config = entry.config?;
+        if !gate {
+            config.gate.latency_rounds = 0;
+        }
+        let id = self.ctx.ids.next();
+        let candidate = steps::Candidate::new(id, self.slot.name(), version, config);
+        let mut candidate = self.go(steps::reserve(Arc::clone(&self.ctx), candidate, None, true)).await?;
+        candidate = self.go(steps::load(Arc::clone(&self.ctx), candidate)).await?;
+        let found = candidate.digest.clone().unwrap_or_default();
+        if let Some(digest) = digest
+            && digest != found
+        {
+            self.put_away(candidate).await;
+            let reason = "the version folder is not the one that was made live: its digest changed";
+            return Err(Error::unloadable(format!("{}@{version}", self.slot.name()), reason));
+        }
+        if !gate {
+            candidate.cases = Arc::default();
+        }
+        candidate = self.go(steps::warm(Arc::clone(&self.ctx), candidate)).await?;
+        candidate = self.go(steps::validate(Arc::clone(&self.ctx), candidate, None)).await?;
+        match (candidate.generation.take(), candidate.resident.take()) {
+            (Some(generation), Some(resident)) => {
+                self.slot.swap(Arc::new(Route::new(generation)));
+                self.live = Some(resident);
+                Ok(found)
+            }
+            _ => Err(Error::internal("a version passed its steps and is not resident")),
+        }
+    }
+
+    /// Awaits a step; when it failed, frees what the candidate held.
+    async fn go(&self, step: impl Future<Output = steps::Done>) -> Result<steps::Candidate> {
+        let done = step.await;
+        match done.notes.error {
+            None => Ok(done.candidate),
+            Some(error) => {
+                self.put_away(done.candidate).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn put_away(&self, mut candidate: steps::Candidate) {
+        let (engine, lingering) = (&self.ctx.engine, &self.ctx.lingering);
+        drop(candidate.generation.take());
+        let result = match (candidate.resident.take(), candidate.room.take()) {
+            (Some(resident), _) => super::super::residents::reclaim(engine, lingering, resident).await.map(drop),
+            (None, Some(room)) => {
+                let model = candidate.withdraw().await;
+                super::super::residents::discard(engine, lingering, candidate.id, model, room).await.map(drop)
+            }
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "could not free what a failed start held");
+        }
+    }
+
+    /// Replace mode: the candidate failed, so what was drained for it is loaded again.
+    pub(super) async fn restore_live(&mut self) {
+        let Some(version) = self.active.as_mut().and_then(|active| active.drained.take()) else { return };
+        tracing::warn!(model = self.slot.name(), version, "loading the drained version again");
+        if let Err(error) = self.bring_up(&version, None, false).await {
+            tracing::error!(model = self.slot.name(), version, %error, alert = true, "the drained version did not come back");
+            self.slot.clear(format!("'{version}' was drained and could not be loaded again: {error}"));
+        }
+    }
+
+    /// Ends the rollout that goes on, as DESIGN says: before the switch it is aborted, after it the version stays.
+    pub(super) async fn shut_down(&mut self) {
+        let mut waiting: Option<Handle> = None;
+        if let Some(active) = &self.active {
+            waiting = Some(active.recorder.handle());
+            self.feed_late(Event::Shutdown).await;
+        }
+        while self.active.is_some() {
+            match self.reports.recv().await {
+                Some(report) => self.report(report).await,
+                None => break,
+            }
+        }
+        drop(waiting);
+        let note = self.audit("stopped", json!({ "live": self.live.as_ref().map(|live| live.version.clone()) }));
+        self.ctx.journal.note(note).await;
+    }
+}
+
+impl Options {
+    /// Who asks, when nobody says.
+    pub fn by(actor: Option<String>) -> Self {
+        Options { actor, ..Options::default() }
+    }
+}

@@ -1,0 +1,244 @@
+//! What operators ask for, decided against what goes on.
+
+use super::super::record::{Opening, Recorder};
+use super::super::state::{self, Event, Goal, Phase};
+use super::super::steps;
+use super::{Active, Answer, Command, Controller, Options};
+use crate::error::{Error, Result};
+use crate::repository::Mode;
+
+impl Controller {
+    pub(super) async fn command(&mut self, command: Command) {
+        // Whoever asked may have hung up; what was asked is done all the same.
+        match command {
+            Command::Stage(version, options, reply) => {
+                let answer = self.stage(version, options).await;
+                let _ = reply.send(answer);
+            }
+            Command::Promote(version, options, reply) => {
+                let answer = self.promote(version, options).await;
+                let _ = reply.send(answer);
+            }
+            Command::Rollback(options, reply) => {
+                let answer = self.rollback(options).await;
+                let _ = reply.send(answer);
+            }
+            Command::Settle(reply) => {
+                let answer = self.settle().await;
+                let _ = reply.send(answer);
+            }
+            Command::Abort(id, options, reply) => {
+                let answer = self.abort(id, options).await;
+                let _ = reply.send(answer);
+            }
+            Command::Release(version, reply) => {
+                let answer = self.release(&version).await;
+                let _ = reply.send(answer);
+            }
+            // Taken by the loop itself.
+            Command::Shutdown(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    async fn stage(&mut self, version: String, options: Options) -> Result<Answer> {
+        if self.is_live(&version) {
+            return Ok(Answer::Already { version });
+        }
+        match self.going() {
+            Some((to, _)) if to == version => self.joined(),
+            Some(_) => Err(self.busy(&version)),
+            None => self.open(version, options, Goal::Ready, None).await,
+        }
+    }
+
+    async fn promote(&mut self, version: String, options: Options) -> Result<Answer> {
+        match self.going() {
+            None if self.is_live(&version) => Ok(Answer::Already { version }),
+            None => self.open(version, options, Goal::Live, None).await,
+            Some((to, Phase::Observing)) if to == version => self.joined(),
+            // Promoting what was live before is going back.
+            Some((_, Phase::Observing)) if self.is_previous(&version) => self.rollback(options).await,
+            Some((to, phase)) if to == version && phase != Phase::Reclaiming => {
+                if let Some(active) = &mut self.active {
+                    active.options.observe = options.observe.or(active.options.observe);
+                    active.options.accept_contract_change |= options.accept_contract_change;
+                }
+                self.feed(Event::Promote).await?;
+                self.joined()
+            }
+            // After its switch the version is live already; only the old one is still being reclaimed.
+            Some((to, _)) if to == version && self.is_live(&version) => self.joined(),
+            Some(_) if self.is_live(&version) => Ok(Answer::Already { version }),
+            Some(_) => Err(self.busy(&version)),
+        }
+    }
+
+    async fn rollback(&mut self, options: Options) -> Result<Answer> {
+        let reason = options.reason.clone().unwrap_or_else(|| "an operator asked for it".into());
+        match self.going() {
+            Some((_, Phase::Observing)) => {
+                if self.previous.is_none() {
+                    return Err(nothing_to_go_back_to(self.slot.name()));
+                }
+                if let Some(active) = &mut self.active {
+                    active.recorder.figure("rollback_actor", options.actor.clone());
+                }
+                self.feed(Event::Rollback(reason)).await?;
+                self.joined()
+            }
+            Some(_) => Err(self.busy("the previous version")),
+            None => {
+                let model = self.slot.name().to_owned();
+                let live = self.ctx.journal.with(move |ledger| ledger.live(&model)).await?;
+                match live.and_then(|live| live.previous) {
+                    Some(previous) if !self.is_live(&previous) => {
+                        self.open(previous, options, Goal::Live, Some("cold".into())).await
+                    }
+                    _ => Err(nothing_to_go_back_to(self.slot.name())),
+                }
+            }
+        }
+    }
+
+    async fn settle(&mut self) -> Result<Answer> {
+        match self.going() {
+            Some((_, Phase::Observing)) => {
+                self.feed(Event::Settle).await?;
+                self.joined()
+            }
+            Some((to, Phase::Reclaiming)) if self.is_live(&to) => self.joined(),
+            Some((to, phase)) => Err(Error::conflict(format!(
+                "there is nothing to settle: the rollout of '{to}' is {} and has not been switched to",
+                phase.name()
+            ))),
+            None => match &self.live {
+                Some(live) => Ok(Answer::Already { version: live.version.clone() }),
+                None => Err(Error::conflict(format!("'{}' serves nothing that could be settled", self.slot.name()))),
+            },
+        }
+    }
+
+    async fn abort(&mut self, id: Option<String>, options: Options) -> Result<Answer> {
+        let current = self.active.as_ref().map(|active| active.id.clone());
+        match (current, id) {
+            (Some(current), Some(id)) if current != id => {
+                Err(Error::conflict(format!("rollout {id} does not go on; {current} does")))
+            }
+            (Some(_), _) => {
+                let reason = options.reason.unwrap_or_else(|| "an operator asked for it".into());
+                self.feed(Event::Abort(reason)).await?;
+                self.joined()
+            }
+            (None, Some(id)) => Err(Error::conflict(format!("rollout {id} has ended"))),
+            (None, None) => Err(Error::conflict("no rollout goes on")),
+        }
+    }
+
+    /// `DELETE`: frees the memory of a version that does not serve.
+    async fn release(&mut self, version: &str) -> Result<Answer> {
+        if self.is_previous(version) && matches!(self.going(), Some((_, Phase::Observing))) {
+            return self.settle().await;
+        }
+        match self.going() {
+            Some((to, phase)) if to == version && !matches!(phase, Phase::Observing | Phase::Reclaiming) => {
+                self.abort(None, Options { reason: Some("its memory was to be freed".into()), ..Options::default() })
+                    .await
+            }
+            _ if self.is_live(version) => Err(Error::conflict(format!(
+                "'{version}' is live; promote another version before its memory can be freed"
+            ))),
+            Some((to, Phase::Reclaiming)) if to == version || self.is_previous(version) => self.joined(),
+            _ => Ok(Answer::Already { version: version.to_owned() }),
+        }
+    }
+
+    /// Begins a rollout.
+    async fn open(&mut self, version: String, options: Options, goal: Goal, kind: Option<String>) -> Result<Answer> {
+        let entry = self.ctx.repository.model(self.slot.name())?;
+        self.slot.set_versions(entry.versions.clone());
+        // Says clearly that there is no such folder before a rollout begins.
+        self.ctx.repository.version_dir(self.slot.name(), &version)?;
+        let config = entry.config?;
+        let id = self.ctx.ids.next();
+        let rollout = format!("{}-{id}", self.slot.name());
+        let mode = config.rollout.mode;
+        let state = state::begin(goal, mode, self.live.is_some());
+        let opening = Opening {
+            id: rollout.clone(),
+            model: self.slot.name().to_owned(),
+            from: self.live.as_ref().map(|live| live.version.clone()),
+            to: version.clone(),
+            actor: options.actor.clone(),
+            reason: options.reason.clone(),
+            kind,
+        };
+        let (recorder, _) = Recorder::new(opening, state.phase);
+        let candidate = steps::Candidate::new(id, self.slot.name(), &version, config.clone());
+        let progress = std::sync::Arc::clone(&candidate.progress);
+        tracing::info!(model = self.slot.name(), version, rollout, "a rollout begins");
+        self.active = Some(Active {
+            id: rollout,
+            state,
+            recorder,
+            candidate: Some(Box::new(candidate)),
+            progress,
+            config,
+            options,
+            watched: None,
+            window: None,
+            reclaim_on_return: false,
+            drained: None,
+            switched_at: None,
+        });
+        // Its durable beginning comes first: a crash from here on finds the rollout and marks it interrupted.
+        self.entered(state_phase(mode, self.live.is_some())).await;
+        self.feed(Event::Begin).await?;
+        self.joined()
+    }
+
+    /// The version and phase of the rollout that goes on.
+    fn going(&self) -> Option<(String, Phase)> {
+        self.active.as_ref().map(|active| (active.recorder.view().record.to.clone(), active.state.phase))
+    }
+
+    fn joined(&self) -> Result<Answer> {
+        match &self.active {
+            Some(active) => Ok(Answer::Rollout(active.recorder.handle())),
+            // What was asked for ended within the asking; its last view is kept.
+            None => match self.status.handle.load_full() {
+                Some(handle) => Ok(Answer::Rollout(handle.as_ref().clone())),
+                None => Err(Error::internal("the rollout is gone")),
+            },
+        }
+    }
+
+    fn is_live(&self, version: &str) -> bool {
+        self.live.as_ref().is_some_and(|live| live.version == version)
+    }
+
+    fn is_previous(&self, version: &str) -> bool {
+        self.previous.as_ref().is_some_and(|previous| previous.version == version)
+    }
+
+    fn busy(&self, wanted: &str) -> Error {
+        let Some(active) = &self.active else { return Error::internal("nothing goes on") };
+        let record = &active.recorder.view().record;
+        Error::Conflict {
+            message: format!(
+                "rollout {} of '{}' to '{}' goes on ({}); '{wanted}' has to wait",
+                record.id, record.model, record.to, record.phase
+            ),
+            details: serde_json::json!({ "rollout": record.id, "to": record.to, "phase": record.phase }),
+        }
+    }
+}
+
+fn state_phase(mode: Mode, has_live: bool) -> Phase {
+    if mode == Mode::Replace && has_live { Phase::Draining } else { Phase::Reserving }
+}
+
+fn nothing_to_go_back_to(model: &str) -> Error {
+    Error::conflict(format!("'{model}' has no previous version to go back to"))
+}

@@ -1,0 +1,327 @@
+//! One model's rollouts: an actor that owns what is resident for it, and is the only one to store its route.
+//!
+//! Commands and reports come in through channels and are taken one at a time; long work runs in tasks that hand
+//! the candidate back with an event. The state machine says what an event means; `actions` performs it.
+
+mod actions;
+mod boot;
+mod commands;
+mod window;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Context;
+use super::gate::Findings;
+use super::record::{Bytes, Handle, Recorder};
+use super::residents::{Reclaimed, Resident};
+use super::state::{self, Event, Phase, State};
+use super::steps::{self, Done, Watched};
+use crate::error::{Error, Result};
+use crate::repository::ModelConfig;
+use crate::slot::Slot;
+
+/// How often the progress of a load is told.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+/// What an operator may say with a stage or promote.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub observe: Option<Duration>,
+    pub reason: Option<String>,
+    pub actor: Option<String>,
+    pub accept_contract_change: bool,
+}
+
+/// What a command came to.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// A rollout does it, or did.
+    Rollout(Handle),
+    /// It was so already, and nothing changed.
+    Already { version: String },
+}
+
+pub(super) enum Command {
+    Stage(String, Options, oneshot::Sender<Result<Answer>>),
+    Promote(String, Options, oneshot::Sender<Result<Answer>>),
+    Rollback(Options, oneshot::Sender<Result<Answer>>),
+    Settle(oneshot::Sender<Result<Answer>>),
+    Abort(Option<String>, Options, oneshot::Sender<Result<Answer>>),
+    Release(String, oneshot::Sender<Result<Answer>>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// The candidate as listings show it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Candidate {
+    pub version: String,
+    pub generation: u64,
+    pub phase: Phase,
+    pub rollout: String,
+}
+
+/// What anybody may read of a controller without asking it.
+#[derive(Debug, Default)]
+pub struct Status {
+    pub(super) candidate: ArcSwapOption<Candidate>,
+    pub(super) last_reclaim: ArcSwapOption<Reclaimed>,
+    pub(super) handle: ArcSwapOption<Handle>,
+}
+
+/// What tasks send back.
+enum Report {
+    Step { rollout: String, done: Box<Done> },
+    Drained { rollout: String, result: Result<Reclaimed> },
+    Reclaimed { rollout: String, result: Result<Reclaimed> },
+    Golden { rollout: String, findings: Option<Findings> },
+}
+
+pub(super) struct Controller {
+    ctx: Arc<Context>,
+    slot: Arc<Slot>,
+    status: Arc<Status>,
+    inbox: mpsc::Receiver<Command>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    reporter: mpsc::UnboundedSender<Report>,
+    live: Option<Resident>,
+    previous: Option<Resident>,
+    active: Option<Active>,
+}
+
+/// The rollout that goes on.
+struct Active {
+    id: String,
+    state: State,
+    recorder: Recorder,
+    /// Absent while a step works on it.
+    candidate: Option<Box<steps::Candidate>>,
+    progress: Arc<crate::weights::Progress>,
+    config: ModelConfig,
+    options: Options,
+    /// To run golden cases again in the window.
+    watched: Option<Watched>,
+    window: Option<Window>,
+    /// Reclaim was ordered while a step had the candidate: it happens when the step hands it back.
+    reclaim_on_return: bool,
+    /// Replace mode: what was drained, and must come back if the rollout fails.
+    drained: Option<String>,
+    switched_at: Option<u64>,
+}
+
+struct Window {
+    until: Instant,
+    baseline: Option<Duration>,
+    next_look: Instant,
+    next_golden: Option<Instant>,
+    golden_runs: u64,
+}
+
+/// The controller of a model, from outside.
+#[derive(Clone)]
+pub(super) struct Reins {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) status: Arc<Status>,
+    pub(super) slot: Arc<Slot>,
+}
+
+impl Controller {
+    /// Starts the task. It begins by bringing up the version that was live last (or that `model.toml` names).
+    /// The receiver fires when that has succeeded or failed.
+    pub(super) fn start(ctx: Arc<Context>, slot: Arc<Slot>) -> (Reins, oneshot::Receiver<()>) {
+        let (commands, inbox) = mpsc::channel(64);
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let status = Arc::new(Status::default());
+        let (up, booted) = oneshot::channel();
+        let controller = Controller {
+            ctx,
+            slot: Arc::clone(&slot),
+            status: Arc::clone(&status),
+            inbox,
+            reports,
+            reporter,
+            live: None,
+            previous: None,
+            active: None,
+        };
+        tokio::spawn(controller.run(up));
+        (Reins { commands, status, slot }, booted)
+    }
+
+    async fn run(mut self, up: oneshot::Sender<()>) {
+        self.boot().await;
+        // Nobody waits when the server stops already.
+        let _ = up.send(());
+        loop {
+            let next_look = self.active.as_ref().and_then(Active::next_look);
+            let stats = self.live.as_ref().map(|live| Arc::clone(&live.stats));
+            let fault = async {
+                match &stats {
+                    Some(stats) => stats.fault.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(Command::Shutdown(done)) => {
+                        self.shut_down().await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(command) => self.command(command).await,
+                    None => return,
+                },
+                Some(report) = self.reports.recv() => self.report(report).await,
+                () = fault => self.look(true).await,
+                () = sleep_until(next_look) => self.look(false).await,
+            }
+        }
+    }
+
+    /// Feeds the machine and performs what it orders. On `Err` nothing changed.
+    async fn feed(&mut self, event: Event) -> Result<()> {
+        let mut events = std::collections::VecDeque::from([event]);
+        let mut first = true;
+        while let Some(event) = events.pop_front() {
+            let Some(active) = &mut self.active else { return Err(Error::conflict("no rollout goes on")) };
+            let (to, actions) = match state::next(&active.state, event) {
+                Ok(step) => step,
+                Err(illegal) if first => return Err(Error::conflict(illegal.message)),
+                Err(illegal) => {
+                    tracing::debug!(reason = illegal.message, "a follow-up event came to nothing");
+                    continue;
+                }
+            };
+            first = false;
+            let entered = (to.phase != active.state.phase).then_some(to.phase);
+            active.state = to;
+            if let Some(phase) = entered {
+                self.entered(phase).await;
+            }
+            for action in actions {
+                events.extend(self.perform(action).await);
+            }
+        }
+        if let Some(active) = &self.active {
+            active.recorder.publish();
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, report: Report) {
+        let current = self.active.as_ref().map(|active| active.id.clone());
+        let ours = |rollout: &String| current.as_ref() == Some(rollout);
+        let event = match report {
+            Report::Step { rollout, done } if ours(&rollout) => return self.step_done(*done).await,
+            // A step's rollout cannot end before the step hands its candidate back.
+            Report::Step { rollout, .. } => return tracing::error!(rollout, "a step outlived its rollout"),
+            Report::Drained { rollout, result } if ours(&rollout) => {
+                self.reclaimed(result);
+                Event::Drained
+            }
+            Report::Reclaimed { rollout, result } if ours(&rollout) => {
+                self.reclaimed(result);
+                Event::Reclaimed
+            }
+            Report::Golden { rollout, findings } if ours(&rollout) => match self.golden_seen(findings) {
+                Some(breach) => breach,
+                None => return,
+            },
+            Report::Drained { .. } | Report::Reclaimed { .. } | Report::Golden { .. } => return,
+        };
+        self.feed_late(event).await;
+    }
+
+    /// Feeds what a task reported; it may have been overtaken by an operator.
+    async fn feed_late(&mut self, event: Event) {
+        if let Err(error) = self.feed(event).await {
+            tracing::debug!(%error, "a report came too late");
+        }
+    }
+
+    async fn step_done(&mut self, done: Done) {
+        let Done { candidate, event, notes } = done;
+        let Some(active) = &mut self.active else { return };
+        for (name, value) in notes.figures {
+            active.recorder.figure(name, value);
+        }
+        active.recorder.gate(notes.checks);
+        if let Some(digest) = &candidate.digest {
+            active.recorder.digest(digest);
+        }
+        active.candidate = Some(Box::new(candidate));
+        if active.reclaim_on_return {
+            active.reclaim_on_return = false;
+            self.reclaim_candidate().await;
+            return;
+        }
+        if let Some(error) = &notes.error {
+            active.recorder.error(error);
+        }
+        self.feed_late(event).await;
+    }
+
+    fn reclaimed(&mut self, result: Result<Reclaimed>) {
+        let Some(active) = &mut self.active else { return };
+        match result {
+            Ok(reclaimed) => {
+                if reclaimed.returned < reclaimed.promised {
+                    tracing::warn!(?reclaimed, "less memory came back than was promised");
+                }
+                active.recorder.figure("reclaim", serde_json::to_value(&reclaimed).unwrap_or_default());
+                self.status.last_reclaim.store(Some(Arc::new(reclaimed)));
+            }
+            Err(error) => {
+                tracing::error!(%error, alert = true, "reclaiming failed");
+                active.recorder.figure("reclaim_error", error.to_string());
+            }
+        }
+    }
+
+    fn publish_candidate(&self) {
+        let candidate = self.active.as_ref().and_then(|active| {
+            let before_switch = !active.recorder.view().switched && !active.state.phase.is_end();
+            before_switch.then(|| Candidate {
+                version: active.recorder.view().record.to.clone(),
+                generation: active.generation(),
+                phase: active.state.phase,
+                rollout: active.id.clone(),
+            })
+        });
+        self.status.candidate.store(candidate.map(Arc::new));
+        self.status.handle.store(self.active.as_ref().map(|active| Arc::new(active.recorder.handle())));
+    }
+}
+
+impl Active {
+    fn generation(&self) -> u64 {
+        self.watched.as_ref().map_or(0, |watched| watched.generation.0)
+    }
+
+    /// When the controller must look after this rollout without being asked.
+    fn next_look(&self) -> Option<Instant> {
+        if self.state.phase == Phase::Loading {
+            return Some(Instant::now() + PROGRESS);
+        }
+        let window = self.window.as_ref()?;
+        Some(window.until.min(window.next_look))
+    }
+
+    fn tell_progress(&mut self) {
+        let (done, total) = (self.progress.done(), self.progress.total());
+        if total > 0 {
+            self.recorder.progress(Bytes { done, total });
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,118 @@
+//! The observation window: looking once a second and on every fault, and acting on what is seen.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::super::gate::Findings;
+use super::super::state::{Event, Phase};
+use super::super::{steps, watch};
+use super::{Controller, Report, Window};
+
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Controller {
+    /// Opens the window, or ends it at once when there is nothing to go back to or it was not wanted.
+    pub(super) fn start_window(&mut self) -> Option<Event> {
+        let active = self.active.as_mut()?;
+        let length = active.options.observe.unwrap_or(active.config.observe.window);
+        if self.previous.is_none() || length.is_zero() {
+            return Some(Event::WindowOver);
+        }
+        let now = Instant::now();
+        let before = self.previous.as_ref().map(|previous| previous.stats.snapshot());
+        let rules = &active.config.observe;
+        let enough = rules.min_requests.max(100);
+        let baseline = before.filter(|before| before.samples >= enough).and_then(|before| before.p99);
+        if let Some(baseline) = baseline {
+            active.recorder.figure("baseline_p99_ms", baseline.as_secs_f64() * 1e3);
+        }
+        active.window = Some(Window {
+            until: now + length,
+            baseline,
+            next_look: now + LOOK,
+            next_golden: (!rules.golden_every.is_zero()).then(|| now + rules.golden_every),
+            golden_runs: 0,
+        });
+        None
+    }
+
+    /// Looks after the rollout: progress while it loads, the rules while it is observed.
+    pub(super) async fn look(&mut self, fault: bool) {
+        let Some(active) = &mut self.active else { return };
+        if active.state.phase == Phase::Loading && !fault {
+            // `sleep_until` in the loop spaces these.
+            active.tell_progress();
+            return;
+        }
+        let (Some(window), Some(live)) = (&mut active.window, &self.live) else { return };
+        let now = Instant::now();
+        let since = live.stats.window();
+        let breach = watch::judge(&active.config.observe, &since, window.baseline);
+        let over = now >= window.until;
+        window.next_look = now + LOOK;
+        let golden = match window.next_golden {
+            Some(at) if at <= now => {
+                // Set again when its result is in: one run at a time.
+                window.next_golden = None;
+                true
+            }
+            _ => false,
+        };
+        active.recorder.figure(
+            "window",
+            json!({
+                "answered": since.answered, "blamed": since.blamed, "nonfinite": since.nonfinite,
+                "failovers": since.failovers, "unexplained": since.unexplained,
+                "p50_ms": since.p50.map(|d| d.as_secs_f64() * 1e3), "p99_ms": since.p99.map(|d| d.as_secs_f64() * 1e3),
+                "golden_runs": window.golden_runs,
+            }),
+        );
+        if golden && !over && breach.is_none() {
+            self.run_golden();
+        }
+        match breach {
+            Some(breach) => {
+                let reason = format!("a rule of the window was broken: {breach}");
+                self.alert("breach", &reason).await;
+                self.feed_late(Event::Breach(reason)).await;
+            }
+            None if over => self.feed_late(Event::WindowOver).await,
+            None => {}
+        }
+    }
+
+    fn run_golden(&mut self) {
+        let Some(active) = &self.active else { return };
+        let Some(watched) = active.watched.clone() else { return };
+        let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
+        tokio::spawn(async move {
+            let findings = steps::observe_golden(ctx, watched).await;
+            let _ = reporter.send(Report::Golden { rollout, findings });
+        });
+    }
+
+    /// Takes the result of golden cases run again; a failing one is a breach.
+    pub(super) fn golden_seen(&mut self, findings: Option<Findings>) -> Option<Event> {
+        let active = self.active.as_mut()?;
+        let every = active.config.observe.golden_every;
+        let window = active.window.as_mut()?;
+        window.next_golden = Some(Instant::now() + every);
+        let findings = findings?;
+        window.golden_runs += 1;
+        if findings.failed() == 0 {
+            return None;
+        }
+        let total = findings.checks.len();
+        let failed = findings.failed();
+        active.recorder.gate(findings.checks.into_iter().filter(|check| !check.passed).collect());
+        Some(Event::Breach(format!("{failed} of {total} golden checks failed in the window")))
+    }
+
+    /// Something that a person should hear of.
+    pub(super) async fn alert(&self, what: &str, reason: &str) {
+        let note = self.audit("alert", json!({ "what": what, "reason": reason }));
+        self.ctx.journal.note(note).await;
+    }
+}

@@ -1,0 +1,111 @@
+//! A thread of its own for a model's first forward passes, away from the engine and at the lowest priority.
+//!
+//! What hangs here hangs alone: it is abandoned with whatever it holds, and live traffic never noticed.
+
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::SoftError;
+use crate::device::lower_thread_priority;
+use crate::engine::{Timed, guarded};
+use crate::error::{Error, Result};
+use crate::faults::{At, Faults, Strike};
+use crate::model::{Input, Model, Packed};
+use crate::weights::Progress;
+
+enum Order {
+    Run(Vec<Input>, oneshot::Sender<Result<Timed>>),
+    Leave(oneshot::Sender<Model>),
+}
+
+pub(in crate::rollout) struct Probation {
+    name: String,
+    orders: mpsc::Sender<Order>,
+    /// How long one forward pass may take.
+    patience: Duration,
+    progress: Arc<Progress>,
+}
+
+impl Probation {
+    pub(in crate::rollout) fn start(
+        name: &str,
+        model: Model,
+        patience: Duration,
+        progress: Arc<Progress>,
+        faults: Faults,
+    ) -> Result<Probation> {
+        let (orders, inbox) = mpsc::channel();
+        let thread_name = name.to_owned();
+        std::thread::Builder::new()
+            .name("probation".into())
+            .spawn(move || serve(&thread_name, model, &faults, &inbox))
+            .map_err(|e| Error::internal(format!("could not start a probation thread: {e}")))?;
+        Ok(Probation { name: name.to_owned(), orders, patience, progress })
+    }
+
+    /// One forward pass; abandons the thread when it takes too long.
+    pub(super) async fn run(&mut self, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
+        if self.progress.is_cancelled() {
+            return Err(SoftError(Error::conflict("cancelled")));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(Order::Run(inputs, reply))?;
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(SoftError(Error::internal("the probation thread ended"))),
+            Err(_) => {
+                let message = format!("hung: a forward pass took longer than {} s", self.patience.as_secs_f64());
+                Err(SoftError(Error::ForwardFailed { version: self.name.clone(), message }))
+            }
+        }
+    }
+
+    /// Ends the thread and takes the model back. An abandoned one does not answer within its patience.
+    pub(in crate::rollout) async fn leave(self) -> Option<Model> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order::Leave(reply)).ok()?;
+        tokio::time::timeout(self.patience, answer).await.ok()?.ok()
+    }
+
+    fn send(&self, order: Order) -> Result<()> {
+        self.orders.send(order).map_err(|_| Error::internal("the probation thread ended"))
+    }
+}
+
+fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<Order>) {
+    lower_thread_priority();
+    // A single thread: this one. Ops that ask rayon for parallelism find a pool of one.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+    while let Ok(order) = inbox.recv() {
+        match order {
+            Order::Run(inputs, reply) => {
+                let began = Instant::now();
+                let answer = Packed::new(inputs).and_then(|packed| {
+                    let count = packed.len();
+                    let mut pass = || {
+                        guarded(name, || {
+                            let strike = faults.strike(At::Gate)?;
+                            let mut rows = model.forward(&packed, 0..count)?.wait()?;
+                            if strike == Strike::Poison {
+                                rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
+                            }
+                            Ok(rows)
+                        })
+                    };
+                    match &pool {
+                        Ok(pool) => pool.install(pass),
+                        Err(_) => pass(),
+                    }
+                });
+                // Nobody listens when this run was abandoned.
+                let _ = reply.send(answer.map(|rows| Timed { rows, took: began.elapsed() }));
+            }
+            Order::Leave(reply) => {
+                let _ = reply.send(model);
+                return;
+            }
+        }
+    }
+}

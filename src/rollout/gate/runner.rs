@@ -1,0 +1,38 @@
+//! Where the gate's forward passes run: on a probation thread before the model is resident, or on the engine.
+
+use super::Probation;
+use crate::engine::{Engine, Timed};
+use crate::error::{Error, Result};
+use crate::generation::GenerationId;
+use crate::model::Input;
+use crate::schedule::Class;
+
+/// The run as such could not go on (hung, cancelled, engine gone); a forward pass that fails is no such error.
+#[derive(Debug)]
+pub(in crate::rollout) struct SoftError(pub(in crate::rollout) Error);
+
+impl From<Error> for SoftError {
+    fn from(error: Error) -> Self {
+        SoftError(error)
+    }
+}
+
+pub(in crate::rollout) enum Runner {
+    Probation(Probation),
+    Engine { engine: Engine, generation: GenerationId },
+}
+
+impl Runner {
+    /// One forward pass. The outer error ends the run, the inner one is the model's.
+    pub(in crate::rollout) async fn run(&mut self, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
+        match self {
+            Runner::Probation(probation) => probation.run(inputs).await,
+            Runner::Engine { engine, generation } => {
+                match engine.background(*generation, Class::Validation, inputs).await {
+                    Err(error) if !error.is_model_fault() => Err(SoftError(error)),
+                    answer => Ok(answer),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Writing down what happens: the ledger on disk, and the event stream for whoever listens.
+//!
+//! The ledger blocks, so every write goes to a thread that may. Writes of one controller keep their order
+//! because it awaits each.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tokio::sync::broadcast;
+
+use crate::error::{Error, Result};
+use crate::ledger::{Event, Ledger, Live, NewEvent, RolloutRecord};
+
+/// Events that a slow listener may lag behind before it loses some (it can read them from the ledger).
+const BACKLOG: usize = 1024;
+/// Between attempts to write what must be written.
+const RETRY: Duration = Duration::from_millis(500);
+
+#[derive(Clone)]
+pub struct Journal {
+    ledger: Arc<Ledger>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Journal {
+    pub fn new(ledger: Arc<Ledger>) -> Self {
+        Journal { ledger, events: broadcast::channel(BACKLOG).0 }
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Reads (or writes) the ledger on a thread that may block.
+    pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Ledger) -> Result<T> + Send + 'static) -> Result<T> {
+        let ledger = Arc::clone(&self.ledger);
+        tokio::task::spawn_blocking(move || work(&ledger))
+            .await
+            .map_err(|e| Error::internal(format!("a ledger task failed: {e}")))?
+    }
+
+    pub async fn append(&self, event: NewEvent) -> Result<()> {
+        let event = self.with(move |ledger| ledger.append(&event)).await?;
+        self.tell(event);
+        Ok(())
+    }
+
+    /// Like `append`, for what is worth recording but not worth failing for: a failure is logged.
+    pub async fn note(&self, event: NewEvent) {
+        let kind = event.kind.clone();
+        if let Err(error) = self.append(event).await {
+            tracing::error!(%error, kind, "an event could not be written to the ledger");
+        }
+    }
+
+    pub async fn save(&self, record: RolloutRecord) {
+        let id = record.id.clone();
+        if let Err(error) = self.with(move |ledger| ledger.save_rollout(&record)).await {
+            tracing::error!(%error, rollout = id, "a rollout could not be written to the ledger");
+        }
+    }
+
+    /// The commit of a switch: the model's live version and the event, in one transaction.
+    pub async fn commit(&self, live: Live, event: NewEvent) -> Result<()> {
+        let event = self.with(move |ledger| ledger.commit_live(&live, &event)).await?;
+        self.tell(event);
+        Ok(())
+    }
+
+    /// Commits in the background until it succeeds: for a rollback, which has happened already.
+    pub fn commit_until_done(&self, live: Live, event: NewEvent) {
+        let journal = self.clone();
+        tokio::spawn(async move {
+            let mut attempt = 0u32;
+            loop {
+                tokio::time::sleep(RETRY * attempt.clamp(1, 20)).await;
+                match journal.commit(live.clone(), event.clone()).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        attempt += 1;
+                        tracing::error!(%error, attempt, alert = true, model = live.model, version = live.version,
+                            "a rollback is in force but could not be written to the ledger; trying again");
+                    }
+                }
+            }
+        });
+    }
+
+    fn tell(&self, event: Event) {
+        // No listener is no error.
+        let _ = self.events.send(event);
+    }
+}
+
+/// Milliseconds since 1970, now.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+pub(super) fn event(model: &str, rollout: Option<&str>, kind: &str, body: Value) -> NewEvent {
+    NewEvent {
+        model: model.to_owned(),
+        rollout: rollout.map(str::to_owned),
+        kind: kind.to_owned(),
+        at_ms: now_ms(),
+        actor: None,
+        body,
+    }
+}

@@ -1,0 +1,48 @@
+//! Changing versions: one controller task per model takes a version from its folder to live, watches it, and
+//! goes back or gives memory back.
+//!
+//! `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
+//! what a candidate must pass; `watch` holds the window's rules; `residents` gives memory back and measures it;
+//! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes.
+//! It must not know HTTP or the command line.
+
+mod controller;
+mod gate;
+mod journal;
+mod load;
+mod record;
+mod residents;
+pub mod state;
+mod steps;
+mod supervisor;
+pub mod watch;
+
+use std::sync::Arc;
+
+use candle_core::Device;
+
+pub use controller::{Answer, Candidate as CandidateStatus, Options, Status};
+pub use journal::{Journal, now_ms};
+pub use record::{Bytes, Handle, View};
+pub use residents::Reclaimed;
+pub use supervisor::{MemoryReport, ModelReport, Supervisor, SupervisorConfig};
+
+use crate::device::Budget;
+use crate::engine::Engine;
+use crate::generation::GenerationIds;
+use crate::repository::Repository;
+use residents::Lingering;
+
+/// What every controller shares.
+pub struct Context {
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) engine: Engine,
+    pub(crate) device: Device,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) journal: Journal,
+    pub(crate) ids: GenerationIds,
+    /// Tokens per batch where `model.toml` does not say.
+    pub(crate) default_batch_tokens: usize,
+    pub(crate) faults: Vec<crate::faults::Fault>,
+    lingering: Lingering,
+}

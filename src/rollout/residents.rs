@@ -1,0 +1,152 @@
+//! Generations that are resident, as their controller holds them, and giving their memory back.
+//!
+//! A `Resident` never holds the `Generation` itself: routes and requests do. So when those are gone the drain
+//! signal fires, and what is left to do is here: let the engine drop the model on its own thread, purge the
+//! arena, measure what came back, and return the reservation.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::device::{Arena, Reservation, resident_bytes};
+use crate::engine::{Engine, Held};
+use crate::error::Result;
+use crate::generation::{Drained, GenerationId, Stats};
+use crate::model::Model;
+use crate::repository::Contract;
+
+/// Memory that a candidate took before it became a generation.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) arena: Arc<Arena>,
+    pub(super) reservation: Reservation,
+}
+
+#[derive(Debug)]
+pub(super) struct Resident {
+    pub(super) id: GenerationId,
+    pub(super) version: String,
+    pub(super) contract: Contract,
+    pub(super) stats: Arc<Stats>,
+    pub(super) room: Room,
+    pub(super) drained: Drained,
+}
+
+/// What a reclaim promised and what it measured. Bytes and milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reclaimed {
+    pub generation: GenerationId,
+    /// Weights that nobody else held: these had to come back.
+    pub promised: u64,
+    /// What the allocator counted as freed in the generation's arena.
+    pub returned: u64,
+    /// Weights that another generation goes on holding.
+    pub kept_shared: u64,
+    pub resident_before: Option<u64>,
+    pub resident_after: Option<u64>,
+    /// Waiting for requests that were still on it.
+    pub drain_ms: f64,
+    /// Dropping, purging, measuring.
+    pub free_ms: f64,
+}
+
+/// Rooms that outlive their generation: shared tensors still in use, or a thread that hangs inside one.
+#[derive(Debug, Default)]
+pub(super) struct Lingering {
+    shared: Mutex<Vec<Room>>,
+    abandoned: Mutex<Vec<Room>>,
+}
+
+impl Lingering {
+    /// Keeps what a hanging thread may still touch. It is never given back while the process lives.
+    pub(super) fn abandon(&self, room: Room) {
+        self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).push(room);
+    }
+
+    pub(super) fn abandoned_bytes(&self) -> u64 {
+        self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|room| room.reservation.bytes()).sum()
+    }
+
+    /// Lowers each reservation to what its arena still holds and lets go of those that hold nothing.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let mut shared = self.shared.lock().unwrap_or_else(|e| e.into_inner());
+        let mut kept = Vec::new();
+        for room in shared.drain(..) {
+            let used = room.arena.used()?;
+            room.reservation.settle(used);
+            if used > 0 {
+                kept.push(room);
+            }
+        }
+        *shared = kept;
+        Ok(())
+    }
+
+    fn linger(&self, room: Room) {
+        self.shared.lock().unwrap_or_else(|e| e.into_inner()).push(room);
+    }
+}
+
+/// Gives back a generation that no route names any more. Waits until the last request on it is answered.
+pub(super) async fn reclaim(engine: &Engine, lingering: &Lingering, mut resident: Resident) -> Result<Reclaimed> {
+    let began = Instant::now();
+    resident.drained.wait().await;
+    let drain_ms = began.elapsed().as_secs_f64() * 1e3;
+    let Resident { id, room, .. } = resident;
+    free(engine, lingering, id, None, room, drain_ms).await
+}
+
+/// Gives back what a candidate held that never became a generation.
+pub(super) async fn discard(
+    engine: &Engine,
+    lingering: &Lingering,
+    id: GenerationId,
+    model: Option<Box<Model>>,
+    room: Room,
+) -> Result<Reclaimed> {
+    free(engine, lingering, id, model, room, 0.0).await
+}
+
+async fn free(
+    engine: &Engine,
+    lingering: &Lingering,
+    id: GenerationId,
+    model: Option<Box<Model>>,
+    room: Room,
+    drain_ms: f64,
+) -> Result<Reclaimed> {
+    let began = Instant::now();
+    let (used_before, resident_before) = (room.arena.used()?, resident_bytes());
+    let Held { exclusive, shared } = engine.retire(id, model).await?;
+    room.arena.trim()?;
+    let used_after = room.arena.used()?;
+    lingering.linger(room);
+    lingering.sweep()?;
+    Ok(Reclaimed {
+        generation: id,
+        promised: exclusive,
+        returned: used_before.saturating_sub(used_after),
+        kept_shared: shared,
+        resident_before,
+        resident_after: resident_bytes(),
+        drain_ms,
+        free_ms: began.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+impl Reclaimed {
+    /// Of a candidate that never took room.
+    pub(super) fn nothing(generation: GenerationId) -> Self {
+        Reclaimed {
+            generation,
+            promised: 0,
+            returned: 0,
+            kept_shared: 0,
+            resident_before: None,
+            resident_after: None,
+            drain_ms: 0.0,
+            free_ms: 0.0,
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! The steps of a candidate's way to readiness, each a future that takes the candidate and hands it back.
+//!
+//! They decide nothing about the rollout: each reports an event, and the state machine says what follows.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::Context;
+use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError};
+use super::load::{self, Inspected, LoadError, Loading};
+use super::residents::{Resident, Room};
+use super::state::Event;
+use crate::device::{Arena, HostMemory};
+use crate::engine::Install;
+use crate::error::{Error, Result};
+use crate::faults::Faults;
+use crate::generation::{Generation, GenerationId, Parts, Stamp};
+use crate::ledger::GateCheck;
+use crate::model::{Input, Model};
+use crate::process::Processor;
+use crate::repository::{Contract, ModelConfig, read_golden};
+use crate::schedule::BatchLimits;
+use crate::weights::{self, Progress};
+
+/// A version on its way to become a generation, with whatever it holds so far.
+pub(super) struct Candidate {
+    pub(super) id: GenerationId,
+    pub(super) model_name: String,
+    pub(super) version: String,
+    pub(super) config: ModelConfig,
+    pub(super) progress: Arc<Progress>,
+    pub(super) inspected: Option<Arc<Inspected>>,
+    pub(super) processor: Option<Arc<Processor>>,
+    pub(super) cases: Arc<Vec<Prepared>>,
+    pub(super) digest: Option<String>,
+    pub(super) room: Option<Room>,
+    /// Behind a lock only so that a borrowed candidate may cross threads; a model itself need not be `Sync`.
+    model: Mutex<Option<Model>>,
+    runner: Option<Runner>,
+    /// Once the gate has passed: the generation, until a route holds it, and its resident part.
+    pub(super) generation: Option<Arc<Generation>>,
+    pub(super) resident: Option<Resident>,
+}
+
+/// What a step found, for the record.
+#[derive(Default)]
+pub(super) struct Notes {
+    pub(super) figures: Vec<(&'static str, Value)>,
+    pub(super) checks: Vec<GateCheck>,
+    pub(super) error: Option<Error>,
+}
+
+pub(super) struct Done {
+    pub(super) candidate: Candidate,
+    pub(super) event: Event,
+    pub(super) notes: Notes,
+}
+
+impl Candidate {
+    pub(super) fn new(id: GenerationId, model: &str, version: &str, config: ModelConfig) -> Self {
+        Candidate {
+            id,
+            model_name: model.to_owned(),
+            version: version.to_owned(),
+            config,
+            progress: Arc::new(Progress::new()),
+            inspected: None,
+            processor: None,
+            cases: Arc::default(),
+            digest: None,
+            room: None,
+            model: Mutex::new(None),
+            runner: None,
+            generation: None,
+            resident: None,
+        }
+    }
+
+    fn model(&mut self) -> &mut Option<Model> {
+        self.model.get_mut().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn reference(&self) -> String {
+        format!("{}@{}", self.model_name, self.version)
+    }
+
+    /// Takes the model off whatever thread runs it, so that it can be dropped on the engine's.
+    pub(super) async fn withdraw(&mut self) -> Option<Box<Model>> {
+        let on_probation = match self.runner.take() {
+            Some(Runner::Probation(probation)) => probation.leave().await,
+            Some(Runner::Engine { .. }) | None => None,
+        };
+        self.model().take().or(on_probation).map(Box::new)
+    }
+
+    fn inspected(&self) -> Result<Arc<Inspected>> {
+        self.inspected.clone().ok_or_else(|| Error::internal("a step ran before the version was inspected"))
+    }
+
+    fn processor(&self) -> Result<Arc<Processor>> {
+        self.processor.clone().ok_or_else(|| Error::internal("a step ran before the processor was made"))
+    }
+
+    fn failed(self, error: Error) -> Done {
+        let notes = Notes { error: Some(error.clone()), ..Notes::default() };
+        Done { event: Event::Failed(error.to_string()), candidate: self, notes }
+    }
+
+    fn refused(self, findings: Findings, figures: Vec<(&'static str, Value)>) -> Done {
+        let error = findings.refusal(&self.reference());
+        let notes = Notes { figures, checks: findings.checks, error: Some(error.clone()) };
+        Done { event: Event::GateRefused(error.to_string()), candidate: self, notes }
+    }
+}
+
+/// Reads the small files and headers, checks the contract, and takes room.
+pub(super) async fn reserve(
+    ctx: Arc<Context>,
+    mut candidate: Candidate,
+    live: Option<Contract>,
+    accept_change: bool,
+) -> Done {
+    let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
+    let (model, version) = (candidate.model_name.clone(), candidate.version.clone());
+    let inspected = load::blocking(move || {
+        let mut inspected = load::inspect(&repository, &model, &version, &config)?;
+        let golden = read_cases(&repository, &model, &version)?;
+        let processor = Arc::new(inspected.take_processor()?);
+        let cases = gate::prepare(&golden, &processor, &inspected.contract)?;
+        Ok((inspected, processor, cases))
+    });
+    let (inspected, processor, cases) = match inspected.await {
+        Ok(parts) => parts,
+        Err(error) => return candidate.failed(error),
+    };
+    let findings = gate::contract(&inspected.contract, live.as_ref(), accept_change);
+    candidate.inspected = Some(Arc::new(inspected));
+    candidate.processor = Some(processor);
+    candidate.cases = Arc::new(cases);
+    if findings.failed() > 0 {
+        return candidate.refused(findings, Vec::new());
+    }
+    match take_room(&ctx, &candidate).await {
+        Ok((room, weights)) => {
+            candidate.room = Some(room);
+            let figures = vec![("weight_bytes", json!(weights))];
+            let notes = Notes { figures, checks: findings.checks, error: None };
+            Done { candidate, event: Event::Reserved, notes }
+        }
+        Err(error) => candidate.failed(error),
+    }
+}
+
+async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> {
+    let inspected = candidate.inspected()?;
+    let mut shared = 0;
+    // Only digests of the very same files prove what is shared before anything is read.
+    if let Some(manifest) = load::recorded(&ctx.journal, &inspected).await?
+        && manifest.fingerprint == inspected.fingerprint
+    {
+        let wanted = &inspected.footprint.wanted;
+        let keys =
+            wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
+        let resident = ctx.engine.lookup(candidate.id, keys).await?;
+        shared = resident.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
+    }
+    let claim = load::claim(&inspected, shared);
+    let available = if ctx.device.is_cpu() { HostMemory::read().map(|memory| memory.available) } else { None };
+    let reservation = ctx.budget.reserve(&claim, available)?;
+    Ok((Room { arena: Arc::new(Arena::acquire()?), reservation }, inspected.footprint.weight_bytes()))
+}
+
+/// Golden cases of the model and of the version.
+fn read_cases(repository: &crate::repository::Repository, model: &str, version: &str) -> Result<Golden> {
+    let dir = repository.version_dir(model, version)?;
+    let mut cases = match dir.parent() {
+        Some(parent) => read_golden(&parent.join("golden.jsonl"))?,
+        None => Vec::new(),
+    };
+    cases.extend(read_golden(&dir.join("golden.jsonl"))?);
+    Ok(Golden { cases })
+}
+
+pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
+    let work = async {
+        let inspected = candidate.inspected()?;
+        let manifest = load::manifest(&ctx.journal, &inspected).await?;
+        let digest = manifest.digest.clone();
+        let arena = match &candidate.room {
+            Some(room) => Arc::clone(&room.arena),
+            None => return Err(LoadError::Failed(Error::internal("a load began without room"))),
+        };
+        let (generation, progress) = (candidate.id, Arc::clone(&candidate.progress));
+        let device = ctx.device.clone();
+        let faults = Faults::of(&ctx.faults, &candidate.reference());
+        let loading = Loading { generation, manifest, device, arena, progress, faults };
+        Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
+    };
+    match work.await {
+        Ok((loaded, digest)) => {
+            if let Some(room) = &candidate.room {
+                // Sharing is proven now, so the promise can fall to what was really taken.
+                let inspected = candidate.inspected.as_ref();
+                let workspace = inspected.map_or(0, |inspected| inspected.footprint.workspace);
+                room.reservation.settle(loaded.bytes + workspace);
+            }
+            let seconds = loaded.took.as_secs_f64();
+            let figures = vec![
+                ("load_ms", json!(seconds * 1e3)),
+                ("loaded_bytes", json!(loaded.bytes)),
+                ("shared_bytes", json!(loaded.shared)),
+            ];
+            candidate.digest = Some(digest);
+            *candidate.model() = Some(loaded.model);
+            Done { candidate, event: Event::Loaded, notes: Notes { figures, ..Notes::default() } }
+        }
+        Err(LoadError::Failed(error)) => candidate.failed(error),
+        Err(LoadError::Hung(error)) => {
+            abandon(&ctx, &mut candidate);
+            candidate.failed(error)
+        }
+    }
+}
+
+/// Leaves to a hanging thread what it may still touch.
+fn abandon(ctx: &Context, candidate: &mut Candidate) {
+    candidate.runner = None;
+    if let Some(room) = candidate.room.take() {
+        tracing::error!(version = candidate.reference(), bytes = room.reservation.bytes(), "abandoned with its memory");
+        ctx.lingering.abandon(room);
+    }
+}
+
+/// The first forward pass. On a CPU it runs on probation, so that a hang or a crash is nobody else's.
+pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
+    let began = Instant::now();
+    let prepared = candidate.processor().and_then(|processor| processor.example());
+    let (model, example) = match (candidate.model().take(), prepared) {
+        (Some(model), Ok(example)) => (model, example),
+        (model, Err(error)) => {
+            *candidate.model() = model;
+            return candidate.failed(error);
+        }
+        (None, Ok(_)) => return candidate.failed(Error::internal("nothing was loaded")),
+    };
+    let patience = candidate.config.gate.case_timeout;
+    let progress = Arc::clone(&candidate.progress);
+    let faults = Faults::of(&ctx.faults, &candidate.reference());
+    let runner = match ctx.device.is_cpu() {
+        true => Probation::start(&candidate.reference(), model, patience, progress, faults).map(Runner::Probation),
+        false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
+    };
+    let mut runner = match runner {
+        Ok(runner) => runner,
+        Err(error) => return candidate.failed(error),
+    };
+    let first = runner.run(vec![example]).await;
+    candidate.runner = Some(runner);
+    let figures = vec![("first_pass_ms", json!(began.elapsed().as_secs_f64() * 1e3))];
+    match first {
+        Ok(Ok(timed)) if timed.rows.iter().flatten().all(|value| value.is_finite()) => {
+            Done { candidate, event: Event::Warmed, notes: Notes { figures, ..Notes::default() } }
+        }
+        Ok(Ok(_)) => {
+            let error = Error::NonFinite { version: candidate.reference() };
+            candidate.refused(fault_findings("finite", &error), figures)
+        }
+        Ok(Err(error)) => candidate.refused(fault_findings("first-pass", &error), figures),
+        Err(SoftError(error)) => ended(&ctx, candidate, "first-pass", error, figures),
+    }
+}
+
+/// A gate run that could not go on: a hang is the version's fault, anything else a failure.
+fn ended(
+    ctx: &Context,
+    mut candidate: Candidate,
+    check: &str,
+    error: Error,
+    figures: Vec<(&'static str, Value)>,
+) -> Done {
+    if error.is_model_fault() {
+        abandon(ctx, &mut candidate);
+        return candidate.refused(fault_findings(check, &error), figures);
+    }
+    candidate.failed(error)
+}
+
+fn fault_findings(check: &str, error: &Error) -> Findings {
+    Findings {
+        checks: vec![GateCheck {
+            check: check.to_owned(),
+            passed: false,
+            measure: json!(error.kind().name()),
+            limit: json!("an answer"),
+            case: None,
+            message: Some(error.to_string()),
+        }],
+    }
+}
+
+fn engine_runner(ctx: &Context, candidate: &Candidate) -> Runner {
+    Runner::Engine { engine: ctx.engine.clone(), generation: candidate.id }
+}
+
+/// The gate. `live`: what it is compared with.
+pub(super) async fn validate(ctx: Arc<Context>, mut candidate: Candidate, live: Option<Arc<Generation>>) -> Done {
+    let began = Instant::now();
+    let rules = candidate.config.gate.clone();
+    let cases = Arc::clone(&candidate.cases);
+    let (Ok(processor), Some(mut runner)) = (candidate.processor(), candidate.runner.take()) else {
+        return candidate.failed(Error::internal("the gate ran before the first pass"));
+    };
+    let correctness = gate::correctness(&mut runner, &cases, &processor, &rules).await;
+    candidate.runner = Some(runner);
+    let mut findings = match correctness {
+        Ok(findings) => findings,
+        Err(SoftError(error)) => return ended(&ctx, candidate, "golden", error, Vec::new()),
+    };
+    if findings.failed() > 0 {
+        return candidate.refused(findings, vec![("gate_ms", json!(began.elapsed().as_secs_f64() * 1e3))]);
+    }
+    if let Err(error) = settle_on_engine(&ctx, &mut candidate).await {
+        return candidate.failed(error);
+    }
+    let mut ours = engine_runner(&ctx, &candidate);
+    if let Err(SoftError(error)) = warm_engine(&mut ours, &cases, &processor).await {
+        return candidate.failed(error);
+    }
+    if let Some(live) = live {
+        let mut theirs = Runner::Engine { engine: ctx.engine.clone(), generation: live.id() };
+        match gate::latency(&mut ours, &mut theirs, &cases, &live, &rules).await {
+            Ok(latency) => findings.checks.extend(latency.checks),
+            Err(SoftError(error)) => return candidate.failed(error),
+        }
+    }
+    let figures = vec![("gate_ms", json!(began.elapsed().as_secs_f64() * 1e3))];
+    match findings.failed() {
+        0 => {
+            let notes = Notes { figures, checks: findings.checks, error: None };
+            Done { candidate, event: Event::GatePassed, notes }
+        }
+        _ => candidate.refused(findings, figures),
+    }
+}
+
+/// Touches the shapes that traffic will bring, as background work: one input, and a batch.
+async fn warm_engine(runner: &mut Runner, cases: &[Prepared], processor: &Processor) -> Result<(), SoftError> {
+    let mut inputs: Vec<Input> = cases.iter().flat_map(Prepared::inputs).take(4).cloned().collect();
+    if inputs.is_empty() {
+        inputs.push(processor.example()?);
+    }
+    for batch in [vec![inputs[0].clone()], inputs] {
+        runner.run(batch).await?.map_err(SoftError)?;
+    }
+    Ok(())
+}
+
+/// Ends probation, and makes the model resident on the engine.
+async fn settle_on_engine(ctx: &Context, candidate: &mut Candidate) -> Result<()> {
+    match candidate.runner.take() {
+        Some(Runner::Probation(probation)) => match probation.leave().await {
+            Some(model) => install(ctx, candidate, model).await,
+            None => Err(Error::internal("the probation thread did not give the model back")),
+        },
+        Some(runner @ Runner::Engine { .. }) => {
+            candidate.runner = Some(runner);
+            Ok(())
+        }
+        None => Err(Error::internal("the model is nowhere")),
+    }
+}
+
+/// Makes the model resident, and the candidate a generation.
+async fn install(ctx: &Context, candidate: &mut Candidate, model: Model) -> Result<()> {
+    let inspected = candidate.inspected()?;
+    let processor = candidate.processor()?;
+    let config = &candidate.config;
+    let install = Install {
+        generation: candidate.id,
+        name: candidate.reference(),
+        model,
+        batch: batch_limits(ctx, config),
+        queue: config.limits.queue,
+        tokens_per_image: inspected.tokens_per_image,
+        faults: Faults::of(&ctx.faults, &candidate.reference()),
+    };
+    let lane = ctx.engine.install(install).await?;
+    let digest = candidate.digest.clone().unwrap_or_default();
+    let stamp = Stamp {
+        model: candidate.model_name.as_str().into(),
+        version: candidate.version.as_str().into(),
+        generation: candidate.id,
+    };
+    let contract = inspected.contract.clone();
+    let limits = config.limits.clone();
+    let parts = Parts { stamp, digest, contract: contract.clone(), processor, lane, limits };
+    let (generation, drained) = Generation::new(parts);
+    let room = candidate.room.take().ok_or_else(|| Error::internal("a generation without room"))?;
+    let stats = Arc::clone(&generation.stats);
+    candidate.resident =
+        Some(Resident { id: candidate.id, version: candidate.version.clone(), contract, stats, room, drained });
+    candidate.generation = Some(generation);
+    Ok(())
+}
+
+fn batch_limits(ctx: &Context, config: &ModelConfig) -> BatchLimits {
+    BatchLimits {
+        max_tokens: config.batch.max_tokens.unwrap_or(ctx.default_batch_tokens),
+        max_items: config.batch.max_items.unwrap_or(usize::MAX),
+        max_wait: config.batch.max_wait.as_nanos() as u64,
+    }
+}
+
+/// The golden cases once more on a live generation, at low priority (a quiet service is observed all the same).
+pub(super) async fn observe_golden(ctx: Arc<Context>, watched: Watched) -> Option<Findings> {
+    let mut runner = Runner::Engine { engine: ctx.engine.clone(), generation: watched.generation };
+    match gate::correctness(&mut runner, &watched.cases, &watched.processor, &watched.config.gate).await {
+        Ok(findings) => Some(findings),
+        Err(SoftError(error)) => {
+            // The generation went meanwhile, or the server stops: nothing was observed.
+            tracing::debug!(%error, "the golden cases could not be run again");
+            None
+        }
+    }
+}
+
+/// What it takes to run the golden cases without holding the generation.
+#[derive(Clone)]
+pub(super) struct Watched {
+    pub(super) generation: GenerationId,
+    pub(super) cases: Arc<Vec<Prepared>>,
+    pub(super) processor: Arc<Processor>,
+    pub(super) config: ModelConfig,
+}

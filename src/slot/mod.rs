@@ -1,0 +1,165 @@
+//! Which generation serves a model, and the one decision by which a request gets it.
+//!
+//! A `Slot` is a model's place in the process. It holds the `Route`: an immutable value behind one atomic
+//! pointer. `admit` loads it once, and everything about that request follows from what it loaded; `swap` stores
+//! the next one, and is the rollout controller's alone. This room must not know HTTP, files or rollouts.
+
+mod registry;
+mod route;
+mod serve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+pub use registry::{Registry, Target};
+pub use route::Route;
+pub use serve::{Answer, Ask};
+
+use crate::error::{Error, Result};
+use crate::generation::Generation;
+use crate::value::Task;
+
+#[derive(Debug)]
+pub struct Slot {
+    name: String,
+    task: Task,
+    route: ArcSwapOption<Route>,
+    /// Why there is no route; only read when there is none.
+    reason: ArcSwap<String>,
+    /// Version folders that are on disk, for resolving references.
+    versions: ArcSwap<Vec<String>>,
+}
+
+/// A request's hold on the generation that will answer it.
+#[derive(Debug)]
+pub struct Admission {
+    route: Arc<Route>,
+    choice: Choice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// What the route says.
+    Live,
+    /// The request named the version itself.
+    Named(Resident),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resident {
+    Live,
+    Previous,
+    Standby,
+}
+
+impl Slot {
+    pub fn new(name: impl Into<String>, task: Task) -> Self {
+        Slot {
+            name: name.into(),
+            task,
+            route: ArcSwapOption::empty(),
+            reason: ArcSwap::from_pointee("it has not been loaded yet".to_owned()),
+            versions: ArcSwap::from_pointee(Vec::new()),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// The one decision (promise 2): a single atomic load.
+    ///
+    /// # Errors
+    /// `NotServing` when nothing is live; `Conflict` when the named version is not resident.
+    #[inline]
+    pub fn admit(&self, version: Option<&str>) -> Result<Admission> {
+        match self.route.load_full() {
+            Some(route) => match version {
+                None => Ok(Admission { route, choice: Choice::Live }),
+                Some(version) => self.admit_named(route, version),
+            },
+            None => Err(self.not_serving()),
+        }
+    }
+
+    #[cold]
+    fn admit_named(&self, route: Arc<Route>, version: &str) -> Result<Admission> {
+        match route.find(version) {
+            Some(resident) => Ok(Admission { route, choice: Choice::Named(resident) }),
+            None => Err(Error::Conflict {
+                message: format!("version '{version}' of '{}' is not resident; stage or promote it first", self.name),
+                details: serde_json::json!({ "resident": route.versions() }),
+            }),
+        }
+    }
+
+    #[cold]
+    fn not_serving(&self) -> Error {
+        Error::NotServing {
+            model: self.name.clone(),
+            reason: self.reason.load().as_ref().clone(),
+            retry_after: Duration::from_secs(5),
+        }
+    }
+
+    /// The route as it is now, for reports.
+    pub fn route(&self) -> Option<Arc<Route>> {
+        self.route.load_full()
+    }
+
+    /// Why nothing is served, when nothing is.
+    pub fn reason(&self) -> Option<String> {
+        self.route.load().is_none().then(|| self.reason.load().as_ref().clone())
+    }
+
+    /// The switch: one pointer store. For the rollout controller only.
+    ///
+    /// When this returns, the old route is held by nobody but requests that were admitted on it
+    /// (arc-swap settles all pending loads before it returns), so dropping it lets its generations drain.
+    pub(crate) fn swap(&self, route: Arc<Route>) -> Option<Arc<Route>> {
+        self.route.swap(Some(route))
+    }
+
+    /// Stops serving, with the reason that clients will read.
+    pub(crate) fn clear(&self, reason: impl Into<String>) -> Option<Arc<Route>> {
+        self.reason.store(Arc::new(reason.into()));
+        self.route.swap(None)
+    }
+
+    pub fn versions(&self) -> Arc<Vec<String>> {
+        self.versions.load_full()
+    }
+
+    pub(crate) fn set_versions(&self, versions: Vec<String>) {
+        self.versions.store(Arc::new(versions));
+    }
+}
+
+impl Admission {
+    pub fn generation(&self) -> &Arc<Generation> {
+        match self.choice {
+            Choice::Live | Choice::Named(Resident::Live) => &self.route.live,
+            // `find` only names what the route has.
+            Choice::Named(Resident::Previous) => self.route.previous.as_ref().unwrap_or(&self.route.live),
+            Choice::Named(Resident::Standby) => self.route.standby.as_ref().unwrap_or(&self.route.live),
+        }
+    }
+
+    /// Where a request goes that this generation fails (promise 7).
+    fn failover(&self) -> Option<&Arc<Generation>> {
+        match self.choice {
+            Choice::Live if self.route.failover => self.route.previous.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn is_named(&self) -> bool {
+        matches!(self.choice, Choice::Named(_))
+    }
+}

@@ -1,0 +1,148 @@
+//! One admitted request, from raw inputs to outputs, failover included.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Admission;
+use crate::error::{Error, Result};
+use crate::generation::{Generation, Stamp};
+use crate::model::Input;
+use crate::process::{FinishOptions, PrepareOptions};
+use crate::value::{Output, RawInput};
+
+/// Texts longer than this and images larger than this are prepared off the request threads.
+const HEAVY_TEXT_BYTES: usize = 4 << 10;
+const HEAVY_PIXELS: u64 = 128 * 128;
+
+/// What a client asks.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    pub inputs: Vec<RawInput>,
+    pub prepare: PrepareOptions,
+    pub finish: FinishOptions,
+    /// The client's own deadline; the model's limit holds as well.
+    pub deadline: Option<Duration>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub outputs: Vec<Output>,
+    /// Tokens (or patches) that the inputs came to.
+    pub tokens: usize,
+    pub stamp: Stamp,
+    /// The generation that failed it first, when its predecessor answered.
+    pub failed_over_from: Option<Stamp>,
+}
+
+impl Admission {
+    /// Answers the request on the generation that it was admitted to, whole.
+    ///
+    /// When this returns, nothing of the request holds the generation any more: a slow reader keeps no model
+    /// resident. Dropping the future cancels what has not run.
+    pub async fn answer(self, ask: Ask) -> Result<Answer> {
+        let began = Instant::now();
+        let generation = self.generation();
+        let most = generation.limits.max_inputs;
+        if ask.inputs.len() > most {
+            let got = ask.inputs.len() as u64;
+            return Err(Error::TooLarge { what: "number of inputs", got, limit: most as u64 });
+        }
+        let _permit = generation.lane.permit(ask.inputs.len())?;
+        let limit = ask.deadline.map_or(generation.limits.deadline, |d| d.min(generation.limits.deadline));
+        let work = async {
+            let inputs: Arc<[RawInput]> = ask.inputs.into();
+            let first = run(generation, &inputs, &ask.prepare, &ask.finish, false).await;
+            self.settle(first, &inputs, &ask.prepare, &ask.finish, began).await
+        };
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(Error::Deadline { limit }))
+    }
+
+    /// Counts the outcome, and runs a request that the generation failed again on its predecessor.
+    async fn settle(
+        &self,
+        first: Result<(Vec<Output>, usize)>,
+        inputs: &Arc<[RawInput]>,
+        prepare: &PrepareOptions,
+        finish: &FinishOptions,
+        began: Instant,
+    ) -> Result<Answer> {
+        let generation = self.generation();
+        match first {
+            Ok((outputs, tokens)) => {
+                match self.is_named() {
+                    true => generation.stats.answered_by_name(),
+                    false => generation.stats.answered(began.elapsed()),
+                }
+                Ok(Answer { outputs, tokens, stamp: generation.stamp.clone(), failed_over_from: None })
+            }
+            Err(fault) if fault.is_model_fault() && !self.is_named() => {
+                let nonfinite = matches!(fault, Error::NonFinite { .. });
+                let Some(previous) = self.failover() else {
+                    generation.stats.blame(nonfinite);
+                    return Err(fault);
+                };
+                tracing::warn!(
+                    model = &*generation.stamp.model, version = generation.version(), previous = previous.version(),
+                    error = %fault, "a request failed; running it again on the previous version"
+                );
+                match run(previous, inputs, prepare, finish, true).await {
+                    Ok((outputs, tokens)) => {
+                        generation.stats.blame(nonfinite);
+                        generation.stats.failed_over();
+                        let failed_over_from = Some(generation.stamp.clone());
+                        Ok(Answer { outputs, tokens, stamp: previous.stamp.clone(), failed_over_from })
+                    }
+                    Err(_) => {
+                        generation.stats.unexplained();
+                        Err(fault)
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Raw inputs to outputs on one generation: its processor, its lane, its processor again.
+async fn run(
+    generation: &Arc<Generation>,
+    inputs: &Arc<[RawInput]>,
+    prepare: &PrepareOptions,
+    finish: &FinishOptions,
+    urgent: bool,
+) -> Result<(Vec<Output>, usize)> {
+    let prepared = if inputs.iter().any(is_heavy) {
+        let (generation, inputs, options) = (Arc::clone(generation), Arc::clone(inputs), prepare.clone());
+        tokio::task::spawn_blocking(move || prepare_all(&generation, &inputs, &options))
+            .await
+            .map_err(|e| Error::internal(format!("preparing inputs failed: {e}")))??
+    } else {
+        prepare_all(generation, inputs, prepare)?
+    };
+    let tokens = prepared.iter().map(|input| input.cost(1)).sum();
+    let rows = generation.lane.run(prepared, urgent).await?;
+    let outputs = rows.into_iter().map(|row| generation.processor.finish(row, finish)).collect::<Result<_>>()?;
+    Ok((outputs, tokens))
+}
+
+fn prepare_all(generation: &Generation, inputs: &[RawInput], options: &PrepareOptions) -> Result<Vec<Input>> {
+    inputs.iter().map(|input| generation.processor.prepare(input, options)).collect()
+}
+
+/// Whether preparing takes long enough to be kept off the threads that serve connections.
+fn is_heavy(input: &RawInput) -> bool {
+    match input {
+        RawInput::Text(text) => text.len() > HEAVY_TEXT_BYTES,
+        RawInput::Pair(a, b) => a.len() + b.len() > HEAVY_TEXT_BYTES,
+        RawInput::Tokens(_) => false,
+        RawInput::Image(file) => png_pixels(file).is_none_or(|pixels| pixels > HEAVY_PIXELS),
+    }
+}
+
+/// Pixels that a PNG file's header declares (PNG specification, 11.2.2 IHDR).
+fn png_pixels(file: &[u8]) -> Option<u64> {
+    const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+    let header = file.strip_prefix(SIGNATURE)?.get(8..16)?;
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
+    Some(number(&header[..4]) * number(&header[4..]))
+}

@@ -1,0 +1,241 @@
+//! Logs and metrics: their names, their form, and how they leave the process.
+//!
+//! A leaf but for `Metrics::text`, which asks the supervisor for figures at the moment of a scrape; nothing is
+//! gathered in between, so an idle server does no work for metrics.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::LogFormat;
+use crate::error::{Error, Result};
+use crate::generation::Stamp;
+use crate::http::Dialect;
+use crate::rollout::Supervisor;
+
+/// Starts writing logs to standard error.
+///
+/// # Errors
+/// A filter that cannot be read.
+pub fn start_logs(format: LogFormat, filter: &str) -> Result<()> {
+    let wrong = |reason: String| Error::Config { file: "CUTOVER_LOG".into(), key: "log.filter".into(), reason };
+    let filter = EnvFilter::try_new(filter).map_err(|e| wrong(e.to_string()))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+    };
+    started.map_err(|e| wrong(e.to_string()))
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    dialect: &'static str,
+    model: String,
+    version: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    model: String,
+    version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    model: String,
+}
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    latency: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    failovers: Family<ModelLabels, Counter>,
+}
+
+/// From half a millisecond to half a minute.
+fn latency_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_5, 2.0, 17))
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("cutover");
+        let requests = Family::default();
+        registry.register("requests", "requests answered, by route and status", requests.clone());
+        let latency = Family::new_with_constructor(latency_buckets as fn() -> Histogram);
+        registry.register(
+            "request_duration_seconds",
+            "from the request's head to its answer, by the version that answered",
+            latency.clone(),
+        );
+        let failovers = Family::default();
+        registry.register(
+            "failovers",
+            "requests that the previous version answered for the live one",
+            failovers.clone(),
+        );
+        Metrics { registry, requests, latency, failovers }
+    }
+
+    pub fn request(&self, route: &str, dialect: Dialect, stamp: Option<&Stamp>, status: u16, took: Duration) {
+        let model = stamp.map_or_else(String::new, |stamp| stamp.model.to_string());
+        let version = stamp.map_or_else(String::new, |stamp| stamp.version.to_string());
+        if stamp.is_some() {
+            let labels = VersionLabels { model: model.clone(), version: version.clone() };
+            self.latency.get_or_create(&labels).observe(took.as_secs_f64());
+        }
+        let labels = RequestLabels { route: route.to_owned(), dialect: dialect.name(), model, version, status };
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    pub fn failed_over(&self, model: &str) {
+        self.failovers.get_or_create(&ModelLabels { model: model.to_owned() }).inc();
+    }
+
+    /// Everything in OpenMetrics text (openmetrics.io, 1.0).
+    pub async fn text(&self, supervisor: &Supervisor) -> Result<String> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).map_err(Error::internal)?;
+        let end = text.rfind("# EOF").unwrap_or(text.len());
+        text.truncate(end);
+        let mut page = Page { text };
+        engine(&mut page, supervisor);
+        generations(&mut page, supervisor).await;
+        memory(&mut page, supervisor).await?;
+        rollouts(&mut page, supervisor).await?;
+        page.text.push_str("# EOF\n");
+        Ok(page.text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gauges and counters that are read off their owners at the moment of a scrape.
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "# HELP cutover_{name} {help}.\n# TYPE cutover_{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.text, "cutover_{name}{labels} {value}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+        self.family(name, kind, help);
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        self.sample(&format!("{name}{suffix}"), &[], value);
+    }
+}
+
+fn engine(page: &mut Page, supervisor: &Supervisor) {
+    let counters = supervisor.engine_counters();
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    page.one("queue_inputs", "gauge", "inputs that wait for the engine", read(&counters.waiting));
+    page.one("batches", "counter", "batches that the engine ran for clients", read(&counters.batches));
+    page.one("batch_inputs", "counter", "inputs in those batches", read(&counters.inputs));
+    page.one("batch_tokens", "counter", "tokens in those batches", read(&counters.tokens));
+    page.one("cancelled_inputs", "counter", "inputs dropped because their client left", read(&counters.cancelled));
+    let seconds = |nanos: f64| nanos / 1e9;
+    let client = seconds(read(&counters.client_nanos));
+    page.one("engine_client_seconds", "counter", "engine time for clients", client);
+    let background = seconds(read(&counters.background_nanos));
+    page.one("engine_background_seconds", "counter", "engine time for validation and shadow work", background);
+    page.family("batch_size", "histogram", "inputs per batch");
+    let mut total = 0.0;
+    for (at, bucket) in counters.batch_sizes.iter().enumerate() {
+        total += read(bucket);
+        let bound =
+            if at + 1 == counters.batch_sizes.len() { "+Inf".into() } else { format!("{:?}", f64::from(1u32 << at)) };
+        page.sample("batch_size_bucket", &[("le", &bound)], total);
+    }
+    page.sample("batch_size_count", &[], total);
+    page.sample("batch_size_sum", &[], read(&counters.inputs));
+}
+
+async fn generations(page: &mut Page, supervisor: &Supervisor) {
+    let all = supervisor.generations().await;
+    page.family("generation_info", "gauge", "resident generations and their role");
+    for (role, stamp, ..) in &all {
+        let id = stamp.generation.to_string();
+        let labels = [("model", &*stamp.model), ("version", &*stamp.version), ("generation", &id), ("role", role)];
+        page.sample("generation_info", &labels, 1.0);
+    }
+    type Read = fn(&crate::generation::Snapshot, usize) -> f64;
+    let rows: [(&str, &str, &str, Read); 6] = [
+        ("generation_answered", "counter", "requests answered through the route", |s, _| s.answered as f64),
+        ("generation_faults", "counter", "requests failed by the generation's own fault", |s, _| s.blamed as f64),
+        ("generation_nonfinite", "counter", "of those, for non-finite outputs", |s, _| s.nonfinite as f64),
+        ("generation_unexplained", "counter", "requests that nobody could answer", |s, _| s.unexplained as f64),
+        ("generation_lane_inputs", "gauge", "inputs in the generation's lane", |_, waiting| waiting as f64),
+        ("generation_p99_seconds", "gauge", "p99 of the last minutes", |s, _| {
+            s.p99.map_or(f64::NAN, |d| d.as_secs_f64())
+        }),
+    ];
+    for (name, kind, help, read) in rows {
+        page.family(name, kind, help);
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        for (_, stamp, snapshot, waiting) in &all {
+            let id = stamp.generation.to_string();
+            let labels = [("model", &*stamp.model), ("version", &*stamp.version), ("generation", id.as_str())];
+            page.sample(&format!("{name}{suffix}"), &labels, read(snapshot, *waiting));
+        }
+    }
+}
+
+async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
+    let memory = supervisor.memory().await?;
+    page.one("memory_capacity_bytes", "gauge", "bytes that generations may take", memory.capacity as f64);
+    page.one("memory_reserved_bytes", "gauge", "bytes that are reserved", memory.reserved as f64);
+    page.one("memory_abandoned_bytes", "gauge", "bytes that hanging threads may still touch", memory.abandoned as f64);
+    if let Some(resident) = memory.process_resident {
+        page.one("process_resident_memory_bytes", "gauge", "physical memory of the process", resident as f64);
+    }
+    page.family("generation_weight_bytes", "gauge", "weights held, exclusive or shared with another generation");
+    for generation in &memory.generations {
+        let id = generation.generation.to_string();
+        let model = generation.model.as_deref().unwrap_or("");
+        let version = generation.version.as_deref().unwrap_or("");
+        for (kind, bytes) in [("exclusive", generation.held.exclusive), ("shared", generation.held.shared)] {
+            let labels = [("model", model), ("version", version), ("generation", id.as_str()), ("kind", kind)];
+            page.sample("generation_weight_bytes", &labels, bytes as f64);
+        }
+    }
+    Ok(())
+}
+
+async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
+    page.family("rollout_phase", "gauge", "1 for the phase that a model's rollout is in");
+    for (model, phase) in supervisor.phases().await {
+        let phase = phase.map_or("idle", |phase| phase.name());
+        page.sample("rollout_phase", &[("model", &model), ("phase", phase)], 1.0);
+    }
+    let figures = supervisor.figures(None).await?;
+    page.one("rollouts", "counter", "rollouts that have ended", figures.deployments as f64);
+    let switched = ["settled", "rolled_back"].iter().filter_map(|end| figures.ends.get(*end)).sum::<u64>();
+    page.one("switches", "counter", "rollouts that switched", switched as f64);
+    page.one("rollbacks", "counter", "rollbacks", figures.rollbacks as f64);
+    Ok(())
+}
