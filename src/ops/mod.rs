@@ -1,0 +1,28 @@
+//! The tensor operations that models are made of, each with its CPU reference.
+//!
+//! `cpu_fwd` of every op is the specification: f32 in, f32 accumulation, f32 out, on *packed* batches
+//! (`[tokens, width]`, no padding; [`Segments`] says which rows belong to which sequence). A kernel of the same
+//! name must agree with it. The CPU side runs on rayon's current pool, which the engine chooses, and never on
+//! candle's process-wide elementwise pool.
+//!
+//! This room knows tensors only: nothing of checkpoints, models, batching or devices' memory.
+
+mod activation;
+mod attention;
+mod cpu;
+mod embed;
+mod layer_norm;
+mod linear;
+mod pool;
+mod segments;
+mod simd;
+#[cfg(test)]
+mod testing;
+
+pub use activation::Activation;
+pub use attention::{attention, attention_scratch_bytes};
+pub use embed::{TokenTables, embed_patches, embed_tokens};
+pub use layer_norm::{LayerNorm, layer_norm};
+pub use linear::{Epilogue, linear};
+pub use pool::{Reduce, l2_normalize, reduce};
+pub use segments::Segments;
