@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
@@ -21,6 +21,7 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
+    #[serde(deserialize_with = "one_of")]
     pub task: Task,
     /// The architecture; `model_type` of a version's `config.json` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
@@ -126,6 +127,7 @@ pub struct BatchConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
+    #[serde(deserialize_with = "one_of")]
     pub mode: Mode,
 }
 
@@ -254,6 +256,11 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
         }
     }
     None
+}
+
+/// A name from a fixed list. TOML would also take an enum as a table; here it is a string or an error.
+fn one_of<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
 fn some_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
@@ -397,7 +404,8 @@ mod tests {
         let cases = [
             ("live = 'v1'", "task", "expected one of embed"),
             ("task = 'sing'", "task", "expected one of `embed`"),
-            ("task = 3", "task", "expected"),
+            ("task = 3", "task", "expected a string"),
+            ("task = { embed = 1 }", "task", "expected a string"),
             ("task = 'embed'\nlive = 'a/b'", "live", "version folder"),
             ("task = 'embed'\nfamily = ' '", "family", "expected a name"),
             ("task = 'embed'\n[limits]\nmax_inputs = 'many'", "limits.max_inputs", "expected usize"),

@@ -272,13 +272,14 @@ fn transformer_config(folder: &Folder<'_>) -> Result<(Option<usize>, bool)> {
     Ok((None, false))
 }
 
-/// A default prompt is put before every text by the library, and not by this server.
+/// A default prompt is put before every text by the library, and not by this server. An empty one changes nothing.
 fn refuse_default_prompt(folder: &Folder<'_>) -> Result<()> {
     const FILE: &str = "config_sentence_transformers.json";
     let Some(object) = folder.optional_object(FILE)? else { return Ok(()) };
     let fields = Fields { file: folder.file_label(FILE), object: &object };
-    match fields.str("default_prompt_name")? {
-        None => Ok(()),
-        Some(name) => Err(fields.error("default_prompt_name", format!("the default prompt {name:?} is not supported"))),
+    let Some(name) = fields.str("default_prompt_name")? else { return Ok(()) };
+    match fields.get("prompts").and_then(|prompts| prompts.get(name)) {
+        Some(Value::String(prompt)) if prompt.is_empty() => Ok(()),
+        _ => Err(fields.error("default_prompt_name", format!("the default prompt {name:?} is not supported"))),
     }
 }

@@ -183,15 +183,17 @@ fn dense_layers_must_fit_what_comes_before() {
 
 #[test]
 fn a_default_prompt_is_refused_because_it_would_change_every_embedding() {
-    let version = Version::sentence(&[TRANSFORMER, POOLING])
-        .json("1_Pooling/config.json", json!({}))
-        .json("config_sentence_transformers.json", json!({"prompts": {"query": "q: "}, "default_prompt_name": null}));
-    assert!(version.read(Task::Embed).is_ok());
-    version.json("config_sentence_transformers.json", json!({"default_prompt_name": "query"})).assert_refused(
-        Task::Embed,
-        "config_sentence_transformers.json",
-        "\"query\"",
-    );
+    const FILE: &str = "config_sentence_transformers.json";
+    let mut version = Version::sentence(&[TRANSFORMER, POOLING]).json("1_Pooling/config.json", json!({}));
+    let prompts = json!({"query": "q: ", "document": ""});
+    for harmless in [json!(null), json!("document")] {
+        version = version.json(FILE, json!({"prompts": prompts, "default_prompt_name": harmless}));
+        assert!(version.read(Task::Embed).is_ok(), "{harmless}");
+    }
+    for name in ["query", "not there"] {
+        version = version.json(FILE, json!({"prompts": prompts, "default_prompt_name": name}));
+        version.assert_refused(Task::Embed, FILE, name);
+    }
 }
 
 #[test]
