@@ -1,0 +1,64 @@
+//! What may go wrong with the file, and the sentence that tells a person what to do.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::error::Error;
+
+#[derive(Debug)]
+pub(super) enum Fault {
+    Sqlite(rusqlite::Error),
+    Io(std::io::Error),
+    /// The content is not what was written.
+    Damaged(String),
+    /// Another process has it, as far as is known which.
+    InUse(String),
+    /// It is not for this program.
+    Foreign(String),
+    /// The caller asked for nonsense.
+    Misused(String),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Fault::Sqlite(error)
+    }
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        Fault::Io(error)
+    }
+}
+
+const RESTORE: &str = "restore a copy, or move the file and those that begin with its name away: a server without a \
+                       ledger starts with the versions that each model.toml names";
+
+impl Fault {
+    /// The error: what was being done to which file, why it failed, what to do.
+    pub(super) fn told(self, path: &Path, doing: &str) -> Error {
+        let (why, remedy) = match &self {
+            Fault::Sqlite(error) => (error.to_string(), remedy(error)),
+            Fault::Io(error) => (error.to_string(), None),
+            Fault::Damaged(what) => (format!("it is damaged: {what}"), Some(RESTORE)),
+            Fault::InUse(holder) => {
+                (format!("another server is using it{holder}"), Some("stop that one, or give this one its own --state"))
+            }
+            Fault::Foreign(what) => (what.clone(), None),
+            Fault::Misused(what) => return Error::internal(format!("ledger: cannot {doing}: {what}")),
+        };
+        let remedy = remedy.map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        Error::Ledger { reason: format!("'{}': cannot {doing}: {why}{remedy}", path.display()) }
+    }
+}
+
+fn remedy(error: &rusqlite::Error) -> Option<&'static str> {
+    match error.sqlite_error_code()? {
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Some(RESTORE),
+        ErrorCode::DiskFull => Some("make room on its disk; what was recorded before is intact"),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Some("another program holds it: close that one"),
+        ErrorCode::ReadOnly => Some("it was opened to be read, or its file may not be written"),
+        _ => None,
+    }
+}

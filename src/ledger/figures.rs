@@ -1,0 +1,112 @@
+//! How deployments have gone: counted from the rollouts that are kept.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Ledger;
+use super::rollouts::{Filter, RolloutRecord, select};
+use crate::error::Result;
+
+/// Over every rollout that has ended and is still recorded.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    pub deployments: u64,
+    /// How many ended in each phase.
+    pub ends: BTreeMap<String, u64>,
+    /// The share that settled, of those that no operator stopped; none when there are none.
+    pub success_rate: Option<f64>,
+    pub rollbacks: u64,
+    /// Milliseconds without an answering version, one for each switch that measured it.
+    pub downtime_ms: Option<Spread>,
+    /// Milliseconds from the decision to go back until it was done, one for each rollback that measured it.
+    pub rollback_ms: Option<Spread>,
+}
+
+/// Of some measures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    pub count: u64,
+    /// The mean of the two in the middle where their number is even.
+    pub median: f64,
+    pub max: f64,
+}
+
+impl Ledger {
+    pub fn figures(&self, model: Option<&str>) -> Result<Figures> {
+        let filter = Filter { model: model.map(str::to_owned), limit: usize::MAX, open_only: false };
+        self.read("read figures", |transaction| Ok(Figures::of(&select(transaction, &filter)?)))
+    }
+}
+
+impl Figures {
+    fn of(records: &[RolloutRecord]) -> Figures {
+        let mut figures = Figures::default();
+        let (mut downtimes, mut rollbacks) = (Vec::new(), Vec::new());
+        for record in records.iter().filter(|record| record.ended_ms.is_some()) {
+            figures.deployments += 1;
+            *figures.ends.entry(record.phase.clone()).or_default() += 1;
+            let measure = |name: &str| record.figures.get(name).and_then(serde_json::Value::as_f64);
+            downtimes.extend(measure("downtime_ms"));
+            if record.phase == "rolled_back" {
+                figures.rollbacks += 1;
+                rollbacks.extend(measure("rollback_ms"));
+            }
+        }
+        let ended = |phase: &str| figures.ends.get(phase).copied().unwrap_or(0);
+        let judged = figures.deployments - ended("aborted");
+        figures.success_rate = (judged > 0).then(|| ended("settled") as f64 / judged as f64);
+        figures.downtime_ms = Spread::of(downtimes);
+        figures.rollback_ms = Spread::of(rollbacks);
+        figures
+    }
+}
+
+impl Spread {
+    fn of(mut measures: Vec<f64>) -> Option<Spread> {
+        measures.sort_by(f64::total_cmp);
+        let max = *measures.last()?;
+        let middle = measures.len() / 2;
+        let median =
+            if measures.len() % 2 == 1 { measures[middle] } else { (measures[middle - 1] + measures[middle]) / 2.0 };
+        Some(Spread { count: measures.len() as u64, median, max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ended(phase: &str, figures: serde_json::Value) -> RolloutRecord {
+        let figures = figures.as_object().unwrap().clone();
+        RolloutRecord { phase: phase.to_owned(), ended_ms: Some(1), figures, ..RolloutRecord::default() }
+    }
+
+    #[test]
+    fn figures_count_ends_and_spread_measures() {
+        let figures = Figures::of(&[
+            ended("settled", json!({"downtime_ms": 0.5})),
+            ended("settled", json!({"downtime_ms": 0.25})),
+            ended("settled", json!({"downtime_ms": 0})),
+            ended("rolled_back", json!({"downtime_ms": 8, "rollback_ms": 3})),
+            ended("rolled_back", json!({"downtime_ms": "much"})),
+            ended("refused", json!({"rollback_ms": 99})),
+            ended("aborted", json!({})),
+            RolloutRecord { phase: "loading".to_owned(), ..RolloutRecord::default() },
+        ]);
+        assert_eq!((figures.deployments, figures.rollbacks), (7, 2));
+        assert_eq!(figures.ends["settled"], 3);
+        assert_eq!(figures.success_rate, Some(0.5));
+        assert_eq!(figures.downtime_ms, Some(Spread { count: 4, median: 0.375, max: 8.0 }));
+        assert_eq!(figures.rollback_ms, Some(Spread { count: 1, median: 3.0, max: 3.0 }));
+    }
+
+    #[test]
+    fn without_deployments_there_are_no_rates() {
+        assert_eq!(Figures::of(&[]), Figures::default());
+        let aborted = Figures::of(&[ended("aborted", json!({}))]);
+        assert_eq!((aborted.deployments, aborted.success_rate), (1, None));
+    }
+}

@@ -1,0 +1,135 @@
+//! The durable history: what is live, every rollout, every event, and the digests of every version at first sight.
+//!
+//! One SQLite file, written by one server at a time (a lock file beside it says so) and readable by others meanwhile.
+//! Synchronous: whoever calls it from async code does so on a blocking thread. It records what it is told and decides
+//! nothing; it reads no clock.
+//!
+//! Nothing is read back unchecked: events are a hash chain with its head recorded, every other row carries a digest of
+//! itself, and a file that fails either is refused at open with what to do about it.
+
+mod chain;
+mod fault;
+mod figures;
+mod live;
+mod prune;
+mod rollouts;
+mod schema;
+mod time;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+pub use chain::{BadEvent, Event, NewEvent, VerifyReport};
+pub use figures::{Figures, Spread};
+pub use live::Live;
+pub use prune::Pruned;
+pub use rollouts::{Filter, GateCheck, PhaseAt, RolloutRecord};
+pub use time::rfc3339;
+
+use crate::error::Result;
+use fault::Fault;
+
+pub struct Ledger {
+    path: PathBuf,
+    // Before the lock, so that it is closed before another server may open the file.
+    connection: Mutex<Connection>,
+    _lock: Option<File>,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").field("path", &self.path).field("read_only", &self._lock.is_none()).finish()
+    }
+}
+
+impl Ledger {
+    /// Opens the ledger for the one server that writes it, creating it and its folder where there is none.
+    ///
+    /// Checks the whole file. What is damaged, cut, changed by hand, of a newer server, in use by another one, or no ledger
+    /// at all is refused as [`crate::error::Error::Ledger`].
+    pub fn open(path: &Path) -> Result<Ledger> {
+        let told = |fault: Fault| fault.told(path, "open it");
+        let lock = lock(path).map_err(told)?;
+        if !path.exists() {
+            schema::create(path).map_err(told)?;
+        }
+        let connection = schema::connect(path).map_err(told)?;
+        let ledger = Ledger { path: path.to_owned(), connection: Mutex::new(connection), _lock: Some(lock) };
+        let report = ledger.verify()?;
+        match report.first_problem() {
+            Some(problem) => Err(told(Fault::Damaged(problem))),
+            None => Ok(ledger),
+        }
+    }
+
+    /// Opens an existing ledger to look at it, also while a server writes it, and also one whose [`Ledger::verify`] fails.
+    pub fn open_read_only(path: &Path) -> Result<Ledger> {
+        let connection = schema::connect_read_only(path).map_err(|fault| fault.told(path, "open it"))?;
+        Ok(Ledger { path: path.to_owned(), connection: Mutex::new(connection), _lock: None })
+    }
+
+    /// Runs `act` as one transaction that is there whole, on disk, when this returns `Ok`, and not at all otherwise.
+    fn write<T>(&self, doing: &str, act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T> {
+        self.transact(TransactionBehavior::Immediate, act).map_err(|fault| fault.told(&self.path, doing))
+    }
+
+    /// Runs `act` on one unchanging state of the ledger.
+    fn read<T>(&self, doing: &str, act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T> {
+        self.transact(TransactionBehavior::Deferred, act).map_err(|fault| fault.told(&self.path, doing))
+    }
+
+    fn transact<T>(
+        &self,
+        behavior: TransactionBehavior,
+        act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction_with_behavior(behavior)?;
+        let done = act(&transaction)?;
+        transaction.commit()?;
+        Ok(done)
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic in a transaction has rolled it back: the connection is as good as before.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `ledger.db.lock`, held for as long as the returned file lives; the system lets go of it when the process dies.
+fn lock(path: &Path) -> Result<File, Fault> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(beside(path, ".lock"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only for the message: whoever holds the lock may not have written its number yet.
+            let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let holder = if known { format!(" (process {})", holder.trim()) } else { String::new() };
+            return Err(Fault::InUse(holder));
+        }
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(std::process::id().to_string().as_bytes())?;
+    Ok(file)
+}
+
+/// A path that ends in something more.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests;

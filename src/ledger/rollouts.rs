@@ -1,0 +1,157 @@
+//! Rollouts: one record each, as the interface shows it, replaced as the rollout goes on.
+
+use rusqlite::{Connection, Row, named_params};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::chain::digest;
+use super::{Ledger, fault::Fault};
+use crate::error::Result;
+
+const SCHEME: &[u8] = b"cutover rollout 1\n";
+
+/// The journey of one version. What tools read of it keeps its names.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RolloutRecord {
+    pub id: String,
+    pub model: String,
+    /// The version that was live; none for the first one.
+    pub from: Option<String>,
+    pub to: String,
+    pub phase: String,
+    pub reason: Option<String>,
+    /// How it went back: "instant", "parked" or "cold".
+    pub kind: Option<String>,
+    pub actor: Option<String>,
+    /// RFC 3339 in UTC with milliseconds: see [`super::rfc3339`].
+    pub started: String,
+    /// Unix time in milliseconds.
+    pub started_ms: i64,
+    /// None while it is open.
+    pub ended_ms: Option<i64>,
+    pub phases: Vec<PhaseAt>,
+    pub gate: Vec<GateCheck>,
+    /// Measures by name, `downtime_ms` and `rollback_ms` among them.
+    pub figures: Map<String, Value>,
+    /// Of the version that it goes to.
+    pub digest: Option<String>,
+    pub error: Option<Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseAt {
+    pub phase: String,
+    /// When it began, in RFC 3339.
+    pub at: String,
+    /// How long it took; 0 while it lasts.
+    pub ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateCheck {
+    pub check: String,
+    pub passed: bool,
+    pub measure: Value,
+    pub limit: Value,
+    pub case: Option<String>,
+}
+
+/// Which rollouts to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub model: Option<String>,
+    pub limit: usize,
+    /// Only those that have not ended.
+    pub open_only: bool,
+}
+
+impl Default for Filter {
+    /// The newest hundred.
+    fn default() -> Self {
+        Filter { model: None, limit: 100, open_only: false }
+    }
+}
+
+impl Ledger {
+    /// Records a rollout, in place of what was recorded under its id.
+    pub fn save_rollout(&self, rollout: &RolloutRecord) -> Result<()> {
+        self.write("record a rollout", |transaction| {
+            let record = serde_json::to_string(rollout).map_err(|error| Fault::Misused(error.to_string()))?;
+            let RolloutRecord { id, model, started_ms, ended_ms, .. } = rollout;
+            let seal = seal(id, model, *started_ms, *ended_ms, &record);
+            transaction
+                .prepare_cached(
+                    "INSERT INTO rollouts (id, model, started_ms, ended_ms, record, seal)
+                     VALUES (:id, :model, :started, :ended, :record, :seal)
+                     ON CONFLICT (id) DO UPDATE SET model = excluded.model, started_ms = excluded.started_ms,
+                        ended_ms = excluded.ended_ms, record = excluded.record, seal = excluded.seal",
+                )?
+                .execute(named_params! {
+                    ":id": id, ":model": model, ":started": started_ms, ":ended": ended_ms,
+                    ":record": record, ":seal": seal,
+                })?;
+            Ok(())
+        })
+    }
+
+    pub fn rollout(&self, id: &str) -> Result<Option<RolloutRecord>> {
+        self.read("read a rollout", |transaction| {
+            let mut statement = transaction.prepare_cached("SELECT * FROM rollouts WHERE id = ?")?;
+            let mut rows = statement.query([id])?;
+            rows.next()?.map(checked).transpose()
+        })
+    }
+
+    /// Newest first.
+    pub fn rollouts(&self, filter: &Filter) -> Result<Vec<RolloutRecord>> {
+        self.read("read rollouts", |transaction| select(transaction, filter))
+    }
+}
+
+pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<RolloutRecord>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT * FROM rollouts WHERE (:model IS NULL OR model = :model) AND (NOT :open OR ended_ms IS NULL)
+         ORDER BY started_ms DESC, number DESC LIMIT :limit",
+    )?;
+    let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+    let mut rows =
+        statement.query(named_params! {":model": filter.model, ":open": filter.open_only, ":limit": limit})?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        records.push(checked(row)?);
+    }
+    Ok(records)
+}
+
+/// The names of rollouts that are not as they were written.
+pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
+    let mut bad = Vec::new();
+    let mut statement = connection.prepare_cached("SELECT * FROM rollouts ORDER BY number")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Err(name) = intact(row)? {
+            bad.push(name);
+        }
+    }
+    Ok(bad)
+}
+
+fn checked(row: &Row<'_>) -> Result<RolloutRecord, Fault> {
+    let record = intact(row)?.map_err(|name| Fault::Damaged(format!("{name} is not what was recorded")))?;
+    serde_json::from_str(&record)
+        .map_err(|error| Fault::Damaged(format!("the record of a rollout cannot be read: {error}")))
+}
+
+/// The record's text, or the name of the row when it is not as it was written.
+fn intact(row: &Row<'_>) -> Result<Result<String, String>, Fault> {
+    let (id, model): (String, String) = (row.get("id")?, row.get("model")?);
+    let record: String = row.get("record")?;
+    let expected = seal(&id, &model, row.get("started_ms")?, row.get("ended_ms")?, &record);
+    let same = row.get::<_, String>("seal")? == expected;
+    Ok(if same { Ok(record) } else { Err(format!("rollout '{id}'")) })
+}
+
+fn seal(id: &str, model: &str, started_ms: i64, ended_ms: Option<i64>, record: &str) -> String {
+    let (started, ended) = (started_ms.to_string(), ended_ms.map(|ended| ended.to_string()));
+    digest(SCHEME, &[Some(id), Some(model), Some(&started), ended.as_deref(), Some(record)])
+}

@@ -1,0 +1,34 @@
+//! Weight files: what they hold (`index`), what their bytes are (`manifest`), and how they become tensors (`load`).
+//!
+//! Knows files and tensors; must not know models, versions in service, budgets or who asks. Only safetensors is read;
+//! a header is believed only after every offset in it was checked, and a byte only after its digest was.
+//!
+//! Deliberately absent: memory maps. A mapped file that changes or shrinks is undefined behaviour or a SIGBUS in the
+//! serving process; a file that is read can only give an error.
+
+mod cast;
+mod header;
+mod index;
+mod load;
+mod manifest;
+mod progress;
+
+pub use header::SourceDtype;
+pub use index::{Index, TensorInfo};
+pub use load::{Footprint, TensorKey, Wanted, Weights, check, key_of, load};
+pub use manifest::{FileDigest, Manifest};
+pub use progress::Progress;
+
+/// Bytes read at a time, and so what a load holds beyond its tensors and how much passes between two looks at the
+/// cancel flag. Small enough to stay in the second-level cache between being read, hashed and cast.
+const CHUNK: usize = 1 << 20;
+
+/// A name from a file, made safe for one line of a log.
+fn quoted(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() { format!("'{shown}…'") } else { format!("'{shown}'") }
+}
+
+#[cfg(test)]
+mod fixtures;
