@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod ledger;
+pub mod model;
 pub mod ops;
 pub mod repository;
 pub mod value;

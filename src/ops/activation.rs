@@ -67,7 +67,7 @@ wide! {
 wide! {
     fn gelu_tanh<FMA>(values: &mut [f32]) {
         // (1 + tanh y) / 2 = 1 / (1 + e^-2y), which keeps its relative accuracy where tanh y is near -1
-        const MINUS_TWO_SQRT_2_OVER_PI: f32 = -1.595_769_1;
+        const MINUS_TWO_SQRT_2_OVER_PI: f32 = -1.595_769;
         for x in values {
             let cubic = madd::<FMA>(0.044_715 * *x * *x, *x, *x);
             *x /= 1.0 + exp::<FMA>(MINUS_TWO_SQRT_2_OVER_PI * cubic);

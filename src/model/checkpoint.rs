@@ -1,0 +1,84 @@
+//! Where a model's constructor gets its tensors: first from headers, to say what it wants; later from loaded weights.
+//!
+//! The same constructor runs both times, so that what is declared, checked and reserved cannot differ from what
+//! is built. Against headers it gets stand-ins: views of a single zero in the right shape, which take no memory.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::pass::failed;
+use crate::error::{Error, Result};
+use crate::ops::LayerNorm;
+use crate::weights::{Index, Wanted, Weights};
+
+/// The tensors of a version, under the names that its checkpoint uses.
+pub(super) struct Checkpoint<'a> {
+    source: Source<'a>,
+    /// What the base model's names begin with in checkpoints that hold more than it (`bert.`, `vit.`).
+    prefix: &'static str,
+}
+
+enum Source<'a> {
+    Headers { index: &'a Index, wanted: Vec<Wanted> },
+    Loaded(Weights),
+}
+
+impl<'a> Checkpoint<'a> {
+    pub(super) fn headers(index: &'a Index, prefix: &'static str) -> Self {
+        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix }
+    }
+
+    pub(super) fn loaded(weights: Weights, prefix: &'static str) -> Self {
+        Checkpoint { source: Source::Loaded(weights), prefix }
+    }
+
+    /// What was asked for while there were only headers.
+    pub(super) fn into_wanted(self) -> Vec<Wanted> {
+        match self.source {
+            Source::Headers { wanted, .. } => wanted,
+            Source::Loaded(_) => Vec::new(),
+        }
+    }
+
+    /// A tensor of the base model: with its prefix or, in a checkpoint of the base model alone, without.
+    pub(super) fn base(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.first(&[format!("{}{name}", self.prefix), name.to_owned()], shape)
+    }
+
+    /// A tensor beside the base model: a head's.
+    pub(super) fn head(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.first(&[name.to_owned()], shape)
+    }
+
+    /// A layer norm of the base model, which checkpoints converted from TensorFlow name after the paper's symbols.
+    pub(super) fn norm(&mut self, name: &str, width: usize, eps: f64) -> Result<LayerNorm> {
+        let mut part = |names: [&str; 2]| {
+            let bare = names.map(|part| format!("{name}.{part}"));
+            let prefixed = bare.each_ref().map(|name| format!("{}{name}", self.prefix));
+            self.first(&[prefixed, bare].concat(), &[width])
+        };
+        Ok(LayerNorm { weight: part(["weight", "gamma"])?, bias: part(["bias", "beta"])?, eps })
+    }
+
+    /// The first of these names that the checkpoint has. When it has none, the first is wanted, and found missing
+    /// when the footprint is checked.
+    fn first(&mut self, names: &[String], shape: &[usize]) -> Result<Tensor> {
+        match &mut self.source {
+            Source::Headers { index, wanted } => {
+                let name = names.iter().find(|name| index.get(name).is_some()).or(names.first());
+                let name = name.cloned().unwrap_or_default();
+                wanted.push(Wanted { name, shape: shape.to_vec(), dtype: DType::F32 });
+                Tensor::zeros((), DType::F32, &Device::Cpu).and_then(|zero| zero.broadcast_as(shape)).map_err(failed)
+            }
+            Source::Loaded(weights) => {
+                let tensor = names.iter().find_map(|name| weights.take_optional(name));
+                let missing = || Error::internal(format!("tensor '{}' was not loaded", names.join("' or '")));
+                let tensor = tensor.ok_or_else(missing)?;
+                if tensor.dims() != shape {
+                    let (name, found) = (names.join("' or '"), tensor.dims());
+                    return Err(Error::internal(format!("tensor '{name}' has shape {found:?}, not {shape:?}")));
+                }
+                Ok(tensor)
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A transformer encoder block: self-attention and feed-forward, each with a residual and a layer norm.
+
+use candle_core::{Result, Tensor};
+
+use super::config::Encoder;
+use super::linear::{Linear, Part};
+use crate::error;
+use crate::model::checkpoint::Checkpoint;
+use crate::ops::{Activation, LayerNorm, Segments, attention, layer_norm};
+
+/// Where the norms stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::model) enum NormOrder {
+    /// `norm(x + f(x))`, as in BERT.
+    Post,
+    /// `x + f(norm(x))`, as in ViT.
+    Pre,
+}
+
+/// What a checkpoint calls the parts of a block, below the block's own name.
+#[derive(Debug)]
+pub(in crate::model) struct BlockNames {
+    /// What comes before the block's number: `encoder.layer`.
+    pub(in crate::model) blocks: &'static str,
+    pub(in crate::model) query: &'static str,
+    pub(in crate::model) key: &'static str,
+    pub(in crate::model) value: &'static str,
+    pub(in crate::model) attention_output: &'static str,
+    pub(in crate::model) attention_norm: &'static str,
+    pub(in crate::model) up: &'static str,
+    pub(in crate::model) down: &'static str,
+    pub(in crate::model) feed_forward_norm: &'static str,
+    pub(in crate::model) order: NormOrder,
+}
+
+#[derive(Debug)]
+pub(in crate::model) struct Block {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    attention_output: Linear,
+    attention_norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+    feed_forward_norm: LayerNorm,
+    activation: Activation,
+    heads: usize,
+    order: NormOrder,
+}
+
+impl Block {
+    /// Every block of an encoder, in order.
+    pub(in crate::model) fn load_all(
+        checkpoint: &mut Checkpoint<'_>,
+        names: &BlockNames,
+        encoder: &Encoder,
+    ) -> error::Result<Vec<Block>> {
+        (0..encoder.layers).map(|number| Block::load(checkpoint, (names, number), encoder)).collect()
+    }
+
+    fn load(
+        checkpoint: &mut Checkpoint<'_>,
+        (names, number): (&BlockNames, usize),
+        encoder: &Encoder,
+    ) -> error::Result<Block> {
+        let &Encoder { hidden, intermediate, heads, activation, eps, qkv_bias, .. } = encoder;
+        let at = |part: &str| format!("{}.{number}.{part}", names.blocks);
+        let load_qkv = if qkv_bias { Linear::load } else { Linear::load_without_bias };
+        let mut qkv = |name| load_qkv(checkpoint, (Part::Base, &at(name)), (hidden, hidden));
+        let (query, key, value) = (qkv(names.query)?, qkv(names.key)?, qkv(names.value)?);
+        let mut linear = |name, size| Linear::load(checkpoint, (Part::Base, &at(name)), size);
+        Ok(Block {
+            query,
+            key,
+            value,
+            attention_output: linear(names.attention_output, (hidden, hidden))?,
+            up: linear(names.up, (hidden, intermediate))?,
+            down: linear(names.down, (intermediate, hidden))?,
+            attention_norm: checkpoint.norm(&at(names.attention_norm), hidden, eps)?,
+            feed_forward_norm: checkpoint.norm(&at(names.feed_forward_norm), hidden, eps)?,
+            activation,
+            heads,
+            order: names.order,
+        })
+    }
+
+    /// `x`: `[tokens, hidden]`, given up as soon as it is used.
+    pub(in crate::model) fn forward(&self, x: Tensor, segments: &Segments) -> Result<Tensor> {
+        match self.order {
+            NormOrder::Post => {
+                let context = self.attend(&x, segments)?;
+                let summed = self.attention_output.forward_added(&context, &x)?;
+                drop((x, context));
+                let x = layer_norm(&summed, &self.attention_norm)?;
+                drop(summed);
+                let summed = self.feed_forward(&x, &x)?;
+                drop(x);
+                layer_norm(&summed, &self.feed_forward_norm)
+            }
+            NormOrder::Pre => {
+                let context = self.attend(&layer_norm(&x, &self.attention_norm)?, segments)?;
+                let summed = self.attention_output.forward_added(&context, &x)?;
+                drop((x, context));
+                self.feed_forward(&layer_norm(&summed, &self.feed_forward_norm)?, &summed)
+            }
+        }
+    }
+
+    fn attend(&self, x: &Tensor, segments: &Segments) -> Result<Tensor> {
+        let [q, k, v] = [self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?];
+        attention(&q, &k, &v, (segments, self.heads))
+    }
+
+    fn feed_forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.down.forward_added(&self.up.forward_activated(x, self.activation)?, residual)
+    }
+}

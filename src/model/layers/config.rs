@@ -1,0 +1,90 @@
+//! The sizes of an encoder, read from `config.json` and held against sense before anything is multiplied.
+
+use super::block::NormOrder;
+use crate::error::Result;
+use crate::model::pass::TOKENS_PER_PASS;
+use crate::ops::{Activation, attention_scratch_bytes};
+use crate::repository::Spec;
+
+/// No dimension of a model comes near; products of two of them stay far from overflow.
+const LARGEST: usize = 1 << 24;
+
+/// What every block of an encoder has in common.
+#[derive(Debug, Clone)]
+pub(in crate::model) struct Encoder {
+    pub(in crate::model) hidden: usize,
+    pub(in crate::model) layers: usize,
+    pub(in crate::model) heads: usize,
+    pub(in crate::model) intermediate: usize,
+    pub(in crate::model) activation: Activation,
+    pub(in crate::model) eps: f64,
+    pub(in crate::model) qkv_bias: bool,
+}
+
+impl Encoder {
+    /// `keys`: hidden, layers, heads, intermediate, activation.
+    pub(in crate::model) fn read(spec: &Spec, keys: [&str; 5]) -> Result<Self> {
+        let [hidden_key, layers_key, heads_key, intermediate_key, activation_key] = keys;
+        let hidden = size(spec, hidden_key)?;
+        let heads = size(spec, heads_key)?;
+        if !hidden.is_multiple_of(heads) {
+            return Err(spec.config_error(heads_key, format!("{heads} heads do not divide {hidden_key} {hidden}")));
+        }
+        let layers = size(spec, layers_key)?;
+        if layers > 1024 {
+            return Err(spec.config_error(layers_key, format!("expected at most 1024, found {layers}")));
+        }
+        let eps = spec.f64_or("layer_norm_eps", 1e-12)?;
+        if !(0.0..1.0).contains(&eps) {
+            return Err(spec.config_error("layer_norm_eps", format!("expected a small positive number, found {eps}")));
+        }
+        Ok(Encoder {
+            hidden,
+            layers,
+            heads,
+            intermediate: size(spec, intermediate_key)?,
+            activation: activation(spec, activation_key)?,
+            eps,
+            qkv_bias: spec.bool_or("qkv_bias", true)?,
+        })
+    }
+
+    /// Bytes that a pass takes beside the weights, at most, when no input is longer than `longest` tokens and the
+    /// layers before the blocks hold `first` values a token.
+    ///
+    /// The live tensors at the widest point, f32, with what matrix products pack of their input and what attention
+    /// scores take on each thread. `tests/model_memory.rs` holds it against what is really allocated.
+    pub(in crate::model) fn workspace(&self, order: NormOrder, longest: usize, first: usize) -> u64 {
+        let (hidden, intermediate) = (self.hidden, self.intermediate);
+        let live = match order {
+            // x, q, k, v, context; or x, up, down
+            NormOrder::Post => (5 * hidden).max(2 * hidden + intermediate),
+            // x, norm(x), q, k, v, context; or x, norm(x), up, down
+            NormOrder::Pre => (6 * hidden).max(3 * hidden + intermediate),
+        };
+        // gemm packs its input in slices of its inner dimension, at most this many values wide
+        let packed = hidden.max(intermediate).max(first).min(1024);
+        let values = (live.max(first) + packed) as u64 * TOKENS_PER_PASS.max(longest) as u64;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        // gemm keeps a slab of a second-level cache's size on each thread
+        const SLAB: u64 = 4 * 1024 * 1024;
+        values * size_of::<f32>() as u64 + attention_scratch_bytes(longest, threads) + SLAB * threads as u64
+    }
+}
+
+/// A size that `config.json` must have.
+pub(in crate::model) fn size(spec: &Spec, key: &str) -> Result<usize> {
+    match spec.usize(key)? {
+        size @ 1..=LARGEST => Ok(size),
+        other => Err(spec.config_error(key, format!("expected 1 to {LARGEST}, found {other}"))),
+    }
+}
+
+/// An activation by its name in `config.json`; `gelu` where it has none, as in Hugging Face's classes.
+fn activation(spec: &Spec, key: &str) -> Result<Activation> {
+    let name = spec.str_or(key, "gelu")?;
+    Activation::named(name).ok_or_else(|| {
+        let known: Vec<&str> = Activation::NAMES.iter().map(|(name, _)| *name).collect();
+        spec.config_error(key, format!("'{name}' is not supported; known are {}", known.join(", ")))
+    })
+}

@@ -1,0 +1,84 @@
+//! Architectures: from a version's description and weights to a forward pass.
+//!
+//! One row of [`FAMILIES`] and one file for each architecture, on layers that they share. Batches are packed:
+//! rows of all sequences one after another, no padding, so a row's answer does not depend on its neighbours.
+//! This room knows `Spec`, weights and ops; nothing of HTTP, generations, queues or who asks.
+
+mod bert;
+mod checkpoint;
+mod input;
+mod layers;
+mod pass;
+mod vit;
+
+use candle_core::Device;
+
+pub use self::input::{Input, Pixels, Tokens};
+pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};
+use crate::error::{Error, Result};
+use crate::repository::Spec;
+use crate::weights::{Footprint, Index, Weights};
+
+/// An architecture: what it needs, and how it is built.
+pub struct Family {
+    pub name: &'static str,
+    /// The `model_type`s of `config.json` that it builds.
+    pub model_types: &'static [&'static str],
+    /// From headers alone: every tensor that is wanted, with its shape, and the memory that a forward pass takes.
+    /// Fails, naming file and reason, for configurations and checkpoints that this architecture cannot be built from.
+    pub footprint: fn(&Spec, &Index) -> Result<Footprint>,
+    /// Builds the model from the tensors of its footprint.
+    pub load: fn(&Spec, Weights, &Device) -> Result<Model>,
+    /// Tensors that checkpoints hold and that are not needed: buffers, heads of pre-training.
+    pub ignored: fn(&str) -> bool,
+    /// What an image costs in a batch, in tokens; for families that take images.
+    pub tokens_per_image: Option<fn(&Spec) -> Result<usize>>,
+}
+
+/// Every architecture there is.
+pub const FAMILIES: &[Family] = &[bert::FAMILY, vit::FAMILY];
+
+/// The family that builds `spec`.
+pub fn family(spec: &Spec) -> Result<&'static Family> {
+    let builds = |family: &&Family| family.name == spec.family || family.model_types.contains(&spec.family.as_str());
+    FAMILIES.iter().find(builds).ok_or_else(|| {
+        let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+        spec.config_error("model_type", format!("'{}' is not supported; known are {}", spec.family, known.join(", ")))
+    })
+}
+
+/// A model that is ready for forward passes, by what it takes.
+pub enum Model {
+    Text(Box<dyn OneShot<Tokens>>),
+    Image(Box<dyn OneShot<Pixels>>),
+}
+
+impl Model {
+    /// One row for each input, in order: a pooled embedding, or raw logits.
+    ///
+    /// Errors: [`Error::BadRequest`] for an input that the model cannot take (of another kind, too long, an id
+    /// outside the vocabulary). The processor refuses those first; here they would reach past a table.
+    pub fn forward(&mut self, batch: Vec<Input>) -> Result<Pending> {
+        match self {
+            Model::Text(model) => model.forward(&batch.into_iter().map(tokens).collect::<Result<Vec<_>>>()?),
+            Model::Image(model) => model.forward(&batch.into_iter().map(pixels).collect::<Result<Vec<_>>>()?),
+        }
+    }
+}
+
+fn tokens(input: Input) -> Result<Tokens> {
+    match input {
+        Input::Tokens(tokens) => Ok(tokens),
+        Input::Pixels(_) => Err(Error::bad_request("the model takes text, not images")),
+    }
+}
+
+fn pixels(input: Input) -> Result<Pixels> {
+    match input {
+        Input::Pixels(pixels) => Ok(pixels),
+        Input::Tokens(_) => Err(Error::bad_request("the model takes images, not text")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! ViT image classifiers.
+//!
+//! An image is cut into patches, each a token beside one class token; the blocks are pre-norm.
+//! Source: `modeling_vit.py` (`ViTForImageClassification`) of transformers 4.57.
+
+use candle_core::{Device, Tensor};
+use serde_json::Value;
+
+use super::checkpoint::Checkpoint;
+use super::input::Pixels;
+use super::layers::{Block, BlockNames, Encoder, Linear, NormOrder, Part, size};
+use super::pass::in_passes;
+use super::{Family, Model, OneShot, Pending};
+use crate::error::{Error, Result};
+use crate::ops::{Epilogue, LayerNorm, Reduce, embed_patches, layer_norm, linear, reduce};
+use crate::repository::Spec;
+use crate::value::Task;
+use crate::weights::{Footprint, Index, Weights, check};
+
+pub(super) const FAMILY: Family = Family {
+    name: "vit",
+    model_types: &["vit"],
+    footprint,
+    load,
+    ignored,
+    tokens_per_image: Some(|spec| Ok(Config::read(spec)?.tokens())),
+};
+
+const PREFIX: &str = "vit.";
+
+const BLOCKS: BlockNames = BlockNames {
+    blocks: "encoder.layer",
+    query: "attention.attention.query",
+    key: "attention.attention.key",
+    value: "attention.attention.value",
+    attention_output: "attention.output.dense",
+    attention_norm: "layernorm_before",
+    up: "intermediate.dense",
+    down: "output.dense",
+    feed_forward_norm: "layernorm_after",
+    order: NormOrder::Pre,
+};
+
+struct Config {
+    encoder: Encoder,
+    /// pixels: height, width
+    image: [usize; 2],
+    patch: [usize; 2],
+    channels: usize,
+}
+
+impl Config {
+    fn read(spec: &Spec) -> Result<Config> {
+        if spec.task != Task::ImageClassify {
+            return Err(spec.config_error("model_type", format!("a 'vit' model does not answer task '{}'", spec.task)));
+        }
+        let keys = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"];
+        let config = Config {
+            encoder: Encoder::read(spec, keys)?,
+            image: height_and_width(spec, "image_size")?,
+            patch: height_and_width(spec, "patch_size")?,
+            channels: size(spec, "num_channels")?,
+        };
+        let Config { image: [height, width], patch: [down, across], channels, .. } = config;
+        // beyond any model, and keeps every product below in range
+        if channels > 1 << 10 {
+            return Err(spec.config_error("num_channels", format!("expected at most 1024, found {channels}")));
+        }
+        if down > height || across > width {
+            let reason = format!("{width}x{height} pixels do not hold a patch of {across}x{down}");
+            return Err(spec.config_error("image_size", reason));
+        }
+        Ok(config)
+    }
+
+    /// Patches down and across; what does not fill one is left out, as a strided convolution does.
+    fn grid(&self) -> [usize; 2] {
+        [self.image[0] / self.patch[0], self.image[1] / self.patch[1]]
+    }
+
+    /// The class token and every patch.
+    fn tokens(&self) -> usize {
+        let [down, across] = self.grid();
+        down * across + 1
+    }
+
+    fn patch_values(&self) -> usize {
+        self.channels * self.patch[0] * self.patch[1]
+    }
+}
+
+/// One number for a square, or `[height, width]`, in pixels.
+fn height_and_width(spec: &Spec, key: &str) -> Result<[usize; 2]> {
+    const LARGEST: usize = 1 << 16;
+    let sides = match spec.value(key).and_then(Value::as_array).map(Vec::as_slice) {
+        None => [size(spec, key)?; 2],
+        Some([height, width]) => [height, width].map(|v| v.as_u64().and_then(|v| usize::try_from(v).ok()).unwrap_or(0)),
+        Some(other) => {
+            return Err(spec.config_error(key, format!("expected [height, width], found {} numbers", other.len())));
+        }
+    };
+    match sides.iter().all(|side| (1..=LARGEST).contains(side)) {
+        true => Ok(sides),
+        false => Err(spec.config_error(key, format!("expected 1 to {LARGEST} pixels, found {}", spec.config[key]))),
+    }
+}
+
+fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
+    let config = Config::read(spec)?;
+    // unfolded pixels and what they are projected to
+    let first = config.patch_values() + config.encoder.hidden;
+    let workspace = config.encoder.workspace(BLOCKS.order, config.tokens(), first);
+    let mut checkpoint = Checkpoint::headers(index, PREFIX);
+    Vit::build(spec, config, &mut checkpoint, &Device::Cpu)?;
+    let wanted = checkpoint.into_wanted();
+    check(index, &wanted, &ignored)?;
+    Ok(Footprint { wanted, workspace })
+}
+
+fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
+    let mut checkpoint = Checkpoint::loaded(weights, PREFIX);
+    Ok(Model::Image(Box::new(Vit::build(spec, Config::read(spec)?, &mut checkpoint, device)?)))
+}
+
+/// The pooler, which the classifier does not use, and the token of masked pre-training.
+fn ignored(name: &str) -> bool {
+    let bare = name.strip_prefix(PREFIX).unwrap_or(name);
+    bare.starts_with("pooler.") || bare == "embeddings.mask_token"
+}
+
+struct Vit {
+    config: Config,
+    /// `[hidden, channels, tall, wide]`, a convolution whose stride is its size
+    projection: Tensor,
+    /// `[hidden]`
+    projection_bias: Tensor,
+    /// `[1, 1, hidden]`
+    class: Tensor,
+    /// `[1, tokens, hidden]`
+    positions: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    classifier: Linear,
+    device: Device,
+}
+
+impl Vit {
+    fn build(spec: &Spec, config: Config, checkpoint: &mut Checkpoint<'_>, device: &Device) -> Result<Vit> {
+        let Encoder { hidden, eps, .. } = config.encoder;
+        let Config { patch, channels, .. } = config;
+        const PROJECTION: &str = "embeddings.patch_embeddings.projection";
+        Ok(Vit {
+            class: checkpoint.base("embeddings.cls_token", &[1, 1, hidden])?,
+            positions: checkpoint.base("embeddings.position_embeddings", &[1, config.tokens(), hidden])?,
+            projection: checkpoint.base(&format!("{PROJECTION}.weight"), &[hidden, channels, patch[0], patch[1]])?,
+            projection_bias: checkpoint.base(&format!("{PROJECTION}.bias"), &[hidden])?,
+            blocks: Block::load_all(checkpoint, &BLOCKS, &config.encoder)?,
+            norm: checkpoint.norm("layernorm", hidden, eps)?,
+            classifier: Linear::load(checkpoint, (Part::Head, "classifier"), (hidden, spec.labels.len()))?,
+            device: device.clone(),
+            config,
+        })
+    }
+
+    fn check(&self, input: &Pixels) -> Result<()> {
+        let Config { channels, image: [height, width], .. } = self.config;
+        if (input.channels, input.height, input.width) != (channels, height, width) {
+            let found = format!("{} of {}x{}", input.channels, input.width, input.height);
+            let expected = format!("the model takes {channels} channels of {width}x{height} pixels");
+            return Err(Error::bad_request(format!("{expected}, the image has {found}")));
+        }
+        match input.data.len() {
+            found if found == channels * height * width => Ok(()),
+            found => Err(Error::bad_request(format!("{found} values for {channels} channels of {width}x{height}"))),
+        }
+    }
+
+    /// Every patch of the batch as a row: `[images * patches, channels * tall * wide]`.
+    fn unfold(&self, batch: &[Pixels]) -> candle_core::Result<Tensor> {
+        let Config { image: [height, width], patch: [tall, wide], channels, .. } = self.config;
+        let [down, across] = self.config.grid();
+        let rows = batch.len() * down * across;
+        let mut values = Vec::with_capacity(rows * self.config.patch_values());
+        for input in batch {
+            for (top, left) in pairs(down, across).map(|(row, column)| (row * tall, column * wide)) {
+                for (channel, y) in pairs(channels, tall) {
+                    let start = (channel * height + top + y) * width + left;
+                    values.extend_from_slice(&input.data[start..start + wide]);
+                }
+            }
+        }
+        Tensor::from_vec(values, (rows, self.config.patch_values()), &self.device)
+    }
+
+    fn run(&self, batch: &[Pixels]) -> candle_core::Result<Tensor> {
+        let weight = self.projection.flatten_from(1)?;
+        let patches = linear(&self.unfold(batch)?, &weight, Some(&self.projection_bias), Epilogue::None)?;
+        let (mut x, segments) = embed_patches(&patches, &self.class.flatten_all()?, &self.positions.squeeze(0)?)?;
+        drop(patches);
+        for block in &self.blocks {
+            x = block.forward(x, &segments)?;
+        }
+        // rows are normalised one by one, so only the class tokens' need be
+        self.classifier.forward(&layer_norm(&reduce(&x, &segments, Reduce::First)?, &self.norm)?)
+    }
+}
+
+/// `(0, 0), (0, 1), …`, row by row.
+fn pairs(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
+}
+
+impl OneShot<Pixels> for Vit {
+    fn forward(&mut self, batch: &[Pixels]) -> Result<Pending> {
+        batch.iter().try_for_each(|input| self.check(input))?;
+        in_passes(batch, |_| self.config.tokens(), |pass| self.run(pass))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unused_tensors_are_known_by_name_and_nothing_else_is() {
+        for name in ["vit.pooler.dense.weight", "pooler.dense.bias", "vit.embeddings.mask_token"] {
+            assert!(ignored(name), "{name}");
+        }
+        for name in ["classifier.bias", "vit.layernorm.weight", "embeddings.cls_token", "decoder.0.weight"] {
+            assert!(!ignored(name), "{name}");
+        }
+    }
+}
