@@ -189,7 +189,9 @@ impl Config {
 
 fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
     let config = Config::read(spec)?;
-    let workspace = config.encoder.workspace(config.longest());
+    // the sum of the tables' rows, and the three indices
+    let first = config.encoder.hidden + 3;
+    let workspace = config.encoder.workspace(config.variant.blocks.order, config.longest(), first);
     let mut checkpoint = Checkpoint::headers(index, config.variant.prefix);
     Bert::build(spec, config, &mut checkpoint, &Device::Cpu)?;
     let wanted = checkpoint.into_wanted();

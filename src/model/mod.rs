@@ -72,6 +72,14 @@ impl Model {
     }
 }
 
+impl Model {
+    /// One row for each of `inputs`: [`Model::forward`] where nothing will be run again.
+    pub fn forward_all(&mut self, inputs: Vec<Input>) -> Result<Pending> {
+        let packed = Packed::new(inputs)?;
+        self.forward(&packed, packed.all())
+    }
+}
+
 fn cut<T>(all: &[T], part: Range<usize>) -> Result<&[T]> {
     all.get(part).ok_or_else(|| Error::internal("a part outside its batch"))
 }

@@ -107,9 +107,9 @@ fn height_and_width(spec: &Spec, key: &str) -> Result<[usize; 2]> {
 
 fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
     let config = Config::read(spec)?;
-    let unfolded = (config.patch_values() * size_of::<f32>()) as u64;
-    let tokens = super::TOKENS_PER_PASS.max(config.tokens());
-    let workspace = config.encoder.workspace(config.tokens()) + unfolded * tokens as u64;
+    // unfolded pixels and what they are projected to
+    let first = config.patch_values() + config.encoder.hidden;
+    let workspace = config.encoder.workspace(BLOCKS.order, config.tokens(), first);
     let mut checkpoint = Checkpoint::headers(index, PREFIX);
     Vit::build(spec, config, &mut checkpoint, &Device::Cpu)?;
     let wanted = checkpoint.into_wanted();

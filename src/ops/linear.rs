@@ -29,8 +29,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogue: Epil
 ///
 /// gemm packs one operand. Rows come out only when it packs the weight, which for few rows takes longer than the
 /// product; columns come out when it packs the input, and turning them costs little. On 384 to 3072 features,
-/// one thread: 8 rows 4.0 times as fast, 16 rows 2.6, 32 rows 1.7, 96 rows 1.1; from 128 on no gain.
-const FEW_ROWS: usize = 96;
+/// one thread: 8 rows 4.0 times as fast, 16 rows 2.6, 32 rows 1.7, 128 rows 1.1; from 256 on no gain.
+const FEW_ROWS: usize = 128;
 
 struct Linear<'a> {
     bias: Option<&'a Tensor>,

@@ -87,6 +87,12 @@ impl Spec {
         format!("{}@{}", self.model, self.version)
     }
 
+    /// Every file that holds weights: the transformer's, then those of sentence-transformers' dense modules.
+    pub fn all_weight_files(&self) -> Vec<PathBuf> {
+        let dense = self.embedding.iter().flat_map(|embedding| &embedding.dense);
+        self.weight_files.iter().cloned().chain(dense.map(|dense| dense.weights_file())).collect()
+    }
+
     /// The length of an embedding; `None` for other tasks.
     pub fn dimension(&self) -> Option<usize> {
         let embedding = self.embedding.as_ref()?;

@@ -51,7 +51,7 @@ pub(super) fn inspect(repository: &Repository, model: &str, version: &str, confi
     let fingerprint = Fingerprint::of(&dir)?;
     let spec = Spec::read(&dir, model, version, config)?;
     let family = model::family(&spec)?;
-    let index = Index::open(&dir, &spec.weight_files)?;
+    let index = Index::open(&dir, &spec.all_weight_files())?;
     let footprint = (family.footprint)(&spec, &index)?;
     weights::check(&index, &footprint.wanted, &family.ignored)?;
     let processor = Processor::load(&spec, &config.limits)?;

@@ -1,5 +1,6 @@
 //! The sizes of an encoder, read from `config.json` and held against sense before anything is multiplied.
 
+use super::block::NormOrder;
 use crate::error::Result;
 use crate::model::pass::TOKENS_PER_PASS;
 use crate::ops::{Activation, attention_scratch_bytes};
@@ -48,22 +49,26 @@ impl Encoder {
         })
     }
 
-    /// Bytes that a pass takes beside the weights, at most, when no input is longer than `longest` tokens.
+    /// Bytes that a pass takes beside the weights, at most, when no input is longer than `longest` tokens and the
+    /// layers before the blocks hold `first` values a token.
     ///
-    /// The live tensors at the two widest points of a block, f32, with what matrix products pack of their input
-    /// and what attention scores take on each thread.
-    pub(in crate::model) fn workspace(&self, longest: usize) -> u64 {
-        const VALUE: u64 = size_of::<f32>() as u64;
-        let tokens = TOKENS_PER_PASS.max(longest) as u64;
-        let (hidden, intermediate) = (self.hidden as u64, self.intermediate as u64);
-        // x, norm(x), q, k, v and the context; or x, norm(x), up and down
-        let live = (6 * hidden).max(3 * hidden + intermediate);
-        // gemm copies slices of at most about 1024 of its inner dimension
-        let packed = hidden.max(intermediate).min(1024);
+    /// The live tensors at the widest point, f32, with what matrix products pack of their input and what attention
+    /// scores take on each thread. `tests/model_memory.rs` holds it against what is really allocated.
+    pub(in crate::model) fn workspace(&self, order: NormOrder, longest: usize, first: usize) -> u64 {
+        let (hidden, intermediate) = (self.hidden, self.intermediate);
+        let live = match order {
+            // x, q, k, v, context; or x, up, down
+            NormOrder::Post => (5 * hidden).max(2 * hidden + intermediate),
+            // x, norm(x), q, k, v, context; or x, norm(x), up, down
+            NormOrder::Pre => (6 * hidden).max(3 * hidden + intermediate),
+        };
+        // gemm packs its input in slices of its inner dimension, at most this many values wide
+        let packed = hidden.max(intermediate).max(first).min(1024);
+        let values = (live.max(first) + packed) as u64 * TOKENS_PER_PASS.max(longest) as u64;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        // 3 indices a token; 4 MiB a thread for gemm's own slabs
-        let slabs = 4 * 1024 * 1024 * threads as u64;
-        tokens * (live + packed + 3) * VALUE + 4 * attention_scratch_bytes(longest, threads) + slabs
+        // gemm keeps a slab of a second-level cache's size on each thread
+        const SLAB: u64 = 4 * 1024 * 1024;
+        values * size_of::<f32>() as u64 + attention_scratch_bytes(longest, threads) + SLAB * threads as u64
     }
 }
 

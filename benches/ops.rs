@@ -1,0 +1,73 @@
+//! What a forward pass is made of, at the sizes of MiniLM-L6 and BERT-base: `cargo bench --bench ops`.
+#![allow(clippy::expect_used)]
+
+use std::hint::black_box;
+
+use candle_core::{DType, Device, Tensor};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use cutover::ops::{Activation, Epilogue, LayerNorm, Segments, attention, layer_norm, linear};
+
+/// hidden and intermediate features
+const SIZES: [(&str, usize, usize); 2] = [("minilm", 384, 1536), ("bert-base", 768, 3072)];
+const LENGTHS: [usize; 4] = [16, 64, 128, 512];
+const HEADS: usize = 12;
+
+fn random(rows: usize, columns: usize) -> Tensor {
+    Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu).expect("a matrix")
+}
+
+fn vector(width: usize) -> Tensor {
+    Tensor::ones(width, DType::F32, &Device::Cpu).expect("a vector")
+}
+
+fn linear_layers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("linear");
+    for (model, hidden, intermediate) in SIZES {
+        for (part, from, to, activation) in [
+            ("projection", hidden, hidden, None),
+            ("up+gelu", hidden, intermediate, Some(Activation::Gelu)),
+            ("down", intermediate, hidden, None),
+        ] {
+            let (weight, bias) = (random(to, from), vector(to));
+            for tokens in LENGTHS {
+                let x = random(tokens, from);
+                let epilogue = activation.map_or(Epilogue::None, Epilogue::Activate);
+                group.throughput(Throughput::Elements(2 * (tokens * from * to) as u64));
+                group.bench_function(BenchmarkId::new(format!("{model}/{part}"), tokens), |bencher| {
+                    bencher.iter(|| linear(black_box(&x), &weight, Some(&bias), epilogue).expect("fits"));
+                });
+            }
+        }
+    }
+}
+
+fn attentions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention");
+    for (model, hidden, _) in SIZES {
+        for tokens in LENGTHS {
+            let (q, k, v, segments) =
+                (random(tokens, hidden), random(tokens, hidden), random(tokens, hidden), Segments::of([tokens]));
+            group.throughput(Throughput::Elements(4 * (tokens * tokens * hidden) as u64));
+            group.bench_function(BenchmarkId::new(model, tokens), |bencher| {
+                bencher.iter(|| attention(black_box(&q), &k, &v, (&segments, HEADS)).expect("fits"));
+            });
+        }
+    }
+}
+
+fn layer_norms(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("layer_norm");
+    for (model, hidden, _) in SIZES {
+        let norm = LayerNorm { weight: vector(hidden), bias: vector(hidden), eps: 1e-12 };
+        for tokens in LENGTHS {
+            let x = random(tokens, hidden);
+            group.throughput(Throughput::Elements((tokens * hidden) as u64));
+            group.bench_function(BenchmarkId::new(model, tokens), |bencher| {
+                bencher.iter(|| layer_norm(black_box(&x), &norm).expect("fits"));
+            });
+        }
+    }
+}
+
+criterion_group!(benches, linear_layers, attentions, layer_norms);
+criterion_main!(benches);
