@@ -56,6 +56,7 @@ async fn serve(config: Config) -> Result<()> {
     let last_generation = ledger.last_seq()?.max(0) as u64;
     // Listening comes before loading: health is answered, and a taken port is told at once.
     let listeners = Listeners::bind(&config).await?;
+    let address = listeners.main.local_addr().unwrap_or(config.listen);
     let opened = device::open(config.device)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
@@ -74,17 +75,17 @@ async fn serve(config: Config) -> Result<()> {
         faults: config.faults.clone(),
     };
     let (supervisor, starting) = Supervisor::start(parts, engine.clone(), journal, Arc::clone(&registry)).await?;
+    let (stop, stopped) = watch::channel(false);
     let app = Arc::new(App {
         registry,
         supervisor: Arc::clone(&supervisor),
         metrics: Arc::new(Metrics::new()),
         limits: HttpLimits { max_body_bytes: config.max_body_bytes, read_timeout: config.read_timeout },
-        stopping: AtomicBool::new(false),
+        stop: stopped.clone(),
         started: AtomicBool::new(false),
     });
-    let (stop, stopped) = watch::channel(false);
     let doors = listeners.open(&app, &config, stopped);
-    let announce = announce(Arc::clone(&app), starting, config.listen);
+    let announce = announce(Arc::clone(&app), starting, address);
     tokio::pin!(announce);
     let reason = tokio::select! {
         reason = signal() => reason,
@@ -92,9 +93,7 @@ async fn serve(config: Config) -> Result<()> {
         never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
-    app.stopping.store(true, Ordering::Release);
-    // A receiver that is gone has stopped already.
-    let _ = stop.send(true);
+    stop.send_replace(true);
     supervisor.shut_down().await;
     if tokio::time::timeout(config.drain_timeout, doors.closed()).await.is_err() {
         tracing::warn!("connections were still open after the drain timeout");

@@ -23,6 +23,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
+use tokio::sync::watch;
 
 pub use guard::Guard;
 pub use reply::Dialect;
@@ -37,8 +38,8 @@ pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub metrics: Arc<Metrics>,
     pub limits: HttpLimits,
-    /// Set when the server begins to stop: readiness turns false, admitted requests finish.
-    pub stopping: AtomicBool,
+    /// True when the server begins to stop: readiness turns false, event streams end, admitted requests finish.
+    pub stop: watch::Receiver<bool>,
     /// Set when all models were brought up once.
     pub started: AtomicBool,
 }
@@ -53,7 +54,7 @@ pub struct HttpLimits {
 
 impl App {
     pub fn is_ready(&self) -> bool {
-        self.started.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire) && self.supervisor.is_ready()
+        self.started.load(Ordering::Acquire) && !*self.stop.borrow() && self.supervisor.is_ready()
     }
 }
 
@@ -69,7 +70,7 @@ pub enum Serves {
 
 /// The routes of one listener, behind its guard.
 pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
-    let mut router = Router::new().merge(ops::routes());
+    let mut router = Router::new().merge(ops::routes()).merge(admin::lists());
     if serves != Serves::Admin {
         router = router.merge(native::routes()).merge(openai::routes());
     }

@@ -53,6 +53,9 @@ pub struct Limits {
     /// Tokens of one input; may only lower what the model itself takes.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
     pub max_tokens: Option<usize>,
+    /// Bytes of one text. Tokenizing takes time in proportion, however little of it the model can take.
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_text_bytes: usize,
     #[serde(deserialize_with = "at_least_one_u64")]
     pub max_body_bytes: u64,
     /// Inputs waiting for the engine.
@@ -147,6 +150,7 @@ impl Default for Limits {
         Limits {
             max_inputs: 2048,
             max_tokens: None,
+            max_text_bytes: 256 << 10,
             max_body_bytes: 32 << 20,
             queue: 1024,
             deadline: Duration::from_secs(30),
@@ -362,7 +366,7 @@ mod tests {
             family = "vit"
             live = "v1"
             description = "digits"
-            limits = { max_inputs = 3, max_tokens = 77, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
+            limits = { max_inputs = 3, max_tokens = 77, max_text_bytes = 6, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
             [gate]
             min_pass = 0.9
             max_latency_ratio = 3
