@@ -4,7 +4,7 @@
 //! batches with the server's own batcher, and runs them on as many threads; texts are tokenized beforehand. The
 //! served side is the real binary, asked by `cutover bench serve` on the same machine. Rounds alternate, medians
 //! are told. Target: served at least 95 % of bare.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::panic)]
 
 mod support;
 

@@ -14,6 +14,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use cutover::engine::{Engine, EngineConfig, Install};
 use cutover::faults::Faults;
 use cutover::generation::{Generation, GenerationId, Parts, Stamp};
+use cutover::model::family;
 use cutover::schedule::BatchLimits;
 use cutover::slot::{Route, Slot};
 
@@ -22,13 +23,15 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 async fn generation(engine: &Engine, version: &str, id: u64) -> Arc<Generation> {
     let loaded = support::loaded("digits", version).expect("the bundled model loads");
+    let tokens_per_image = family(&loaded.spec).ok().and_then(|family| family.tokens_per_image);
+    let tokens_per_image = tokens_per_image.map_or(1, |count| count(&loaded.spec).expect("a count"));
     let install = Install {
         generation: GenerationId(id),
         name: format!("digits@{version}"),
         model: loaded.model,
         batch: BatchLimits { max_tokens: 512, max_items: 64, max_wait: 0 },
         queue: 1024,
-        tokens_per_image: 17,
+        tokens_per_image,
         faults: Faults::default(),
     };
     let lane = engine.install(install).await.expect("installed");

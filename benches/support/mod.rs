@@ -1,4 +1,5 @@
 //! What benches share: a version loaded as the server loads it, without the server.
+#![allow(dead_code, reason = "each bench takes what it needs")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,20 +11,20 @@ use cutover::process::Processor;
 use cutover::repository::{Contract, ModelConfig, Repository, Spec};
 use cutover::weights::{Index, Manifest, Progress, load};
 
-pub struct Loaded {
-    pub spec: Spec,
-    pub config: ModelConfig,
-    pub processor: Processor,
-    pub contract: Contract,
-    pub model: Model,
+pub(crate) struct Loaded {
+    pub(crate) spec: Spec,
+    pub(crate) config: ModelConfig,
+    pub(crate) processor: Processor,
+    pub(crate) contract: Contract,
+    pub(crate) model: Model,
 }
 
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
 }
 
 /// Loads `model@version` of the repository onto the CPU.
-pub fn loaded(model: &str, version: &str) -> Result<Loaded> {
+pub(crate) fn loaded(model: &str, version: &str) -> Result<Loaded> {
     let repository = Repository::open(repository())?;
     let config = repository.model(model)?.config?;
     let dir = repository.version_dir(model, version)?;
