@@ -8,8 +8,8 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cutover::cli::bench::texts::Texts;
@@ -113,13 +113,14 @@ fn served(clients: usize) -> f64 {
         .expect("the load generator runs");
     server.stop();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
-    let rate = report.pointer("/loads/0/answers_per_second").or_else(|| report.pointer("/runs/0/answers_per_second"));
+    let rate = report.pointer("/levels/0/throughput");
     rate.and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("no rate in {report}"))
 }
 
 struct Server {
     child: Child,
     url: String,
+    _output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Server {
@@ -134,10 +135,10 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("the server starts");
-        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-        let line = lines.map_while(Result::ok).find(|line| line.contains("http://")).expect("its address");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains("http://")).expect("its address");
         let url = line[line.find("http://").unwrap_or(0)..].trim().to_owned();
-        Server { child, url }
+        Server { child, url, _output: lines }
     }
 
     fn stop(&mut self) {

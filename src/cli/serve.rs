@@ -3,6 +3,7 @@
 //! Order of the end: readiness turns false, listeners stop accepting, rollouts end, admitted requests finish,
 //! the engine stops. A stall of the device ends the process at once instead, for its supervisor to start anew.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -186,7 +187,8 @@ async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()
             ));
         }
     }
-    println!("{}\n", lines.join("\n"));
+    // Nobody reading standard output is no reason to stop serving.
+    let _ = writeln!(std::io::stdout(), "{}\n", lines.join("\n"));
 }
 
 async fn signal() -> &'static str {
