@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,6 +31,8 @@ use crate::telemetry::{self, Metrics};
 
 /// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
 const EXIT_DEVICE: i32 = 70;
+/// For answers to leave after the device has failed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
@@ -90,7 +93,16 @@ async fn serve(config: Config) -> Result<()> {
     tokio::pin!(announce);
     let reason = tokio::select! {
         reason = signal() => reason,
-        reason = engine.fatal() => fail(&reason).await,
+        reason = engine.fatal() => {
+            tracing::error!(reason, "the device failed; ending the process for its supervisor");
+            stop.send_replace(true);
+            // A forward pass that never returns cannot be stopped any other way. Those who waited for it have
+            // their errors now; they go out first.
+            if tokio::time::timeout(LAST_WORDS, doors.closed()).await.is_err() {
+                tracing::warn!("some connections were still open");
+            }
+            std::process::exit(EXIT_DEVICE)
+        }
         never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
@@ -149,14 +161,6 @@ fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) +
             }
         }
     })
-}
-
-/// Ends the process: a forward pass that never returns cannot be stopped any other way.
-async fn fail(reason: &str) -> &'static str {
-    tracing::error!(reason, "the device failed; ending the process for its supervisor");
-    // Those who waited have their errors now; this lets them go out.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    std::process::exit(EXIT_DEVICE)
 }
 
 /// Says when everything is up, and what to try.
@@ -264,7 +268,7 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
 async fn accept(
     listener: TcpListener,
     router: axum::Router,
-    read_timeout: std::time::Duration,
+    read_timeout: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
     let graceful = GracefulShutdown::new();
@@ -277,7 +281,7 @@ async fn accept(
                 Err(error) => {
                     // Out of descriptors, mostly: those in use will be freed.
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             },

@@ -127,11 +127,14 @@ pub struct BatchConfig {
     pub max_wait: Duration,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     #[serde(deserialize_with = "one_of")]
     pub mode: Mode,
+    /// A load that reads nothing for this long hangs, and is abandoned.
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub load_timeout: Duration,
 }
 
 /// Where the candidate is loaded.
@@ -156,6 +159,12 @@ impl Default for Limits {
             deadline: Duration::from_secs(30),
             max_image_pixels: 50_000_000,
         }
+    }
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        RolloutConfig { mode: Mode::Beside, load_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -388,6 +397,7 @@ mod tests {
             max_wait = "2ms"
             [rollout]
             mode = "replace"
+            load_timeout = "4s"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));

@@ -195,7 +195,8 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let (generation, progress) = (candidate.id, Arc::clone(&candidate.progress));
         let device = ctx.device.clone();
         let faults = Faults::of(&ctx.faults, &candidate.reference());
-        let loading = Loading { generation, manifest, device, arena, progress, faults };
+        let patience = candidate.config.rollout.load_timeout;
+        let loading = Loading { generation, manifest, device, arena, progress, faults, patience };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
     };
     match work.await {

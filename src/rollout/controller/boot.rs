@@ -199,7 +199,7 @@ impl Controller {
                 let model = candidate.withdraw().await;
                 super::super::residents::discard(engine, lingering, candidate.id, model, room).await.map(drop)
             }
-            (None, None) => Ok(()),
+            (None, None) => engine.retire(candidate.id, None).await.map(drop),
         };
         if let Err(error) = result {
             tracing::error!(%error, "could not free what a failed start held");
