@@ -83,8 +83,9 @@ async fn serve(config: Config) -> Result<()> {
         started: AtomicBool::new(false),
     });
     let (stop, stopped) = watch::channel(false);
+    let listen = listeners.address(config.listen);
     let doors = listeners.open(&app, &config, stopped);
-    let announce = announce(Arc::clone(&app), starting, config.listen);
+    let announce = announce(Arc::clone(&app), starting, listen);
     tokio::pin!(announce);
     let reason = tokio::select! {
         reason = signal() => reason,
@@ -227,6 +228,11 @@ impl Listeners {
             None => None,
         };
         Ok(Listeners { main, admin })
+    }
+
+    /// Where clients connect: with port 0 in the configuration, the port that the system chose.
+    fn address(&self, configured: SocketAddr) -> SocketAddr {
+        self.main.local_addr().unwrap_or(configured)
     }
 
     fn open(self, app: &Arc<App>, config: &Config, stopped: watch::Receiver<bool>) -> Doors {
