@@ -4,6 +4,7 @@
 //! gathered in between, so an idle server does no work for metrics.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub fn start_logs(format: LogFormat, filter: &str) -> Result<()> {
     let wrong = |reason: String| Error::Config { file: "CUTOVER_LOG".into(), key: "log.filter".into(), reason };
     let filter = EnvFilter::try_new(filter).map_err(|e| wrong(e.to_string()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people: in a file or a pipe they are noise.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let started = match format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),

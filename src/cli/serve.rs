@@ -60,7 +60,6 @@ async fn serve(config: Config) -> Result<()> {
     let last_generation = ledger.last_seq()?.max(0) as u64;
     // Listening comes before loading: health is answered, and a taken port is told at once.
     let listeners = Listeners::bind(&config).await?;
-    let address = listeners.main.local_addr().unwrap_or(config.listen);
     let opened = device::open(config.device)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
@@ -88,8 +87,9 @@ async fn serve(config: Config) -> Result<()> {
         stop: stopped.clone(),
         started: AtomicBool::new(false),
     });
+    let listen = listeners.address(config.listen);
     let doors = listeners.open(&app, &config, stopped);
-    let announce = announce(Arc::clone(&app), starting, address);
+    let announce = announce(Arc::clone(&app), starting, listen);
     tokio::pin!(announce);
     let reason = tokio::select! {
         reason = signal() => reason,
@@ -232,6 +232,11 @@ impl Listeners {
             None => None,
         };
         Ok(Listeners { main, admin })
+    }
+
+    /// Where clients connect: with port 0 in the configuration, the port that the system chose.
+    fn address(&self, configured: SocketAddr) -> SocketAddr {
+        self.main.local_addr().unwrap_or(configured)
     }
 
     fn open(self, app: &Arc<App>, config: &Config, stopped: watch::Receiver<bool>) -> Doors {

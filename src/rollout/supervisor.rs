@@ -286,6 +286,8 @@ impl Supervisor {
 
     pub async fn memory(&self) -> Result<MemoryReport> {
         let held = self.ctx.engine.memory().await?;
+        // What other threads kept of freed memory for a moment has come back since the last reclaim.
+        self.ctx.lingering.sweep()?;
         let names: BTreeMap<GenerationId, (String, String)> = self
             .generations()
             .await
