@@ -81,6 +81,7 @@ async fn serve(config: Config) -> Result<()> {
         limits: HttpLimits { max_body_bytes: config.max_body_bytes, read_timeout: config.read_timeout },
         stopping: AtomicBool::new(false),
         started: AtomicBool::new(false),
+        closing: watch::Sender::new(false),
     });
     let (stop, stopped) = watch::channel(false);
     let listen = listeners.address(config.listen);
@@ -97,6 +98,7 @@ async fn serve(config: Config) -> Result<()> {
     // A receiver that is gone has stopped already.
     let _ = stop.send(true);
     supervisor.shut_down().await;
+    app.closing.send_replace(true);
     if tokio::time::timeout(config.drain_timeout, doors.closed()).await.is_err() {
         tracing::warn!("connections were still open after the drain timeout");
     }

@@ -12,7 +12,8 @@ use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 use super::reply::Failure;
 use super::rollout_reply::{self, Wait};
@@ -229,7 +230,7 @@ async fn events(State(app): State<Arc<App>>, Query(since): Query<Since>, request
     };
     let newest = missed.last().map_or(i64::MIN, |event| event.seq);
     let old = stream::iter(missed);
-    let new = subscription(live).filter(move |event| std::future::ready(event.seq > newest));
+    let new = subscription(live, app.closing.subscribe()).filter(move |event| std::future::ready(event.seq > newest));
     let stream = old.chain(new).map(|event| {
         let data = serde_json::to_string(&event).unwrap_or_default();
         Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
@@ -237,12 +238,18 @@ async fn events(State(app): State<Arc<App>>, Query(since): Query<Since>, request
     Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
 }
 
-/// A listener that falls too far behind goes on with what is newest; its ids show the hole.
-fn subscription(live: tokio::sync::broadcast::Receiver<Event>) -> impl Stream<Item = Event> {
-    stream::unfold(live, |mut live| async move {
+/// A listener that falls too far behind goes on with what is newest; its ids show the hole. A server that stops does
+/// not wait for its listeners: they get what happened, and then the end.
+fn subscription(live: broadcast::Receiver<Event>, closing: watch::Receiver<bool>) -> impl Stream<Item = Event> {
+    stream::unfold((live, closing), |(mut live, mut closing)| async move {
         loop {
-            match live.recv().await {
-                Ok(event) => return Some((event, live)),
+            let event = tokio::select! {
+                biased;
+                event = live.recv() => event,
+                _ = closing.wait_for(|closing| *closing) => return None,
+            };
+            match event {
+                Ok(event) => return Some((event, (live, closing))),
                 Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "an event listener fell behind"),
                 Err(RecvError::Closed) => return None,
             }

@@ -23,6 +23,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
+use tokio::sync::watch;
 
 pub use guard::Guard;
 pub use reply::Dialect;
@@ -41,6 +42,9 @@ pub struct App {
     pub stopping: AtomicBool,
     /// Set when all models were brought up once.
     pub started: AtomicBool,
+    /// Told once every rollout has ended and the server only waits for its connections: streams that would go on
+    /// for ever end then.
+    pub closing: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone)]
