@@ -124,11 +124,14 @@ pub struct BatchConfig {
     pub max_wait: Duration,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     #[serde(deserialize_with = "one_of")]
     pub mode: Mode,
+    /// A load that reads nothing for this long hangs, and is given up.
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub load_timeout: Duration,
 }
 
 /// Where the candidate is loaded.
@@ -179,6 +182,12 @@ impl Default for ObserveConfig {
             golden_every: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(60),
         }
+    }
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        RolloutConfig { mode: Mode::default(), load_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -384,6 +393,7 @@ mod tests {
             max_wait = "2ms"
             [rollout]
             mode = "replace"
+            load_timeout = "9s"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));
@@ -394,7 +404,7 @@ mod tests {
         assert_eq!(config.observe.window, Duration::from_secs(5400));
         assert_eq!(config.observe.golden_every, Duration::from_millis(250));
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
-        assert_eq!(config.rollout.mode, Mode::Replace);
+        assert_eq!((config.rollout.mode, config.rollout.load_timeout), (Mode::Replace, Duration::from_secs(9)));
         let written = toml::to_string(&config).unwrap();
         assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);
     }
