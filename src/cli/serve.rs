@@ -86,6 +86,7 @@ async fn serve(config: Config) -> Result<()> {
         limits: HttpLimits { max_body_bytes: config.max_body_bytes, read_timeout: config.read_timeout },
         stop: stopped.clone(),
         started: AtomicBool::new(false),
+        closing: watch::Sender::new(false),
     });
     let listen = listeners.address(config.listen);
     let doors = listeners.open(&app, &config, stopped);
@@ -96,6 +97,7 @@ async fn serve(config: Config) -> Result<()> {
         reason = engine.fatal() => {
             tracing::error!(reason, "the device failed; ending the process for its supervisor");
             stop.send_replace(true);
+            app.closing.send_replace(true);
             // A forward pass that never returns cannot be stopped any other way. Those who waited for it have
             // their errors now; they go out first.
             if tokio::time::timeout(LAST_WORDS, doors.closed()).await.is_err() {
@@ -108,6 +110,7 @@ async fn serve(config: Config) -> Result<()> {
     tracing::info!(reason, "stopping");
     stop.send_replace(true);
     supervisor.shut_down().await;
+    app.closing.send_replace(true);
     if tokio::time::timeout(config.drain_timeout, doors.closed()).await.is_err() {
         tracing::warn!("connections were still open after the drain timeout");
     }

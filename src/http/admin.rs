@@ -228,9 +228,9 @@ async fn events(State(app): State<Arc<App>>, Query(since): Query<Since>, request
     let newest = missed.last().map_or(i64::MIN, |event| event.seq);
     let old = stream::iter(missed);
     let new = subscription(live).filter(move |event| std::future::ready(event.seq > newest));
-    let mut stop = app.stop.clone();
-    let stopping = async move { drop(stop.wait_for(|stop| *stop).await) };
-    let stream = old.chain(new).take_until(stopping).map(|event| {
+    let mut closing = app.closing.subscribe();
+    let closing = async move { drop(closing.wait_for(|closing| *closing).await) };
+    let stream = old.chain(new).take_until(closing).map(|event| {
         let data = serde_json::to_string(&event).unwrap_or_default();
         Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
     });

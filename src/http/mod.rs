@@ -38,10 +38,13 @@ pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub metrics: Arc<Metrics>,
     pub limits: HttpLimits,
-    /// True when the server begins to stop: readiness turns false, event streams end, admitted requests finish.
+    /// True when the server begins to stop: readiness turns false, admitted requests finish.
     pub stop: watch::Receiver<bool>,
     /// Set when all models were brought up once.
     pub started: AtomicBool,
+    /// Told once every rollout has ended and the server only waits for its connections: streams that would go on
+    /// for ever end then.
+    pub closing: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone)]

@@ -90,7 +90,7 @@ impl Candidate {
     pub(super) async fn withdraw(&mut self) -> Option<Box<Model>> {
         let on_probation = match self.runner.take() {
             Some(Runner::Probation(probation)) => probation.leave().await,
-            Some(Runner::Engine { .. }) | None => None,
+            Some(Runner::Engine { .. } | Runner::Observed { .. }) | None => None,
         };
         self.model().take().or(on_probation).map(Box::new)
     }
@@ -365,7 +365,7 @@ async fn settle_on_engine(ctx: &Context, candidate: &mut Candidate) -> Result<()
             Some(model) => install(ctx, candidate, model).await,
             None => Err(Error::internal("the probation thread did not give the model back")),
         },
-        Some(runner @ Runner::Engine { .. }) => {
+        Some(runner @ (Runner::Engine { .. } | Runner::Observed { .. })) => {
             candidate.runner = Some(runner);
             Ok(())
         }
@@ -424,7 +424,8 @@ fn batch_limits(ctx: &Context, config: &ModelConfig) -> BatchLimits {
 
 /// The golden cases once more on a live generation, at low priority (a quiet service is observed all the same).
 pub(super) async fn observe_golden(ctx: Arc<Context>, watched: Watched) -> Option<Findings> {
-    let mut runner = Runner::Engine { engine: ctx.engine.clone(), generation: watched.generation };
+    let faults = Box::new(Faults::of(&ctx.faults, &watched.reference));
+    let mut runner = Runner::Observed { engine: ctx.engine.clone(), generation: watched.generation, faults };
     match gate::correctness(&mut runner, &watched.cases, &watched.processor, &watched.config.gate).await {
         Ok(findings) => Some(findings),
         Err(SoftError(error)) => {
@@ -439,6 +440,8 @@ pub(super) async fn observe_golden(ctx: Arc<Context>, watched: Watched) -> Optio
 #[derive(Clone)]
 pub(super) struct Watched {
     pub(super) generation: GenerationId,
+    /// `model@version`
+    pub(super) reference: String,
     pub(super) cases: Arc<Vec<Prepared>>,
     pub(super) processor: Arc<Processor>,
     pub(super) config: ModelConfig,

@@ -230,7 +230,10 @@ impl Controller {
                 Event::Reclaimed
             }
             Report::Golden { rollout, findings } if ours(&rollout) => match self.golden_seen(findings) {
-                Some(breach) => breach,
+                Some(reason) => {
+                    self.alert("breach", &reason).await;
+                    Event::Breach(reason)
+                }
                 None => return,
             },
             Report::Drained { .. } | Report::Reclaimed { .. } | Report::Golden { .. } => return,
