@@ -12,6 +12,7 @@ use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
 use super::journal::Journal;
+use super::quiet::quietly;
 use crate::device::{Arena, Claim, lower_thread_priority};
 use crate::engine::{Engine, guarded};
 use crate::error::{Error, Result};
@@ -86,7 +87,7 @@ pub(super) async fn manifest(journal: &Journal, inspected: &Inspected) -> Result
         return Ok(known);
     }
     let (dir, index) = (inspected.spec.dir.clone(), inspected.index.clone());
-    let now = blocking(move || Manifest::compute(&dir, &index)).await?;
+    let now = quietly("digest", move || Manifest::compute(&dir, &index)).await?;
     match recorded(journal, inspected).await? {
         Some(known) if known.digest == now.digest => Ok(now),
         Some(known) => {

@@ -10,6 +10,7 @@ mod controller;
 mod gate;
 mod journal;
 mod load;
+mod quiet;
 mod record;
 mod residents;
 mod sight;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError};
 use super::load::{self, Inspected, LoadError, Loading};
+use super::quiet::quietly;
 use super::residents::{Resident, Room};
 use super::state::Event;
 use crate::device::{Arena, HostMemory};
@@ -124,7 +125,7 @@ pub(super) async fn reserve(
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
     let (model, version) = (candidate.model_name.clone(), candidate.version.clone());
-    let inspected = load::blocking(move || {
+    let inspected = quietly("inspect", move || {
         let mut inspected = load::inspect(&repository, &model, &version, &config)?;
         let golden = read_cases(&repository, &model, &version)?;
         let processor = Arc::new(inspected.take_processor()?);
