@@ -50,6 +50,8 @@ pub enum At {
     Gate,
     /// In clients' forward passes.
     Serving,
+    /// In the golden cases that are run again during the window.
+    Window,
 }
 
 fn serving() -> At {

@@ -4,6 +4,7 @@
 //! gathered in between, so an idle server does no work for metrics.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -28,11 +29,26 @@ pub fn start_logs(format: LogFormat, filter: &str) -> Result<()> {
     let wrong = |reason: String| Error::Config { file: "CUTOVER_LOG".into(), key: "log.filter".into(), reason };
     let filter = EnvFilter::try_new(filter).map_err(|e| wrong(e.to_string()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people: in a file or a pipe they are noise.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     let started = match format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
     };
-    started.map_err(|e| wrong(e.to_string()))
+    started.map_err(|e| wrong(e.to_string()))?;
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// A panic is a log line like any other: what, where, on which thread.
+///
+/// Without a backtrace: symbols that it reads stay cached for the life of the process, and would be counted as the
+/// memory of the version in whose loading it happened.
+fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let message = crate::engine::panic_text(info.payload());
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    tracing::error!(location, thread = thread.name().unwrap_or("unnamed"), "panicked: {message}");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -24,8 +24,6 @@ use crate::rollout::{Answer, Options};
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .get("/models", models)
-        .get("/models/{ref}", model)
         .delete("/models/{ref}", release)
         .post("/models/{ref}/stage", stage)
         .post("/models/{ref}/promote", promote)
@@ -36,6 +34,11 @@ pub(super) fn routes() -> Routes {
         .post("/admin/rollouts/{id}/abort", abort)
         .get("/admin/events", events)
         .get("/admin/memory", memory)
+}
+
+/// Lists change nothing, so they need no token and stand on every listener.
+pub(super) fn lists() -> Routes {
+    Routes::default().get("/models", models).get("/models/{ref}", model)
 }
 
 /// The body of stage, promote, rollback, settle and abort; each takes what makes sense for it.
@@ -85,7 +88,7 @@ async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Re
         let (order, streams) = Order::read(request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
-        told(&app, answer, order.wait.unwrap_or(Wait::Ready), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -95,7 +98,7 @@ async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: 
         let (order, streams) = Order::read(request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
-        told(&app, answer, order.wait.unwrap_or(Wait::Switched), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -106,7 +109,7 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
         // An instant one is in force already; a cold one is when it has switched.
-        told(&app, answer, order.wait.unwrap_or(Wait::Switched), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -115,7 +118,7 @@ async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(request).await?;
         let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
-        told(&app, answer, order.wait.unwrap_or(Wait::Settled), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Settled), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -149,21 +152,16 @@ async fn release(State(app): State<Arc<App>>, Named(reference): Named) -> Respon
     work.await.unwrap_or_else(|failure: Failure| failure.into_response())
 }
 
-async fn told(app: &App, answer: Answer, wait: Wait, streams: bool) -> Result<Response, Failure> {
+async fn told(answer: Answer, wait: Wait, streams: bool) -> Result<Response, Failure> {
     match answer {
         Answer::Rollout(handle) if streams => Ok(rollout_reply::events(handle, wait)),
         Answer::Rollout(handle) => Ok(rollout_reply::answer(handle, wait).await),
-        Answer::Already { version } => {
-            let _ = app;
-            match streams {
-                true => {
-                    let body = json!({ "to": version, "phase": "settled", "unchanged": true });
-                    let done = SseEvent::default().event("done").data(body.to_string());
-                    Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
-                }
-                false => Ok(already(&version)),
-            }
+        Answer::Already { version } if streams => {
+            let body = json!({ "to": version, "phase": "settled", "unchanged": true });
+            let done = SseEvent::default().event("done").data(body.to_string());
+            Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
         }
+        Answer::Already { version } => Ok(already(&version)),
     }
 }
 
@@ -237,7 +235,9 @@ async fn events(State(app): State<Arc<App>>, Asked(since): Asked<Since>, request
     let newest = missed.last().map_or(i64::MIN, |event| event.seq);
     let old = stream::iter(missed);
     let new = subscription(live).filter(move |event| std::future::ready(event.seq > newest));
-    let stream = old.chain(new).map(|event| {
+    let mut closing = app.closing.subscribe();
+    let closing = async move { drop(closing.wait_for(|closing| *closing).await) };
+    let stream = old.chain(new).take_until(closing).map(|event| {
         let data = serde_json::to_string(&event).unwrap_or_default();
         Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
     });

@@ -25,6 +25,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
+use tokio::sync::watch;
 
 pub use guard::Guard;
 pub use reply::Dialect;
@@ -40,10 +41,13 @@ pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub metrics: Arc<Metrics>,
     pub limits: HttpLimits,
-    /// Set when the server begins to stop: readiness turns false, admitted requests finish.
-    pub stopping: AtomicBool,
+    /// True when the server begins to stop: readiness turns false, admitted requests finish.
+    pub stop: watch::Receiver<bool>,
     /// Set when all models were brought up once.
     pub started: AtomicBool,
+    /// Told once every rollout has ended and the server only waits for its connections: streams that would go on
+    /// for ever end then.
+    pub closing: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,7 +60,7 @@ pub struct HttpLimits {
 
 impl App {
     pub fn is_ready(&self) -> bool {
-        self.started.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire) && self.supervisor.is_ready()
+        self.started.load(Ordering::Acquire) && !*self.stop.borrow() && self.supervisor.is_ready()
     }
 }
 
@@ -86,7 +90,7 @@ pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
 
 /// What a listener answers, but for the description of it.
 fn routes(serves: Serves, guard: &Guard) -> Routes {
-    let mut routes = ops::routes();
+    let mut routes = ops::routes().merge(admin::lists());
     if serves != Serves::Admin {
         routes = routes.merge(native::routes()).merge(openai::routes());
     }

@@ -53,6 +53,9 @@ pub struct Limits {
     /// Tokens of one input; may only lower what the model itself takes.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
     pub max_tokens: Option<usize>,
+    /// Bytes of one text. Tokenizing takes time in proportion, however little of it the model can take.
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_text_bytes: usize,
     #[serde(deserialize_with = "at_least_one_u64")]
     pub max_body_bytes: u64,
     /// Inputs waiting for the engine.
@@ -124,11 +127,14 @@ pub struct BatchConfig {
     pub max_wait: Duration,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     #[serde(deserialize_with = "one_of")]
     pub mode: Mode,
+    /// A load that reads nothing for this long hangs, and is abandoned.
+    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
+    pub load_timeout: Duration,
 }
 
 /// Where the candidate is loaded.
@@ -147,11 +153,18 @@ impl Default for Limits {
         Limits {
             max_inputs: 2048,
             max_tokens: None,
+            max_text_bytes: 256 << 10,
             max_body_bytes: 32 << 20,
             queue: 1024,
             deadline: Duration::from_secs(30),
             max_image_pixels: 50_000_000,
         }
+    }
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        RolloutConfig { mode: Mode::Beside, load_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -362,7 +375,7 @@ mod tests {
             family = "vit"
             live = "v1"
             description = "digits"
-            limits = { max_inputs = 3, max_tokens = 77, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
+            limits = { max_inputs = 3, max_tokens = 77, max_text_bytes = 6, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
             [gate]
             min_pass = 0.9
             max_latency_ratio = 3
@@ -384,6 +397,7 @@ mod tests {
             max_wait = "2ms"
             [rollout]
             mode = "replace"
+            load_timeout = "4s"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));

@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
 use super::journal::Journal;
+use super::quiet::quietly;
 use super::survey::Inspected;
 use crate::device::{Arena, lower_thread_priority};
 use crate::engine::{Engine, guarded};
@@ -19,9 +20,6 @@ use crate::faults::{At, Faults};
 use crate::generation::GenerationId;
 use crate::model::Model;
 use crate::weights::{self, Manifest, Progress, TensorKey};
-
-/// A load that reads nothing for this long hangs and is abandoned.
-const LOAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The version's digests: those of its first sight when its files are the same, else computed now and compared.
 ///
@@ -34,7 +32,7 @@ pub(super) async fn manifest(journal: &Journal, inspected: &Inspected) -> Result
         return Ok(known);
     }
     let (dir, index) = (inspected.spec.dir.clone(), inspected.index.clone());
-    let now = blocking(move || Manifest::compute(&dir, &index)).await?;
+    let now = quietly("digest", move || Manifest::compute(&dir, &index)).await?;
     match recorded(journal, inspected).await? {
         Some(known) if known.digest == now.digest => Ok(now),
         Some(known) => {
@@ -64,6 +62,8 @@ pub(super) struct Loading {
     pub(super) device: Device,
     pub(super) arena: Arc<Arena>,
     pub(super) progress: Arc<Progress>,
+    /// A load that reads nothing for this long hangs and is abandoned.
+    pub(super) patience: Duration,
     pub(super) faults: Faults,
 }
 
@@ -90,7 +90,7 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, device, arena, progress, faults } = loading;
+    let Loading { generation, manifest, device, arena, progress, patience, faults } = loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
     let resident = engine.lookup(generation, keys).await?;
@@ -115,7 +115,8 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .name("loader".into())
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
-    let Built { model, entries, bytes, shared } = patiently(receiver, &progress, &inspected.spec.reference()).await?;
+    let Built { model, entries, bytes, shared } =
+        patiently(receiver, patience, &progress, &inspected.spec.reference()).await?;
     keep(engine, generation, entries).await?;
     Ok(Loaded { model, bytes, shared, took: began.elapsed() })
 }
@@ -153,6 +154,8 @@ pub(super) fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> R
     let result = guarded(name, || work().inspect_err(|error| unloadable = Some(error.clone())));
     match (result, unloadable) {
         (Ok(value), _) => Ok(value),
+        // Whatever failed in a load is told as what cannot be loaded, so that it is the version's failure.
+        (Err(_), Some(error)) if error.is_model_fault() => Err(Error::unloadable(name, error)),
         (Err(_), Some(error)) => Err(error),
         (Err(panic), None) => Err(Error::unloadable(name, panic)),
     }
@@ -161,16 +164,17 @@ pub(super) fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> R
 /// Waits for the loader as long as it gets on.
 async fn patiently<T>(
     mut receiver: oneshot::Receiver<Result<T>>,
+    patience: Duration,
     progress: &Progress,
     name: &str,
 ) -> Result<T, LoadError> {
     let mut seen = progress.done();
     loop {
-        match tokio::time::timeout(LOAD_PATIENCE, &mut receiver).await {
+        match tokio::time::timeout(patience, &mut receiver).await {
             Ok(Ok(result)) => return result.map_err(LoadError::Failed),
             Ok(Err(_)) => return Err(LoadError::Failed(Error::internal("the loader thread ended without an answer"))),
             Err(_) if progress.done() == seen => {
-                let reason = format!("loading hung: nothing was read for {} s", LOAD_PATIENCE.as_secs());
+                let reason = format!("loading hung: nothing was read for {} s", patience.as_secs_f64());
                 return Err(LoadError::Hung(Error::unloadable(name, reason)));
             }
             Err(_) => seen = progress.done(),

@@ -35,8 +35,7 @@ impl Rehearsal {
         let manifest = Manifest::compute(&inspected.spec.dir, &inspected.index)?;
         let progress = Arc::new(Progress::new());
         let built = guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), device, &progress))?;
-        let patience = config.gate.case_timeout;
-        let probation = Probation::start(&reference, built.model, patience, progress, Faults::default())?;
+        let probation = Probation::start(&reference, built.model, &config.gate, progress, Faults::default())?;
         Ok(Rehearsal {
             runner: Runner::Probation(probation),
             processor,

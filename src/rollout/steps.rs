@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError};
 use super::load::{self, LoadError, Loading};
+use super::quiet::quietly;
 use super::residents::{Resident, Room};
 use super::state::Event;
 use super::survey::{Inspected, Survey};
@@ -91,7 +92,7 @@ impl Candidate {
     pub(super) async fn withdraw(&mut self) -> Option<Box<Model>> {
         let on_probation = match self.runner.take() {
             Some(Runner::Probation(probation)) => probation.leave().await,
-            Some(Runner::Engine { .. }) | None => None,
+            Some(Runner::Engine { .. } | Runner::Observed { .. }) | None => None,
         };
         self.model().take().or(on_probation).map(Box::new)
     }
@@ -125,7 +126,7 @@ pub(super) async fn reserve(
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
     let (model, version) = (candidate.model_name.clone(), candidate.version.clone());
-    let inspected = load::blocking(move || {
+    let inspected = quietly("inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
         let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
         let golden = Golden::read(&dir)?;
@@ -186,7 +187,8 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let (generation, progress) = (candidate.id, Arc::clone(&candidate.progress));
         let device = ctx.device.clone();
         let faults = Faults::of(&ctx.faults, &candidate.reference());
-        let loading = Loading { generation, manifest, device, arena, progress, faults };
+        let patience = candidate.config.rollout.load_timeout;
+        let loading = Loading { generation, manifest, device, arena, progress, faults, patience };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
     };
     match work.await {
@@ -236,11 +238,11 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         }
         (None, Ok(_)) => return candidate.failed(Error::internal("nothing was loaded")),
     };
-    let patience = candidate.config.gate.case_timeout;
     let progress = Arc::clone(&candidate.progress);
     let faults = Faults::of(&ctx.faults, &candidate.reference());
     let runner = match ctx.device.is_cpu() {
-        true => Probation::start(&candidate.reference(), model, patience, progress, faults).map(Runner::Probation),
+        true => Probation::start(&candidate.reference(), model, &candidate.config.gate, progress, faults)
+            .map(Runner::Probation),
         false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
     };
     let mut runner = match runner {
@@ -355,7 +357,7 @@ async fn settle_on_engine(ctx: &Context, candidate: &mut Candidate) -> Result<()
             Some(model) => install(ctx, candidate, model).await,
             None => Err(Error::internal("the probation thread did not give the model back")),
         },
-        Some(runner @ Runner::Engine { .. }) => {
+        Some(runner @ (Runner::Engine { .. } | Runner::Observed { .. })) => {
             candidate.runner = Some(runner);
             Ok(())
         }
@@ -390,8 +392,16 @@ async fn install(ctx: &Context, candidate: &mut Candidate, model: Model) -> Resu
     let (generation, drained) = Generation::new(parts);
     let room = candidate.room.take().ok_or_else(|| Error::internal("a generation without room"))?;
     let stats = Arc::clone(&generation.stats);
-    candidate.resident =
-        Some(Resident { id: candidate.id, version: candidate.version.clone(), contract, stats, room, drained });
+    let drain_timeout = config.observe.drain_timeout;
+    candidate.resident = Some(Resident {
+        id: candidate.id,
+        version: candidate.version.clone(),
+        contract,
+        stats,
+        room,
+        drained,
+        drain_timeout,
+    });
     candidate.generation = Some(generation);
     Ok(())
 }
@@ -406,7 +416,8 @@ fn batch_limits(ctx: &Context, config: &ModelConfig) -> BatchLimits {
 
 /// The golden cases once more on a live generation, at low priority (a quiet service is observed all the same).
 pub(super) async fn observe_golden(ctx: Arc<Context>, watched: Watched) -> Option<Findings> {
-    let mut runner = Runner::Engine { engine: ctx.engine.clone(), generation: watched.generation };
+    let faults = Box::new(Faults::of(&ctx.faults, &watched.reference));
+    let mut runner = Runner::Observed { engine: ctx.engine.clone(), generation: watched.generation, faults };
     match gate::correctness(&mut runner, &watched.cases, &watched.processor, &watched.config.gate).await {
         Ok(findings) => Some(findings),
         Err(SoftError(error)) => {
@@ -421,6 +432,8 @@ pub(super) async fn observe_golden(ctx: Arc<Context>, watched: Watched) -> Optio
 #[derive(Clone)]
 pub(super) struct Watched {
     pub(super) generation: GenerationId,
+    /// `model@version`
+    pub(super) reference: String,
     pub(super) cases: Arc<Vec<Prepared>>,
     pub(super) processor: Arc<Processor>,
     pub(super) config: ModelConfig,

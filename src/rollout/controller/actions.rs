@@ -78,6 +78,7 @@ impl Controller {
         if let (Some(processor), Some(resident)) = (&candidate.processor, &candidate.resident) {
             active.watched = Some(Watched {
                 generation: resident.id,
+                reference: candidate.reference(),
                 cases: Arc::clone(&candidate.cases),
                 processor: Arc::clone(processor),
                 config: active.config.clone(),

@@ -165,6 +165,7 @@ impl Controller {
         let rollout = format!("{}-{id}", self.slot.name());
         let mode = config.rollout.mode;
         let state = state::begin(goal, mode, self.live.is_some());
+        let first = first_phase(mode, self.live.is_some());
         let opening = Opening {
             id: rollout.clone(),
             model: self.slot.name().to_owned(),
@@ -174,12 +175,13 @@ impl Controller {
             reason: options.reason.clone(),
             kind,
         };
-        let (recorder, _) = Recorder::new(opening, state.phase);
+        let (recorder, _) = Recorder::new(opening, first);
         let candidate = steps::Candidate::new(id, self.slot.name(), &version, config.clone());
         let progress = std::sync::Arc::clone(&candidate.progress);
         tracing::info!(model = self.slot.name(), version, rollout, "a rollout begins");
         self.active = Some(Active {
             id: rollout,
+            generation: id,
             state,
             recorder,
             candidate: Some(Box::new(candidate)),
@@ -193,7 +195,7 @@ impl Controller {
             switched_at: None,
         });
         // Its durable beginning comes first: a crash from here on finds the rollout and marks it interrupted.
-        self.entered(state_phase(mode, self.live.is_some())).await;
+        self.entered(first).await;
         self.feed(Event::Begin).await?;
         self.joined()
     }
@@ -235,7 +237,7 @@ impl Controller {
     }
 }
 
-fn state_phase(mode: Mode, has_live: bool) -> Phase {
+fn first_phase(mode: Mode, has_live: bool) -> Phase {
     if mode == Mode::Replace && has_live { Phase::Draining } else { Phase::Reserving }
 }
 

@@ -69,6 +69,7 @@ impl Controller {
                 "golden_runs": window.golden_runs,
             }),
         );
+        active.recorder.publish();
         if golden && !over && breach.is_none() {
             self.run_golden();
         }
@@ -93,8 +94,8 @@ impl Controller {
         });
     }
 
-    /// Takes the result of golden cases run again; a failing one is a breach.
-    pub(super) fn golden_seen(&mut self, findings: Option<Findings>) -> Option<Event> {
+    /// Takes the result of golden cases run again; a failing one is a breach, whose reason is returned.
+    pub(super) fn golden_seen(&mut self, findings: Option<Findings>) -> Option<String> {
         let active = self.active.as_mut()?;
         let every = active.config.observe.golden_every;
         let window = active.window.as_mut()?;
@@ -107,7 +108,7 @@ impl Controller {
         let total = findings.checks.len();
         let failed = findings.failed();
         active.recorder.gate(findings.checks.into_iter().filter(|check| !check.passed).collect());
-        Some(Event::Breach(format!("{failed} of {total} golden checks failed in the window")))
+        Some(format!("{failed} of {total} golden checks failed in the window"))
     }
 
     /// Something that a person should hear of.

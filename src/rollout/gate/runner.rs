@@ -3,6 +3,7 @@
 use super::Probation;
 use crate::engine::{Engine, Timed};
 use crate::error::{Error, Result};
+use crate::faults::{At, Faults, Strike};
 use crate::generation::GenerationId;
 use crate::model::Input;
 use crate::schedule::Class;
@@ -19,7 +20,16 @@ impl From<Error> for SoftError {
 
 pub(in crate::rollout) enum Runner {
     Probation(Probation),
-    Engine { engine: Engine, generation: GenerationId },
+    Engine {
+        engine: Engine,
+        generation: GenerationId,
+    },
+    /// As `Engine`, after the switch, where faults on purpose may strike.
+    Observed {
+        engine: Engine,
+        generation: GenerationId,
+        faults: Box<Faults>,
+    },
 }
 
 impl Runner {
@@ -27,12 +37,26 @@ impl Runner {
     pub(in crate::rollout) async fn run(&mut self, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
         match self {
             Runner::Probation(probation) => probation.run(inputs).await,
-            Runner::Engine { engine, generation } => {
-                match engine.background(*generation, Class::Validation, inputs).await {
-                    Err(error) if !error.is_model_fault() => Err(SoftError(error)),
-                    answer => Ok(answer),
+            Runner::Engine { engine, generation } => on_engine(engine, *generation, inputs).await,
+            Runner::Observed { engine, generation, faults } => {
+                // A delay or hang on purpose must not keep a thread of the runtime.
+                let strike = match tokio::task::block_in_place(|| faults.strike(At::Window)) {
+                    Ok(strike) => strike,
+                    Err(error) => return Ok(Err(error)),
+                };
+                let mut answer = on_engine(engine, *generation, inputs).await?;
+                if let (Strike::Poison, Ok(timed)) = (strike, &mut answer) {
+                    timed.rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
                 }
+                Ok(answer)
             }
         }
+    }
+}
+
+async fn on_engine(engine: &Engine, generation: GenerationId, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
+    match engine.background(generation, Class::Validation, inputs).await {
+        Err(error) if !error.is_model_fault() => Err(SoftError(error)),
+        answer => Ok(answer),
     }
 }

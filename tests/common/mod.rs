@@ -1,0 +1,302 @@
+//! A real `cutover serve` for tests: its own folder, port, models and state, killed when the test ends.
+//!
+//! Nothing here knows the server's rooms: what tests see of it is HTTP, files, signals and log lines.
+#![allow(dead_code, unused_imports, reason = "every test file takes what it needs")]
+
+pub(crate) mod http;
+pub(crate) mod inputs;
+pub(crate) mod minilm;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+pub(crate) use http::{Answer, Client, Events};
+
+/// Longer than anything takes on a busy machine; only a defect waits for it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What other threads' allocator caches may keep of freed memory for a while. Less than the smallest model here.
+pub(crate) const CRUMBS: u64 = 32 << 10;
+
+/// The digits model for tests: a window that ends when a test says so, and no verdict on timings of tiny models.
+pub(crate) const DIGITS: &str = r#"
+task = "image-classify"
+live = "v1"
+[gate]
+max_latency_ratio = 1000.0
+latency_rounds = 2
+case_timeout = "20s"
+[observe]
+window = "1h"
+golden_every = "1h"
+"#;
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+/// A folder with models, a state folder and a configuration, where servers can be started one after the other.
+pub(crate) struct Site {
+    dir: TempDir,
+    config: String,
+    args: Vec<String>,
+    /// A command that the server is started through: `sh -c` gets it, with the server's own line as `"$@"`.
+    wrapper: Option<String>,
+}
+
+impl Site {
+    /// No model yet.
+    pub(crate) fn new() -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("models")).unwrap();
+        Site { dir, config: String::new(), args: Vec::new(), wrapper: None }
+    }
+
+    /// `digits` with `v1` live, `v2`, and the broken `v3`.
+    pub(crate) fn digits() -> Site {
+        let site = Site::new();
+        site.add_digits("digits");
+        site
+    }
+
+    pub(crate) fn add_digits(&self, name: &str) {
+        let bundled = root().join("models/digits");
+        self.model(name, DIGITS);
+        fs::copy(bundled.join("golden.jsonl"), self.models().join(name).join("golden.jsonl")).unwrap();
+        for version in ["v1", "v2", "v3"] {
+            self.version(name, version, &bundled.join(version));
+        }
+    }
+
+    /// Writes `model.toml`, in place of one that is there.
+    pub(crate) fn model(&self, name: &str, toml: &str) {
+        let dir = self.models().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("model.toml"), toml).unwrap();
+    }
+
+    /// Copies a version folder to where the server finds it whole: written beside its place, then renamed.
+    pub(crate) fn version(&self, model: &str, version: &str, from: &Path) -> PathBuf {
+        let place = self.models().join(model).join(version);
+        let fresh = self.models().join(model).join(format!(".{version}.new"));
+        copy_folder(from, &fresh);
+        fs::rename(&fresh, &place).unwrap();
+        place
+    }
+
+    /// Adds to `cutover.toml`.
+    pub(crate) fn config(mut self, text: &str) -> Site {
+        self.config.push_str(text);
+        self.config.push('\n');
+        self
+    }
+
+    /// Adds one fault on purpose: `[[faults]]` with these lines.
+    pub(crate) fn fault(mut self, lines: &str) -> Site {
+        if !self.args.iter().any(|arg| arg == "--allow-faults") {
+            self.args.push("--allow-faults".into());
+        }
+        self.config(&format!("[[faults]]\n{lines}"))
+    }
+
+    pub(crate) fn no_faults(mut self) -> Site {
+        self.args.retain(|arg| arg != "--allow-faults");
+        self.config.clear();
+        self
+    }
+
+    pub(crate) fn arg(mut self, arg: &str) -> Site {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub(crate) fn wrapped(mut self, command: &str) -> Site {
+        self.wrapper = Some(command.into());
+        self
+    }
+
+    pub(crate) fn models(&self) -> PathBuf {
+        self.dir.path().join("models")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self) -> Command {
+        let file = self.dir.path().join("cutover.toml");
+        fs::write(&file, &self.config).unwrap();
+        let mut command = match &self.wrapper {
+            None => Command::new(env!("CARGO_BIN_EXE_cutover")),
+            Some(wrapper) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", wrapper, "sh", env!("CARGO_BIN_EXE_cutover")]);
+                shell
+            }
+        };
+        command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu"]);
+        command.arg("--models").arg(self.models()).arg("--state").arg(self.state()).arg("--config").arg(file);
+        command.args(&self.args).current_dir(self.dir.path()).env_remove("CUTOVER_LOG");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts a server and waits until it has brought up its models, or has failed to.
+    pub(crate) async fn start(&self) -> Server {
+        let mut child = self.command().spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (found, url) = oneshot::channel();
+        gather(child.stdout.take().unwrap(), Arc::clone(&log), Some(found));
+        gather(child.stderr.take().unwrap(), Arc::clone(&log), None);
+        let mut server = Server { child, log, client: Client::new(""), status: None };
+        match tokio::time::timeout(PATIENCE, url).await {
+            Ok(Ok(url)) => server.client = Client::new(&url),
+            // The pipe was closed, or nothing came: the log, which is printed on the way out, says why.
+            _ => panic!("the server did not announce itself"),
+        }
+        server
+    }
+
+    /// Starts a server that must refuse to; its exit code and what it said.
+    pub(crate) fn refused(&self) -> (i32, String) {
+        let output = self.command().output().unwrap();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// `cutover history --verify` on this state folder: whether it is whole, and what it said.
+    pub(crate) fn verify(&self) -> (bool, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
+        let output = command.args(["history", "--verify", "--state"]).arg(self.state()).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
+    }
+}
+
+/// A running server.
+pub(crate) struct Server {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    client: Client,
+    status: Option<ExitStatus>,
+}
+
+impl std::ops::Deref for Server {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Server {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.status = Some(self.child.wait().unwrap());
+    }
+
+    pub(crate) fn terminate(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().unwrap();
+        assert!(sent.success(), "SIGTERM could not be sent");
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub(crate) async fn ended(&mut self) -> i32 {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.status = Some(status);
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < until, "the server did not end");
+            // Nothing signals a child's end without unsafe code or a dependency.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub(crate) fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            // It may have ended by itself; there is nothing to do about either.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- what the server said ---\n{}", self.log());
+        }
+    }
+}
+
+/// Keeps what the server writes, and finds the line that says where it listens.
+fn gather(pipe: impl Read + Send + 'static, log: Arc<Mutex<String>>, mut found: Option<oneshot::Sender<String>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines() {
+            let Ok(line) = line else { return };
+            if let Some(url) = line.strip_prefix("Cutover listens on ")
+                && let Some(found) = found.take()
+            {
+                // A test that gave up does not mind.
+                let _ = found.send(url.trim().to_owned());
+            }
+            let mut log = log.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+}
+
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+/// Asks again and again, for what nothing signals. Says what it waited for when it never comes.
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let limit = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < limit, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,306 @@
+//! Versions that err, panic, hang, slow down or answer NaN, before the switch and after it: green's faults are not the
+//! client's (promise 7), and blue never notices (promise 5).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use common::inputs::digit;
+use common::{Answer, CRUMBS, Client, DIGITS, Server, Site, fixture, until};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+fn fault(kind: &str, at: &str, rate: f64) -> String {
+    format!("version = 'digits@v2'\nkind = '{kind}'\nat = '{at}'\nrate = {rate:?}")
+}
+
+async fn in_phase(server: &Client, id: &str, phase: &str) -> Value {
+    until(phase, async || {
+        let rollout = server.rollout(id).await;
+        (rollout["phase"] == phase).then_some(rollout)
+    })
+    .await
+}
+
+/// The sum of all samples of a metric.
+async fn metric(server: &Client, name: &str) -> f64 {
+    let text = server.get("/metrics").await.expect(200).body.as_str().unwrap().to_owned();
+    let of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    text.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+/// Clients that ask without a pause and count every answer that is not right: 200, whole, and of the right digit.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    answered: Arc<AtomicUsize>,
+}
+
+impl Crowd {
+    fn gather(server: &Server, clients: usize) -> Crowd {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let tasks = (0..clients).map(|n| {
+            let (client, stop, answered) = (server.another(), Arc::clone(&stop), Arc::clone(&answered));
+            tokio::spawn(async move {
+                for at in (n..).take_while(|_| !stop.load(Ordering::Acquire)) {
+                    let answer = client.image("digits", &digit(at % 10)).await.expect(200);
+                    assert_eq!(answer.label(), (at % 10).to_string(), "answered by {}", answer.version());
+                    answered.fetch_add(1, Ordering::Release);
+                }
+            })
+        });
+        Crowd { tasks: tasks.collect(), stop, answered }
+    }
+
+    async fn answers(&self, more: usize) {
+        let wanted = self.answered.load(Ordering::Acquire) + more;
+        until("the crowd has its answers", async || {
+            assert!(!self.tasks.iter().any(|task| task.is_finished()), "a client gave up");
+            (self.answered.load(Ordering::Acquire) >= wanted).then_some(())
+        })
+        .await;
+    }
+
+    async fn leave(self) {
+        self.stop.store(true, Ordering::Release);
+        for task in self.tasks {
+            task.await.expect("every answer was right");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_answered_by_blue_when_green_fails_and_a_breach_rolls_back_by_itself() {
+    for (kind, rule) in [("error", "error rate"), ("panic", "error rate"), ("non-finite", "non-finite outputs")] {
+        let site = Site::digits().fault(&fault(kind, "serving", 0.3));
+        let server = site.start().await;
+        let mut events = server.stream(Method::GET, "/admin/events", Value::Null).await;
+        let crowd = Crowd::gather(&server, 4);
+        crowd.answers(20).await;
+        let promoted = server.promote("v2", json!({})).await.expect(200);
+        let ended = in_phase(&server, &promoted.id(), "rolled_back").await;
+        assert!(ended["reason"].as_str().unwrap().contains(rule), "{kind}: {}", ended["reason"]);
+        assert_eq!(ended["kind"], "instant");
+        crowd.answers(20).await;
+        crowd.leave().await;
+        assert_eq!(server.live("digits").await, "v1");
+        assert!(metric(&server, "cutover_failovers_total").await >= 1.0, "{kind}");
+        let alert = events.until("an alert", |event| event.name == "alert").await;
+        assert!(alert.data["body"]["reason"].as_str().unwrap().contains(rule), "{}", alert.data);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_over_answer_wears_blues_stamp() {
+    let site = Site::digits().fault(&fault("error", "serving", 1.0));
+    // Nothing is judged, so that the window lasts.
+    site.model("digits", &DIGITS.replace("golden_every", "max_error_rate = 1.0\ngolden_every"));
+    let server = site.start().await;
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    for n in 0..10 {
+        let answer = server.image("digits", &digit(n)).await.expect(200);
+        assert_eq!((answer.version(), answer.body["version"].as_str().unwrap()), ("v1", "v1"));
+        assert_eq!(answer.label(), n.to_string());
+    }
+    let seen = until("the window's figures are told", async || {
+        let window = server.rollout(&promoted.id()).await["figures"]["window"].clone();
+        (window["blamed"] == 10).then_some(window)
+    })
+    .await;
+    assert_eq!((&seen["failovers"], &seen["unexplained"]), (&json!(10), &json!(0)));
+    // Whoever names the version gets what it gives.
+    let named = server.image("digits@v2", &digit(1)).await.expect(500);
+    assert_eq!((named.kind(), named.version()), ("internal", "v2"));
+    assert!(!named.message().contains("purpose"), "what went wrong inside is for the log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_on_both_versions_is_not_blamed_on_green() {
+    let site = Site::digits()
+        .fault(&fault("error", "serving", 1.0))
+        .fault("version = 'digits@v1'\nkind = 'error'\nat = 'serving'");
+    let server = site.start().await;
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    for n in 0..30 {
+        server.image("digits", &digit(n % 10)).await.expect(500);
+    }
+    let window = until("thirty are counted", async || {
+        let window = server.rollout(&promoted.id()).await["figures"]["window"].clone();
+        (window["unexplained"] == 30).then_some(window)
+    })
+    .await;
+    assert_eq!((&window["blamed"], &window["failovers"]), (&json!(0), &json!(0)));
+    assert_eq!(server.rollout(&promoted.id()).await["phase"], "observing");
+    assert_eq!(server.live("digits").await, "v2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_name_a_version_count_in_no_window() {
+    let site = Site::digits().fault(&fault("non-finite", "serving", 1.0));
+    let server = site.start().await;
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    for n in 0..10 {
+        server.image("digits@v2", &digit(n)).await.expect(500);
+    }
+    let window = until("the rules were judged", async || {
+        let window = server.rollout(&promoted.id()).await["figures"]["window"].clone();
+        window.is_object().then_some(window)
+    })
+    .await;
+    assert_eq!((&window["blamed"], &window["nonfinite"]), (&json!(0), &json!(0)));
+    assert_eq!(server.live("digits").await, "v2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_equal_there_is_no_failover_but_a_rollback() {
+    let site = Site::new().fault("version = 'texts@cls'\nkind = 'error'\nat = 'serving'");
+    site.model("texts", "task = 'embed'\nlive = 'mean'\n[gate]\nmax_latency_ratio = 1000\n[observe]\nwindow = '1h'\n");
+    site.version("texts", "mean", &fixture("bert-embed-mean"));
+    site.version("texts", "cls", &fixture("bert-embed-cls"));
+    let server = site.start().await;
+    let promoted = server.promote("cls", json!({ "accept_contract_change": true })).await.expect(200);
+    let mut failed = 0;
+    while server.texts("texts", &["harbour"]).await.status == 500 {
+        failed += 1;
+        assert!(failed < 1000, "it is never rolled back");
+    }
+    assert!(failed >= 20, "rolled back after {failed} requests, fewer than the rule asks for");
+    in_phase(&server, &promoted.id(), "rolled_back").await;
+    assert_eq!(server.texts("texts", &["harbour"]).await.expect(200).version(), "mean");
+}
+
+/// Promotes `v2`, which must come to nothing while a crowd is answered as ever.
+async fn comes_to_nothing(site: &Site) -> (Server, Answer) {
+    let server = site.start().await;
+    let before = server.reserved().await;
+    let crowd = Crowd::gather(&server, 2);
+    let refused = server.promote("v2", json!({})).await.expect(422);
+    crowd.answers(10).await;
+    crowd.leave().await;
+    assert_eq!((server.live("digits").await, refused.kind()), ("v1".into(), "refused"));
+    let memory = server.memory().await;
+    let (reserved, abandoned) = (memory["reserved"].as_u64().unwrap(), memory["abandoned"].as_u64().unwrap());
+    assert!((before..=before + CRUMBS).contains(&(reserved - abandoned)), "{before} were reserved: {memory}");
+    (server, refused)
+}
+
+async fn abandoned(server: &Server) -> u64 {
+    server.memory().await["abandoned"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_errs_panics_or_is_not_finite_on_probation_is_refused() {
+    for (kind, measure) in [("error", "internal"), ("panic", "internal"), ("non-finite", "internal")] {
+        let (server, refused) = comes_to_nothing(&Site::digits().fault(&fault(kind, "gate", 1.0))).await;
+        let failed = &refused.body["error"]["details"]["failed"];
+        assert!(failed.as_array().is_some_and(|failed| !failed.is_empty()), "{}", refused.body);
+        assert_eq!(failed[0]["measure"], measure, "{failed}");
+        assert_eq!(abandoned(&server).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_fails_now_and_then_on_probation_is_refused_with_the_cases_it_failed() {
+    for kind in ["error", "panic", "non-finite"] {
+        let (_server, refused) = comes_to_nothing(&Site::digits().fault(&fault(kind, "gate", 0.2))).await;
+        let failed = refused.body["error"]["details"]["failed"].as_array().unwrap().clone();
+        assert!(!failed.is_empty() && failed.len() < 40, "{} cases failed", failed.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_errs_or_panics_while_it_is_loaded_fails() {
+    for kind in ["error", "panic"] {
+        let (server, refused) = comes_to_nothing(&Site::digits().fault(&fault(kind, "load", 1.0))).await;
+        assert!(
+            refused.message().contains("digits@v2") && refused.message().contains("purpose"),
+            "{}",
+            refused.message()
+        );
+        let last = server.get("/admin/rollouts?limit=1").await.expect(200).body["rollouts"][0].clone();
+        assert_eq!((&last["phase"], &last["to"]), (&json!("failed"), &json!("v2")));
+        assert_eq!(abandoned(&server).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_hangs_before_the_switch_is_abandoned_with_its_memory() {
+    for (at, said) in [("gate", "hung"), ("load", "hung")] {
+        let site = Site::digits().fault(&fault("hang", at, 1.0));
+        let patience = DIGITS.replace("case_timeout = \"20s\"", "case_timeout = \"300ms\"");
+        site.model("digits", &format!("{patience}\n[rollout]\nload_timeout = '300ms'\n"));
+        let (server, refused) = comes_to_nothing(&site).await;
+        assert!(refused.body.to_string().contains(said), "{}", refused.body);
+        let kept = abandoned(&server).await;
+        assert!(kept > 500_000, "{kept} bytes are kept for a thread that may still write to them");
+        let memory = server.memory().await;
+        let holders: Vec<_> = memory["reservations"].as_array().unwrap().iter().map(|r| r["holder"].clone()).collect();
+        assert!(holders.contains(&json!("digits@v2")), "{memory}");
+        // It hangs the next time too, and the server goes on.
+        server.promote("v2", json!({})).await.expect(422);
+        assert_eq!(abandoned(&server).await, 2 * kept);
+        assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_much_slower_than_the_one_before_is_taken_back() {
+    let delay = format!("{}\ndelay = '25ms'", fault("delay", "serving", 1.0));
+    let site = Site::digits().fault(&delay);
+    let server = site.start().await;
+    let crowd = Crowd::gather(&server, 4);
+    crowd.answers(150).await;
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    let ended = in_phase(&server, &promoted.id(), "rolled_back").await;
+    crowd.leave().await;
+    assert!(ended["reason"].as_str().unwrap().contains("p99"), "{}", ended["reason"]);
+    let figures = &ended["figures"];
+    let (baseline, window) =
+        (figures["baseline_p99_ms"].as_f64().unwrap(), figures["window"]["p99_ms"].as_f64().unwrap());
+    assert!(window > 2.0 * baseline && window >= 25.0, "{figures}");
+    assert_eq!(server.live("digits").await, "v1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_service_is_observed_by_its_golden_cases() {
+    for kind in ["non-finite", "error"] {
+        let site = Site::digits().fault(&fault(kind, "window", 1.0));
+        site.model("digits", &DIGITS.replace("golden_every = \"1h\"", "golden_every = \"100ms\""));
+        let server = site.start().await;
+        let mut events = server.stream(Method::GET, "/admin/events", Value::Null).await;
+        let promoted = server.promote("v2", json!({})).await.expect(200);
+        let ended = in_phase(&server, &promoted.id(), "rolled_back").await;
+        assert!(
+            ended["reason"].as_str().unwrap().contains("golden checks failed in the window"),
+            "{}",
+            ended["reason"]
+        );
+        assert!(ended["gate"].as_array().unwrap().iter().any(|check| check["passed"] == false));
+        assert_eq!(server.live("digits").await, "v1");
+        events.until("an alert", |event| event.name == "alert").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn golden_cases_that_pass_again_are_counted_and_change_nothing() {
+    let site = Site::digits();
+    site.model("digits", &DIGITS.replace("golden_every = \"1h\"", "golden_every = \"100ms\""));
+    let server = site.start().await;
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    until("they ran twice", async || {
+        let rollout = server.rollout(&promoted.id()).await;
+        assert_eq!(rollout["phase"], "observing", "{rollout}");
+        (rollout["figures"]["window"]["golden_runs"].as_u64() >= Some(2)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_are_honoured_only_where_the_server_was_told_to() {
+    let site = Site::digits().config(&format!("[[faults]]\n{}", fault("error", "serving", 1.0)));
+    let (code, said) = site.refused();
+    assert_eq!(code, 1);
+    assert!(said.contains("--allow-faults"), "{said}");
+}
