@@ -2,88 +2,45 @@
 //! of it is one that the document names.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
+use common::{Server, Site, fixture, root};
 use jsonschema::Validator;
-use reqwest::{Client, Method, Response};
+use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-fn bundled(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// A server with the bundled digits and one model that embeds.
-struct Server {
-    child: Child,
-    url: String,
-    http: Client,
+/// A server that is asked, and what it says of itself.
+struct Told {
+    server: Server,
     document: Value,
     /// What was asked of which route, and how it was answered.
     seen: BTreeSet<(String, String, u16)>,
-    _folder: tempfile::TempDir,
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
+/// The bundled digits with a version that cannot be loaded, and one model that embeds.
+fn site() -> Site {
+    let site = Site::digits();
+    let broken = site.models().join("digits/broken");
+    fs::create_dir(&broken).unwrap();
+    fs::write(broken.join("config.json"), "{}").unwrap();
+    site.model("tiny", "task = 'embed'\nlive = 'one'\n");
+    site.version("tiny", "one", &fixture("bert-embed-mean"));
+    site
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
-        }
-    }
-}
-
-impl Server {
-    async fn start() -> Server {
-        let folder = tempfile::tempdir().unwrap();
-        let models = folder.path().join("models");
-        copy(&bundled("models/digits"), &models.join("digits"));
-        copy(&bundled("tests/fixtures/bert-embed-mean"), &models.join("tiny/one"));
-        fs::write(models.join("tiny/model.toml"), "task = 'embed'\nlive = 'one'\n").unwrap();
-        // A version that cannot be loaded.
-        fs::create_dir(models.join("digits/broken")).unwrap();
-        fs::write(models.join("digits/broken/config.json"), "{}").unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cutover"))
-            .args(["serve", "--listen", &address, "--threads", "1", "--models"])
-            .arg(&models)
-            .arg("--state")
-            .arg(folder.path().join("state"))
-            .env("CUTOVER_LOG", "warn")
-            .current_dir(folder.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It says so when every model serves.
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let up = lines.by_ref().map(Result::unwrap).find(|line| line.contains("Cutover listens on"));
-        assert!(up.is_some(), "the server ended before it served");
-        // Whatever else it prints must find a reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder().no_proxy().tls_certs_only(std::iter::empty()).build().unwrap();
-        let url = format!("http://{address}");
-        let document: Value = http.get(format!("{url}/openapi.json")).send().await.unwrap().json().await.unwrap();
-        Server { child, url, http, document, seen: BTreeSet::new(), _folder: folder }
+impl Told {
+    async fn by(server: Server) -> Told {
+        let document = server.get("/openapi.json").await.expect(200).body;
+        Told { server, document, seen: BTreeSet::new() }
     }
 
     /// Asks a route, and holds the answer against what the document says of it.
     async fn ask(&mut self, method: Method, path: &str, body: Ask<'_>) -> (u16, Value) {
-        let request = self.http.request(method.clone(), format!("{}{path}", self.url));
+        let request = self.server.request(method.clone(), path);
         let operation = self.operation(method.as_str(), path);
         let (request, sent) = match body {
             Ask::Nothing => (request, None),
@@ -193,7 +150,7 @@ fn closed(value: &Value) -> Value {
     }
 }
 
-static SEVEN: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(bundled("models/digits/samples/7.png")).unwrap());
+static SEVEN: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(root().join("models/digits/samples/7.png")).unwrap());
 
 fn seven() -> Value {
     use base64::Engine as _;
@@ -202,7 +159,8 @@ fn seven() -> Value {
 
 #[tokio::test]
 async fn every_answer_is_as_the_document_says() {
-    let mut server = Server::start().await;
+    let site = site();
+    let mut server = Told::by(site.start().await).await;
     inference(&mut server).await;
     refused_inference(&mut server).await;
     openai(&mut server).await;
@@ -213,7 +171,7 @@ async fn every_answer_is_as_the_document_says() {
     everything_was_seen(&server);
 }
 
-async fn inference(server: &mut Server) {
+async fn inference(server: &mut Told) {
     let (status, body) = server.post("/models/digits/infer", json!({ "inputs": [seven(), seven()] })).await;
     assert_eq!((status, &body["outputs"][1]["labels"][0]["label"]), (200, &json!("7")));
     let (status, body) = server.ask(Method::POST, "/models/digits@v1/infer", Ask::Image(SEVEN.clone())).await;
@@ -224,7 +182,7 @@ async fn inference(server: &mut Server) {
     assert_eq!((status, body["outputs"][2]["embedding"].as_array().unwrap().len()), (200, 4));
 }
 
-async fn refused_inference(server: &mut Server) {
+async fn refused_inference(server: &mut Told) {
     for body in [
         json!({}),
         json!({ "inputs": [] }),
@@ -254,7 +212,7 @@ async fn refused_inference(server: &mut Server) {
     assert_eq!(server.post("/models/tiny/infer", json!({ "inputs": many })).await.0, 413);
 }
 
-async fn openai(server: &mut Server) {
+async fn openai(server: &mut Told) {
     for format in [json!(null), json!("float"), json!("base64")] {
         let body = json!({ "model": "tiny", "input": ["a", "b"], "encoding_format": format });
         assert_eq!(server.post("/v1/embeddings", body).await.0, 200);
@@ -274,7 +232,7 @@ async fn openai(server: &mut Server) {
     assert_eq!(server.get("/v1/models/%ff").await.0, 400);
 }
 
-async fn health(server: &mut Server) {
+async fn health(server: &mut Told) {
     for path in ["/health", "/v2/health/live", "/ready", "/v2/health/ready", "/openapi.json"] {
         assert_eq!(server.get(path).await.0, 200, "{path}");
     }
@@ -285,7 +243,7 @@ async fn health(server: &mut Server) {
     }
 }
 
-async fn rollouts(server: &mut Server) {
+async fn rollouts(server: &mut Told) {
     let order = json!({ "observe": "10m", "reason": "a test", "actor": "somebody" });
     let (status, staged) = server.post("/models/digits@v2/stage", order.clone()).await;
     assert_eq!((status, &staged["phase"]), (200, &json!("ready")));
@@ -327,7 +285,7 @@ async fn rollouts(server: &mut Server) {
     assert_eq!(status, 409, "{live}");
 }
 
-impl Server {
+impl Told {
     /// The events of a stream by name, each of them held against a schema.
     fn told(&self, schema: &str, stream: &str) -> BTreeMap<String, usize> {
         let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
@@ -343,7 +301,7 @@ impl Server {
     }
 }
 
-async fn refused_orders(server: &mut Server) {
+async fn refused_orders(server: &mut Told) {
     let (status, refused) = server.post("/models/digits@v3/promote", json!({})).await;
     assert_eq!((status, &refused["error"]["kind"]), (422, &json!("refused")));
     let failed =
@@ -375,7 +333,7 @@ async fn refused_orders(server: &mut Server) {
     assert_eq!(server.post("/models/digits@v1/stage", long).await.0, 413);
 }
 
-async fn history(server: &mut Server) {
+async fn history(server: &mut Told) {
     assert_eq!(server.get("/models").await.1["models"].as_array().unwrap().len(), 2);
     assert_eq!(server.get("/models/nothing").await.0, 404);
     let (_, all) = server.get("/admin/rollouts").await;
@@ -391,8 +349,8 @@ async fn history(server: &mut Server) {
 }
 
 /// The stream of events has no end, so it is read until it has told enough.
-async fn some_events(server: &mut Server) {
-    let mut response = server.http.get(format!("{}/admin/events?after=0", server.url)).send().await.unwrap();
+async fn some_events(server: &mut Told) {
+    let mut response = server.server.request(Method::GET, "/admin/events?after=0").send().await.unwrap();
     let mut text = String::new();
     while text.matches("\n\n").count() < 20 {
         text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
@@ -403,7 +361,7 @@ async fn some_events(server: &mut Server) {
 }
 
 /// No route is left out, and no kind of refusal that can be brought about here.
-fn everything_was_seen(server: &Server) {
+fn everything_was_seen(server: &Told) {
     for (path, item) in server.document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
             let seen = server.seen.contains(&(method.clone(), path.clone(), 200));

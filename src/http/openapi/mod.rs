@@ -9,9 +9,9 @@ mod schemas;
 use axum::body::Bytes;
 use axum::http::header;
 use axum::response::IntoResponse;
-use utoipa::openapi::path::{HttpMethod, Operation};
+use utoipa::openapi::path::HttpMethod;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder};
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder};
 
 use super::routes::{Mounted, Routes};
 pub(super) use schemas::Input;
@@ -34,24 +34,20 @@ fn document(mounted: &[Mounted]) -> OpenApi {
         .description(Some(include_str!("about.md")))
         .build();
     let described = operations::all().into_iter().filter(|(at, _)| mounted.contains(at));
-    let paths = described.fold(PathsBuilder::new(), |paths, (at, operation)| {
-        let (method, path) = at;
-        let mut item = utoipa::openapi::PathItem::default();
-        set(&mut item, method, operation);
-        paths.path(path, item)
+    let paths = described.fold(PathsBuilder::new(), |paths, ((method, path), operation)| {
+        paths.path(path, PathItem::new(http_method(method), operation))
     });
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(operations::TOKEN)).build();
     let components = schemas::components().security_scheme("admin-token", SecurityScheme::Http(token)).build();
     OpenApiBuilder::new().info(info).paths(paths).components(Some(components)).build()
 }
 
-fn set(item: &mut utoipa::openapi::PathItem, method: &str, operation: Operation) {
-    let method = match method {
+fn http_method(name: &str) -> HttpMethod {
+    match name {
         "POST" => HttpMethod::Post,
         "DELETE" => HttpMethod::Delete,
         _ => HttpMethod::Get,
-    };
-    *item = utoipa::openapi::PathItem::new(method, operation);
+    }
 }
 
 #[cfg(test)]

@@ -47,8 +47,8 @@ fn inference() -> Vec<(Mounted, Operation)> {
 }
 
 fn lists() -> Vec<(Mounted, Operation)> {
-    let models = Described::new("models", "Every model").admin().answers("200", "The models", "Models");
-    let model = Described::new("models", "One model").admin().named("ref").answers("200", "The model", "Model");
+    let models = Described::new("models", "Every model").answers("200", "The models", "Models");
+    let model = Described::new("models", "One model").named("ref").answers("200", "The model", "Model");
     let cards =
         Described::new("openai", "Every model, as OpenAI lists them").answers("200", "The models", "OpenAiModels");
     let card = Described::new("openai", "One model, as OpenAI tells it").named("ref").answers(
