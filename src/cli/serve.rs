@@ -3,10 +3,12 @@
 //! Order of the end: readiness turns false, listeners stop accepting, rollouts end, admitted requests finish,
 //! the engine stops. A stall of the device ends the process at once instead, for its supervisor to start anew.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +31,8 @@ use crate::telemetry::{self, Metrics};
 
 /// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
 const EXIT_DEVICE: i32 = 70;
+/// For answers to leave after the device has failed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
@@ -74,29 +78,37 @@ async fn serve(config: Config) -> Result<()> {
         faults: config.faults.clone(),
     };
     let (supervisor, starting) = Supervisor::start(parts, engine.clone(), journal, Arc::clone(&registry)).await?;
+    let (stop, stopped) = watch::channel(false);
     let app = Arc::new(App {
         registry,
         supervisor: Arc::clone(&supervisor),
         metrics: Arc::new(Metrics::new()),
         limits: HttpLimits { max_body_bytes: config.max_body_bytes, read_timeout: config.read_timeout },
-        stopping: AtomicBool::new(false),
+        stop: stopped.clone(),
         started: AtomicBool::new(false),
         closing: watch::Sender::new(false),
     });
-    let (stop, stopped) = watch::channel(false);
     let listen = listeners.address(config.listen);
     let doors = listeners.open(&app, &config, stopped);
     let announce = announce(Arc::clone(&app), starting, listen);
     tokio::pin!(announce);
     let reason = tokio::select! {
         reason = signal() => reason,
-        reason = engine.fatal() => fail(&reason).await,
+        reason = engine.fatal() => {
+            tracing::error!(reason, "the device failed; ending the process for its supervisor");
+            stop.send_replace(true);
+            app.closing.send_replace(true);
+            // A forward pass that never returns cannot be stopped any other way. Those who waited for it have
+            // their errors now; they go out first.
+            if tokio::time::timeout(LAST_WORDS, doors.closed()).await.is_err() {
+                tracing::warn!("some connections were still open");
+            }
+            std::process::exit(EXIT_DEVICE)
+        }
         never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
-    app.stopping.store(true, Ordering::Release);
-    // A receiver that is gone has stopped already.
-    let _ = stop.send(true);
+    stop.send_replace(true);
     supervisor.shut_down().await;
     app.closing.send_replace(true);
     if tokio::time::timeout(config.drain_timeout, doors.closed()).await.is_err() {
@@ -154,14 +166,6 @@ fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) +
     })
 }
 
-/// Ends the process: a forward pass that never returns cannot be stopped any other way.
-async fn fail(reason: &str) -> &'static str {
-    tracing::error!(reason, "the device failed; ending the process for its supervisor");
-    // Those who waited have their errors now; this lets them go out.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    std::process::exit(EXIT_DEVICE)
-}
-
 /// Says when everything is up, and what to try.
 async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()>>, listen: SocketAddr) {
     for up in starting {
@@ -190,7 +194,8 @@ async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()
             ));
         }
     }
-    println!("{}\n", lines.join("\n"));
+    // Nobody reading standard output is no reason to stop serving.
+    let _ = writeln!(std::io::stdout(), "{}\n", lines.join("\n"));
 }
 
 async fn signal() -> &'static str {
@@ -271,7 +276,7 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
 async fn accept(
     listener: TcpListener,
     router: axum::Router,
-    read_timeout: std::time::Duration,
+    read_timeout: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
     let graceful = GracefulShutdown::new();
@@ -284,7 +289,7 @@ async fn accept(
                 Err(error) => {
                     // Out of descriptors, mostly: those in use will be freed.
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             },

@@ -85,6 +85,15 @@ impl Stats {
         latency.window.saturating_record(micros);
     }
 
+    /// A request that was not answered within `limit`: the latency of answers alone would not show it.
+    pub fn timed_out(&self, limit: Duration) {
+        let micros = (limit.as_micros() as u64).clamp(1, LONGEST);
+        let mut latency = self.lock();
+        latency.turn();
+        latency.current.saturating_record(micros);
+        latency.window.saturating_record(micros);
+    }
+
     pub fn answered_by_name(&self) {
         self.named.fetch_add(1, Ordering::Relaxed);
     }

@@ -25,8 +25,6 @@ use crate::rollout::{Answer, Options};
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/models", get(models))
-        .route("/models/{ref}", get(model))
         .route("/models/{ref}", delete(release))
         .route("/models/{ref}/stage", post(stage))
         .route("/models/{ref}/promote", post(promote))
@@ -37,6 +35,11 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/admin/rollouts/{id}/abort", post(abort))
         .route("/admin/events", get(events))
         .route("/admin/memory", get(memory))
+}
+
+/// Lists change nothing, so they need no token and stand on every listener.
+pub(super) fn lists() -> Router<Arc<App>> {
+    Router::new().route("/models", get(models)).route("/models/{ref}", get(model))
 }
 
 /// The body of stage, promote, rollback, settle and abort; each takes what makes sense for it.
@@ -79,7 +82,7 @@ async fn stage(State(app): State<Arc<App>>, Path(reference): Path<String>, reque
         let (order, streams) = Order::read(request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
-        told(&app, answer, order.wait.unwrap_or(Wait::Ready), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -89,7 +92,7 @@ async fn promote(State(app): State<Arc<App>>, Path(reference): Path<String>, req
         let (order, streams) = Order::read(request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
-        told(&app, answer, order.wait.unwrap_or(Wait::Switched), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -100,7 +103,7 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
         // An instant one is in force already; a cold one is when it has switched.
-        told(&app, answer, order.wait.unwrap_or(Wait::Switched), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -109,7 +112,7 @@ async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(request).await?;
         let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
-        told(&app, answer, order.wait.unwrap_or(Wait::Settled), streams).await
+        told(answer, order.wait.unwrap_or(Wait::Settled), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
@@ -143,21 +146,16 @@ async fn release(State(app): State<Arc<App>>, Path(reference): Path<String>) -> 
     work.await.unwrap_or_else(|failure: Failure| failure.into_response())
 }
 
-async fn told(app: &App, answer: Answer, wait: Wait, streams: bool) -> Result<Response, Failure> {
+async fn told(answer: Answer, wait: Wait, streams: bool) -> Result<Response, Failure> {
     match answer {
         Answer::Rollout(handle) if streams => Ok(rollout_reply::events(handle, wait)),
         Answer::Rollout(handle) => Ok(rollout_reply::answer(handle, wait).await),
-        Answer::Already { version } => {
-            let _ = app;
-            match streams {
-                true => {
-                    let body = json!({ "to": version, "phase": "settled", "unchanged": true });
-                    let done = SseEvent::default().event("done").data(body.to_string());
-                    Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
-                }
-                false => Ok(already(&version)),
-            }
+        Answer::Already { version } if streams => {
+            let body = json!({ "to": version, "phase": "settled", "unchanged": true });
+            let done = SseEvent::default().event("done").data(body.to_string());
+            Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
         }
+        Answer::Already { version } => Ok(already(&version)),
     }
 }
 

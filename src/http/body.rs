@@ -8,6 +8,11 @@ use crate::error::{Error, Result};
 
 /// The whole body, at most `limit` bytes.
 pub(super) async fn read(body: Body, limit: usize) -> Result<Bytes> {
+    // What is announced as too long is not read at all.
+    let announced = axum::body::HttpBody::size_hint(&body).lower();
+    if announced > limit as u64 {
+        return Err(Error::TooLarge { what: "request body in bytes", got: announced, limit: limit as u64 });
+    }
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {

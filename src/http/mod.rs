@@ -38,8 +38,8 @@ pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub metrics: Arc<Metrics>,
     pub limits: HttpLimits,
-    /// Set when the server begins to stop: readiness turns false, admitted requests finish.
-    pub stopping: AtomicBool,
+    /// True when the server begins to stop: readiness turns false, admitted requests finish.
+    pub stop: watch::Receiver<bool>,
     /// Set when all models were brought up once.
     pub started: AtomicBool,
     /// Told once every rollout has ended and the server only waits for its connections: streams that would go on
@@ -57,7 +57,7 @@ pub struct HttpLimits {
 
 impl App {
     pub fn is_ready(&self) -> bool {
-        self.started.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire) && self.supervisor.is_ready()
+        self.started.load(Ordering::Acquire) && !*self.stop.borrow() && self.supervisor.is_ready()
     }
 }
 
@@ -73,7 +73,7 @@ pub enum Serves {
 
 /// The routes of one listener, behind its guard.
 pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
-    let mut router = Router::new().merge(ops::routes());
+    let mut router = Router::new().merge(ops::routes()).merge(admin::lists());
     if serves != Serves::Admin {
         router = router.merge(native::routes()).merge(openai::routes());
     }

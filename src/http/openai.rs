@@ -72,7 +72,8 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
         Ok(Ask {
             inputs: inputs(parsed.input)?,
             prepare: PrepareOptions::default(),
-            finish: FinishOptions { dimensions, ..FinishOptions::default() },
+            // A shortened embedding is made a unit vector again, as OpenAI's are.
+            finish: FinishOptions { dimensions, normalize: dimensions.map(|_| true), ..FinishOptions::default() },
             deadline: None,
         })
     };

@@ -98,16 +98,18 @@ fn named(error: Error, view: &View) -> Error {
 
 /// Streams every change: `progress` events, then `done` or `error`.
 pub(super) fn events(handle: Handle, wait: Wait) -> Response {
+    // A stream is a way of waiting; who wants none of it still gets all of it.
+    let wait = if wait == Wait::None { Wait::Settled } else { wait };
     let first = handle.now();
     let stream = stream::unfold(Step::Show(handle, first), move |step| async move {
         match step {
-            Step::Show(handle, view) if wait.is_reached(&view) && wait != Wait::None => {
+            Step::Show(handle, view) if wait.is_reached(&view) => {
                 Some((Ok::<_, Infallible>(last(&view)), Step::Over(handle)))
             }
             Step::Show(handle, view) => Some((Ok(progress(&view)), Step::Wait(handle))),
             Step::Wait(mut handle) => {
                 let view = handle.changed().await?;
-                match wait.is_reached(&view) && wait != Wait::None {
+                match wait.is_reached(&view) {
                     true => Some((Ok(last(&view)), Step::Over(handle))),
                     false => Some((Ok(progress(&view)), Step::Wait(handle))),
                 }

@@ -27,6 +27,7 @@ pub(super) struct TextProcessor {
     /// How many special tokens a text and a pair get.
     special: [usize; 2],
     max_tokens: usize,
+    max_bytes: usize,
     vocab_size: usize,
     /// Models with one token type have no use for the second: all ids are zero.
     one_type: bool,
@@ -54,6 +55,7 @@ impl TextProcessor {
         let processor = TextProcessor {
             special,
             max_tokens: max_tokens(spec, &config, limits)?,
+            max_bytes: limits.max_text_bytes,
             vocab_size: Settings::config(spec).usize("vocab_size")?.ok_or_else(|| no_vocab_size(spec))?,
             one_type: type_vocab_size(spec)? == 1,
             keep: keep(&config)?,
@@ -90,6 +92,10 @@ impl TextProcessor {
 
     /// The ids of one text, without special tokens.
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if text.len() > self.max_bytes {
+            let (got, limit) = (text.len() as u64, self.max_bytes as u64);
+            return Err(Error::TooLarge { what: "text in bytes", got, limit });
+        }
         let text = if self.trim { trim(text) } else { text };
         let encoded = if self.lowercase {
             self.tokenizer.encode_fast(text.to_lowercase(), false)

@@ -53,6 +53,9 @@ pub struct Limits {
     /// Tokens of one input; may only lower what the model itself takes.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
     pub max_tokens: Option<usize>,
+    /// Bytes of one text. Tokenizing takes time in proportion, however little of it the model can take.
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_text_bytes: usize,
     #[serde(deserialize_with = "at_least_one_u64")]
     pub max_body_bytes: u64,
     /// Inputs waiting for the engine.
@@ -129,7 +132,7 @@ pub struct BatchConfig {
 pub struct RolloutConfig {
     #[serde(deserialize_with = "one_of")]
     pub mode: Mode,
-    /// A load that reads nothing for this long hangs, and is given up.
+    /// A load that reads nothing for this long hangs, and is abandoned.
     #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
     pub load_timeout: Duration,
 }
@@ -150,11 +153,18 @@ impl Default for Limits {
         Limits {
             max_inputs: 2048,
             max_tokens: None,
+            max_text_bytes: 256 << 10,
             max_body_bytes: 32 << 20,
             queue: 1024,
             deadline: Duration::from_secs(30),
             max_image_pixels: 50_000_000,
         }
+    }
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        RolloutConfig { mode: Mode::Beside, load_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -182,12 +192,6 @@ impl Default for ObserveConfig {
             golden_every: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(60),
         }
-    }
-}
-
-impl Default for RolloutConfig {
-    fn default() -> Self {
-        RolloutConfig { mode: Mode::default(), load_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -371,7 +375,7 @@ mod tests {
             family = "vit"
             live = "v1"
             description = "digits"
-            limits = { max_inputs = 3, max_tokens = 77, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
+            limits = { max_inputs = 3, max_tokens = 77, max_text_bytes = 6, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
             [gate]
             min_pass = 0.9
             max_latency_ratio = 3
@@ -393,7 +397,7 @@ mod tests {
             max_wait = "2ms"
             [rollout]
             mode = "replace"
-            load_timeout = "9s"
+            load_timeout = "4s"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));
@@ -404,7 +408,7 @@ mod tests {
         assert_eq!(config.observe.window, Duration::from_secs(5400));
         assert_eq!(config.observe.golden_every, Duration::from_millis(250));
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
-        assert_eq!((config.rollout.mode, config.rollout.load_timeout), (Mode::Replace, Duration::from_secs(9)));
+        assert_eq!(config.rollout.mode, Mode::Replace);
         let written = toml::to_string(&config).unwrap();
         assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);
     }

@@ -28,6 +28,17 @@ impl Journal {
         Journal { ledger, events: broadcast::channel(BACKLOG).0 }
     }
 
+    /// For threads that may block.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Like `append`, for threads that may block.
+    pub(super) fn append_blocking(&self, event: &NewEvent) -> Result<()> {
+        self.tell(self.ledger.append(event)?);
+        Ok(())
+    }
+
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }

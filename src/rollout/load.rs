@@ -116,9 +116,9 @@ pub(super) struct Loading {
     pub(super) device: Device,
     pub(super) arena: Arc<Arena>,
     pub(super) progress: Arc<Progress>,
+    pub(super) faults: Faults,
     /// A load that reads nothing for this long hangs and is abandoned.
     pub(super) patience: Duration,
-    pub(super) faults: Faults,
 }
 
 pub(super) struct Loaded {
@@ -144,7 +144,7 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, device, arena, progress, patience, faults } = loading;
+    let Loading { generation, manifest, device, arena, progress, faults, patience } = loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
     let resident = engine.lookup(generation, keys).await?;
@@ -174,7 +174,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .name("loader".into())
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
-    let (model, entries, bytes, shared) = patiently(receiver, patience, &progress, &inspected.spec.reference()).await?;
+    let (model, entries, bytes, shared) = patiently(receiver, &progress, patience, &inspected.spec.reference()).await?;
     keep(engine, generation, entries).await?;
     Ok(Loaded { model, bytes, shared, took: began.elapsed() })
 }
@@ -199,8 +199,8 @@ fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 /// Waits for the loader as long as it gets on.
 async fn patiently<T>(
     mut receiver: oneshot::Receiver<Result<T>>,
-    patience: Duration,
     progress: &Progress,
+    patience: Duration,
     name: &str,
 ) -> Result<T, LoadError> {
     let mut seen = progress.done();

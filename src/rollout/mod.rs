@@ -12,6 +12,7 @@ mod journal;
 mod load;
 mod record;
 mod residents;
+mod sight;
 pub mod state;
 mod steps;
 mod supervisor;

@@ -5,7 +5,7 @@
 //! arena, measure what came back, and return the reservation.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -31,6 +31,8 @@ pub(super) struct Resident {
     pub(super) stats: Arc<Stats>,
     pub(super) room: Room,
     pub(super) drained: Drained,
+    /// After this long it is said that requests hold the generation; it is waited for all the same.
+    pub(super) drain_timeout: Duration,
 }
 
 /// What a reclaim promised and what it measured. Bytes and milliseconds.
@@ -91,7 +93,11 @@ impl Lingering {
 /// Gives back a generation that no route names any more. Waits until the last request on it is answered.
 pub(super) async fn reclaim(engine: &Engine, lingering: &Lingering, mut resident: Resident) -> Result<Reclaimed> {
     let began = Instant::now();
-    resident.drained.wait().await;
+    if tokio::time::timeout(resident.drain_timeout, resident.drained.wait()).await.is_err() {
+        tracing::warn!(version = resident.version, waited = ?resident.drain_timeout, alert = true,
+            "requests still hold a version that is to be reclaimed; waiting on");
+        resident.drained.wait().await;
+    }
     let drain_ms = began.elapsed().as_secs_f64() * 1e3;
     let Resident { id, room, .. } = resident;
     free(engine, lingering, id, None, room, drain_ms).await

@@ -208,16 +208,16 @@ pub fn next(state: &State, event: Event) -> Result<(State, Vec<Action>), Illegal
             actions.extend(give_up(&mut to, P::RolledBack, Some(reason)));
             actions
         }
-        (phase, E::Abort(reason)) if before_switch(phase) && !state.switching => {
-            give_up(&mut to, P::Aborted, Some(reason))
-        }
-        (phase, E::Shutdown) if before_switch(phase) && !state.switching => {
+        (phase, E::Abort(reason)) if may_stop(phase) && !state.switching => give_up(&mut to, P::Aborted, Some(reason)),
+        (phase, E::Shutdown) if may_stop(phase) && !state.switching => {
             give_up(&mut to, P::Aborted, Some("the server stopped".into()))
         }
         (P::Reclaiming, E::Reclaimed) => match state.ending.clone() {
             Some(ending) => {
                 to.phase = ending.phase;
-                vec![A::Finish(ending)]
+                // What was drained for the candidate comes back into the room that the candidate left.
+                let restore = state.mode == Mode::Replace && state.has_live && ending.phase != P::Settled;
+                restore.then_some(A::RestoreLive).into_iter().chain([A::Finish(ending)]).collect()
             }
             None => return Err(illegal(state, "reclaimed")),
         },
@@ -231,14 +231,11 @@ fn advance(to: &mut State, phase: Phase, action: Action) -> Vec<Action> {
     vec![action]
 }
 
-/// Ends without the candidate. In replace mode what was drained for it comes back.
+/// Ends without the candidate.
 fn give_up(to: &mut State, phase: Phase, reason: Option<String>) -> Vec<Action> {
     to.phase = Phase::Reclaiming;
     to.ending = Some(Ending { phase, reason });
-    match (to.mode, to.has_live) {
-        (Mode::Replace, true) => vec![Action::ReclaimCandidate, Action::RestoreLive],
-        _ => vec![Action::ReclaimCandidate],
-    }
+    vec![Action::ReclaimCandidate]
 }
 
 fn settle(to: &mut State, reason: Option<String>) -> Vec<Action> {
@@ -252,6 +249,11 @@ fn before_switch(phase: Phase) -> bool {
         phase,
         Phase::Draining | Phase::Reserving | Phase::Loading | Phase::Warming | Phase::Validating | Phase::Ready
     )
+}
+
+/// A drain is waited for: until it is over nothing can be put back.
+fn may_stop(phase: Phase) -> bool {
+    before_switch(phase) && phase != Phase::Draining
 }
 
 fn illegal(state: &State, event: &str) -> Illegal {

@@ -61,13 +61,12 @@ fn a_switch_whose_ledger_write_fails_aborts_and_leaves_blue() {
 }
 
 #[test]
-fn replace_mode_drains_first_and_restores_when_green_fails() {
-    let events = [Event::Begin, Event::Drained, Event::Reserved, Event::Failed("truncated".into())];
+fn replace_mode_drains_first_and_restores_into_the_room_that_a_failed_green_left() {
+    let events = [Event::Begin, Event::Drained, Event::Reserved, Event::Failed("truncated".into()), Event::Reclaimed];
     let (_, actions) = run(begin(Goal::Live, Mode::Replace, true), &events);
-    assert_eq!(
-        actions,
-        [Action::DrainLive, Action::Reserve, Action::Load, Action::ReclaimCandidate, Action::RestoreLive]
-    );
+    let ending = Ending { phase: Phase::Failed, reason: Some("truncated".into()) };
+    use Action::{DrainLive, Finish, Load, ReclaimCandidate, Reserve, RestoreLive};
+    assert_eq!(actions, [DrainLive, Reserve, Load, ReclaimCandidate, RestoreLive, Finish(ending)]);
 }
 
 #[test]

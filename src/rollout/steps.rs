@@ -196,7 +196,7 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let device = ctx.device.clone();
         let faults = Faults::of(&ctx.faults, &candidate.reference());
         let patience = candidate.config.rollout.load_timeout;
-        let loading = Loading { generation, manifest, device, arena, progress, patience, faults };
+        let loading = Loading { generation, manifest, device, arena, progress, faults, patience };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
     };
     match work.await {
@@ -246,11 +246,11 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         }
         (None, Ok(_)) => return candidate.failed(Error::internal("nothing was loaded")),
     };
-    let patience = candidate.config.gate.case_timeout;
     let progress = Arc::clone(&candidate.progress);
     let faults = Faults::of(&ctx.faults, &candidate.reference());
     let runner = match ctx.device.is_cpu() {
-        true => Probation::start(&candidate.reference(), model, patience, progress, faults).map(Runner::Probation),
+        true => Probation::start(&candidate.reference(), model, &candidate.config.gate, progress, faults)
+            .map(Runner::Probation),
         false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
     };
     let mut runner = match runner {
@@ -400,8 +400,16 @@ async fn install(ctx: &Context, candidate: &mut Candidate, model: Model) -> Resu
     let (generation, drained) = Generation::new(parts);
     let room = candidate.room.take().ok_or_else(|| Error::internal("a generation without room"))?;
     let stats = Arc::clone(&generation.stats);
-    candidate.resident =
-        Some(Resident { id: candidate.id, version: candidate.version.clone(), contract, stats, room, drained });
+    let drain_timeout = config.observe.drain_timeout;
+    candidate.resident = Some(Resident {
+        id: candidate.id,
+        version: candidate.version.clone(),
+        contract,
+        stats,
+        room,
+        drained,
+        drain_timeout,
+    });
     candidate.generation = Some(generation);
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::controller::{Answer, Command, Controller, Options, Reins};
 use super::journal::Journal;
 use super::record::{Handle, View};
 use super::residents::{Lingering, Reclaimed};
+use super::sight::Sight;
 use super::state::Phase;
 use super::{CandidateStatus, Context};
 use crate::device::{Budget, HostMemory, Opened, resident_bytes};
@@ -41,6 +42,7 @@ pub struct Supervisor {
     only: Vec<String>,
     device: String,
     controllers: Mutex<BTreeMap<String, Reins>>,
+    sight: std::sync::Mutex<Sight>,
 }
 
 /// A model as listings show it.
@@ -109,8 +111,10 @@ impl Supervisor {
             faults: config.faults,
             lingering: Lingering::default(),
         });
+        let sight = Sight::start(Arc::clone(&ctx.repository), ctx.journal.clone())?;
         let supervisor = Arc::new(Supervisor {
             ctx,
+            sight: std::sync::Mutex::new(sight),
             registry,
             only: config.only,
             device: config.opened.name,
@@ -135,6 +139,10 @@ impl Supervisor {
         for ModelEntry { name, config, versions, .. } in entries {
             if !self.only.is_empty() && !self.only.contains(&name) {
                 continue;
+            }
+            if let Ok(config) = &config {
+                let mut sight = self.sight.lock().unwrap_or_else(|e| e.into_inner());
+                sight.found(&name, &versions, config);
             }
             if let Some(reins) = controllers.get(&name) {
                 reins.slot.set_versions(versions);

@@ -122,7 +122,7 @@ impl Slot {
     ///
     /// When this returns, the old route is held by nobody but requests that were admitted on it
     /// (arc-swap settles all pending loads before it returns), so dropping it lets its generations drain.
-    pub(crate) fn swap(&self, route: Arc<Route>) -> Option<Arc<Route>> {
+    pub fn swap(&self, route: Arc<Route>) -> Option<Arc<Route>> {
         self.route.swap(Some(route))
     }
 

@@ -54,7 +54,16 @@ impl Admission {
             let first = run(generation, &inputs, &ask.prepare, &ask.finish, false).await;
             self.settle(first, &inputs, &ask.prepare, &ask.finish, began).await
         };
-        tokio::time::timeout(limit, work).await.unwrap_or(Err(Error::Deadline { limit }))
+        match tokio::time::timeout(limit, work).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                // Only the model's own limit tells of the model; a client may be as impatient as it likes.
+                if !self.is_named() && limit == generation.limits.deadline {
+                    generation.stats.timed_out(limit);
+                }
+                Err(Error::Deadline { limit })
+            }
+        }
     }
 
     /// Counts the outcome, and runs a request that the generation failed again on its predecessor.

@@ -160,6 +160,14 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Makes a version live and lets go of the one before, outside any measurement.
+    pub(super) async fn make_live(&self, version: &str) -> Result<(), Failure> {
+        let path = model_path(&format!("{}@{version}", self.model), "/promote");
+        let body =
+            json!({ "observe": "0s", "wait": "settled", "reason": "cutover bench swap", "actor": "cutover bench" });
+        self.api.post(&path, &body).await.map(drop)
+    }
+
     /// Promotes and follows the phases as they arrive, on the client's clock.
     async fn promote(&self, cycle: &mut Cycle) -> Result<(), Failure> {
         let reference = format!("{}@{}", self.model, cycle.to);

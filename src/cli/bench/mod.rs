@@ -14,7 +14,7 @@ mod serve;
 mod svg;
 mod swap;
 mod swap_report;
-mod texts;
+pub mod texts;
 mod wire;
 
 use std::io::Write;
@@ -137,8 +137,8 @@ impl Subject {
     fn native(&self, task: Task) -> Result<Vec<Payload>, Failure> {
         let texts = texts::Texts::new(self.seed);
         match task {
-            Task::Embed | Task::Classify => Ok(self.each(texts, |texts| texts.next().into())),
-            Task::Rerank => Ok(self.each(texts, |texts| json!([texts.query(), texts.next()]))),
+            Task::Embed | Task::Classify => Ok(self.each(texts, |texts| texts.text().into())),
+            Task::Rerank => Ok(self.each(texts, |texts| json!([texts.query(), texts.text()]))),
             Task::ImageClassify => images::payloads(&self.images, self.batch as usize, self.corpus as usize),
             Task::Generate => Err(Failure::Usage("bench has no load for models that generate".to_owned())),
         }
@@ -150,7 +150,7 @@ impl Subject {
         }
         let mut texts = texts::Texts::new(self.seed);
         let bodies = (0..self.corpus).map(|_| {
-            let input: Vec<String> = (0..self.batch).map(|_| texts.next()).collect();
+            let input: Vec<String> = (0..self.batch).map(|_| texts.text()).collect();
             Payload::json(&json!({ "model": self.model, "input": input }))
         });
         Ok(bodies.collect())

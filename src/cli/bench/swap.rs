@@ -99,7 +99,11 @@ pub(super) async fn run(args: &SwapBench, out: &mut dyn Write) -> Result<(), Fai
     driver.make_ready().await?;
     let capacity = match args.rate {
         Some(_) => None,
-        None => Some(probe(args, target.clone()).await?),
+        None => {
+            let capacity = slowest(args, &driver, &target).await?;
+            driver.make_ready().await?;
+            Some(capacity)
+        }
     };
     let rate = args.rate.unwrap_or_else(|| args.load * capacity.unwrap_or_default()).clamp(0.01, 200_000.0);
     note(&format!("{}: {rate:.1} requests a second, {} switches", driver.model, args.switches));
@@ -147,6 +151,17 @@ fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
         into.extend(from);
     }
+}
+
+/// What the server can do with the slowest of the versions, since each of them will be live under the same load.
+async fn slowest(args: &SwapBench, driver: &Driver<'_>, target: &Arc<Target>) -> Result<f64, Failure> {
+    let mut least = f64::INFINITY;
+    // The first one last, so that it is live when the steady phase begins.
+    for version in args.versions.0.iter().rev() {
+        driver.make_live(version).await?;
+        least = least.min(probe(args, target.clone()).await?);
+    }
+    Ok(least)
 }
 
 /// What the server can do, from a closed loop.

@@ -137,17 +137,17 @@ const QUESTIONS: &[&str] =
 
 /// An endless supply of texts.
 #[derive(Debug)]
-pub(super) struct Texts {
+pub struct Texts {
     random: SplitMix64,
 }
 
 impl Texts {
-    pub(super) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Texts { random: SplitMix64(seed) }
     }
 
     /// A text of 5 to 200 words.
-    pub(super) fn next(&mut self) -> String {
+    pub fn text(&mut self) -> String {
         let wanted = (MIN_WORDS.ln() + self.random.unit() * (MAX_WORDS / MIN_WORDS).ln()).min(MAX_WORDS.ln());
         let wanted = E.powf(wanted).round() as usize;
         let mut words: Vec<String> = Vec::with_capacity(wanted + 16);
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn lengths_are_mixed_from_5_to_200_words() {
         let mut texts = Texts::new(1);
-        let mut lengths: Vec<usize> = (0..2000).map(|_| texts.next().split(' ').count()).collect();
+        let mut lengths: Vec<usize> = (0..2000).map(|_| texts.text().split(' ').count()).collect();
         lengths.sort_unstable();
         assert!(
             (5..=6).contains(&lengths[0]) && (190..=200).contains(&lengths[1999]),
@@ -267,7 +267,7 @@ mod tests {
     fn the_same_seed_gives_the_same_texts_and_another_gives_others() {
         let take = |seed| {
             let mut texts = Texts::new(seed);
-            (0..5).map(|_| texts.next()).collect::<Vec<_>>()
+            (0..5).map(|_| texts.text()).collect::<Vec<_>>()
         };
         assert_eq!(take(7), take(7));
         assert_ne!(take(7), take(8));
@@ -279,7 +279,7 @@ mod tests {
     fn texts_read_like_sentences() {
         let mut texts = Texts::new(3);
         for _ in 0..200 {
-            let text = texts.next();
+            let text = texts.text();
             assert!(text.starts_with(|c: char| c.is_ascii_uppercase()) && text.ends_with('.'), "{text}");
             assert!(!text.contains("..") && !text.contains("  ") && !text.contains(" a a"), "{text}");
         }

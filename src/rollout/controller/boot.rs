@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::super::journal::{event, now_ms};
-use super::super::record::Handle;
 use super::super::state::{Event, Phase};
 use super::super::steps;
 use super::{Controller, Options};
@@ -199,7 +198,7 @@ impl Controller {
                 let model = candidate.withdraw().await;
                 super::super::residents::discard(engine, lingering, candidate.id, model, room).await.map(drop)
             }
-            (None, None) => Ok(()),
+            (None, None) => engine.retire(candidate.id, None).await.map(drop),
         };
         if let Err(error) = result {
             tracing::error!(%error, "could not free what a failed start held");
@@ -218,18 +217,17 @@ impl Controller {
 
     /// Ends the rollout that goes on, as DESIGN says: before the switch it is aborted, after it the version stays.
     pub(super) async fn shut_down(&mut self) {
-        let mut waiting: Option<Handle> = None;
-        if let Some(active) = &self.active {
-            waiting = Some(active.recorder.handle());
-            self.feed_late(Event::Shutdown).await;
-        }
         while self.active.is_some() {
+            // Not taken in the middle of a switch or a drain; then again after what ends that.
+            self.feed_late(Event::Shutdown).await;
+            if self.active.is_none() {
+                break;
+            }
             match self.reports.recv().await {
                 Some(report) => self.report(report).await,
                 None => break,
             }
         }
-        drop(waiting);
         let note = self.audit("stopped", json!({ "live": self.live.as_ref().map(|live| live.version.clone()) }));
         self.ctx.journal.note(note).await;
     }

@@ -181,6 +181,7 @@ impl Controller {
         tracing::info!(model = self.slot.name(), version, rollout, "a rollout begins");
         self.active = Some(Active {
             id: rollout,
+            generation: id,
             state,
             recorder,
             candidate: Some(Box::new(candidate)),

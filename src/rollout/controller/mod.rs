@@ -22,6 +22,7 @@ use super::residents::{Reclaimed, Resident};
 use super::state::{self, Event, Phase, State};
 use super::steps::{self, Done, Watched};
 use crate::error::{Error, Result};
+use crate::generation::GenerationId;
 use crate::repository::ModelConfig;
 use crate::slot::Slot;
 
@@ -96,6 +97,7 @@ pub(super) struct Controller {
 /// The rollout that goes on.
 struct Active {
     id: String,
+    generation: GenerationId,
     state: State,
     recorder: Recorder,
     /// Absent while a step works on it.
@@ -290,7 +292,7 @@ impl Controller {
             let before_switch = !active.recorder.view().switched && !active.state.phase.is_end();
             before_switch.then(|| Candidate {
                 version: active.recorder.view().record.to.clone(),
-                generation: active.generation(),
+                generation: active.generation.0,
                 phase: active.state.phase,
                 rollout: active.id.clone(),
             })
@@ -301,10 +303,6 @@ impl Controller {
 }
 
 impl Active {
-    fn generation(&self) -> u64 {
-        self.watched.as_ref().map_or(0, |watched| watched.generation.0)
-    }
-
     /// When the controller must look after this rollout without being asked.
     fn next_look(&self) -> Option<Instant> {
         if self.state.phase == Phase::Loading {

@@ -13,6 +13,7 @@ use crate::engine::{Timed, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
 use crate::model::{Input, Model, Packed};
+use crate::repository::GateConfig;
 use crate::weights::Progress;
 
 enum Order {
@@ -25,6 +26,8 @@ pub(in crate::rollout) struct Probation {
     orders: mpsc::Sender<Order>,
     /// How long one forward pass may take.
     patience: Duration,
+    /// When all of it must be over.
+    until: Instant,
     progress: Arc<Progress>,
 }
 
@@ -32,7 +35,7 @@ impl Probation {
     pub(in crate::rollout) fn start(
         name: &str,
         model: Model,
-        patience: Duration,
+        rules: &GateConfig,
         progress: Arc<Progress>,
         faults: Faults,
     ) -> Result<Probation> {
@@ -42,7 +45,8 @@ impl Probation {
             .name("probation".into())
             .spawn(move || serve(&thread_name, model, &faults, &inbox))
             .map_err(|e| Error::internal(format!("could not start a probation thread: {e}")))?;
-        Ok(Probation { name: name.to_owned(), orders, patience, progress })
+        let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
+        Ok(Probation { name: name.to_owned(), orders, patience, until, progress })
     }
 
     /// One forward pass; abandons the thread when it takes too long.
@@ -52,11 +56,12 @@ impl Probation {
         }
         let (reply, answer) = oneshot::channel();
         self.send(Order::Run(inputs, reply))?;
-        match tokio::time::timeout(self.patience, answer).await {
+        let patience = self.patience.min(self.until.saturating_duration_since(Instant::now()));
+        match tokio::time::timeout(patience, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(SoftError(Error::internal("the probation thread ended"))),
             Err(_) => {
-                let message = format!("hung: a forward pass took longer than {} s", self.patience.as_secs_f64());
+                let message = format!("hung: a forward pass took longer than {} s", patience.as_secs_f64());
                 Err(SoftError(Error::ForwardFailed { version: self.name.clone(), message }))
             }
         }
