@@ -57,9 +57,9 @@ struct Order {
 const MOST_ORDER_BYTES: usize = 64 << 10;
 
 impl Order {
-    async fn read(request: Request) -> Result<(Order, bool), Failure> {
+    async fn read(app: &App, request: Request) -> Result<(Order, bool), Failure> {
         let streams = rollout_reply::wants_events(request.headers());
-        let bytes = body::read(request.into_body(), MOST_ORDER_BYTES).await.map_err(Failure::native)?;
+        let bytes = body::read(request, MOST_ORDER_BYTES, app.limits.read_timeout).await.map_err(Failure::native)?;
         let order: Order = body::json_or_default(&bytes).map_err(Failure::native)?;
         Ok((order, streams))
     }
@@ -79,7 +79,7 @@ impl Order {
 
 async fn stage(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
@@ -89,7 +89,7 @@ async fn stage(State(app): State<Arc<App>>, Path(reference): Path<String>, reque
 
 async fn promote(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
@@ -99,7 +99,7 @@ async fn promote(State(app): State<Arc<App>>, Path(reference): Path<String>, req
 
 async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
         // An instant one is in force already; a cold one is when it has switched.
@@ -110,7 +110,7 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
 
 async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Settled), streams).await
     };
@@ -119,7 +119,7 @@ async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
 
 async fn abort(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
     let work = async {
-        let (order, _) = Order::read(request).await?;
+        let (order, _) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         match app.supervisor.abort(&id, options).await.map_err(Failure::native)? {
             Answer::Rollout(mut handle) => {

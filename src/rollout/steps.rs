@@ -30,6 +30,8 @@ pub(super) struct Candidate {
     pub(super) model_name: String,
     pub(super) version: String,
     pub(super) config: ModelConfig,
+    /// Whether golden cases and latency are judged. Not when a version that was live is brought up again.
+    pub(super) gated: bool,
     pub(super) progress: Arc<Progress>,
     pub(super) inspected: Option<Arc<Inspected>>,
     pub(super) processor: Option<Arc<Processor>>,
@@ -65,6 +67,7 @@ impl Candidate {
             model_name: model.to_owned(),
             version: version.to_owned(),
             config,
+            gated: true,
             progress: Arc::new(Progress::new()),
             inspected: None,
             processor: None,
@@ -123,10 +126,10 @@ pub(super) async fn reserve(
     accept_change: bool,
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
-    let (model, version) = (candidate.model_name.clone(), candidate.version.clone());
+    let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
     let inspected = load::blocking(move || {
         let mut inspected = load::inspect(&repository, &model, &version, &config)?;
-        let golden = read_cases(&repository, &model, &version)?;
+        let golden = if gated { read_cases(&repository, &model, &version)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
         let cases = gate::prepare(&golden, &processor, &inspected.contract)?;
         Ok((inspected, processor, cases))
@@ -424,7 +427,7 @@ fn batch_limits(ctx: &Context, config: &ModelConfig) -> BatchLimits {
 
 /// The golden cases once more on a live generation, at low priority (a quiet service is observed all the same).
 pub(super) async fn observe_golden(ctx: Arc<Context>, watched: Watched) -> Option<Findings> {
-    let faults = Faults::of(&ctx.faults, &watched.reference);
+    let faults = Box::new(Faults::of(&ctx.faults, &watched.reference));
     let mut runner = Runner::Observed { engine: ctx.engine.clone(), generation: watched.generation, faults };
     match gate::correctness(&mut runner, &watched.cases, &watched.processor, &watched.config.gate).await {
         Ok(findings) => Some(findings),

@@ -28,7 +28,7 @@ pub(in crate::rollout) enum Runner {
     Observed {
         engine: Engine,
         generation: GenerationId,
-        faults: Faults,
+        faults: Box<Faults>,
     },
 }
 
