@@ -35,7 +35,20 @@ pub fn start_logs(format: LogFormat, filter: &str) -> Result<()> {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
     };
-    started.map_err(|e| wrong(e.to_string()))
+    started.map_err(|e| wrong(e.to_string()))?;
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// A panic is a log line like any other: what, where, on which thread.
+///
+/// Without a backtrace: symbols that it reads stay cached for the life of the process, and would be counted as the
+/// memory of the version in whose loading it happened.
+fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let message = crate::engine::panic_text(info.payload());
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    tracing::error!(location, thread = thread.name().unwrap_or("unnamed"), "panicked: {message}");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

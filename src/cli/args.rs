@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 
+use crate::repository::name;
+use crate::value::Task;
+
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     /// The model repository [default: models]
@@ -60,16 +63,41 @@ pub struct GoldenArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum GoldenCommand {
-    /// Run a version and store its outputs as golden cases
-    Record(GoldenTarget),
-    /// Run a version and compare its outputs with its golden cases
+    /// Run a version and store its outputs in its golden.jsonl
+    ///
+    /// The inputs are those of the model's own golden.jsonl, and of --inputs. Record when a version is exported: a
+    /// server that has seen the version refuses it once its folder has changed.
+    Record(RecordArgs),
+    /// Run a version and judge its answers by the golden cases of the model and of the version
     Check(GoldenTarget),
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct RecordArgs {
+    #[command(flatten)]
+    pub target: GoldenTarget,
+    /// More inputs: a file with one JSON input a line, as in a request's "inputs"
+    #[arg(long, value_name = "FILE")]
+    pub inputs: Option<PathBuf>,
+    /// How far scores and embedded numbers may be from what is recorded
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.005, value_parser = tolerance)]
+    pub max_abs: f32,
+    /// The least cosine with a recorded embedding
+    #[arg(long, value_name = "COSINE", default_value_t = 0.9999, value_parser = cosine)]
+    pub min_cosine: f32,
+    /// The server's state folder, where it wrote down which versions it has seen
+    #[arg(long, value_name = "DIR", default_value = ".cutover")]
+    pub state: PathBuf,
+    /// Replace what was recorded, and record although a server has seen the version
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct GoldenTarget {
-    /// model@version
-    pub reference: String,
+    /// Which version to run
+    #[arg(value_name = "MODEL@VERSION", value_parser = reference)]
+    pub reference: Reference,
     /// The model repository
     #[arg(long, value_name = "DIR", default_value = "models")]
     pub models: PathBuf,
@@ -81,10 +109,47 @@ pub struct GoldenTarget {
     pub json: bool,
 }
 
+/// `model@version`, both of them said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    pub model: String,
+    pub version: String,
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.model, self.version)
+    }
+}
+
+fn reference(text: &str) -> Result<Reference, String> {
+    let (model, version) = text.split_once('@').ok_or("expected MODEL@VERSION")?;
+    name::check(model).and_then(|()| name::check(version))?;
+    Ok(Reference { model: model.to_owned(), version: version.to_owned() })
+}
+
+fn tolerance(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|number| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "expected a number of at least 0".to_owned())
+}
+
+fn cosine(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|number| (-1.0..=1.0).contains(number));
+    number.ok_or_else(|| "expected a number from -1 to 1".to_owned())
+}
+
+fn task(text: &str) -> Result<Task, String> {
+    let known = "expected embed, classify, rerank, generate or image-classify";
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| known.to_owned())
+}
+
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
     /// A version folder
     pub dir: PathBuf,
+    /// What the model is for [default: as model.toml beside the folder says, else as config.json looks]
+    #[arg(long, value_name = "TASK", value_parser = task)]
+    pub task: Option<Task>,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -98,10 +163,42 @@ pub struct PullArgs {
     /// A branch, tag or commit of it
     #[arg(long, value_name = "REVISION", default_value = "main")]
     pub revision: String,
-    /// What to call it here [default: the repository's name, version as the revision]
-    #[arg(long = "as", value_name = "MODEL@VERSION")]
-    pub target: Option<String>,
+    /// What to call it here [default: the repository's name, and the revision or, of main, the commit's first digits]
+    #[arg(long = "as", value_name = "MODEL@VERSION", value_parser = reference)]
+    pub target: Option<Reference>,
+    /// What the model is for, where there is no model.toml yet [default: as config.json looks]
+    #[arg(long, value_name = "TASK", value_parser = task)]
+    pub task: Option<Task>,
     /// The model repository
     #[arg(long, value_name = "DIR", default_value = "models")]
     pub models: PathBuf,
+    /// The hub
+    #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
+    pub endpoint: String,
+    /// An access token of the hub, for models that are private or have terms to accept
+    #[arg(long, value_name = "TOKEN", env = "HF_TOKEN", hide_env_values = true, value_parser = secret)]
+    pub token: Option<Secret>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Text that no debug output shows.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret(text.trim().to_owned()))
 }

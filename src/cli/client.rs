@@ -227,7 +227,7 @@ fn is_event_stream(response: &Response) -> bool {
 }
 
 /// An error and what lies under it; reqwest's own text leaves out the cause.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,10 +1,12 @@
 //! The commands that work on this machine, without a server.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Local, serve};
-use crate::error::Result;
+use super::output::printable;
+use super::{Local, golden, inspect, pull, serve};
+use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 
 impl Local {
@@ -12,8 +14,23 @@ impl Local {
         match self {
             Local::Serve(args) => serve::run(args),
             Local::Verify { state, json } => told(verify(&state, json)),
-            Local::Golden(_) | Local::Inspect(_) | Local::Pull(_) => ExitCode::FAILURE,
+            Local::Golden(args) => printed(|out| golden::run(&args, out)),
+            Local::Inspect(args) => printed(|out| inspect::run(&args, out)),
+            Local::Pull(args) => printed(|out| pull::run(&args, out)),
         }
+    }
+}
+
+/// Prints what a command wrote, also when it failed half-way.
+fn printed(command: impl FnOnce(&mut dyn Write) -> Result<bool>) -> ExitCode {
+    let mut out = Vec::new();
+    let outcome = command(&mut out);
+    match std::io::stdout().lock().write_all(&out) {
+        // A reader that went away (`| head`) is not a failure of the command.
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            told(Err(Error::internal(format!("cannot write: {e}"))))
+        }
+        _ => told(outcome),
     }
 }
 
@@ -23,7 +40,7 @@ fn told(outcome: Result<bool>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("cutover: {error}");
+            eprintln!("cutover: {}", printable(&error.to_string()));
             ExitCode::FAILURE
         }
     }

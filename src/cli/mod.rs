@@ -10,7 +10,9 @@
 pub mod args;
 pub mod bench;
 mod client;
+mod golden;
 mod history;
+mod inspect;
 mod local;
 #[cfg(test)]
 mod mock;
@@ -18,6 +20,7 @@ mod operate;
 mod output;
 mod progress;
 mod promote;
+mod pull;
 mod rollout;
 mod serve;
 mod sse;
@@ -30,7 +33,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use args::{DeviceChoice, GoldenArgs, GoldenCommand, InspectArgs, LogFormat, PullArgs, ServeArgs};
+pub use args::{
+    DeviceChoice, GoldenArgs, GoldenCommand, GoldenTarget, InspectArgs, LogFormat, PullArgs, RecordArgs, Reference,
+    Secret, ServeArgs,
+};
 pub use client::{ClientArgs, Connection};
 pub use history::HistoryArgs;
 pub use operate::{AbortArgs, RollbackArgs, SettleArgs};
@@ -171,12 +177,15 @@ mod tests {
             "cutover watch --model digits",
             "cutover history --verify --state .cutover",
             "cutover golden record digits@v1",
+            "cutover golden record digits@v1 --inputs f --max-abs 0.01 --min-cosine 0.99 --force --state s",
             "cutover golden check digits@v1 --models m",
             "cutover inspect models/digits/v1 --json",
             "cutover bench serve --model digits --clients 1,8,32",
             "cutover bench serve --model minilm --dialect openai --rate 100 --duration 10s",
             "cutover bench swap --model digits --versions v1,v2 --switches 50 --observe 1s --load 60%",
+            "cutover inspect models/digits/v1 --task image-classify",
             "cutover pull org/name",
+            "cutover pull org/name --revision v1.0 --as name@v1 --task embed --endpoint http://hub --token secret",
         ] {
             if let Err(e) = Cli::try_parse_from(line.split(' ')) {
                 panic!("{line}: {e}");
@@ -196,6 +205,10 @@ mod tests {
             "cutover bench swap --model digits --versions v1,v1",
             "cutover bench swap --model digits --versions v1,v2 --rate 5 --load 60%",
             "cutover bench serve --model digits --clients 0",
+            "cutover golden check digits",
+            "cutover golden check digits@../v1",
+            "cutover golden record digits@v1 --min-cosine 2",
+            "cutover inspect models/digits/v1 --task digits",
         ] {
             let Err(error) = Cli::try_parse_from(line.split(' ')) else { panic!("{line} was taken") };
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -4,11 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::Json;
+use axum::extract::{Request, State};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
@@ -17,40 +16,48 @@ use tokio::sync::watch;
 
 use super::reply::Failure;
 use super::rollout_reply::{self, Wait};
+use super::routes::{Asked, Named, Routes};
 use super::{App, body};
 use crate::error::{Error, Result};
 use crate::ledger::Event;
 use crate::repository::duration;
 use crate::rollout::{Answer, Options};
 
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/models/{ref}", delete(release))
-        .route("/models/{ref}/stage", post(stage))
-        .route("/models/{ref}/promote", post(promote))
-        .route("/admin/rollback", post(rollback))
-        .route("/admin/settle", post(settle))
-        .route("/admin/rollouts", get(rollouts))
-        .route("/admin/rollouts/{id}", get(rollout))
-        .route("/admin/rollouts/{id}/abort", post(abort))
-        .route("/admin/events", get(events))
-        .route("/admin/memory", get(memory))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .delete("/models/{ref}", release)
+        .post("/models/{ref}/stage", stage)
+        .post("/models/{ref}/promote", promote)
+        .post("/admin/rollback", rollback)
+        .post("/admin/settle", settle)
+        .get("/admin/rollouts", rollouts)
+        .get("/admin/rollouts/{id}", rollout)
+        .post("/admin/rollouts/{id}/abort", abort)
+        .get("/admin/events", events)
+        .get("/admin/memory", memory)
 }
 
 /// Lists change nothing, so they need no token and stand on every listener.
-pub(super) fn lists() -> Router<Arc<App>> {
-    Router::new().route("/models", get(models)).route("/models/{ref}", get(model))
+pub(super) fn lists() -> Routes {
+    Routes::default().get("/models", models).get("/models/{ref}", model)
 }
 
 /// The body of stage, promote, rollback, settle and abort; each takes what makes sense for it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Order {
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Order {
+    /// Which model, where the path does not say it and several are served.
     model: Option<String>,
+    /// How long the previous version stays resident after the switch: `90s`, `5m`.
     observe: Option<String>,
+    #[schema(inline)]
     wait: Option<Wait>,
+    /// For the record.
     reason: Option<String>,
+    /// Who orders it, for the record.
     actor: Option<String>,
+    /// Let a version serve that clients of the live one could not rely on.
+    #[serde(default)]
     accept_contract_change: bool,
 }
 
@@ -77,7 +84,7 @@ impl Order {
     }
 }
 
-async fn stage(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
+async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
@@ -87,7 +94,7 @@ async fn stage(State(app): State<Arc<App>>, Path(reference): Path<String>, reque
     work.await.unwrap_or_else(Failure::into_response)
 }
 
-async fn promote(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
+async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
@@ -117,7 +124,7 @@ async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     work.await.unwrap_or_else(Failure::into_response)
 }
 
-async fn abort(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+async fn abort(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     let work = async {
         let (order, _) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
@@ -133,7 +140,7 @@ async fn abort(State(app): State<Arc<App>>, Path(id): Path<String>, request: Req
     work.await.unwrap_or_else(|failure: Failure| failure.into_response())
 }
 
-async fn release(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Response {
+async fn release(State(app): State<Arc<App>>, Named(reference): Named) -> Response {
     let work = async {
         match app.supervisor.release(&reference).await.map_err(Failure::native)? {
             Answer::Rollout(mut handle) => {
@@ -168,7 +175,7 @@ async fn models(State(app): State<Arc<App>>) -> Response {
     Json(json!({ "models": app.supervisor.models().await })).into_response()
 }
 
-async fn model(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Response {
+async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response {
     match app.supervisor.resolve(&reference).await {
         Ok(target) => match app.supervisor.model(target.slot.name()).await {
             Some(report) => Json(report).into_response(),
@@ -184,7 +191,7 @@ struct Listing {
     limit: Option<usize>,
 }
 
-async fn rollouts(State(app): State<Arc<App>>, Query(listing): Query<Listing>) -> Response {
+async fn rollouts(State(app): State<Arc<App>>, Asked(listing): Asked<Listing>) -> Response {
     let work = async {
         let limit = listing.limit.unwrap_or(50).min(1000);
         let rollouts = app.supervisor.rollouts(listing.model.clone(), limit).await?;
@@ -194,7 +201,7 @@ async fn rollouts(State(app): State<Arc<App>>, Query(listing): Query<Listing>) -
     work.await.unwrap_or_else(|error| Failure::native(error).into_response())
 }
 
-async fn rollout(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+async fn rollout(State(app): State<Arc<App>>, Named(id): Named) -> Response {
     match app.supervisor.rollout(&id).await {
         Ok(view) => Json(view).into_response(),
         Err(error) => Failure::native(error).into_response(),
@@ -215,7 +222,7 @@ struct Since {
 }
 
 /// Events as they happen. `Last-Event-ID` or `?after=` brings those that were missed, from the ledger.
-async fn events(State(app): State<Arc<App>>, Query(since): Query<Since>, request: Request) -> Response {
+async fn events(State(app): State<Arc<App>>, Asked(since): Asked<Since>, request: Request) -> Response {
     let last = request.headers().get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     // Subscribe before reading, so that nothing falls between.
     let live = app.supervisor.journal().subscribe();

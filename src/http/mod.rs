@@ -2,7 +2,8 @@
 //!
 //! A dialect turns its bodies into an `Ask`, admits it to a slot, and turns the `Answer` into its own body; it
 //! sees slots and generations, nothing behind them. Only `admin` knows the supervisor. `reply` is the one table
-//! from error kinds to each dialect's statuses and bodies; `guard` decides who may come in.
+//! from error kinds to each dialect's statuses and bodies; `guard` decides who may come in. `openapi` describes it all,
+//! and is held against the `routes` that are mounted.
 
 mod admin;
 mod body;
@@ -14,6 +15,7 @@ mod ops;
 mod reply;
 mod request;
 mod rollout_reply;
+mod routes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use tokio::sync::watch;
 pub use guard::Guard;
 pub use reply::Dialect;
 
+use self::routes::Routes;
 use crate::rollout::Supervisor;
 use crate::slot::Registry;
 use crate::telemetry::Metrics;
@@ -73,15 +76,8 @@ pub enum Serves {
 
 /// The routes of one listener, behind its guard.
 pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
-    let mut router = Router::new().merge(ops::routes()).merge(admin::lists());
-    if serves != Serves::Admin {
-        router = router.merge(native::routes()).merge(openai::routes());
-    }
-    if serves != Serves::Inference {
-        let admin = admin::routes().route_layer(middleware::from_fn_with_state(Arc::new(guard.clone()), guard::admin));
-        router = router.merge(admin);
-    }
-    router
+    openapi::described(routes(serves, &guard))
+        .into_router()
         .fallback(reply::not_found)
         .method_not_allowed_fallback(reply::method_not_allowed)
         // The limit is checked where bodies are read, so that the error has the dialect's form.
@@ -90,6 +86,19 @@ pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&app), request::observe))
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(reply::panicked))
         .with_state(app)
+}
+
+/// What a listener answers, but for the description of it.
+fn routes(serves: Serves, guard: &Guard) -> Routes {
+    let mut routes = ops::routes().merge(admin::lists());
+    if serves != Serves::Admin {
+        routes = routes.merge(native::routes()).merge(openai::routes());
+    }
+    if serves != Serves::Inference {
+        let token = middleware::from_fn_with_state(Arc::new(guard.clone()), guard::admin);
+        routes = routes.merge(admin::routes().behind(|router| router.route_layer(token)));
+    }
+    routes
 }
 
 /// Whether an address can be reached from this machine only.

@@ -4,38 +4,46 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::reply::{Dialect, Failure, put_stamp};
+use super::routes::{Named, Routes};
 use super::{App, body, request};
 use crate::error::{Error, Result};
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::slot::Ask;
 use crate::value::{Output, RawInput};
 
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new().route("/models/{ref}/infer", post(infer))
+pub(super) fn routes() -> Routes {
+    Routes::default().post("/models/{ref}/infer", infer)
 }
 
-#[derive(Debug, Deserialize)]
+/// What a model is asked.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct InferRequest {
+pub(super) struct InferRequest {
+    /// At least one.
+    #[schema(value_type = Vec<super::openapi::Input>, min_items = 1)]
     inputs: Vec<RawInput>,
     #[serde(default)]
     parameters: Parameters,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// How it is asked; each may be left out.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Parameters {
+pub(super) struct Parameters {
+    /// Cut an input that is too long (the default), rather than refuse it.
     truncate: Option<bool>,
+    /// Only so many numbers of an embedding.
     dimensions: Option<usize>,
+    /// Embeddings of length 1, or as the model gives them.
     normalize: Option<bool>,
+    /// Logits instead of probabilities.
     raw_scores: Option<bool>,
     /// Milliseconds.
     deadline_ms: Option<u64>,
@@ -48,7 +56,7 @@ struct InferResponse<'a> {
     outputs: Vec<Output>,
 }
 
-async fn infer(State(app): State<Arc<App>>, Path(reference): Path<String>, request: Request) -> Response {
+async fn infer(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     match answer(&app, &reference, request).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),

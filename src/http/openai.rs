@@ -5,16 +5,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::reply::{Dialect, Failure, put_stamp};
+use super::routes::{Named, Routes};
 use super::{App, body, request};
 use crate::error::{Error, Result};
 use crate::process::{FinishOptions, PrepareOptions};
@@ -24,22 +24,25 @@ use crate::value::{Output, RawInput, Task};
 /// Inputs of one request, as OpenAI allows.
 const MOST_INPUTS: usize = 2048;
 
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{ref}", get(model))
-        .route("/v1/embeddings", post(embeddings))
+pub(super) fn routes() -> Routes {
+    Routes::default().get("/v1/models", models).get("/v1/models/{ref}", model).post("/v1/embeddings", embeddings)
 }
 
-#[derive(Debug, Deserialize)]
-struct EmbeddingsRequest {
+/// OpenAI's request for embeddings; other fields of theirs are taken and have no effect.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct EmbeddingsRequest {
+    /// A model, or `model@version`.
     model: String,
+    #[schema(inline)]
     input: Input,
+    #[schema(inline)]
     encoding_format: Option<Encoding>,
+    /// Only so many numbers of each embedding.
     dimensions: Option<usize>,
 }
 
-#[derive(Debug, Deserialize)]
+/// Texts, or texts as token ids: one or several.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "input is a string, a list of strings, a list of token ids, or a list of such lists")]
 enum Input {
     One(String),
@@ -48,7 +51,8 @@ enum Input {
     ManyTokens(Vec<Vec<u32>>),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// Numbers, or base64 of little-endian f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Encoding {
     Float,
@@ -142,7 +146,7 @@ async fn models(State(app): State<Arc<App>>) -> Response {
     Json(json!({ "object": "list", "data": data })).into_response()
 }
 
-async fn model(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Response {
+async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response {
     match app.registry.resolve(&reference) {
         Ok(target) => Json(card(&reference, &target.slot)).into_response(),
         Err(error) => Failure::new(Dialect::OpenAi, error).into_response(),

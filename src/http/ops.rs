@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::json;
 
 use super::App;
+use super::routes::Routes;
 
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/health", get(live))
-        .route("/ready", get(ready))
-        .route("/v2/health/live", get(live))
-        .route("/v2/health/ready", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/openapi.json", get(super::openapi::document))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .get("/health", live)
+        .get("/ready", ready)
+        .get("/v2/health/live", live)
+        .get("/v2/health/ready", ready)
+        .get("/metrics", metrics)
 }
 
 async fn live() -> Response {

@@ -30,7 +30,7 @@ impl Dialect {
 }
 
 /// DESIGN section 7: one status a kind.
-fn status(kind: Kind) -> StatusCode {
+pub(super) fn status(kind: Kind) -> StatusCode {
     match kind {
         Kind::BadRequest => StatusCode::BAD_REQUEST,
         Kind::Unauthorised => StatusCode::UNAUTHORIZED,

@@ -17,7 +17,7 @@ use crate::rollout::state::Phase;
 use crate::rollout::{Handle, View};
 
 /// How far the caller wants to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Wait {
     /// Not at all: 202 and where to look.

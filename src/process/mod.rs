@@ -124,6 +124,14 @@ impl Processor {
         self.head.finish(row, options)
     }
 
+    /// How texts are cut into tokens, and how many tokens there are; `None` where inputs are not text.
+    pub fn tokenizer(&self) -> Option<(&'static str, usize)> {
+        match &self.inputs {
+            Inputs::Text(text) => Some(text.kind()),
+            Inputs::Image(_) => None,
+        }
+    }
+
     /// The longest input in tokens, special tokens included; `None` where inputs are not text.
     pub fn max_tokens(&self) -> Option<usize> {
         match &self.inputs {

@@ -8,7 +8,7 @@
 use std::fs;
 
 use serde_json::Value;
-use tokenizers::{Encoding, PostProcessor, Token, Tokenizer};
+use tokenizers::{Encoding, ModelWrapper, PostProcessor, Token, Tokenizer};
 
 use crate::error::{Error, Result};
 use crate::model::{Input, Tokens};
@@ -69,6 +69,17 @@ impl TextProcessor {
 
     pub(super) fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// How texts are cut, and how many tokens there are.
+    pub(super) fn kind(&self) -> (&'static str, usize) {
+        let kind = match self.tokenizer.get_model() {
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+            ModelWrapper::Unigram(_) => "Unigram",
+        };
+        (kind, self.tokenizer.get_vocab_size(true))
     }
 
     pub(super) fn single(&self, text: &str, options: &PrepareOptions) -> Result<Input> {

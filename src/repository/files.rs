@@ -39,7 +39,7 @@ pub(super) fn open(path: &Path) -> Result<Option<File>, String> {
 }
 
 /// A relative path that stays inside its folder, from a file that somebody else wrote.
-pub(super) fn safe_relative(text: &str) -> Result<PathBuf, String> {
+pub fn safe_relative(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
     if text.is_empty() || text.contains('\0') || !inside {

@@ -9,6 +9,7 @@ pub mod duration;
 mod files;
 pub mod fingerprint;
 pub mod golden;
+mod guess;
 pub mod model_toml;
 pub mod name;
 mod sentence_transformers;
@@ -18,8 +19,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub use contract::{Contract, ContractChange};
-pub use fingerprint::Fingerprint;
+pub use files::safe_relative;
+pub use fingerprint::{FileStat, Fingerprint};
 pub use golden::{Expect, GoldenCase, Verdict, read_golden};
+pub use guess::task_of;
 pub use model_toml::{BatchConfig, GateConfig, Limits, Mode, ModelConfig, ObserveConfig, RolloutConfig};
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 

@@ -1,10 +1,9 @@
 //! From a version folder to a model in memory, off the request path.
 //!
-//! `inspect` reads headers and small files only, so that room can be reserved before a weight is read.
-//! `load` then reads on a thread of its own at the lowest priority, verifies digests on the way, and shares
-//! whatever is resident already.
+//! What the folder holds is `survey`'s to say. `load` reads the weights on a thread of its own at the lowest priority,
+//! verifies digests on the way, and shares whatever is resident already.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,68 +11,15 @@ use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
 use super::journal::Journal;
-use crate::device::{Arena, Claim, lower_thread_priority};
+use super::quiet::quietly;
+use super::survey::Inspected;
+use crate::device::{Arena, lower_thread_priority};
 use crate::engine::{Engine, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults};
 use crate::generation::GenerationId;
-use crate::model::{self, Family, Model};
-use crate::process::Processor;
-use crate::repository::{Contract, Fingerprint, ModelConfig, Repository, Spec};
-use crate::weights::{self, Footprint, Index, Manifest, Progress, TensorKey};
-
-/// A version folder understood, before any weight was read.
-pub(super) struct Inspected {
-    pub(super) spec: Spec,
-    pub(super) family: &'static Family,
-    pub(super) index: Index,
-    pub(super) footprint: Footprint,
-    processor: Option<Processor>,
-    pub(super) contract: Contract,
-    pub(super) fingerprint: Fingerprint,
-    /// What an image costs in a batch, in tokens; 1 for text.
-    pub(super) tokens_per_image: usize,
-}
-
-impl Inspected {
-    /// The processor, which moves on by itself.
-    pub(super) fn take_processor(&mut self) -> Result<Processor> {
-        self.processor.take().ok_or_else(|| Error::internal("the processor was taken before"))
-    }
-}
-
-/// Reads everything of a version but its weights. Blocks.
-pub(super) fn inspect(repository: &Repository, model: &str, version: &str, config: &ModelConfig) -> Result<Inspected> {
-    let dir: PathBuf = repository.version_dir(model, version)?;
-    let fingerprint = Fingerprint::of(&dir)?;
-    let spec = Spec::read(&dir, model, version, config)?;
-    let family = model::family(&spec)?;
-    let index = Index::open(&dir, &spec.all_weight_files())?;
-    let footprint = (family.footprint)(&spec, &index)?;
-    weights::check(&index, &footprint.wanted, &family.ignored)?;
-    let processor = Processor::load(&spec, &config.limits)?;
-    let tokens_per_image = family.tokens_per_image.map_or(Ok(1), |count| count(&spec))?;
-    let contract = Contract::of(&spec, processor.max_tokens())?;
-    Ok(Inspected {
-        spec,
-        family,
-        index,
-        footprint,
-        processor: Some(processor),
-        contract,
-        fingerprint,
-        tokens_per_image,
-    })
-}
-
-/// What to reserve. Unshared, unless a manifest of the very same files says which tensors are resident.
-pub(super) fn claim(inspected: &Inspected, shared: u64) -> Claim {
-    Claim {
-        holder: format!("{}@{}", inspected.spec.model, inspected.spec.version),
-        weights: inspected.footprint.weight_bytes().saturating_sub(shared),
-        workspace: inspected.footprint.workspace,
-    }
-}
+use crate::model::Model;
+use crate::weights::{self, Manifest, Progress, TensorKey};
 
 /// The version's digests: those of its first sight when its files are the same, else computed now and compared.
 ///
@@ -86,7 +32,7 @@ pub(super) async fn manifest(journal: &Journal, inspected: &Inspected) -> Result
         return Ok(known);
     }
     let (dir, index) = (inspected.spec.dir.clone(), inspected.index.clone());
-    let now = blocking(move || Manifest::compute(&dir, &index)).await?;
+    let now = quietly("digest", move || Manifest::compute(&dir, &index)).await?;
     match recorded(journal, inspected).await? {
         Some(known) if known.digest == now.digest => Ok(now),
         Some(known) => {
@@ -116,9 +62,9 @@ pub(super) struct Loading {
     pub(super) device: Device,
     pub(super) arena: Arc<Arena>,
     pub(super) progress: Arc<Progress>,
-    pub(super) faults: Faults,
     /// A load that reads nothing for this long hangs and is abandoned.
     pub(super) patience: Duration,
+    pub(super) faults: Faults,
 }
 
 pub(super) struct Loaded {
@@ -144,7 +90,7 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, device, arena, progress, faults, patience } = loading;
+    let Loading { generation, manifest, device, arena, progress, patience, faults } = loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
     let resident = engine.lookup(generation, keys).await?;
@@ -158,12 +104,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
             let result = arena.enter(|| {
                 guarded_load(&name, || {
                     faults.strike(At::Load)?;
-                    let wanted = &inspected.footprint.wanted;
-                    let weights = weights::load(&inspected.index, &manifest, wanted, resident, &device, &progress)?;
-                    let (bytes, shared) = (weights.exclusive_bytes(), weights.shared_bytes());
-                    let entries: Vec<_> = weights.entries().map(|(key, t)| (key.clone(), t.clone())).collect();
-                    let model = (inspected.family.load)(&inspected.spec, weights, &device)?;
-                    Ok((model, entries, bytes, shared))
+                    build(&inspected, &manifest, resident, &device, &progress)
                 })
             });
             // Nobody listens when the load was given up; then everything is dropped here.
@@ -174,9 +115,33 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .name("loader".into())
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
-    let (model, entries, bytes, shared) = patiently(receiver, &progress, patience, &inspected.spec.reference()).await?;
+    let built = patiently(receiver, patience, &progress, &inspected.spec.reference()).await?;
+    let Built { model, entries, bytes, shared } = built;
     keep(engine, generation, entries).await?;
     Ok(Loaded { model, bytes, shared, took: began.elapsed() })
+}
+
+/// A model, and what it is made of.
+pub(super) struct Built {
+    pub(super) model: Model,
+    entries: Vec<(TensorKey, Tensor)>,
+    bytes: u64,
+    shared: u64,
+}
+
+/// Reads the weights and builds the model, on this thread.
+pub(super) fn build(
+    inspected: &Inspected,
+    manifest: &Manifest,
+    resident: HashMap<TensorKey, Tensor>,
+    device: &Device,
+    progress: &Progress,
+) -> Result<Built> {
+    let weights = weights::load(&inspected.index, manifest, &inspected.footprint.wanted, resident, device, progress)?;
+    let (bytes, shared) = (weights.exclusive_bytes(), weights.shared_bytes());
+    let entries = weights.entries().map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
+    let model = (inspected.family.load)(&inspected.spec, weights, device)?;
+    Ok(Built { model, entries, bytes, shared })
 }
 
 async fn keep(engine: &Engine, generation: GenerationId, entries: Vec<(TensorKey, Tensor)>) -> Result<()> {
@@ -184,7 +149,7 @@ async fn keep(engine: &Engine, generation: GenerationId, entries: Vec<(TensorKey
 }
 
 /// A panic while loading is the version's failure, not the server's.
-fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut unloadable = None;
     let result = guarded(name, || work().inspect_err(|error| unloadable = Some(error.clone())));
     match (result, unloadable) {
@@ -199,8 +164,8 @@ fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 /// Waits for the loader as long as it gets on.
 async fn patiently<T>(
     mut receiver: oneshot::Receiver<Result<T>>,
-    progress: &Progress,
     patience: Duration,
+    progress: &Progress,
     name: &str,
 ) -> Result<T, LoadError> {
     let mut seen = progress.done();

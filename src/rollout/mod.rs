@@ -1,21 +1,25 @@
 //! Changing versions: one controller task per model takes a version from its folder to live, watches it, and
 //! goes back or gives memory back.
 //!
-//! `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
+//! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
 //! what a candidate must pass; `watch` holds the window's rules; `residents` gives memory back and measures it;
-//! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes.
+//! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes; `rehearsal` runs
+//! a version by itself, without any of them.
 //! It must not know HTTP or the command line.
 
 mod controller;
 mod gate;
 mod journal;
 mod load;
+mod quiet;
 mod record;
+mod rehearsal;
 mod residents;
 mod sight;
 pub mod state;
 mod steps;
 mod supervisor;
+mod survey;
 pub mod watch;
 
 use std::sync::Arc;
@@ -23,10 +27,13 @@ use std::sync::Arc;
 use candle_core::Device;
 
 pub use controller::{Answer, Candidate as CandidateStatus, Options, Status};
+pub use gate::Golden;
 pub use journal::{Journal, now_ms};
 pub use record::{Bytes, Handle, View};
+pub use rehearsal::Rehearsal;
 pub use residents::Reclaimed;
 pub use supervisor::{MemoryReport, ModelReport, Supervisor, SupervisorConfig};
+pub use survey::Survey;
 
 use crate::device::Budget;
 use crate::engine::Engine;

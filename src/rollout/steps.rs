@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError};
-use super::load::{self, Inspected, LoadError, Loading};
+use super::load::{self, LoadError, Loading};
+use super::quiet::quietly;
 use super::residents::{Resident, Room};
 use super::state::Event;
+use super::survey::{Inspected, Survey};
 use crate::device::{Arena, HostMemory};
 use crate::engine::Install;
 use crate::error::{Error, Result};
@@ -20,7 +22,7 @@ use crate::generation::{Generation, GenerationId, Parts, Stamp};
 use crate::ledger::GateCheck;
 use crate::model::{Input, Model};
 use crate::process::Processor;
-use crate::repository::{Contract, ModelConfig, read_golden};
+use crate::repository::{Contract, ModelConfig};
 use crate::schedule::BatchLimits;
 use crate::weights::{self, Progress};
 
@@ -127,11 +129,12 @@ pub(super) async fn reserve(
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
     let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
-    let inspected = load::blocking(move || {
-        let mut inspected = load::inspect(&repository, &model, &version, &config)?;
-        let golden = if gated { read_cases(&repository, &model, &version)? } else { Golden::default() };
+    let inspected = quietly("inspect", move || {
+        let dir = repository.version_dir(&model, &version)?;
+        let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
+        let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
-        let cases = gate::prepare(&golden, &processor, &inspected.contract)?;
+        let cases = gate::prepare(golden.cases(), &processor, &inspected.contract)?;
         Ok((inspected, processor, cases))
     });
     let (inspected, processor, cases) = match inspected.await {
@@ -169,21 +172,10 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
         let resident = ctx.engine.lookup(candidate.id, keys).await?;
         shared = resident.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
     }
-    let claim = load::claim(&inspected, shared);
+    let claim = inspected.claim(shared);
     let available = if ctx.device.is_cpu() { HostMemory::read().map(|memory| memory.available) } else { None };
     let reservation = ctx.budget.reserve(&claim, available)?;
     Ok((Room { arena: Arc::new(Arena::acquire()?), reservation }, inspected.footprint.weight_bytes()))
-}
-
-/// Golden cases of the model and of the version.
-fn read_cases(repository: &crate::repository::Repository, model: &str, version: &str) -> Result<Golden> {
-    let dir = repository.version_dir(model, version)?;
-    let mut cases = match dir.parent() {
-        Some(parent) => read_golden(&parent.join("golden.jsonl"))?,
-        None => Vec::new(),
-    };
-    cases.extend(read_golden(&dir.join("golden.jsonl"))?);
-    Ok(Golden { cases })
 }
 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {

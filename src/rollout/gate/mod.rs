@@ -7,6 +7,8 @@
 mod probation;
 mod runner;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 pub(super) use probation::Probation;
@@ -17,7 +19,7 @@ use crate::generation::Generation;
 use crate::ledger::GateCheck;
 use crate::model::Input;
 use crate::process::{FinishOptions, PrepareOptions, Processor};
-use crate::repository::{Contract, GateConfig, GoldenCase, Verdict};
+use crate::repository::{Contract, GateConfig, GoldenCase, Verdict, read_golden};
 use crate::value::Output;
 
 /// Inputs that the batch-invariance check runs together.
@@ -27,8 +29,23 @@ const LATENCY_FLOOR_MS: f64 = 0.25;
 
 /// The stored cases of a model and of one of its versions.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Golden {
-    pub(super) cases: Vec<GoldenCase>,
+pub struct Golden {
+    /// Behaviour that every version must show.
+    pub model: Vec<GoldenCase>,
+    /// Numbers that were recorded for this version.
+    pub version: Vec<GoldenCase>,
+}
+
+impl Golden {
+    /// Reads the cases beside and in a version folder.
+    pub fn read(dir: &Path) -> Result<Golden> {
+        let model = dir.parent().map(|parent| read_golden(&parent.join("golden.jsonl")));
+        Ok(Golden { model: model.transpose()?.unwrap_or_default(), version: read_golden(&dir.join("golden.jsonl"))? })
+    }
+
+    pub fn cases(&self) -> impl Iterator<Item = &GoldenCase> {
+        self.model.iter().chain(&self.version)
+    }
 }
 
 /// A case whose inputs the candidate's own processor has prepared.
@@ -124,11 +141,13 @@ pub(super) fn contract(candidate: &Contract, live: Option<&Contract>, accepted: 
 ///
 /// # Errors
 /// A case that does not fit the task, or that the processor refuses, names itself.
-pub(super) fn prepare(golden: &Golden, processor: &Processor, contract: &Contract) -> Result<Vec<Prepared>> {
+pub(super) fn prepare<'a>(
+    cases: impl Iterator<Item = &'a GoldenCase>,
+    processor: &Processor,
+    contract: &Contract,
+) -> Result<Vec<Prepared>> {
     let options = PrepareOptions::default();
-    golden
-        .cases
-        .iter()
+    cases
         .map(|case| {
             let wrong = |reason: String| Error::unloadable("golden.jsonl", format!("case '{}': {reason}", case.id));
             case.expect.fits(contract.task).map_err(wrong)?;

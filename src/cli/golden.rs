@@ -1,0 +1,257 @@
+//! `cutover golden`: records the numbers that a version must reproduce, and judges a version by its golden cases.
+//!
+//! Both run the version in this process, by the code that loads and judges it in a rollout.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde_json::json;
+
+use super::args::{GoldenArgs, GoldenCommand, GoldenTarget, RecordArgs};
+use super::output::{human_value, note};
+use super::table::Table;
+use crate::error::{Error, Result};
+use crate::ledger::{GateCheck, Ledger};
+use crate::repository::{Expect, GoldenCase, ModelConfig, Repository, read_golden};
+use crate::rollout::{Golden, Rehearsal, Survey};
+use crate::value::{LabelScore, Output, RawInput};
+
+const FILE: &str = "golden.jsonl";
+/// Of an answer with very many labels the highest are recorded.
+const MOST_LABELS: usize = 20;
+
+/// True when everything was recorded, or every case passed.
+pub(super) fn run(args: &GoldenArgs, out: &mut dyn Write) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::internal(format!("cannot start the runtime: {e}")))?;
+    match &args.command {
+        GoldenCommand::Record(args) => runtime.block_on(record(args, out)).map(|()| true),
+        GoldenCommand::Check(target) => runtime.block_on(check(target, out)),
+    }
+}
+
+/// A version that is to be run, as the repository has it.
+struct Subject {
+    name: String,
+    dir: PathBuf,
+    config: ModelConfig,
+    device: Device,
+}
+
+impl Subject {
+    fn find(target: &GoldenTarget) -> Result<Subject> {
+        let (model, version) = (&target.reference.model, &target.reference.version);
+        let repository = Repository::open(&target.models)?;
+        let config = repository.model(model)?.config?;
+        let dir = repository.version_dir(model, version)?;
+        let device = crate::device::open(target.device)?.device;
+        Ok(Subject { name: target.reference.to_string(), dir, config, device })
+    }
+
+    fn start(&self, target: &GoldenTarget) -> Result<Rehearsal> {
+        let reference = &target.reference;
+        let survey = Survey::of(&self.dir, &reference.model, &reference.version, &self.config);
+        Rehearsal::start(survey, &self.config, &self.device)
+    }
+}
+
+async fn check(target: &GoldenTarget, out: &mut dyn Write) -> Result<bool> {
+    let subject = Subject::find(target)?;
+    let golden = Golden::read(&subject.dir)?;
+    if golden.cases().next().is_none() {
+        let reason = "there are no golden cases, neither of the model nor of the version";
+        return Err(Error::unloadable(format!("{}/{FILE}", target.reference.model), reason));
+    }
+    let checks = subject.start(target)?.check(&golden).await?;
+    let passed = checks.iter().all(|check| check.passed);
+    let written = match target.json {
+        true => writeln!(out, "{:#}", json!({ "version": subject.name, "passed": passed, "checks": checks })),
+        false => write_checks(&subject.name, &checks, out),
+    };
+    written.map_err(unwritten)?;
+    Ok(passed)
+}
+
+fn write_checks(name: &str, checks: &[GateCheck], out: &mut dyn Write) -> io::Result<()> {
+    let mut table = Table::new(["check", "case", "measure", "limit", "result", ""]);
+    for check in checks {
+        let (measure, limit) = (human_value(&check.measure), human_value(&check.limit));
+        let result = if check.passed { "passed" } else { "FAILED" };
+        let why = check.message.as_deref().filter(|_| !check.passed).unwrap_or_default();
+        table.row([check.check.as_str(), check.case.as_deref().unwrap_or("-"), &measure, &limit, result, why]);
+    }
+    table.write(out)?;
+    let failed = checks.iter().filter(|check| !check.passed).count();
+    match failed {
+        0 => writeln!(out, "{name} passed {} checks", checks.len()),
+        _ => writeln!(out, "{name} failed {failed} of {} checks", checks.len()),
+    }
+}
+
+async fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
+    let subject = Subject::find(&args.target)?;
+    let file = subject.dir.join(FILE);
+    if !args.force {
+        refuse_change(args, &file)?;
+    }
+    let behaviour = match subject.dir.parent() {
+        Some(parent) => read_golden(&parent.join(FILE))?,
+        None => Vec::new(),
+    };
+    let asked = inputs(&behaviour, args.inputs.as_deref())?;
+    if asked.is_empty() {
+        let reason = "there is nothing to record: the model has no golden cases, and --inputs gave none";
+        return Err(Error::unloadable(format!("{}/{FILE}", args.target.reference.model), reason));
+    }
+    let mut rehearsal = subject.start(&args.target)?;
+    let mut cases = Vec::with_capacity(asked.len());
+    for (id, input) in asked {
+        let answer = rehearsal.answer(&input).await;
+        let answer = answer.map_err(|e| Error::unloadable(&id, format!("the version cannot answer it: {e}")))?;
+        cases.push(GoldenCase { id, inputs: vec![input], expect: expect(answer, args) });
+    }
+    store(&cases, &subject.dir)?;
+    let shown = format!("{}/{}/{FILE}", args.target.reference.model, args.target.reference.version);
+    let written = match args.target.json {
+        true => writeln!(out, "{:#}", json!({ "version": subject.name, "file": shown, "cases": cases.len() })),
+        false => writeln!(out, "recorded {} cases in {shown}", cases.len()),
+    };
+    written.map_err(unwritten)?;
+    warn_of_failures(&mut rehearsal, behaviour).await
+}
+
+/// What was recorded is what the version answers; whether that is right, only the model's own cases say.
+async fn warn_of_failures(rehearsal: &mut Rehearsal, behaviour: Vec<GoldenCase>) -> Result<()> {
+    let checks = rehearsal.check(&Golden { model: behaviour, version: Vec::new() }).await?;
+    let failed = checks.iter().filter(|check| !check.passed).count();
+    if failed > 0 {
+        note(&format!("warning: {failed} of the model's own {} checks fail: the gate will refuse it", checks.len()));
+    }
+    Ok(())
+}
+
+/// Versions are immutable once a server has seen them; a file that is there already belongs to the version.
+fn refuse_change(args: &RecordArgs, file: &Path) -> Result<()> {
+    let name = &args.target.reference;
+    let advice = "a server that has seen this version would refuse it afterwards, because its folder changed: \
+                  record under a new version name, or give --force where no server has seen it";
+    if file.exists() {
+        return Err(Error::conflict(format!("{name} has a {FILE} already, which is part of the version; {advice}")));
+    }
+    let ledger = args.state.join("ledger.sqlite");
+    if ledger.exists() && Ledger::open_read_only(&ledger)?.manifest(&name.model, &name.version)?.is_some() {
+        let state = args.state.display();
+        let advice = "it would refuse it afterwards, because its folder changed: record under a new version name, \
+                      or give --force if that ledger is of no use any more";
+        return Err(Error::conflict(format!("the server whose ledger is in {state} has seen {name}; {advice}")));
+    }
+    Ok(())
+}
+
+/// The inputs to record, each once, with the ids of their cases.
+fn inputs(behaviour: &[GoldenCase], more: Option<&Path>) -> Result<Vec<(String, RawInput)>> {
+    let mut asked = Vec::new();
+    for case in behaviour {
+        match case.inputs.as_slice() {
+            [only] => asked.push((format!("recorded-{}", case.id), only.clone())),
+            several => {
+                let numbered = several.iter().enumerate();
+                asked.extend(numbered.map(|(n, input)| (format!("recorded-{}-{n}", case.id), input.clone())));
+            }
+        }
+    }
+    if let Some(path) = more {
+        asked.extend(read_inputs(path)?);
+    }
+    let mut seen = HashSet::new();
+    let mut once = Vec::with_capacity(asked.len());
+    for (id, input) in asked {
+        if seen.insert(serde_json::to_string(&input).map_err(Error::internal)?) {
+            once.push((id, input));
+        }
+    }
+    Ok(once)
+}
+
+fn read_inputs(path: &Path) -> Result<Vec<(String, RawInput)>> {
+    let label = path.display();
+    let file = File::open(path).map_err(|e| Error::unloadable(&label, format!("cannot be opened: {e}")))?;
+    let mut inputs = Vec::new();
+    for (number, line) in BufReader::new(file).lines().enumerate().map(|(at, line)| (at + 1, line)) {
+        let refused = |why: String| Error::unloadable(format!("{label}:{number}"), why);
+        let line = line.map_err(|e| refused(format!("cannot be read: {e}")))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let input = serde_json::from_str(&line).map_err(|e| refused(e.to_string()))?;
+        inputs.push((format!("input-{number}"), input));
+    }
+    Ok(inputs)
+}
+
+/// What the answer was, with the tolerances that were asked for.
+fn expect(answer: Output, args: &RecordArgs) -> Expect {
+    let (max_abs, min_cosine) = (args.max_abs, args.min_cosine);
+    match answer {
+        Output::Embedding { embedding } => Expect::Embedding { embedding, min_cosine, max_abs: Some(max_abs) },
+        Output::Score { score } => Expect::Score { score, max_abs },
+        Output::Labels { labels } => Expect::Labels { labels: highest(labels), max_abs },
+    }
+}
+
+/// An expectation names a label once; of one that occurs twice (ImageNet's "crane") neither is recorded.
+fn highest(labels: Vec<LabelScore>) -> Vec<LabelScore> {
+    let count = |name: &str| labels.iter().filter(|label| label.label == name).count();
+    labels.iter().filter(|label| count(&label.label) == 1).take(MOST_LABELS).cloned().collect()
+}
+
+/// Writes the cases beside the version's folder, reads them back, and moves them in: the folder has all or nothing.
+fn store(cases: &[GoldenCase], dir: &Path) -> Result<()> {
+    let failed = |e: io::Error| Error::unloadable(FILE, format!("cannot be written: {e}"));
+    // Through links, so that the name changes within one file system.
+    let real = dir.canonicalize().map_err(failed)?;
+    let beside = real.parent().unwrap_or(&real);
+    let mut draft = Draft { path: beside.join(format!(".{FILE}.{}", std::process::id())), moved: false };
+    write_lines(cases, &draft.path).map_err(failed)?;
+    if read_golden(&draft.path)? != cases {
+        return Err(Error::internal("the recorded cases do not read back as they were written"));
+    }
+    fs::rename(&draft.path, real.join(FILE)).map_err(failed)?;
+    draft.moved = true;
+    File::open(&real).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
+/// A file that goes unless it was moved to where it belongs.
+struct Draft {
+    path: PathBuf,
+    moved: bool,
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.moved {
+            // It may never have come to be.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn write_lines(cases: &[GoldenCase], path: &Path) -> io::Result<()> {
+    let mut file = io::BufWriter::new(File::create(path)?);
+    for case in cases {
+        serde_json::to_writer(&mut file, case)?;
+        file.write_all(b"\n")?;
+    }
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+fn unwritten(error: io::Error) -> Error {
+    Error::internal(format!("cannot write: {error}"))
+}
+
+#[cfg(test)]
+#[path = "golden_tests.rs"]
+mod tests;

@@ -1,0 +1,479 @@
+//! Every body: requests by the types that read them, answers by the mirrors here of what other rooms write.
+//!
+//! Mirrors, so that those rooms need not know of this document; the tests hold them against real answers, where a field
+//! too many or too few fails.
+#![expect(dead_code, reason = "mirrors are described, never made")]
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use utoipa::openapi::schema::ArrayBuilder;
+use utoipa::openapi::{ComponentsBuilder, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::http::{admin, native, openai};
+
+pub(super) fn components() -> ComponentsBuilder {
+    let mut all = Vec::new();
+    add::<native::InferRequest>(&mut all);
+    add::<InferResponse>(&mut all);
+    add::<openai::EmbeddingsRequest>(&mut all);
+    add::<Embeddings>(&mut all);
+    add::<OpenAiModels>(&mut all);
+    add::<OpenAiModel>(&mut all);
+    add::<OpenAiError>(&mut all);
+    add::<Error>(&mut all);
+    add::<StreamedError>(&mut all);
+    add::<Models>(&mut all);
+    add::<Model>(&mut all);
+    add::<admin::Order>(&mut all);
+    add::<Outcome>(&mut all);
+    add::<Rollout>(&mut all);
+    add::<Rollouts>(&mut all);
+    add::<Event>(&mut all);
+    add::<Memory>(&mut all);
+    add::<Live>(&mut all);
+    add::<Ready>(&mut all);
+    ComponentsBuilder::new().schemas_from_iter(all)
+}
+
+/// A schema, and those that it refers to.
+fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
+    T::schemas(all);
+    all.push((T::name().into_owned(), T::schema()));
+}
+
+/// One input, as the model's task takes it.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum Input {
+    /// A text.
+    Text(String),
+    /// Two texts that are judged together.
+    Pair(Pair),
+    /// Token ids, taken literally.
+    Tokens(Vec<u32>),
+    /// A text, or two.
+    Named(NamedInput),
+    Image(ImageInput),
+}
+
+pub(in crate::http) struct Pair;
+
+impl PartialSchema for Pair {
+    fn schema() -> RefOr<Schema> {
+        let pair = ArrayBuilder::new().items(String::schema()).min_items(Some(2)).max_items(Some(2));
+        pair.description(Some("Two texts")).into()
+    }
+}
+
+impl ToSchema for Pair {}
+
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct NamedInput {
+    text: String,
+    pair: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct ImageInput {
+    /// A PNG or JPEG file in base64, with or without a `data:` prefix.
+    image: String,
+}
+
+#[derive(ToSchema)]
+struct InferResponse {
+    model: String,
+    version: String,
+    outputs: Vec<Output>,
+}
+
+/// By the model's task.
+#[derive(ToSchema)]
+#[serde(untagged)]
+enum Output {
+    Embedding {
+        embedding: Vec<f32>,
+    },
+    /// Every label, the highest score first.
+    Labels {
+        labels: Vec<LabelScore>,
+    },
+    Score {
+        score: f32,
+    },
+}
+
+#[derive(ToSchema)]
+struct LabelScore {
+    label: String,
+    score: f32,
+}
+
+#[derive(ToSchema)]
+struct Embeddings {
+    #[schema(pattern = "^list$")]
+    object: String,
+    data: Vec<EmbeddingItem>,
+    model: String,
+    usage: Usage,
+}
+
+#[derive(ToSchema)]
+struct EmbeddingItem {
+    #[schema(pattern = "^embedding$")]
+    object: String,
+    index: usize,
+    embedding: EmbeddingValue,
+}
+
+/// Numbers, or base64 of little-endian f32, as was asked.
+#[derive(ToSchema)]
+#[serde(untagged)]
+enum EmbeddingValue {
+    Float(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(ToSchema)]
+struct Usage {
+    prompt_tokens: u64,
+    total_tokens: u64,
+}
+
+#[derive(ToSchema)]
+struct OpenAiModels {
+    #[schema(pattern = "^list$")]
+    object: String,
+    data: Vec<OpenAiModel>,
+}
+
+#[derive(ToSchema)]
+struct OpenAiModel {
+    id: String,
+    #[schema(pattern = "^model$")]
+    object: String,
+    created: u64,
+    owned_by: String,
+    task: Task,
+    /// The live one.
+    #[schema(required)]
+    version: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct OpenAiError {
+    #[schema(inline)]
+    error: OpenAiErrorFacts,
+}
+
+#[derive(ToSchema)]
+struct OpenAiErrorFacts {
+    message: String,
+    r#type: String,
+    /// Which field was wrong, where one was.
+    #[schema(required)]
+    param: Option<String>,
+    #[schema(required)]
+    code: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Error {
+    error: Facts,
+}
+
+/// The last event of a stream that came to nothing.
+#[derive(ToSchema)]
+struct StreamedError {
+    error: Facts,
+    rollout: Rollout,
+}
+
+#[derive(ToSchema)]
+struct Facts {
+    kind: Kind,
+    /// For people.
+    message: String,
+    /// For programs: what depends on the kind; null where there is nothing to add.
+    details: Value,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    BadRequest,
+    Unauthorised,
+    Forbidden,
+    NotFound,
+    Conflict,
+    TooLarge,
+    Refused,
+    Overloaded,
+    NotServing,
+    Deadline,
+    NoRoom,
+    Internal,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Task {
+    Embed,
+    Classify,
+    Rerank,
+    Generate,
+    ImageClassify,
+}
+
+#[derive(ToSchema)]
+struct Models {
+    models: Vec<Model>,
+}
+
+#[derive(ToSchema)]
+struct Model {
+    name: String,
+    task: Task,
+    #[schema(required)]
+    live: Option<Place>,
+    #[schema(required)]
+    candidate: Option<Place>,
+    /// The one that going back leads to at once.
+    #[schema(required)]
+    previous: Option<Place>,
+    versions: Vec<String>,
+    /// Why it serves nothing, where it does not.
+    #[schema(nullable = false)]
+    not_serving: Option<String>,
+}
+
+/// A version in memory.
+#[derive(ToSchema)]
+struct Place {
+    version: String,
+    generation: u64,
+    phase: Phase,
+    /// The rollout that goes on.
+    #[schema(nullable = false)]
+    rollout: Option<String>,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Phase {
+    Draining,
+    Reserving,
+    Loading,
+    Warming,
+    Validating,
+    Ready,
+    Observing,
+    Reclaiming,
+    Settled,
+    Refused,
+    Failed,
+    Aborted,
+    RolledBack,
+    Interrupted,
+}
+
+#[derive(ToSchema)]
+#[serde(untagged)]
+enum Outcome {
+    Rollout(Box<Rollout>),
+    Unchanged(Unchanged),
+}
+
+/// It was so before.
+#[derive(ToSchema)]
+struct Unchanged {
+    /// The version.
+    to: String,
+    #[schema(pattern = "^settled$")]
+    phase: String,
+    unchanged: bool,
+}
+
+/// The journey of one version.
+#[derive(ToSchema)]
+struct Rollout {
+    id: String,
+    model: String,
+    /// The version that was live; null for the first.
+    #[schema(required)]
+    from: Option<String>,
+    to: String,
+    phase: Phase,
+    #[schema(required)]
+    reason: Option<String>,
+    /// How it went back: `instant`, `parked` or `cold`.
+    #[schema(required)]
+    kind: Option<String>,
+    #[schema(required)]
+    actor: Option<String>,
+    /// RFC 3339, in UTC.
+    started: String,
+    /// Unix time in milliseconds.
+    started_ms: i64,
+    #[schema(required)]
+    ended_ms: Option<i64>,
+    phases: Vec<PhaseAt>,
+    gate: Vec<GateCheck>,
+    /// Measures by name: `downtime_ms` and `rollback_ms` are among them once they are known.
+    figures: BTreeMap<String, Value>,
+    /// Of the version's files.
+    #[schema(required)]
+    digest: Option<String>,
+    #[schema(required)]
+    error: Option<Facts>,
+    /// While it loads.
+    #[schema(nullable = false)]
+    progress: Option<Bytes>,
+}
+
+#[derive(ToSchema)]
+struct PhaseAt {
+    phase: Phase,
+    /// When it began, in RFC 3339.
+    at: String,
+    /// How long it took; 0 while it lasts.
+    ms: u64,
+}
+
+#[derive(ToSchema)]
+struct GateCheck {
+    check: String,
+    passed: bool,
+    measure: Value,
+    limit: Value,
+    /// Of which golden case.
+    #[schema(required)]
+    case: Option<String>,
+    #[schema(nullable = false)]
+    message: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Bytes {
+    done: u64,
+    total: u64,
+}
+
+#[derive(ToSchema)]
+struct Rollouts {
+    rollouts: Vec<Rollout>,
+    figures: Figures,
+}
+
+/// Over every rollout that has ended and is still kept.
+#[derive(ToSchema)]
+struct Figures {
+    deployments: u64,
+    /// How many ended in each phase.
+    ends: BTreeMap<String, u64>,
+    /// The share that settled, of those that no operator stopped.
+    #[schema(required)]
+    success_rate: Option<f64>,
+    rollbacks: u64,
+    #[schema(required)]
+    downtime_ms: Option<Spread>,
+    #[schema(required)]
+    rollback_ms: Option<Spread>,
+}
+
+#[derive(ToSchema)]
+struct Spread {
+    count: u64,
+    median: f64,
+    max: f64,
+}
+
+/// What the ledger recorded, chained to what it recorded before.
+#[derive(ToSchema)]
+struct Event {
+    seq: i64,
+    prev_hash: String,
+    hash: String,
+    model: String,
+    #[schema(required)]
+    rollout: Option<String>,
+    kind: String,
+    /// Unix time in milliseconds.
+    at_ms: i64,
+    #[schema(required)]
+    actor: Option<String>,
+    body: Value,
+}
+
+/// Bytes, all of them.
+#[derive(ToSchema)]
+struct Memory {
+    device: String,
+    capacity: u64,
+    reserved: u64,
+    reservations: Vec<Reservation>,
+    generations: Vec<GenerationMemory>,
+    /// What hanging threads may still touch.
+    abandoned: u64,
+    #[schema(required)]
+    process_resident: Option<u64>,
+    #[schema(required)]
+    host_available: Option<u64>,
+    /// By model.
+    last_reclaims: BTreeMap<String, Reclaimed>,
+}
+
+#[derive(ToSchema)]
+struct Reservation {
+    holder: String,
+    bytes: u64,
+}
+
+/// Weights by who holds them.
+#[derive(ToSchema)]
+struct GenerationMemory {
+    generation: u64,
+    #[schema(nullable = false)]
+    model: Option<String>,
+    #[schema(nullable = false)]
+    version: Option<String>,
+    exclusive: u64,
+    /// With other generations.
+    shared: u64,
+}
+
+/// What a reclaim promised, and what it measured.
+#[derive(ToSchema)]
+struct Reclaimed {
+    generation: u64,
+    promised: u64,
+    returned: u64,
+    kept_shared: u64,
+    #[schema(required)]
+    resident_before: Option<u64>,
+    #[schema(required)]
+    resident_after: Option<u64>,
+    drain_ms: f64,
+    free_ms: f64,
+}
+
+#[derive(ToSchema)]
+struct Live {
+    live: bool,
+}
+
+#[derive(ToSchema)]
+struct Ready {
+    ready: bool,
+    #[schema(nullable = false)]
+    not_serving: Option<Vec<NotServing>>,
+}
+
+#[derive(ToSchema)]
+struct NotServing {
+    model: String,
+    reason: String,
+}

@@ -1,0 +1,99 @@
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::*;
+use crate::http::{Guard, Serves, routes};
+
+fn mounted(serves: Serves) -> Vec<Mounted> {
+    described(routes(serves, &Guard::new(true, None))).mounted().to_vec()
+}
+
+fn document_of(serves: Serves) -> Value {
+    serde_json::to_value(document(&mounted(serves))).unwrap()
+}
+
+/// Every method and path that a document tells of.
+fn told(document: &Value) -> BTreeSet<(String, String)> {
+    let paths = document["paths"].as_object().unwrap();
+    let told = paths.iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
+    });
+    told.collect()
+}
+
+#[test]
+fn every_route_is_described_and_nothing_else_is() {
+    for serves in [Serves::Everything, Serves::Inference, Serves::Admin] {
+        let mounted: BTreeSet<_> =
+            mounted(serves).into_iter().map(|(method, path)| (method.to_owned(), path.to_owned())).collect();
+        assert_eq!(told(&document_of(serves)), mounted, "{serves:?}");
+    }
+    let described = operations::all();
+    let everything: BTreeSet<Mounted> = mounted(Serves::Everything).into_iter().collect();
+    assert_eq!(described.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>(), everything);
+    assert_eq!(described.len(), everything.len(), "an operation is described twice");
+}
+
+/// Calls `see` with every reference in the document.
+fn references(value: &Value, see: &mut impl FnMut(&str)) {
+    match value {
+        Value::Object(map) => {
+            if let Some(Value::String(reference)) = map.get("$ref") {
+                see(reference);
+            }
+            map.values().for_each(|value| references(value, see));
+        }
+        Value::Array(list) => list.iter().for_each(|value| references(value, see)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere_and_every_schema_is_used() {
+    let document = document_of(Serves::Everything);
+    let mut used = BTreeSet::new();
+    references(&document, &mut |reference| {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+        used.insert(reference.rsplit('/').next().unwrap().to_owned());
+    });
+    let schemas: BTreeSet<String> = document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
+    // These two are told of in words: OpenAPI 3.1 has none for what a stream of events carries.
+    let streamed = ["Event", "StreamedError"].map(str::to_owned).into();
+    assert_eq!(schemas.difference(&used).cloned().collect::<BTreeSet<_>>(), streamed);
+}
+
+#[test]
+fn every_schema_is_one() {
+    let document = document_of(Serves::Everything);
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        let mut schema = schema.clone();
+        schema["components"] = document["components"].clone();
+        if let Err(error) = jsonschema::draft202012::new(&schema) {
+            panic!("{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn every_operation_says_how_it_is_refused_in_its_dialect() {
+    let document = document_of(Serves::Everything);
+    for (method, path) in told(&document) {
+        let operation = &document["paths"][&path][method.to_lowercase()];
+        let schema = if path.starts_with("/v1/") { "OpenAiError" } else { "Error" };
+        let responses = operation["responses"].as_object().unwrap();
+        for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
+            let said = response["content"]["application/json"]["schema"]["$ref"].as_str().unwrap();
+            let ready = path.ends_with("ready") && status == "503";
+            let expected = if ready { "Ready" } else { schema };
+            assert_eq!(said.rsplit('/').next().unwrap(), expected, "{method} {path} {status}");
+            assert!(response["headers"]["x-request-id"].is_object());
+        }
+        assert!(responses.contains_key("403") && responses.contains_key("500"), "{method} {path}");
+        let change = method != "GET" && path.starts_with("/models") && !path.ends_with("/infer");
+        let admin = path.starts_with("/admin") || change;
+        assert_eq!(responses.contains_key("401"), admin, "{method} {path}");
+        assert_eq!(operation["security"].is_array(), admin, "{method} {path}");
+    }
+}

@@ -1,0 +1,68 @@
+//! A version run by itself in this process: no server, no engine, no ledger.
+//!
+//! It is loaded, run and judged by the very code of a rollout, so that what passes here passes there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::gate::{self, Golden, Probation, Runner, SoftError};
+use super::load::{build, guarded_load};
+use super::survey::Survey;
+use crate::error::{Error, Result};
+use crate::faults::Faults;
+use crate::ledger::GateCheck;
+use crate::process::{FinishOptions, PrepareOptions, Processor};
+use crate::repository::{Contract, ModelConfig};
+use crate::value::{Output, RawInput};
+use crate::weights::{Manifest, Progress};
+
+pub struct Rehearsal {
+    runner: Runner,
+    processor: Processor,
+    contract: Contract,
+    config: ModelConfig,
+    reference: String,
+}
+
+impl Rehearsal {
+    /// Loads the version. Blocks, and reads every byte twice: for the digests, and against them.
+    pub fn start(survey: Survey, config: &ModelConfig, device: &Device) -> Result<Rehearsal> {
+        let mut inspected = survey.into_inspected()?;
+        let processor = inspected.take_processor()?;
+        let reference = inspected.spec.reference();
+        let manifest = Manifest::compute(&inspected.spec.dir, &inspected.index)?;
+        let progress = Arc::new(Progress::new());
+        let built = guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), device, &progress))?;
+        let probation = Probation::start(&reference, built.model, &config.gate, progress, Faults::default())?;
+        Ok(Rehearsal {
+            runner: Runner::Probation(probation),
+            processor,
+            contract: inspected.contract,
+            config: config.clone(),
+            reference,
+        })
+    }
+
+    pub fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    /// The gate's checks of correctness.
+    pub async fn check(&mut self, golden: &Golden) -> Result<Vec<GateCheck>> {
+        let prepared = gate::prepare(golden.cases(), &self.processor, &self.contract)?;
+        let rules = &self.config.gate;
+        let findings = gate::correctness(&mut self.runner, &prepared, &self.processor, rules).await;
+        findings.map(|findings| findings.checks).map_err(|SoftError(error)| error)
+    }
+
+    /// What the version answers to one input.
+    pub async fn answer(&mut self, input: &RawInput) -> Result<Output> {
+        let prepared = self.processor.prepare(input, &PrepareOptions::default())?;
+        let timed = self.runner.run(vec![prepared]).await.map_err(|SoftError(error)| error)??;
+        let row = timed.rows.into_iter().next();
+        let row = row.ok_or_else(|| Error::internal(format!("{} answered nothing", self.reference)))?;
+        self.processor.finish(row, &FinishOptions::default())
+    }
+}

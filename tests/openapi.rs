@@ -1,0 +1,373 @@
+//! `/openapi.json` against a real server: every answer that is seen here is as the document says it is, and every field
+//! of it is one that the document names.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::LazyLock;
+
+use common::{Server, Site, fixture, root};
+use jsonschema::Validator;
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+/// A server that is asked, and what it says of itself.
+struct Told {
+    server: Server,
+    document: Value,
+    /// What was asked of which route, and how it was answered.
+    seen: BTreeSet<(String, String, u16)>,
+}
+
+/// The bundled digits with a version that cannot be loaded, and one model that embeds.
+fn site() -> Site {
+    let site = Site::digits();
+    let broken = site.models().join("digits/broken");
+    fs::create_dir(&broken).unwrap();
+    fs::write(broken.join("config.json"), "{}").unwrap();
+    site.model("tiny", "task = 'embed'\nlive = 'one'\n");
+    site.version("tiny", "one", &fixture("bert-embed-mean"));
+    site
+}
+
+impl Told {
+    async fn by(server: Server) -> Told {
+        let document = server.get("/openapi.json").await.expect(200).body;
+        Told { server, document, seen: BTreeSet::new() }
+    }
+
+    /// Asks a route, and holds the answer against what the document says of it.
+    async fn ask(&mut self, method: Method, path: &str, body: Ask<'_>) -> (u16, Value) {
+        let request = self.server.request(method.clone(), path);
+        let operation = self.operation(method.as_str(), path);
+        let (request, sent) = match body {
+            Ask::Nothing => (request, None),
+            Ask::Json(body) => (request.json(&body), Some(body)),
+            Ask::Text(body) => (request.header("content-type", "application/json").body(body.to_owned()), None),
+            Ask::Image(bytes) => (request.header("content-type", "image/png").body(bytes), None),
+            Ask::As(name, value) => (request.header(name, value), None),
+        };
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        if let Some(sent) = sent {
+            let schema = operation.spec["requestBody"]["content"]["application/json"]["schema"].clone();
+            let errors = self.errors(&schema, &sent);
+            // What is not as the document says is refused. (The reverse need not hold: not every rule is a schema's.)
+            assert!(errors.is_empty() || status == 400, "{method} {path} took what its schema refuses: {errors:?}");
+        }
+        let body = self.judge(&operation, status, response).await;
+        self.seen.insert((operation.method, operation.path, status));
+        (status, body)
+    }
+
+    async fn judge(&self, operation: &Operation, status: u16, response: Response) -> Value {
+        let at = format!("{} {} {status}", operation.method, operation.path);
+        let spec = &operation.spec["responses"][status.to_string()];
+        assert!(spec.is_object(), "{at} is not described: {}", response.text().await.unwrap());
+        for name in spec["headers"].as_object().unwrap().keys() {
+            // Which generation it was is not known of every failure.
+            let may_lack = name.starts_with("x-cutover-") && status != 200;
+            assert!(may_lack || response.headers().contains_key(name), "{at} lacks the header {name}");
+        }
+        let stamps = response.headers().keys().filter(|name| name.as_str().starts_with("x-cutover-"));
+        for stamp in stamps {
+            assert!(spec["headers"][stamp.as_str()].is_object(), "{at} has a header {stamp} that is not described");
+        }
+        let kind = response.headers()["content-type"].to_str().unwrap().split(';').next().unwrap().to_owned();
+        let schema = spec["content"][&kind]["schema"].clone();
+        assert!(schema.is_object(), "{at} is {kind}, which is not described");
+        if kind != "application/json" {
+            return Value::String(response.text().await.unwrap());
+        }
+        let body: Value = response.json().await.unwrap();
+        let errors = self.errors(&schema, &body);
+        assert!(errors.is_empty(), "{at}: {errors:#?}\n{body:#}");
+        body
+    }
+
+    fn operation(&self, method: &str, path: &str) -> Operation {
+        let asked: Vec<&str> = path.split('?').next().unwrap().split('/').collect();
+        let fits = |template: &str| {
+            let parts: Vec<&str> = template.split('/').collect();
+            parts.len() == asked.len() && parts.iter().zip(&asked).all(|(p, a)| p == a || p.starts_with('{'))
+        };
+        let paths = self.document["paths"].as_object().unwrap();
+        let (template, item) = paths
+            .iter()
+            .find(|(template, item)| fits(template) && item.get(method.to_lowercase()).is_some())
+            .unwrap_or_else(|| panic!("{method} {path} is not described"));
+        let spec = item[method.to_lowercase()].clone();
+        Operation { method: method.to_owned(), path: template.clone(), spec }
+    }
+
+    /// Where a value is not what its schema says, with no field allowed that the schema does not name.
+    fn errors(&self, schema: &Value, value: &Value) -> Vec<String> {
+        let mut schema = schema.clone();
+        schema["components"] = json!({ "schemas": closed(&self.document["components"]["schemas"]) });
+        let validator: Validator = jsonschema::draft202012::new(&schema).unwrap();
+        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect()
+    }
+
+    async fn get(&mut self, path: &str) -> (u16, Value) {
+        self.ask(Method::GET, path, Ask::Nothing).await
+    }
+
+    async fn post(&mut self, path: &str, body: Value) -> (u16, Value) {
+        self.ask(Method::POST, path, Ask::Json(body)).await
+    }
+}
+
+struct Operation {
+    method: String,
+    path: String,
+    spec: Value,
+}
+
+enum Ask<'a> {
+    Nothing,
+    Json(Value),
+    Text(&'a str),
+    Image(Vec<u8>),
+    /// With a header.
+    As(&'static str, &'a str),
+}
+
+/// The same schemas, whose objects have no other fields than those that they name.
+fn closed(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut map: serde_json::Map<String, Value> = map.iter().map(|(k, v)| (k.clone(), closed(v))).collect();
+            let is_object = map.get("type").is_some_and(|kind| kind == "object") && map.contains_key("properties");
+            if is_object && !map.contains_key("additionalProperties") {
+                map.insert("additionalProperties".into(), json!(false));
+            }
+            Value::Object(map)
+        }
+        Value::Array(list) => list.iter().map(closed).collect(),
+        other => other.clone(),
+    }
+}
+
+static SEVEN: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(root().join("models/digits/samples/7.png")).unwrap());
+
+fn seven() -> Value {
+    use base64::Engine as _;
+    json!({ "image": base64::engine::general_purpose::STANDARD.encode(&*SEVEN) })
+}
+
+#[tokio::test]
+async fn every_answer_is_as_the_document_says() {
+    let site = site();
+    let mut server = Told::by(site.start().await).await;
+    inference(&mut server).await;
+    refused_inference(&mut server).await;
+    openai(&mut server).await;
+    health(&mut server).await;
+    rollouts(&mut server).await;
+    refused_orders(&mut server).await;
+    history(&mut server).await;
+    everything_was_seen(&server);
+}
+
+async fn inference(server: &mut Told) {
+    let (status, body) = server.post("/models/digits/infer", json!({ "inputs": [seven(), seven()] })).await;
+    assert_eq!((status, &body["outputs"][1]["labels"][0]["label"]), (200, &json!("7")));
+    let (status, body) = server.ask(Method::POST, "/models/digits@v1/infer", Ask::Image(SEVEN.clone())).await;
+    assert_eq!((status, &body["version"]), (200, &json!("v1")));
+    let inputs = json!(["a text", { "text": "another" }, [1, 2, 3]]);
+    let parameters = json!({ "truncate": true, "dimensions": 4, "normalize": true, "deadline_ms": 5000 });
+    let (status, body) = server.post("/models/tiny/infer", json!({ "inputs": inputs, "parameters": parameters })).await;
+    assert_eq!((status, body["outputs"][2]["embedding"].as_array().unwrap().len()), (200, 4));
+}
+
+async fn refused_inference(server: &mut Told) {
+    for body in [
+        json!({}),
+        json!({ "inputs": [] }),
+        json!({ "inputs": [7] }),
+        json!({ "inputs": [{ "image": "a", "text": "b" }] }),
+        json!({ "inputs": [seven()], "more": 1 }),
+        json!({ "inputs": [seven()], "parameters": { "truncate": "yes" } }),
+    ] {
+        let spec = server.operation("POST", "/models/digits/infer").spec;
+        let schema = &spec["requestBody"]["content"]["application/json"]["schema"];
+        assert!(!server.errors(schema, &body).is_empty(), "the document allows {body}");
+        assert_eq!(server.post("/models/digits/infer", body.clone()).await.0, 400, "{body}");
+    }
+    for text in ["{", "", "[]", "\"\u{1}\""] {
+        assert_eq!(server.ask(Method::POST, "/models/digits/infer", Ask::Text(text)).await.0, 400, "{text}");
+    }
+    assert_eq!(server.post("/models/digits/infer", json!({ "inputs": ["a text"] })).await.0, 400);
+    assert_eq!(server.ask(Method::POST, "/models/digits/infer", Ask::Image(b"no".to_vec())).await.0, 400);
+    let (status, body) = server.post("/models/nothing/infer", json!({ "inputs": ["x"] })).await;
+    assert_eq!((status, &body["error"]["kind"]), (404, &json!("not_found")));
+    assert_eq!(server.post("/models/digits@v2/infer", json!({ "inputs": [seven()] })).await.0, 409);
+    assert_eq!(server.ask(Method::POST, "/models/%ff/infer", Ask::Nothing).await.0, 400);
+    let long = vec!["a text of many words ".repeat(100); 500];
+    let slow = json!({ "inputs": long, "parameters": { "deadline_ms": 1 } });
+    assert_eq!(server.post("/models/tiny/infer", slow).await.0, 504);
+    let many: Vec<&str> = vec!["a"; 5000];
+    assert_eq!(server.post("/models/tiny/infer", json!({ "inputs": many })).await.0, 413);
+}
+
+async fn openai(server: &mut Told) {
+    for format in [json!(null), json!("float"), json!("base64")] {
+        let body = json!({ "model": "tiny", "input": ["a", "b"], "encoding_format": format });
+        assert_eq!(server.post("/v1/embeddings", body).await.0, 200);
+    }
+    for input in [json!("a"), json!([1, 2]), json!([[1], [2, 3]])] {
+        assert_eq!(server.post("/v1/embeddings", json!({ "model": "tiny@one", "input": input })).await.0, 200);
+    }
+    for input in [json!([]), json!(""), json!({}), json!([1, "a"])] {
+        assert_eq!(server.post("/v1/embeddings", json!({ "model": "tiny", "input": input })).await.0, 400);
+    }
+    assert_eq!(server.post("/v1/embeddings", json!({ "model": "digits", "input": "a" })).await.0, 400);
+    let (status, body) = server.post("/v1/embeddings", json!({ "model": "nothing", "input": "a" })).await;
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("model_not_found")));
+    assert_eq!(server.get("/v1/models").await.1["data"].as_array().unwrap().len(), 2);
+    assert_eq!(server.get("/v1/models/tiny").await.0, 200);
+    assert_eq!(server.get("/v1/models/nothing").await.0, 404);
+    assert_eq!(server.get("/v1/models/%ff").await.0, 400);
+}
+
+async fn health(server: &mut Told) {
+    for path in ["/health", "/v2/health/live", "/ready", "/v2/health/ready", "/openapi.json"] {
+        assert_eq!(server.get(path).await.0, 200, "{path}");
+    }
+    assert!(server.get("/metrics").await.1.as_str().unwrap().ends_with("# EOF\n"));
+    for path in ["/health", "/models", "/v1/models"] {
+        let foreign = Ask::As("origin", "https://evil.example");
+        assert_eq!(server.ask(Method::GET, path, foreign).await.0, 403, "{path}");
+    }
+}
+
+async fn rollouts(server: &mut Told) {
+    let order = json!({ "observe": "10m", "reason": "a test", "actor": "somebody" });
+    let (status, staged) = server.post("/models/digits@v2/stage", order.clone()).await;
+    assert_eq!((status, &staged["phase"]), (200, &json!("ready")));
+    assert!(!staged["gate"].as_array().unwrap().is_empty());
+    let (_, model) = server.get("/models/digits").await;
+    assert_eq!(model["candidate"]["version"], "v2");
+    let (status, second) = server.post("/models/digits@v3/stage", json!({})).await;
+    assert_eq!((status, &second["error"]["kind"]), (409, &json!("conflict")));
+    let (status, promoted) = server.post("/models/digits@v2/promote", order).await;
+    assert_eq!((status, &promoted["phase"]), (200, &json!("observing")));
+    let (_, model) = server.get("/models/digits").await;
+    assert_eq!((&model["live"]["version"], &model["previous"]["version"]), (&json!("v2"), &json!("v1")));
+    let (status, same) = server.post("/models/digits@v2/promote", json!({})).await;
+    assert_eq!(status, 200, "{same}");
+    let (status, back) = server.post("/admin/rollback", json!({ "model": "digits" })).await;
+    assert_eq!((status, &back["kind"]), (200, &json!("instant")));
+    let id = back["id"].as_str().unwrap().to_owned();
+    assert_eq!(server.get(&format!("/admin/rollouts/{id}")).await.0, 200);
+    assert_eq!(server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.0, 409);
+
+    // As a stream, and then settled.
+    let events = server.ask(Method::POST, "/models/digits@v2/promote", Ask::As("accept", "text/event-stream")).await.1;
+    let told = server.told("Outcome", events.as_str().unwrap());
+    assert!(told.contains_key("progress") && told.contains_key("done"), "{told:?}");
+    let (status, settled) = server.post("/admin/settle", json!({ "model": "digits" })).await;
+    assert_eq!((status, &settled["phase"]), (200, &json!("settled")));
+
+    // At once, and then stopped.
+    let (status, begun) = server.post("/models/digits@v1/stage", json!({ "wait": "none" })).await;
+    assert_eq!(status, 202);
+    let abort = format!("/admin/rollouts/{}/abort", begun["id"].as_str().unwrap());
+    let (status, aborted) = server.post(&abort, json!({})).await;
+    assert_eq!((status, &aborted["phase"]), (200, &json!("aborted")));
+
+    server.post("/models/digits@v1/stage", json!({})).await;
+    let (status, released) = server.ask(Method::DELETE, "/models/digits@v1", Ask::Nothing).await;
+    assert_eq!(status, 200, "{released}");
+    let (status, live) = server.ask(Method::DELETE, "/models/digits@v2", Ask::Nothing).await;
+    assert_eq!(status, 409, "{live}");
+}
+
+impl Told {
+    /// The events of a stream by name, each of them held against a schema.
+    fn told(&self, schema: &str, stream: &str) -> BTreeMap<String, usize> {
+        let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
+        let mut told = BTreeMap::new();
+        for event in stream.split("\n\n").filter(|event| event.contains("data:")) {
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let data: Value = serde_json::from_str(field("data:").unwrap()).unwrap();
+            let errors = self.errors(&schema, &data);
+            assert!(errors.is_empty(), "{errors:#?}\n{data:#}");
+            *told.entry(field("event:").unwrap().to_owned()).or_default() += 1;
+        }
+        told
+    }
+}
+
+async fn refused_orders(server: &mut Told) {
+    let (status, refused) = server.post("/models/digits@v3/promote", json!({})).await;
+    assert_eq!((status, &refused["error"]["kind"]), (422, &json!("refused")));
+    let failed =
+        refused["error"]["details"]["gate"].as_array().unwrap().iter().filter(|check| check["passed"] == false);
+    assert!(failed.count() > 0);
+    assert_eq!(server.post("/models/digits@broken/promote", json!({})).await.0, 422);
+    let events = server.ask(Method::POST, "/models/digits@v3/promote", Ask::As("accept", "text/event-stream")).await.1;
+    let (progress, error) = events.as_str().unwrap().split_once("event: error").unwrap();
+    server.told("Outcome", progress);
+    assert_eq!(server.told("StreamedError", &format!("event: error{error}"))["error"], 1);
+
+    for (path, body) in [
+        ("/models/digits@v1/promote", json!({ "observe": "soon" })),
+        ("/models/digits@v1/promote", json!({ "wait": "for ever" })),
+        ("/models/digits@v1/stage", json!({ "more": 1 })),
+        ("/admin/rollback", json!([])),
+        ("/admin/rollback", json!({})),
+        ("/admin/settle", json!({ "model": 7 })),
+    ] {
+        assert_eq!(server.post(path, body.clone()).await.0, 400, "{path} {body}");
+    }
+    for path in ["/models/digits@v9/promote", "/models/nothing/stage", "/admin/rollouts/nothing/abort"] {
+        assert_eq!(server.post(path, json!({})).await.0, 404, "{path}");
+    }
+    assert_eq!(server.ask(Method::DELETE, "/models/digits@v9", Ask::Nothing).await.0, 404);
+    assert_eq!(server.post("/admin/settle", json!({ "model": "tiny" })).await.1["unchanged"], true);
+    assert_eq!(server.post("/admin/rollback", json!({ "model": "tiny" })).await.0, 409);
+    let long = json!({ "reason": "x".repeat(100_000) });
+    assert_eq!(server.post("/models/digits@v1/stage", long).await.0, 413);
+}
+
+async fn history(server: &mut Told) {
+    assert_eq!(server.get("/models").await.1["models"].as_array().unwrap().len(), 2);
+    assert_eq!(server.get("/models/nothing").await.0, 404);
+    let (_, all) = server.get("/admin/rollouts").await;
+    assert!(all["rollouts"].as_array().unwrap().len() > 5 && all["figures"]["downtime_ms"].is_object());
+    assert_eq!(server.get("/admin/rollouts?model=tiny&limit=1").await.0, 200);
+    assert_eq!(server.get("/admin/rollouts?limit=many").await.0, 400);
+    assert_eq!(server.get("/admin/rollouts/nothing").await.0, 404);
+    assert_eq!(server.get("/admin/events?after=first").await.0, 400);
+    let (_, memory) = server.get("/admin/memory").await;
+    assert!(!memory["generations"].as_array().unwrap().is_empty());
+    assert!(memory["last_reclaims"]["digits"].is_object(), "{memory:#}");
+    some_events(server).await;
+}
+
+/// The stream of events has no end, so it is read until it has told enough.
+async fn some_events(server: &mut Told) {
+    let mut response = server.server.request(Method::GET, "/admin/events?after=0").send().await.unwrap();
+    let mut text = String::new();
+    while text.matches("\n\n").count() < 20 {
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let whole = &text[..text.rfind("\n\n").unwrap()];
+    assert!(server.told("Event", whole).values().sum::<usize>() >= 20);
+    server.seen.insert(("GET".into(), "/admin/events".into(), 200));
+}
+
+/// No route is left out, and no kind of refusal that can be brought about here.
+fn everything_was_seen(server: &Told) {
+    for (path, item) in server.document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
+            let seen = server.seen.contains(&(method.clone(), path.clone(), 200));
+            assert!(seen, "{method} {path} was never answered with 200");
+        }
+    }
+    let statuses: BTreeSet<u16> = server.seen.iter().map(|(.., status)| *status).collect();
+    assert_eq!(statuses, [200, 202, 400, 403, 404, 409, 413, 422, 504].into());
+}
