@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 use super::reply::Failure;
 use super::rollout_reply::{self, Wait};
@@ -63,9 +64,9 @@ pub(super) struct Order {
 const MOST_ORDER_BYTES: usize = 64 << 10;
 
 impl Order {
-    async fn read(request: Request) -> Result<(Order, bool), Failure> {
+    async fn read(app: &App, request: Request) -> Result<(Order, bool), Failure> {
         let streams = rollout_reply::wants_events(request.headers());
-        let bytes = body::read(request.into_body(), MOST_ORDER_BYTES).await.map_err(Failure::native)?;
+        let bytes = body::read(request, MOST_ORDER_BYTES, app.limits.read_timeout).await.map_err(Failure::native)?;
         let order: Order = body::json_or_default(&bytes).map_err(Failure::native)?;
         Ok((order, streams))
     }
@@ -85,7 +86,7 @@ impl Order {
 
 async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
@@ -95,7 +96,7 @@ async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Re
 
 async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
@@ -105,7 +106,7 @@ async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: 
 
 async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
         // An instant one is in force already; a cold one is when it has switched.
@@ -116,7 +117,7 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
 
 async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
-        let (order, streams) = Order::read(request).await?;
+        let (order, streams) = Order::read(&app, request).await?;
         let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Settled), streams).await
     };
@@ -125,7 +126,7 @@ async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
 
 async fn abort(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     let work = async {
-        let (order, _) = Order::read(request).await?;
+        let (order, _) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         match app.supervisor.abort(&id, options).await.map_err(Failure::native)? {
             Answer::Rollout(mut handle) => {
@@ -234,22 +235,26 @@ async fn events(State(app): State<Arc<App>>, Asked(since): Asked<Since>, request
     };
     let newest = missed.last().map_or(i64::MIN, |event| event.seq);
     let old = stream::iter(missed);
-    let new = subscription(live).filter(move |event| std::future::ready(event.seq > newest));
-    let mut closing = app.closing.subscribe();
-    let closing = async move { drop(closing.wait_for(|closing| *closing).await) };
-    let stream = old.chain(new).take_until(closing).map(|event| {
+    let new = subscription(live, app.closing.subscribe()).filter(move |event| std::future::ready(event.seq > newest));
+    let stream = old.chain(new).map(|event| {
         let data = serde_json::to_string(&event).unwrap_or_default();
         Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
     });
     Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
 }
 
-/// A listener that falls too far behind goes on with what is newest; its ids show the hole.
-fn subscription(live: tokio::sync::broadcast::Receiver<Event>) -> impl Stream<Item = Event> {
-    stream::unfold(live, |mut live| async move {
+/// A listener that falls too far behind goes on with what is newest; its ids show the hole. A server that stops does
+/// not wait for its listeners: they get what happened, and then the end.
+fn subscription(live: broadcast::Receiver<Event>, closing: watch::Receiver<bool>) -> impl Stream<Item = Event> {
+    stream::unfold((live, closing), |(mut live, mut closing)| async move {
         loop {
-            match live.recv().await {
-                Ok(event) => return Some((event, live)),
+            let event = tokio::select! {
+                biased;
+                event = live.recv() => event,
+                _ = closing.wait_for(|closing| *closing) => return None,
+            };
+            match event {
+                Ok(event) => return Some((event, (live, closing))),
                 Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "an event listener fell behind"),
                 Err(RecvError::Closed) => return None,
             }

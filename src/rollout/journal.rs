@@ -3,7 +3,8 @@
 //! The ledger blocks, so every write goes to a thread that may. Writes of one controller keep their order
 //! because it awaits each.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -21,11 +22,13 @@ const RETRY: Duration = Duration::from_millis(500);
 pub struct Journal {
     ledger: Arc<Ledger>,
     events: broadcast::Sender<Event>,
+    /// How often each model's live version was committed, so that what is tried again does not undo what came later.
+    commits: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl Journal {
     pub fn new(ledger: Arc<Ledger>) -> Self {
-        Journal { ledger, events: broadcast::channel(BACKLOG).0 }
+        Journal { ledger, events: broadcast::channel(BACKLOG).0, commits: Arc::default() }
     }
 
     /// For threads that may block.
@@ -74,26 +77,71 @@ impl Journal {
 
     /// The commit of a switch: the model's live version and the event, in one transaction.
     pub async fn commit(&self, live: Live, event: NewEvent) -> Result<()> {
-        let event = self.with(move |ledger| ledger.commit_live(&live, &event)).await?;
-        self.tell(event);
+        self.commit_after(None, live, event).await
+    }
+
+    /// Commits, unless something was committed for the model since `count`.
+    async fn commit_after(&self, count: Option<u64>, live: Live, event: NewEvent) -> Result<()> {
+        let commits = Arc::clone(&self.commits);
+        let told = self.with(move |ledger| {
+            // Held while writing, on a thread that may block: the count and the ledger agree.
+            let mut commits = commits.lock().unwrap_or_else(|e| e.into_inner());
+            let now = commits.entry(live.model.clone()).or_default();
+            if count.is_some_and(|count| count != *now) {
+                return Ok(None);
+            }
+            let event = ledger.commit_live(&live, &event)?;
+            *now += 1;
+            Ok(Some(event))
+        });
+        if let Some(event) = told.await? {
+            self.tell(event);
+        }
         Ok(())
     }
 
-    /// Commits in the background until it succeeds: for a rollback, which has happened already.
+    /// Commits in the background until it succeeds or something newer was committed: for a rollback, which has
+    /// happened already.
     pub fn commit_until_done(&self, live: Live, event: NewEvent) {
+        let count = {
+            let commits = self.commits.lock().unwrap_or_else(|e| e.into_inner());
+            commits.get(&live.model).copied().unwrap_or(0)
+        };
+        self.until_done("a rollback", move |journal| {
+            let (live, event) = (live.clone(), event.clone());
+            async move { journal.commit_after(Some(count), live, event).await }
+        });
+    }
+
+    /// Records how a rollout ended, now or as soon as it can be written: what stays open in the ledger would be taken
+    /// for interrupted at the next start.
+    pub async fn save_end(&self, record: RolloutRecord) {
+        let first = record.clone();
+        if let Err(error) = self.with(move |ledger| ledger.save_rollout(&first)).await {
+            tracing::error!(%error, rollout = record.id, "the end of a rollout could not be written to the ledger yet");
+            self.until_done("the end of a rollout", move |journal| {
+                let record = record.clone();
+                async move { journal.with(move |ledger| ledger.save_rollout(&record)).await }
+            });
+        }
+    }
+
+    /// Tries again in the background until it succeeds.
+    fn until_done<F>(&self, what: &'static str, write: impl Fn(Journal) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<()>> + Send,
+    {
         let journal = self.clone();
         tokio::spawn(async move {
-            let mut attempt = 0u32;
+            let mut attempt = 1u32;
             loop {
-                tokio::time::sleep(RETRY * attempt.clamp(1, 20)).await;
-                match journal.commit(live.clone(), event.clone()).await {
+                tokio::time::sleep(RETRY * attempt.min(20)).await;
+                match write(journal.clone()).await {
                     Ok(()) => return,
-                    Err(error) => {
-                        attempt += 1;
-                        tracing::error!(%error, attempt, alert = true, model = live.model, version = live.version,
-                            "a rollback is in force but could not be written to the ledger; trying again");
-                    }
+                    Err(error) => tracing::error!(%error, attempt, alert = true,
+                        "{what} is in force but could not be written to the ledger; trying again"),
                 }
+                attempt += 1;
             }
         });
     }

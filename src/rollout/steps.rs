@@ -32,6 +32,8 @@ pub(super) struct Candidate {
     pub(super) model_name: String,
     pub(super) version: String,
     pub(super) config: ModelConfig,
+    /// Whether golden cases and latency are judged. Not when a version that was live is brought up again.
+    pub(super) gated: bool,
     pub(super) progress: Arc<Progress>,
     pub(super) inspected: Option<Arc<Inspected>>,
     pub(super) processor: Option<Arc<Processor>>,
@@ -67,6 +69,7 @@ impl Candidate {
             model_name: model.to_owned(),
             version: version.to_owned(),
             config,
+            gated: true,
             progress: Arc::new(Progress::new()),
             inspected: None,
             processor: None,
@@ -125,11 +128,11 @@ pub(super) async fn reserve(
     accept_change: bool,
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
-    let (model, version) = (candidate.model_name.clone(), candidate.version.clone());
+    let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
     let inspected = quietly("inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
         let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
-        let golden = Golden::read(&dir)?;
+        let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
         let cases = gate::prepare(golden.cases(), &processor, &inspected.contract)?;
         Ok((inspected, processor, cases))

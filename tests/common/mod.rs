@@ -8,7 +8,7 @@ pub(crate) mod inputs;
 pub(crate) mod minilm;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -48,7 +48,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 
 /// A folder with models, a state folder and a configuration, where servers can be started one after the other.
 pub(crate) struct Site {
-    dir: TempDir,
+    dir: Arc<TempDir>,
     config: String,
     args: Vec<String>,
     /// A command that the server is started through: `sh -c` gets it, with the server's own line as `"$@"`.
@@ -58,7 +58,7 @@ pub(crate) struct Site {
 impl Site {
     /// No model yet.
     pub(crate) fn new() -> Site {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         fs::create_dir(dir.path().join("models")).unwrap();
         Site { dir, config: String::new(), args: Vec::new(), wrapper: None }
     }
@@ -163,7 +163,7 @@ impl Site {
         let (found, url) = oneshot::channel();
         gather(child.stdout.take().unwrap(), Arc::clone(&log), Some(found));
         gather(child.stderr.take().unwrap(), Arc::clone(&log), None);
-        let mut server = Server { child, log, client: Client::new(""), status: None };
+        let mut server = Server { child, log, client: Client::new(""), status: None, _dir: Arc::clone(&self.dir) };
         match tokio::time::timeout(PATIENCE, url).await {
             Ok(Ok(url)) => server.client = Client::new(&url),
             // The pipe was closed, or nothing came: the log, which is printed on the way out, says why.
@@ -193,6 +193,8 @@ pub(crate) struct Server {
     log: Arc<Mutex<String>>,
     client: Client,
     status: Option<ExitStatus>,
+    /// The site's folder lives as long as its servers.
+    _dir: Arc<TempDir>,
 }
 
 impl std::ops::Deref for Server {
@@ -299,4 +301,10 @@ pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>
         assert!(Instant::now() < limit, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Says that a test did nothing, past the harness's capture, so that it is read.
+pub(crate) fn skipped(why: &str) {
+    // Nobody to read it is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED: {why}\n");
 }

@@ -286,7 +286,7 @@ impl Controller {
             reason = ending.reason,
             "the rollout has ended"
         );
-        self.ctx.journal.save(record).await;
+        self.ctx.journal.save_end(record).await;
         if let Some(active) = &self.active {
             active.recorder.publish();
         }

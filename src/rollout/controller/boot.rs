@@ -151,8 +151,9 @@ impl Controller {
             config.gate.latency_rounds = 0;
         }
         let id = self.ctx.ids.next();
-        let candidate = steps::Candidate::new(id, self.slot.name(), version, config);
-        let mut candidate = self.go(steps::reserve(Arc::clone(&self.ctx), candidate, None, true)).await?;
+        let mut candidate = steps::Candidate::new(id, self.slot.name(), version, config);
+        candidate.gated = gate;
+        candidate = self.go(steps::reserve(Arc::clone(&self.ctx), candidate, None, true)).await?;
         candidate = self.go(steps::load(Arc::clone(&self.ctx), candidate)).await?;
         let found = candidate.digest.clone().unwrap_or_default();
         if let Some(digest) = digest
@@ -161,9 +162,6 @@ impl Controller {
             self.put_away(candidate).await;
             let reason = "the version folder is not the one that was made live: its digest changed";
             return Err(Error::unloadable(format!("{}@{version}", self.slot.name()), reason));
-        }
-        if !gate {
-            candidate.cases = Arc::default();
         }
         candidate = self.go(steps::warm(Arc::clone(&self.ctx), candidate)).await?;
         candidate = self.go(steps::validate(Arc::clone(&self.ctx), candidate, None)).await?;

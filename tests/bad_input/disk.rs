@@ -1,0 +1,103 @@
+//! A disk without room under the ledger: a promote comes to nothing, a rollback happens all the same.
+//!
+//! The server's files may not grow beyond a size that this test sets and lifts while it runs (prlimit), so that no
+//! privilege is needed to fill a disk.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::inputs::digit;
+use crate::common::{Server, Site, skipped, until};
+
+/// Whether this machine can bound a running process; says so when not.
+fn can_fill_the_disk() -> bool {
+    let can = Command::new("prlimit").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !can {
+        skipped("the tests of a full disk need prlimit (util-linux)");
+    }
+    can
+}
+
+/// From now on no file of the server's can grow, or all can again.
+fn fill(server: &Server, full: bool) {
+    let limit = if full { "--fsize=1:unlimited" } else { "--fsize=unlimited:unlimited" };
+    let set = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status().unwrap();
+    assert!(set.success(), "prlimit {limit} failed");
+}
+
+/// Without the signal that would end it, a process whose file cannot grow sees a failing write.
+fn site() -> Site {
+    Site::digits().wrapped("trap '' XFSZ; exec \"$@\"")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promote_that_cannot_be_written_down_comes_to_nothing() {
+    if !can_fill_the_disk() {
+        return;
+    }
+    let server = site().start().await;
+    fill(&server, true);
+    let mut events = server.follow("v2", json!({})).await;
+    let failed = events.until("the end", |event| event.name == "error").await.data;
+    let rollout = &failed["rollout"];
+    assert_eq!(rollout["phase"], "aborted", "{failed}");
+    assert!(rollout["reason"].as_str().unwrap().contains("ledger"), "{failed}");
+    server.promote("v2", json!({})).await.expect(500);
+    let model = server.model("digits").await;
+    assert_eq!((&model["live"]["version"], &model["candidate"]), (&json!("v1"), &Value::Null));
+    assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+    fill(&server, false);
+    assert_eq!(server.promote("v2", json!({})).await.expect(200).phase(), "observing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_on_a_full_disk_is_in_force_at_once_and_written_down_when_there_is_room() {
+    if !can_fill_the_disk() {
+        return;
+    }
+    let site = site();
+    let mut server = site.start().await;
+    let mut events = server.stream(reqwest::Method::GET, "/admin/events", Value::Null).await;
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    fill(&server, true);
+    let back = server.post("/admin/rollback", json!({ "reason": "a drill", "wait": "settled" })).await.expect(200);
+    assert_eq!((back.phase(), &back.body["kind"]), ("rolled_back", &json!("instant")));
+    assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+    fill(&server, false);
+    events.until("rolled_back", |event| event.name == "rolled_back").await;
+    until("the end is written", async || {
+        let listed = server.get("/admin/rollouts").await.expect(200).body["rollouts"].clone();
+        (listed[0]["phase"] == "rolled_back").then_some(())
+    })
+    .await;
+    server.kill();
+    let (whole, said) = site.verify();
+    assert!(whole, "{said}");
+    let server = site.start().await;
+    assert_eq!(server.live("digits").await, "v1");
+    assert_eq!(server.rollout(&promoted.id()).await["phase"], "rolled_back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_that_is_written_late_does_not_undo_what_came_after_it() {
+    if !can_fill_the_disk() {
+        return;
+    }
+    let site = site();
+    let mut server = site.start().await;
+    server.promote("v2", json!({})).await.expect(200);
+    fill(&server, true);
+    server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
+    fill(&server, false);
+    // Before the rollback is tried again, or after: the last word is the promote's.
+    let promoted = server.promote("v2", json!({})).await.expect(200);
+    assert_eq!(promoted.phase(), "observing");
+    until("nothing is left to be written", async || {
+        let listed = server.get("/admin/rollouts").await.expect(200).body["rollouts"].clone();
+        (listed[1]["phase"] == "rolled_back").then_some(())
+    })
+    .await;
+    server.kill();
+    assert_eq!(site.start().await.live("digits").await, "v2");
+}
