@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::Mutex;
 
 use tikv_jemalloc_sys::mallctl;
@@ -44,6 +44,8 @@ impl Arena {
         let guard = Restore(before);
         let result = work();
         drop(guard);
+        // What this thread allocates from here on must not come from what it kept of the arena.
+        flush_thread_cache()?;
         self.trim()?;
         Ok(result)
     }
@@ -65,9 +67,11 @@ impl Arena {
     }
 }
 
-/// Hands back what this thread keeps of freed small allocations, so that their arenas count them as freed.
+/// Hands back what this thread keeps of freed small allocations, so that their arenas count them as freed, and so that
+/// it does not use them for something of its own that lives longer.
 pub fn flush_thread_cache() -> Result<()> {
-    call("thread.tcache.flush")
+    // A name that has to be allocated would take a piece of what is to be handed back, and keep it.
+    call_named(c"thread.tcache.flush")
 }
 
 impl Drop for Arena {
@@ -139,12 +143,15 @@ fn write<T: Copy>(name: &str, mut value: T) -> Result<()> {
 }
 
 fn call(name: &str) -> Result<()> {
-    let key = name_of(name)?;
+    call_named(&name_of(name)?)
+}
+
+fn call_named(key: &CStr) -> Result<()> {
     // SAFETY: `key` is NUL-terminated, and the calls made through here take and return nothing.
     let code = unsafe {
         mallctl(key.as_ptr() as *const c_char, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut(), 0)
     };
-    check(name, code)
+    check(&key.to_string_lossy(), code)
 }
 
 #[cfg(test)]
@@ -168,10 +175,10 @@ mod tests {
     #[test]
     fn allocations_after_leaving_are_not_counted() {
         let arena = Arena::acquire().unwrap();
-        arena.enter(|| ()).unwrap();
+        arena.enter(|| drop(vec![1u8; 40])).unwrap();
         let before = arena.used().unwrap();
-        let other = vec![1u8; 4 << 20];
+        let (large, small) = (vec![1u8; 4 << 20], vec![1u8; 40]);
         assert_eq!(arena.used().unwrap(), before);
-        drop(other);
+        drop((large, small));
     }
 }

@@ -115,6 +115,8 @@ impl Thread<'_> {
             }
             Message::Keep { generation, tensors, reply } => {
                 self.store.keep(generation, tensors);
+                // The list came out of the generation's arena, and must not be used here for something else.
+                flush();
                 let _ = reply.send(());
             }
             Message::Install(install, reply) => {
@@ -127,10 +129,7 @@ impl Thread<'_> {
                 self.shadow.retain(|piece| piece.generation != generation);
                 drop(self.residents.remove(&generation));
                 let held = self.store.release(generation);
-                // What was freed counts as freed only when no thread keeps it for itself.
-                if let Err(error) = flush_thread_cache() {
-                    tracing::warn!(%error, "freed memory may be counted as held");
-                }
+                flush();
                 let _ = reply.send(held);
             }
             Message::Memory(reply) => {
@@ -230,6 +229,13 @@ fn forward(
     match pool {
         Some(pool) => pool.install(work),
         None => work(),
+    }
+}
+
+/// What was freed counts as freed only when no thread keeps it for itself.
+fn flush() {
+    if let Err(error) = flush_thread_cache() {
+        tracing::warn!(%error, "freed memory may be counted as held");
     }
 }
 
