@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use cutover::ops::{Activation, Epilogue, LayerNorm, Segments, attention, layer_norm, linear};
+use cutover::ops::{Activation, Epilogue, LayerNorm, Matrix, Segments, attention, layer_norm, linear};
 
 /// hidden and intermediate features
 const SIZES: [(&str, usize, usize); 2] = [("minilm", 384, 1536), ("bert-base", 768, 3072)];
@@ -28,7 +28,7 @@ fn linear_layers(criterion: &mut Criterion) {
             ("up+gelu", hidden, intermediate, Some(Activation::Gelu)),
             ("down", intermediate, hidden, None),
         ] {
-            let (weight, bias) = (random(to, from), vector(to));
+            let (weight, bias) = (Matrix::from_rows(&random(to, from)).expect("a matrix"), vector(to));
             for tokens in LENGTHS {
                 let x = random(tokens, from);
                 let epilogue = activation.map_or(Epilogue::None, Epilogue::Activate);

@@ -4,6 +4,8 @@
 //! and resized pixels are taken from there, so a failure here is the model's, not the tokenizer's or the decoder's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -379,8 +381,7 @@ fn the_bundled_digits_read_as_many_held_out_images_as_they_did_when_they_were_tr
 #[test]
 fn minilm_gives_what_sentence_transformers_gives() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/minilm/f32");
-    if !dir.join("model.safetensors").is_file() {
-        eprintln!("SKIPPED: minilm is not here; models/fetch brings it");
+    if !common::minilm::is_here() {
         return;
     }
     let mut model = Version::open(&dir, "embed").load();

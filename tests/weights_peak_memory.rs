@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device};
+use cutover::ops::WeightLayout;
 use cutover::weights::{Index, Manifest, Progress, Wanted, load};
 
 struct Counting;
@@ -60,8 +61,9 @@ fn a_load_holds_its_tensors_and_one_buffer() {
     let peak = PEAK.load(Ordering::SeqCst) - before;
     assert!(peak <= BUFFER, "{peak} bytes were held to compute digests");
     for (dtype, size) in [(DType::F16, 2), (DType::F32, 4)] {
-        let wanted: Vec<Wanted> =
-            (0..TENSORS).map(|n| Wanted { name: format!("t{n}"), shape: vec![ELEMENTS], dtype }).collect();
+        let wanted: Vec<Wanted> = (0..TENSORS)
+            .map(|n| Wanted { name: format!("t{n}"), shape: vec![ELEMENTS], dtype, layout: WeightLayout::Rows })
+            .collect();
         let before = HELD.load(Ordering::SeqCst);
         PEAK.store(before, Ordering::SeqCst);
         let weights = load(&index, &manifest, &wanted, HashMap::new(), &Device::Cpu, &Progress::new()).unwrap();

@@ -52,8 +52,17 @@ pub fn open_files() -> Option<usize> {
 
 /// Gives the calling thread the lowest scheduling priority, so that what it does yields to live traffic.
 /// A thread cannot raise itself again without privilege: only threads that end with their work may call this.
+///
+/// On Linux that is the idle policy (sched(7), SCHED_IDLE): whoever wakes up takes the processor from it at once, where
+/// a nice value alone would let it finish its slice of some milliseconds. Elsewhere, nice 19.
 pub fn lower_thread_priority() {
-    // On Linux a "process" of setpriority(2) is one thread, and 0 is the caller.
+    #[cfg(target_os = "linux")]
+    let code = {
+        let idle = libc::sched_param { sched_priority: 0 };
+        // SAFETY: `idle` is a valid sched_param and outlives the call; 0 is the calling thread.
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const idle) }
+    };
+    #[cfg(not(target_os = "linux"))]
     // SAFETY: plain integers in, no memory involved.
     let code = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
     if code != 0 {

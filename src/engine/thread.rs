@@ -116,7 +116,7 @@ impl Thread<'_> {
             Message::Keep { generation, tensors, reply } => {
                 self.store.keep(generation, tensors);
                 // The list came out of the generation's arena, and must not be used here for something else.
-                flush();
+                flush_thread_cache();
                 let _ = reply.send(());
             }
             Message::Install(install, reply) => {
@@ -129,7 +129,7 @@ impl Thread<'_> {
                 self.shadow.retain(|piece| piece.generation != generation);
                 drop(self.residents.remove(&generation));
                 let held = self.store.release(generation);
-                flush();
+                flush_thread_cache();
                 let _ = reply.send(held);
             }
             Message::Memory(reply) => {
@@ -229,13 +229,6 @@ fn forward(
     match pool {
         Some(pool) => pool.install(work),
         None => work(),
-    }
-}
-
-/// What was freed counts as freed only when no thread keeps it for itself.
-fn flush() {
-    if let Err(error) = flush_thread_cache() {
-        tracing::warn!(%error, "freed memory may be counted as held");
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use super::checkpoint::Checkpoint;
 use super::input::Tokens;
 use super::layers::{Block, BlockNames, EmbeddingHead, Encoder, Linear, NormOrder, Part, size};
-use super::pass::in_passes;
+use super::pass::{Work, in_passes};
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
 use crate::ops::{Activation, Reduce, Segments, TokenTables, embed_tokens, reduce};
@@ -265,7 +265,7 @@ impl Bert {
     }
 
     /// Ids, positions and types of a packed batch: u32 `[3, tokens]`.
-    fn index(&self, batch: &[Tokens], total: usize) -> candle_core::Result<Tensor> {
+    fn index(&self, batch: &[&Tokens], total: usize) -> candle_core::Result<Tensor> {
         let mut index = Vec::with_capacity(3 * total);
         index.extend(batch.iter().flat_map(|input| &input.ids));
         for input in batch {
@@ -278,7 +278,7 @@ impl Bert {
         Tensor::from_vec(index, (3, total), &self.device)
     }
 
-    fn run(&self, batch: &[Tokens]) -> candle_core::Result<Tensor> {
+    fn run(&self, batch: &[&Tokens]) -> candle_core::Result<Tensor> {
         let segments = Segments::of(batch.iter().map(|input| input.ids.len()));
         let mut x = embed_tokens(&self.index(batch, segments.total())?, &self.tables)?;
         for block in &self.blocks {
@@ -323,7 +323,8 @@ impl Head {
 impl OneShot<Tokens> for Bert {
     fn forward(&mut self, batch: &[Tokens]) -> Result<Pending> {
         batch.iter().try_for_each(|input| self.check(input))?;
-        in_passes(batch, |input| input.ids.len(), |pass| self.run(pass))
+        let (tokens, per_token) = (|input: &Tokens| input.ids.len(), self.config.encoder.work_per_token());
+        in_passes(batch, &Work { tokens: &tokens, per_token, device: &self.device }, |pass| self.run(pass))
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::pass::failed;
 use crate::error::{Error, Result};
-use crate::ops::LayerNorm;
+use crate::ops::{LayerNorm, Matrix, WeightLayout};
 use crate::weights::{Index, Wanted, Weights};
 
 /// The tensors of a version, under the names that its checkpoint uses.
@@ -41,12 +41,28 @@ impl<'a> Checkpoint<'a> {
 
     /// A tensor of the base model: with its prefix or, in a checkpoint of the base model alone, without.
     pub(super) fn base(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.first(&[format!("{}{name}", self.prefix), name.to_owned()], shape)
+        self.first(&self.base_names(name), shape, WeightLayout::Rows)
     }
 
     /// A tensor beside the base model: a head's.
     pub(super) fn head(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.first(&[name.to_owned()], shape)
+        self.first(&[name.to_owned()], shape, WeightLayout::Rows)
+    }
+
+    /// The weight of a linear layer of the base model, `[out, …]`, whose other dimensions are its input.
+    pub(super) fn base_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix> {
+        let panels = self.first(&self.base_names(name), shape, WeightLayout::Panels)?;
+        matrix(panels, shape)
+    }
+
+    /// The same beside the base model.
+    pub(super) fn head_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix> {
+        let panels = self.first(&[name.to_owned()], shape, WeightLayout::Panels)?;
+        matrix(panels, shape)
+    }
+
+    fn base_names(&self, name: &str) -> [String; 2] {
+        [format!("{}{name}", self.prefix), name.to_owned()]
     }
 
     /// A layer norm of the base model, which checkpoints converted from TensorFlow name after the paper's symbols.
@@ -54,31 +70,36 @@ impl<'a> Checkpoint<'a> {
         let mut part = |names: [&str; 2]| {
             let bare = names.map(|part| format!("{name}.{part}"));
             let prefixed = bare.each_ref().map(|name| format!("{}{name}", self.prefix));
-            self.first(&[prefixed, bare].concat(), &[width])
+            self.first(&[prefixed, bare].concat(), &[width], WeightLayout::Rows)
         };
         Ok(LayerNorm { weight: part(["weight", "gamma"])?, bias: part(["bias", "beta"])?, eps })
     }
 
     /// The first of these names that the checkpoint has. When it has none, the first is wanted, and found missing
     /// when the footprint is checked.
-    fn first(&mut self, names: &[String], shape: &[usize]) -> Result<Tensor> {
+    fn first(&mut self, names: &[String], shape: &[usize], layout: WeightLayout) -> Result<Tensor> {
+        let stored = layout.stored(shape);
         match &mut self.source {
             Source::Headers { index, wanted } => {
                 let name = names.iter().find(|name| index.get(name).is_some()).or(names.first());
                 let name = name.cloned().unwrap_or_default();
-                wanted.push(Wanted { name, shape: shape.to_vec(), dtype: DType::F32 });
-                Tensor::zeros((), DType::F32, &Device::Cpu).and_then(|zero| zero.broadcast_as(shape)).map_err(failed)
+                wanted.push(Wanted { name, shape: shape.to_vec(), dtype: DType::F32, layout });
+                Tensor::zeros((), DType::F32, &Device::Cpu).and_then(|zero| zero.broadcast_as(stored)).map_err(failed)
             }
             Source::Loaded(weights) => {
                 let tensor = names.iter().find_map(|name| weights.take_optional(name));
                 let missing = || Error::internal(format!("tensor '{}' was not loaded", names.join("' or '")));
                 let tensor = tensor.ok_or_else(missing)?;
-                if tensor.dims() != shape {
+                if tensor.dims() != stored {
                     let (name, found) = (names.join("' or '"), tensor.dims());
-                    return Err(Error::internal(format!("tensor '{name}' has shape {found:?}, not {shape:?}")));
+                    return Err(Error::internal(format!("tensor '{name}' has shape {found:?}, not {stored:?}")));
                 }
                 Ok(tensor)
             }
         }
     }
+}
+
+fn matrix(panels: Tensor, shape: &[usize]) -> Result<Matrix> {
+    Matrix::from_panels(panels, shape.first().copied().unwrap_or(1)).map_err(failed)
 }

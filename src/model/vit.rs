@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::checkpoint::Checkpoint;
 use super::input::Pixels;
 use super::layers::{Block, BlockNames, Encoder, Linear, NormOrder, Part, size};
-use super::pass::in_passes;
+use super::pass::{Work, in_passes};
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
-use crate::ops::{Epilogue, LayerNorm, Reduce, embed_patches, layer_norm, linear, reduce};
+use crate::ops::{Epilogue, LayerNorm, Matrix, Reduce, embed_patches, layer_norm, linear, reduce};
 use crate::repository::Spec;
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Weights, check};
@@ -130,8 +130,8 @@ fn ignored(name: &str) -> bool {
 
 struct Vit {
     config: Config,
-    /// `[hidden, channels, tall, wide]`, a convolution whose stride is its size
-    projection: Tensor,
+    /// `[hidden, channels * tall * wide]`: a convolution whose stride is its size
+    projection: Matrix,
     /// `[hidden]`
     projection_bias: Tensor,
     /// `[1, 1, hidden]`
@@ -152,7 +152,8 @@ impl Vit {
         Ok(Vit {
             class: checkpoint.base("embeddings.cls_token", &[1, 1, hidden])?,
             positions: checkpoint.base("embeddings.position_embeddings", &[1, config.tokens(), hidden])?,
-            projection: checkpoint.base(&format!("{PROJECTION}.weight"), &[hidden, channels, patch[0], patch[1]])?,
+            projection: checkpoint
+                .base_matrix(&format!("{PROJECTION}.weight"), &[hidden, channels, patch[0], patch[1]])?,
             projection_bias: checkpoint.base(&format!("{PROJECTION}.bias"), &[hidden])?,
             blocks: Block::load_all(checkpoint, &BLOCKS, &config.encoder)?,
             norm: checkpoint.norm("layernorm", hidden, eps)?,
@@ -176,7 +177,7 @@ impl Vit {
     }
 
     /// Every patch of the batch as a row: `[images * patches, channels * tall * wide]`.
-    fn unfold(&self, batch: &[Pixels]) -> candle_core::Result<Tensor> {
+    fn unfold(&self, batch: &[&Pixels]) -> candle_core::Result<Tensor> {
         let Config { image: [height, width], patch: [tall, wide], channels, .. } = self.config;
         let [down, across] = self.config.grid();
         let rows = batch.len() * down * across;
@@ -192,9 +193,8 @@ impl Vit {
         Tensor::from_vec(values, (rows, self.config.patch_values()), &self.device)
     }
 
-    fn run(&self, batch: &[Pixels]) -> candle_core::Result<Tensor> {
-        let weight = self.projection.flatten_from(1)?;
-        let patches = linear(&self.unfold(batch)?, &weight, Some(&self.projection_bias), Epilogue::None)?;
+    fn run(&self, batch: &[&Pixels]) -> candle_core::Result<Tensor> {
+        let patches = linear(&self.unfold(batch)?, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
         let (mut x, segments) = embed_patches(&patches, &self.class.flatten_all()?, &self.positions.squeeze(0)?)?;
         drop(patches);
         for block in &self.blocks {
@@ -213,7 +213,8 @@ fn pairs(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
 impl OneShot<Pixels> for Vit {
     fn forward(&mut self, batch: &[Pixels]) -> Result<Pending> {
         batch.iter().try_for_each(|input| self.check(input))?;
-        in_passes(batch, |_| self.config.tokens(), |pass| self.run(pass))
+        let (tokens, per_token) = (|_: &Pixels| self.config.tokens(), self.config.encoder.work_per_token());
+        in_passes(batch, &Work { tokens: &tokens, per_token, device: &self.device }, |pass| self.run(pass))
     }
 }
 

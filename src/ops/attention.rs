@@ -1,18 +1,18 @@
 //! Bidirectional attention over packed sequences of different lengths.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use super::cpu::{Rows, output, require_f32};
+use super::cpu::{Fresh, Rows, require_f32, threads};
+use super::matmul::{Left, PANEL, Right, Target, Tiles, WeightLayout, multiply};
 use super::segments::Segments;
 use super::simd::{exp, max_of, wide};
 
-/// Queries whose scores are held at once: a block against 512 keys is 128 KiB, within a core's L2 cache.
-const QUERY_BLOCK: usize = 64;
+/// Queries whose scores are held at once: a block against 512 keys is 120 KiB, within a core's L2 cache.
+const QUERY_BLOCK: usize = 60;
 
-/// Multiply-adds below which waking another thread costs more than it saves.
-const PARALLEL_WORK: usize = 256 * 1024;
+/// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
+const PARALLEL_WORK: usize = 2 << 20;
 
 /// `softmax(q kᵀ / √d) v` for each head of each sequence; no row sees another sequence.
 ///
@@ -25,9 +25,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, plan: (&Segments, usize)) -
     q.apply_op3_no_bwd(k, v, &Attention { segments, heads })
 }
 
-/// What the CPU side needs beside its result, at most: scores of one block of queries for each thread.
-pub fn attention_scratch_bytes(longest: usize, threads: usize) -> u64 {
-    (QUERY_BLOCK.min(longest) * longest * threads * size_of::<f32>()) as u64
+/// What the CPU side needs beside its result, at most, on each of `threads` threads: the scores of one block of
+/// queries, and one head's keys and values in panels, `head_dim` wide.
+pub fn attention_scratch_bytes((longest, head_dim): (usize, usize), threads: usize) -> u64 {
+    (Scratch::values(longest, head_dim) * threads * size_of::<f32>()) as u64
 }
 
 struct Attention<'a> {
@@ -35,13 +36,11 @@ struct Attention<'a> {
     heads: usize,
 }
 
-/// Work that one thread does by itself: some queries of one head of one sequence.
-struct Tile {
-    /// first row of the sequence, and of these queries
+/// Work that one thread does by itself: one head of one sequence.
+struct Head {
+    /// first row of the sequence, and how many
     start: usize,
-    query: usize,
-    queries: usize,
-    keys: usize,
+    tokens: usize,
     /// first column of the head
     column: usize,
 }
@@ -71,94 +70,131 @@ impl CustomOp3 for Attention<'_> {
             bail!("{width} features do not divide into {} heads", self.heads);
         }
         let head_dim = width / self.heads;
-        let mut out = vec![0f32; total * width];
-        let tiles = self.tiles(head_dim);
-        let work: usize = tiles.iter().map(|tile| tile.queries * tile.keys * head_dim).sum();
-        let scratch = || vec![0f32; QUERY_BLOCK.min(self.segments.longest()) * self.segments.longest()];
-        let target = Target { out: out.as_mut_ptr(), width, head_dim };
-        if work < PARALLEL_WORK || rayon::current_num_threads() == 1 {
-            let mut scores = scratch();
-            tiles.iter().for_each(|tile| target.attend(tile, [&q, &k, &v], &mut scores));
+        let mut out = Fresh::new((total, width));
+        let heads = self.heads_of_sequences(head_dim);
+        let work: usize = self.segments.ranges().map(|range| range.len() * range.len() * width).sum();
+        let pass = Pass { q, k, v, head_dim, target: Target { start: out.start(), stride: width } };
+        let scratch = || Scratch::new(self.segments.longest(), head_dim);
+        if work < PARALLEL_WORK || threads() == 1 {
+            let mut scratch = scratch();
+            heads.iter().for_each(|head| pass.attend(head, &mut scratch));
         } else {
-            // `for_each_init` would allocate for every split of the work; blocks of tiles, one for each thread
-            let block = tiles.len().div_ceil(4 * rayon::current_num_threads());
-            tiles.par_chunks(block).for_each(|tiles| {
-                let mut scores = scratch();
-                tiles.iter().for_each(|tile| target.attend(tile, [&q, &k, &v], &mut scores));
+            // `for_each_init` would allocate for every split of the work; blocks of heads, a few for each thread
+            heads.par_chunks(heads.len().div_ceil(4 * threads())).for_each(|heads| {
+                let mut scratch = scratch();
+                heads.iter().for_each(|head| pass.attend(head, &mut scratch));
             });
         }
-        Ok(output(out, (total, width)))
+        #[allow(unsafe_code)]
+        // SAFETY: every head of every sequence wrote its columns of its rows, and together they are all.
+        Ok(unsafe { out.into_output() })
     }
 }
 
 impl Attention<'_> {
-    fn tiles(&self, head_dim: usize) -> Vec<Tile> {
-        let mut tiles = Vec::new();
-        for range in self.segments.ranges() {
-            for head in 0..self.heads {
-                for query in range.clone().step_by(QUERY_BLOCK) {
-                    let queries = QUERY_BLOCK.min(range.end - query);
-                    tiles.push(Tile { start: range.start, query, queries, keys: range.len(), column: head * head_dim });
-                }
-            }
-        }
-        tiles
+    fn heads_of_sequences(&self, head_dim: usize) -> Vec<Head> {
+        let ranges = self.segments.ranges();
+        let heads = |start, tokens| (0..self.heads).map(move |head| Head { start, tokens, column: head * head_dim });
+        ranges.flat_map(|range| heads(range.start, range.len())).collect()
     }
 }
 
-/// The result: every tile writes its own rows and columns of it.
-struct Target {
-    out: *mut f32,
-    width: usize,
-    head_dim: usize,
+/// What a thread needs for one head at a time.
+struct Scratch {
+    /// `[queries, keys]`
+    scores: Vec<f32>,
+    /// The keys in panels: `[⌈keys / 16⌉, head_dim, 16]`
+    keys: Vec<f32>,
+    /// The values in panels where rows of them cannot be read whole: `[⌈head_dim / 16⌉, keys, 16]`
+    values: Vec<f32>,
 }
 
-#[allow(unsafe_code)]
-// SAFETY: threads share the pointer only to write the disjoint rectangles of their tiles (see `attend`), and the
-// vector behind it outlives the parallel loop.
-unsafe impl Sync for Target {}
-
-impl Target {
-    fn attend(&self, tile: &Tile, [q, k, v]: [&Rows<'_>; 3], scores: &mut [f32]) {
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let (m, n, d) = (tile.queries, tile.keys, self.head_dim);
-        let scores = &mut scores[..m * n];
-        let at = |rows: &Rows<'_>, row: usize| rows.data[row * rows.stride + tile.column..].as_ptr();
-        let (no, serial) = (false, Parallelism::None);
-        #[allow(unsafe_code)]
-        // SAFETY: `scores` is m * n values. q has m rows from `query`, k n rows from `start`, each with d columns
-        // from `column` at its stride: the caller checked every shape against the segments and the heads.
-        unsafe {
-            let (q, q_stride) = (at(q, tile.query), q.stride as isize);
-            let (k, k_stride) = (at(k, tile.start), k.stride as isize);
-            let out = scores.as_mut_ptr();
-            gemm(m, n, d, out, 1, n as isize, no, q, 1, q_stride, k, k_stride, 1, 0f32, scale, no, no, no, serial);
+impl Scratch {
+    fn new(longest: usize, head_dim: usize) -> Self {
+        let padded = longest.next_multiple_of(PANEL);
+        let values = if head_dim.is_multiple_of(PANEL) { 0 } else { longest * head_dim.next_multiple_of(PANEL) };
+        Scratch {
+            scores: vec![0.0; QUERY_BLOCK.min(longest) * longest],
+            keys: vec![0.0; padded * head_dim],
+            values: vec![0.0; values],
         }
-        let mut inverse_sums = [0f32; QUERY_BLOCK];
-        exponentiate(scores, n, &mut inverse_sums[..m]);
-        #[allow(unsafe_code)]
-        // SAFETY: as above; v has n rows from `start`. The rectangle written, rows `query..query + m` and columns
-        // `column..column + d`, lies within total * width values and belongs to this tile alone.
-        unsafe {
-            let (v, v_stride) = (at(v, tile.start), v.stride as isize);
-            let out = self.out.add(tile.query * self.width + tile.column);
-            let (scores, stride) = (scores.as_ptr(), self.width as isize);
-            gemm(m, d, n, out, 1, stride, no, scores, 1, n as isize, v, 1, v_stride, 0f32, 1f32, no, no, no, serial);
-            for (i, inverse) in inverse_sums[..m].iter().enumerate() {
-                let row = std::slice::from_raw_parts_mut(out.add(i * self.width), d);
-                row.iter_mut().for_each(|x| *x *= inverse);
+    }
+
+    fn values(longest: usize, head_dim: usize) -> usize {
+        let padded = longest.next_multiple_of(PANEL);
+        QUERY_BLOCK.min(longest) * longest + padded * head_dim + longest * head_dim.next_multiple_of(PANEL)
+    }
+}
+
+/// One attention's operands, shared by its threads.
+struct Pass<'a> {
+    q: Rows<'a>,
+    k: Rows<'a>,
+    v: Rows<'a>,
+    head_dim: usize,
+    target: Target,
+}
+
+impl Pass<'_> {
+    fn attend(&self, head: &Head, scratch: &mut Scratch) {
+        let (tokens, d) = (head.tokens, self.head_dim);
+        if tokens == 0 {
+            return;
+        }
+        let scale = 1.0 / (d as f32).sqrt();
+        let tiles = Tiles::best();
+        let part = |rows: &Rows<'_>, row: usize| head.column + (head.start + row) * rows.stride;
+        for (row, key) in (0..tokens).map(|row| (row, &self.k.data[part(&self.k, row)..][..d])) {
+            WeightLayout::Panels.place(&mut scratch.keys, &[tokens, d], row * d, key);
+        }
+        let keys = Right::panels(&scratch.keys, d, tokens);
+        let values = self.values(head, &mut scratch.values);
+        for first in (0..tokens).step_by(QUERY_BLOCK) {
+            let rows = QUERY_BLOCK.min(tokens - first);
+            let queries = Left { data: &self.q.data[part(&self.q, first)..], rows, inner: d, stride: self.q.stride };
+            let scores = &mut scratch.scores[..rows * tokens];
+            let mut inverse_sums = [0f32; QUERY_BLOCK];
+            let out = self.target.at(head.start + first, head.column);
+            #[allow(unsafe_code)]
+            // SAFETY: `scores` is rows * tokens values of this thread. The rectangle written, these rows of this head's
+            // columns, lies within the result (the caller checked every shape) and belongs to this head alone.
+            unsafe {
+                multiply(tiles, queries, keys, None, Target { start: scores.as_mut_ptr(), stride: tokens });
+                exponentiate(scores, (tokens, scale), &mut inverse_sums[..rows]);
+                multiply(tiles, Left { data: scores, rows, inner: tokens, stride: tokens }, values, None, out);
+                for (row, inverse) in inverse_sums[..rows].iter().enumerate() {
+                    let row = std::slice::from_raw_parts_mut(out.at(row, 0).start, d);
+                    row.iter_mut().for_each(|x| *x *= inverse);
+                }
             }
         }
+    }
+
+    /// The head's values as the right side of a product: as they lie, or copied where a row of sixteen would reach
+    /// beyond the head.
+    fn values<'a>(&'a self, head: &Head, scratch: &'a mut [f32]) -> Right<'a> {
+        let (tokens, d, stride) = (head.tokens, self.head_dim, self.v.stride);
+        let data = &self.v.data[head.column + head.start * stride..];
+        if d.is_multiple_of(PANEL) {
+            return Right { data, inner: tokens, columns: d, panel_stride: PANEL, row_stride: stride };
+        }
+        for (row, values) in data.chunks(stride).take(tokens).enumerate() {
+            for (panel, values) in values[..d].chunks(PANEL).enumerate() {
+                scratch[(panel * tokens + row) * PANEL..][..values.len()].copy_from_slice(values);
+            }
+        }
+        Right::panels(scratch, tokens, d)
     }
 }
 
 wide! {
-    /// `e^(x − max)` of each row of `keys` scores in place, and the inverse of each row's sum.
-    fn exponentiate<FMA>(scores: &mut [f32], keys: usize, inverse_sums: &mut [f32]) {
+    /// `e^(scale (x − max))` of each row of `keys` scores in place, and the inverse of each row's sum.
+    fn exponentiate<FMA>(scores: &mut [f32], plan: (usize, f32), inverse_sums: &mut [f32]) {
+        let (keys, scale) = plan;
         for (row, inverse) in scores.chunks_exact_mut(keys).zip(inverse_sums) {
             let max = max_of(row);
             for x in row.iter_mut() {
-                *x = exp::<FMA>(*x - max);
+                *x = exp::<FMA>((*x - max) * scale);
             }
             *inverse = 1.0 / super::simd::sum_of(row, |x| x);
         }

@@ -1,5 +1,7 @@
 //! What the CPU side of every op needs: checked views of storages, and rows spread over the current pool.
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
@@ -63,6 +65,78 @@ pub(super) fn with_vector<R>(
     })
 }
 
+/// All values of a contiguous tensor, whatever its shape.
+pub(super) fn values_of<'a>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&f32::cpu_storage_as_slice(storage)?[from..to]),
+        None => bail!("{what} is not contiguous: {layout:?}"),
+    }
+}
+
+/// Room for a result that will be written whole, so that it need not be zeroed first.
+pub(super) struct Fresh {
+    values: Vec<f32>,
+    shape: (usize, usize),
+}
+
+impl Fresh {
+    /// For `[rows, columns]`.
+    pub(super) fn new(shape: (usize, usize)) -> Self {
+        Fresh { values: Vec::with_capacity(shape.0 * shape.1), shape }
+    }
+
+    /// Where it begins: there is room for all of it.
+    pub(super) fn start(&mut self) -> *mut f32 {
+        self.values.as_mut_ptr()
+    }
+
+    /// Rows that were written.
+    ///
+    /// # Safety
+    /// These rows were written.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn values(&mut self, first: usize, rows: usize) -> &mut [f32] {
+        let columns = self.shape.1;
+        assert!(first + rows <= self.shape.0);
+        // SAFETY: inside the capacity, and written, says the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_mut_ptr().add(first * columns), rows * columns) }
+    }
+
+    /// The result.
+    ///
+    /// # Safety
+    /// Every row was written.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn into_output(mut self) -> (CpuStorage, Shape) {
+        // SAFETY: the capacity is at least this, and all of it was written, says the caller.
+        unsafe { self.values.set_len(self.shape.0 * self.shape.1) };
+        output(self.values, self.shape)
+    }
+}
+
+thread_local! {
+    /// Whether the current thread has its part of a batch to itself.
+    static SERIAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with every op on the calling thread: for one of several parts of a batch that run side by side.
+pub fn serially<R>(work: impl FnOnce() -> R) -> R {
+    /// Puts back what was, also when the work panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SERIAL.set(self.0);
+        }
+    }
+    let _restore = Restore(SERIAL.replace(true));
+    work()
+}
+
+/// Threads that an op may spread over: those of the current pool, or one inside [`serially`].
+pub fn threads() -> usize {
+    if SERIAL.get() { 1 } else { rayon::current_num_threads() }
+}
+
 /// An op's result on the CPU.
 pub(super) fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(values), shape.into())
@@ -75,7 +149,7 @@ pub(super) fn for_row_blocks(values: &mut [f32], width: usize, f: impl Fn(usize,
         return;
     }
     let block = GRAIN.div_ceil(width);
-    if values.len() <= block * width || rayon::current_num_threads() == 1 {
+    if values.len() <= block * width || threads() == 1 {
         f(0, values);
     } else {
         values.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| f(i * block, rows));

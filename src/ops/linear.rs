@@ -1,10 +1,12 @@
 //! `x · weightᵀ + bias`, with what follows it applied to the product while it is at hand.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::cpu::{Rows, for_row_blocks, output, require_f32, with_rows, with_vector};
+use super::cpu::{Fresh, Rows, require_f32, threads, values_of, with_rows, with_vector};
+use super::layer_norm::{LayerNorm, normalize_rows};
+use super::matmul::{Left, Matrix, PANEL, Right, Target, Tiles, multiply};
 use super::simd::wide;
 
 /// What a linear layer ends with.
@@ -14,25 +16,25 @@ pub enum Epilogue<'a> {
     Activate(Activation),
     /// Adds a residual of the result's shape.
     Add(&'a Tensor),
+    /// Adds a residual, then normalises each row.
+    AddNorm(&'a Tensor, &'a LayerNorm),
 }
 
 /// `[rows, in] · [out, in]ᵀ + [out]`, then the epilogue: `[rows, out]`.
-///
-/// The weight stays as checkpoints store it: it is read through its strides, never transposed in memory, so that
-/// versions can share it.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epilogue: Epilogue<'_>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>, epilogue: Epilogue<'_>) -> Result<Tensor> {
     require_f32(x, "a linear layer's input")?;
-    x.apply_op2_no_bwd(weight, &Linear { bias, epilogue })
+    x.apply_op2_no_bwd(weight.panels(), &Linear { weight, bias, epilogue })
 }
 
-/// Rows up to which the product is computed column by column.
-///
-/// gemm packs one operand. Rows come out only when it packs the weight, which for few rows takes longer than the
-/// product; columns come out when it packs the input, and turning them costs little. On 384 to 3072 features,
-/// one thread: 8 rows 4.0 times as fast, 16 rows 2.6, 32 rows 1.7, 128 rows 1.1; from 256 on no gain.
-const FEW_ROWS: usize = 128;
+/// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
+const PARALLEL_WORK: usize = 4 << 20;
+/// Rows of the result that are finished while they are in the second-level cache: this many values.
+const AT_HAND: usize = 64 * 1024;
+/// With fewer rows for each thread than this, threads share the outputs instead.
+const FEW_ROWS: usize = 16;
 
 struct Linear<'a> {
+    weight: &'a Matrix,
     bias: Option<&'a Tensor>,
     epilogue: Epilogue<'a>,
 }
@@ -44,144 +46,142 @@ impl CustomOp2 for Linear<'_> {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = Rows::<f32>::of(s1, l1, "a linear layer's input")?;
-        let weight = Rows::<f32>::of(s2, l2, "a weight")?;
-        if x.width != weight.width {
-            bail!("a linear layer for {} features was given {}", weight.width, x.width);
+        let (n, k) = (self.weight.out_features(), self.weight.in_features());
+        if x.width != k {
+            bail!("a linear layer for {k} features was given {}", x.width);
         }
-        let (m, n) = (x.count, weight.count);
-        let mut out = vec![0f32; m * n];
-        if out.is_empty() {
-            return Ok(output(out, (m, n)));
-        }
-        let columns = if (2..=FEW_ROWS).contains(&m) {
-            let mut columns = vec![0f32; m * n];
-            multiply_transposed(&mut columns, &x, &weight, Order::Columns);
-            columns
-        } else {
-            multiply_transposed(&mut out, &x, &weight, Order::Rows);
-            Vec::new()
-        };
-        self.with_addends((m, n), |bias, residual| {
-            for_row_blocks(&mut out, n, |first, block| {
-                if !columns.is_empty() {
-                    turn(block, &columns, (n, m, first));
-                }
-                match (bias, residual) {
-                    (Some(bias), Some(rows)) => add_both(block, bias, &rows, first),
-                    (Some(bias), None) => add_bias(block, bias),
-                    (None, Some(rows)) => add_residual(block, &rows, first),
-                    (None, None) => {}
-                }
-                if let Epilogue::Activate(activation) = self.epilogue {
-                    activation.apply(block);
-                }
-            });
+        let right = Right::panels(values_of(s2, l2, "a weight")?, k, n);
+        let left = Left { data: x.data, rows: x.count, inner: k, stride: x.stride };
+        let mut out = Fresh::new((x.count, n));
+        self.with_addends((x.count, n), |finish| {
+            product(left, right, &finish, &mut out);
+            Ok(())
         })?;
-        Ok(output(out, (m, n)))
+        #[allow(unsafe_code)]
+        // SAFETY: `with_addends` succeeded, so `product` ran and wrote every row.
+        Ok(unsafe { out.into_output() })
     }
 }
 
 impl Linear<'_> {
-    /// Runs `f` with the bias and the residual, checked against the result's shape.
-    fn with_addends(&self, (m, n): (usize, usize), f: impl FnOnce(Option<&[f32]>, Option<Rows<'_>>)) -> Result<()> {
-        let with_residual = |bias: Option<&[f32]>| match self.epilogue {
-            Epilogue::Add(residual) => with_rows(residual, "a residual", |rows| {
+    /// Runs `f` with the bias and what follows, checked against the result's shape.
+    fn with_addends(&self, (m, n): (usize, usize), f: impl FnOnce(Finish<'_>) -> Result<()>) -> Result<()> {
+        let with_residual = |residual: &Tensor, f: &mut dyn FnMut(Rows<'_>) -> Result<()>| {
+            with_rows(residual, "a residual", |rows| {
                 if (rows.count, rows.width) != (m, n) {
                     bail!("a residual has shape {:?}, the result is [{m}, {n}]", residual.dims());
                 }
-                f(bias, Some(rows));
-                Ok(())
-            }),
-            _ => {
-                f(bias, None);
-                Ok(())
+                f(rows)
+            })
+        };
+        let mut f = Some(f);
+        let mut with_bias = |bias: Option<&[f32]>| {
+            let mut end = |finish: Finish<'_>| f.take().map_or(Ok(()), |f| f(finish));
+            match self.epilogue {
+                Epilogue::None => end(Finish { bias, then: Then::Nothing }),
+                Epilogue::Activate(by) => end(Finish { bias, then: Then::Activate(by) }),
+                Epilogue::Add(residual) => {
+                    with_residual(residual, &mut |rows| end(Finish { bias, then: Then::Add(rows) }))
+                }
+                Epilogue::AddNorm(residual, norm) => with_residual(residual, &mut |rows| {
+                    norm.with_parameters(n, |weight, shift| {
+                        let norm = Norm { weight, bias: shift, eps: norm.eps as f32 };
+                        end(Finish { bias, then: Then::AddNorm(rows, norm) })
+                    })
+                }),
             }
         };
         match self.bias {
-            Some(bias) => with_vector(bias, (n, "a bias"), |bias| with_residual(Some(bias))),
-            None => with_residual(None),
+            Some(bias) => with_vector(bias, (n, "a bias"), |bias| with_bias(Some(bias))),
+            None => with_bias(None),
         }
     }
 }
 
-/// Rows `first..` of the result from its columns, each `m` values.
-fn turn(block: &mut [f32], columns: &[f32], (n, m, first): (usize, usize, usize)) {
-    let rows = block.len() / n;
-    for (c, column) in columns.chunks_exact(m).enumerate() {
-        for (r, value) in column[first..first + rows].iter().enumerate() {
-            block[r * n + c] = *value;
+/// The bias, and what is done to rows of the product once they are whole.
+struct Finish<'a> {
+    bias: Option<&'a [f32]>,
+    then: Then<'a>,
+}
+
+enum Then<'a> {
+    Nothing,
+    Activate(Activation),
+    Add(Rows<'a>),
+    AddNorm(Rows<'a>, Norm<'a>),
+}
+
+struct Norm<'a> {
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+}
+
+impl Finish<'_> {
+    /// `block`: whole rows of the result, from `first` on.
+    fn rows(&self, block: &mut [f32], first: usize) {
+        match &self.then {
+            Then::Nothing => {}
+            Then::Activate(activation) => activation.apply(block),
+            Then::Add(residual) => add_rows(block, residual, first),
+            Then::AddNorm(residual, norm) => {
+                add_rows(block, residual, first);
+                normalize_rows(block, norm.weight, norm.bias, norm.eps);
+            }
         }
     }
 }
 
-wide! {
-    fn add_bias<_FMA>(block: &mut [f32], bias: &[f32]) {
-        for row in block.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-        }
+/// The product, by blocks of rows or of outputs, over the current pool where there is enough of it.
+fn product(left: Left<'_>, right: Right<'_>, finish: &Finish<'_>, out: &mut Fresh) {
+    let (m, n, k) = (left.rows, right.columns, left.inner);
+    if m == 0 || n == 0 {
+        return;
     }
-}
-
-wide! {
-    fn add_both<_FMA>(block: &mut [f32], bias: &[f32], rows: &Rows<'_>, first: usize) {
-        for (i, row) in block.chunks_exact_mut(bias.len()).enumerate() {
-            row.iter_mut().zip(bias).zip(rows.row(first + i)).for_each(|((x, b), r)| *x += b + r);
-        }
+    let tiles = Tiles::best();
+    let target = Target { start: out.start(), stride: n };
+    let threads = if m * n * k < PARALLEL_WORK { 1 } else { threads() };
+    if threads > 1 && m < threads * FEW_ROWS {
+        let panels = n.div_ceil(PANEL);
+        let each = panels.div_ceil(threads);
+        (0..panels.div_ceil(each)).into_par_iter().for_each(|i| {
+            let (from, to) = (i * each, panels.min((i + 1) * each));
+            let bias = finish.bias.map(|bias| &bias[from * PANEL..]);
+            #[allow(unsafe_code)]
+            // SAFETY: `out` has m rows of n values; every thread has columns of its own.
+            unsafe {
+                multiply(tiles, left, right.part(from, to), bias, target.at(0, from * PANEL));
+            }
+        });
+        #[allow(unsafe_code)]
+        // SAFETY: all panels of all rows were just written.
+        finish.rows(unsafe { out.values(0, m) }, 0);
+        return;
     }
-}
-
-fn add_residual(block: &mut [f32], rows: &Rows<'_>, first: usize) {
-    for (i, row) in block.chunks_exact_mut(rows.width).enumerate() {
-        row.iter_mut().zip(rows.row(first + i)).for_each(|(x, r)| *x += r);
-    }
-}
-
-/// How the product lies in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Rows,
-    Columns,
-}
-
-/// `out = x · weightᵀ`, over the current pool.
-fn multiply_transposed(out: &mut [f32], x: &Rows<'_>, weight: &Rows<'_>, order: Order) {
-    let (m, n, k) = (x.count, weight.count, x.width);
-    assert_eq!(out.len(), m * n);
-    let (column_stride, row_stride) = match order {
-        Order::Rows => (1, n as isize),
-        Order::Columns => (m as isize, 1),
+    let most = (AT_HAND / n).clamp(24, super::matmul::BLOCK);
+    let each = m.div_ceil(threads * m.div_ceil(threads * most));
+    let block = |i: usize| {
+        let (first, rows) = (i * each, each.min(m - i * each));
+        let data = &left.data[first * left.stride..];
+        #[allow(unsafe_code)]
+        // SAFETY: `out` has m rows of n values; every block has rows of its own, and they are whole when it is read.
+        let done = unsafe {
+            multiply(tiles, Left { data, rows, ..left }, right, finish.bias, target.at(first, 0));
+            std::slice::from_raw_parts_mut(target.at(first, 0).start, rows * n)
+        };
+        finish.rows(done, first);
     };
-    // a single thread is told so: gemm then blocks for one core
-    let parallelism = if rayon::current_num_threads() == 1 { Parallelism::None } else { Parallelism::Rayon(0) };
-    let (x, x_stride) = (x.data.as_ptr(), x.stride as isize);
-    let (w, w_stride) = (weight.data.as_ptr(), weight.stride as isize);
-    let (out, no) = (out.as_mut_ptr(), false);
-    #[allow(unsafe_code)]
-    // SAFETY: `out` is m * n values in either order; `Rows` guarantees that `x` and `weight` hold m and n rows of k
-    // adjacent values at their strides; `out` is borrowed mutably, so it overlaps neither.
-    unsafe {
-        let (x, w) = ((x, 1, x_stride), (w, w_stride, 1));
-        gemm(
-            m,
-            n,
-            k,
-            out,
-            column_stride,
-            row_stride,
-            no,
-            x.0,
-            x.1,
-            x.2,
-            w.0,
-            w.1,
-            w.2,
-            1f32,
-            1f32,
-            no,
-            no,
-            no,
-            parallelism,
-        );
+    match threads {
+        1 => (0..m.div_ceil(each)).for_each(block),
+        _ => (0..m.div_ceil(each)).into_par_iter().for_each(block),
+    }
+}
+
+wide! {
+    fn add_rows<_FMA>(block: &mut [f32], rows: &Rows<'_>, first: usize) {
+        for (i, row) in block.chunks_exact_mut(rows.width).enumerate() {
+            row.iter_mut().zip(rows.row(first + i)).for_each(|(x, r)| *x += r);
+        }
     }
 }
 
@@ -191,6 +191,10 @@ mod tests {
 
     use super::*;
     use crate::ops::testing::{assert_close, matrix, values, vector};
+
+    fn panels(rows: &Tensor) -> Matrix {
+        Matrix::from_rows(rows).unwrap()
+    }
 
     /// The definition, in f64.
     fn naive(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>) -> Vec<f64> {
@@ -218,7 +222,7 @@ mod tests {
             let (x, w) = (matrix(m, k, seed), matrix(n, k, seed ^ 1));
             let (b, r) = (with_bias.then(|| vector(n, seed ^ 2)), with_residual.then(|| matrix(m, n, seed ^ 3)));
             let epilogue = r.as_ref().map_or(Epilogue::None, Epilogue::Add);
-            let got = linear(&x, &w, b.as_ref(), epilogue).unwrap();
+            let got = linear(&x, &panels(&w), b.as_ref(), epilogue).unwrap();
             assert_close(&got, &naive(&x, &w, b.as_ref(), r.as_ref()), 1e-5);
         }
     }
@@ -226,9 +230,20 @@ mod tests {
     #[test]
     fn the_activation_comes_after_the_bias() {
         let (x, w, b) = (matrix(5, 7, 1), matrix(9, 7, 2), vector(9, 3));
-        let got = linear(&x, &w, Some(&b), Epilogue::Activate(Activation::Relu)).unwrap();
+        let got = linear(&x, &panels(&w), Some(&b), Epilogue::Activate(Activation::Relu)).unwrap();
         let want: Vec<f64> = naive(&x, &w, Some(&b), None).into_iter().map(|v| v.max(0.0)).collect();
         assert_close(&got, &want, 1e-5);
+    }
+
+    #[test]
+    fn the_norm_comes_after_the_residual() {
+        let (x, w, r) = (matrix(40, 30, 1), matrix(33, 30, 2), matrix(40, 33, 3));
+        let norm = LayerNorm { weight: vector(33, 4), bias: vector(33, 5), eps: 1e-5 };
+        let got = linear(&x, &panels(&w), None, Epilogue::AddNorm(&r, &norm)).unwrap();
+        let summed = linear(&x, &panels(&w), None, Epilogue::Add(&r)).unwrap();
+        assert_close(&got, &values(&crate::ops::layer_norm(&summed, &norm).unwrap()), 1e-6);
+        let other = LayerNorm { weight: vector(30, 4), ..norm };
+        assert!(linear(&x, &panels(&w), None, Epilogue::AddNorm(&r, &other)).is_err());
     }
 
     #[test]
@@ -236,32 +251,35 @@ mod tests {
         let wide = matrix(6, 20, 4);
         let (x, w) = (wide.narrow(1, 3, 11).unwrap(), matrix(20, 11, 5).narrow(0, 2, 8).unwrap());
         let want = naive(&x.contiguous().unwrap(), &w.contiguous().unwrap(), None, None);
-        assert_close(&linear(&x, &w, None, Epilogue::None).unwrap(), &want, 1e-5);
+        assert_close(&linear(&x, &panels(&w), None, Epilogue::None).unwrap(), &want, 1e-5);
     }
 
     #[test]
-    fn a_large_product_is_the_same_on_one_thread_and_on_several() {
-        let (x, w, b) = (matrix(130, 257, 6), matrix(300, 257, 7), vector(300, 8));
-        let on = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| linear(&x, &w, Some(&b), Epilogue::Activate(Activation::Gelu)).unwrap())
-        };
-        assert_close(&on(3), &values(&on(1)), 1e-6);
+    fn a_large_product_is_the_same_to_the_bit_on_one_thread_and_on_several() {
+        for rows in [10, 130] {
+            let (x, w, b) = (matrix(rows, 457, 6), matrix(300, 457, 7), vector(300, 8));
+            let on = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let run = || linear(&x, &panels(&w), Some(&b), Epilogue::Activate(Activation::Gelu)).unwrap();
+                values(&pool.install(run))
+            };
+            assert_eq!(on(3), on(1));
+        }
     }
 
     #[test]
     fn shapes_that_do_not_fit_are_errors() {
         let x = matrix(2, 3, 1);
-        assert!(linear(&x, &matrix(4, 5, 1), None, Epilogue::None).is_err());
-        assert!(linear(&x, &matrix(4, 3, 1), Some(&vector(5, 1)), Epilogue::None).is_err());
-        assert!(linear(&x, &matrix(4, 3, 1), None, Epilogue::Add(&matrix(1, 4, 1))).is_err());
-        assert!(linear(&x, &matrix(4, 3, 1), None, Epilogue::Add(&matrix(4, 2, 1))).is_err());
-        assert!(linear(&x.t().unwrap(), &matrix(4, 2, 1), None, Epilogue::None).is_err());
+        assert!(linear(&x, &panels(&matrix(4, 5, 1)), None, Epilogue::None).is_err());
+        assert!(linear(&x, &panels(&matrix(4, 3, 1)), Some(&vector(5, 1)), Epilogue::None).is_err());
+        assert!(linear(&x, &panels(&matrix(4, 3, 1)), None, Epilogue::Add(&matrix(1, 4, 1))).is_err());
+        assert!(linear(&x, &panels(&matrix(4, 3, 1)), None, Epilogue::Add(&matrix(4, 2, 1))).is_err());
+        assert!(linear(&x.t().unwrap(), &panels(&matrix(4, 2, 1)), None, Epilogue::None).is_err());
     }
 
     #[test]
     fn no_rows_give_no_rows() {
         let x = Tensor::zeros((0, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
-        assert_eq!(linear(&x, &matrix(4, 3, 1), None, Epilogue::None).unwrap().dims(), [0, 4]);
+        assert_eq!(linear(&x, &panels(&matrix(4, 3, 1)), None, Epilogue::None).unwrap().dims(), [0, 4]);
     }
 }

@@ -13,6 +13,7 @@ mod cpu;
 mod embed;
 mod layer_norm;
 mod linear;
+mod matmul;
 mod pool;
 mod segments;
 mod simd;
@@ -21,8 +22,10 @@ mod testing;
 
 pub use activation::Activation;
 pub use attention::{attention, attention_scratch_bytes};
+pub use cpu::{serially, threads};
 pub use embed::{TokenTables, embed_patches, embed_tokens};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Epilogue, linear};
+pub use matmul::{Matrix, PANEL, WeightLayout};
 pub use pool::{Reduce, l2_normalize, reduce};
 pub use segments::Segments;

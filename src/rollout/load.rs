@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::journal::Journal;
 use super::quiet::quietly;
 use super::survey::Inspected;
-use crate::device::{Arena, lower_thread_priority};
+use crate::device::{Arena, flush_thread_cache, lower_thread_priority};
 use crate::engine::{Engine, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults};
@@ -108,7 +108,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
                 })
             });
             // Nobody listens when the load was given up; then everything is dropped here.
-            let _ = sender.send(result.and_then(|result| result));
+            let _ = sender.send(result.and_then(|result| result).map_err(moved_out));
         }
     };
     std::thread::Builder::new()
@@ -119,6 +119,15 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
     let Built { model, entries, bytes, shared } = built;
     keep(engine, generation, entries).await?;
     Ok(Loaded { model, bytes, shared, took: began.elapsed() })
+}
+
+/// A copy of an error that was made inside an arena: it goes into the rollout's record, which outlives the arena's use,
+/// and a reservation only comes back when its arena holds nothing.
+fn moved_out(error: Error) -> Error {
+    let copy = error.clone();
+    drop(error);
+    flush_thread_cache();
+    copy
 }
 
 /// A model, and what it is made of.

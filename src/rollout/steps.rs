@@ -341,9 +341,10 @@ pub(super) async fn validate(ctx: Arc<Context>, mut candidate: Candidate, live: 
     }
 }
 
-/// Touches the shapes that traffic will bring, as background work: one input, and a batch.
+/// Touches the shapes that traffic will bring, as background work: one input, and a batch as small as batches get, since
+/// live traffic waits for each of them.
 async fn warm_engine(runner: &mut Runner, cases: &[Prepared], processor: &Processor) -> Result<(), SoftError> {
-    let mut inputs: Vec<Input> = cases.iter().flat_map(Prepared::inputs).take(4).cloned().collect();
+    let mut inputs: Vec<Input> = cases.iter().flat_map(Prepared::inputs).take(2).cloned().collect();
     if inputs.is_empty() {
         inputs.push(processor.example()?);
     }

@@ -14,8 +14,8 @@ const SHARE: f64 = 0.05;
 const QUIET: f64 = 0.05;
 /// The utilisation is averaged over about this long.
 const HORIZON: f64 = 1e9;
-/// Background time that can be saved up while clients are busy, so that pieces do not come in bursts.
-const SAVINGS: f64 = 25e6;
+/// Background time that can be saved up while clients are busy: short pieces in a burst would delay as much as a long one.
+const SAVINGS: f64 = 1e6;
 
 /// What kind of work a piece is; also its priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,6 +15,7 @@ use half::{bf16, f16};
 use super::cast::{Buffer, CastFrom, Element, bytes_mut};
 use super::{CHUNK, Index, Manifest, Progress, SourceDtype, TensorInfo, quoted};
 use crate::error::{Error, Result};
+use crate::ops::WeightLayout;
 
 /// How many tensors an error names before it only counts.
 const NAMED: usize = 8;
@@ -26,11 +27,14 @@ pub struct Wanted {
     pub shape: Vec<usize>,
     /// What it becomes, whatever its file holds.
     pub dtype: DType,
+    /// How it is arranged on its device.
+    pub layout: WeightLayout,
 }
 
 impl Wanted {
     fn bytes(&self) -> u64 {
-        let elements = self.shape.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
+        let stored = self.layout.stored(&self.shape);
+        let elements = stored.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
         elements.saturating_mul(self.dtype.size_in_bytes() as u64)
     }
 }
@@ -60,6 +64,7 @@ pub struct TensorKey {
     pub digest: String,
     pub dtype: DType,
     pub shape: Vec<usize>,
+    pub layout: WeightLayout,
 }
 
 /// The tensors of one version, until its model takes them.
@@ -154,7 +159,8 @@ pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -
 pub fn key_of(wanted: &Wanted, index: &Index, manifest: &Manifest) -> Result<TensorKey> {
     let info = find(wanted, index)?;
     let digest = digest_of(info, index, manifest)?;
-    Ok(TensorKey { digest: format!("{}:{digest}", info.dtype), dtype: wanted.dtype, shape: wanted.shape.clone() })
+    let (dtype, shape, layout) = (wanted.dtype, wanted.shape.clone(), wanted.layout);
+    Ok(TensorKey { digest: format!("{}:{digest}", info.dtype), dtype, shape, layout })
 }
 
 /// Reads the wanted tensors, but for those in `resident`, and puts them on `device`.
@@ -185,7 +191,8 @@ pub fn load(
             weights.tensors.insert(want.name.clone(), tensor.clone());
         } else {
             let info = find(want, index)?;
-            let read = Read { info, dtype: want.dtype, digest: digest_of(info, index, manifest)?, names: Vec::new() };
+            let digest = digest_of(info, index, manifest)?;
+            let read = Read { info, dtype: want.dtype, layout: want.layout, digest, names: Vec::new() };
             // Tensors with equal bytes (tied weights that were saved twice) are read once.
             reads.entry(key).or_insert(read).names.push(want.name.clone());
         }
@@ -224,7 +231,8 @@ fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Re
 }
 
 fn same_kind(tensor: &Tensor, key: &TensorKey, device: &Device) -> Result<()> {
-    let fits = tensor.dtype() == key.dtype && tensor.dims() == key.shape && tensor.device().same_device(device);
+    let shape = key.layout.stored(&key.shape);
+    let fits = tensor.dtype() == key.dtype && tensor.dims() == shape && tensor.device().same_device(device);
     if fits { Ok(()) } else { Err(Error::internal("a resident tensor is not what its key says")) }
 }
 
@@ -232,6 +240,7 @@ fn same_kind(tensor: &Tensor, key: &TensorKey, device: &Device) -> Result<()> {
 struct Read<'a> {
     info: &'a TensorInfo,
     dtype: DType,
+    layout: WeightLayout,
     digest: &'a str,
     names: Vec<String>,
 }
@@ -302,33 +311,58 @@ impl Reader<'_> {
         how(self, read)
     }
 
-    /// The file's own format is the wanted one: bytes go to where they stay.
+    /// The file's own format is the wanted one: where rows stay rows, bytes go to where they stay.
     fn same<T: Element>(&mut self, read: &Read<'_>) -> Result<Tensor> {
         let mut values = reserve::<T>(read)?;
         let mut seen = Seen::nothing();
-        while values.len() < read.elements() {
-            let at = values.len();
-            let end = read.elements().min(at + CHUNK / size_of::<T>());
-            values.resize(end, T::default());
-            let piece = &mut values[at..];
-            self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), &mut seen.hasher)?;
-            seen.finite &= T::all_finite(piece);
+        match read.layout {
+            WeightLayout::Rows => {
+                while values.len() < read.elements() {
+                    let at = values.len();
+                    let end = read.elements().min(at + CHUNK / size_of::<T>());
+                    values.resize(end, T::default());
+                    let piece = &mut values[at..];
+                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), &mut seen.hasher)?;
+                    seen.finite &= T::all_finite(piece);
+                }
+            }
+            WeightLayout::Panels => {
+                values.resize(values.capacity(), T::default());
+                let mut at = 0;
+                while at < read.elements() {
+                    let piece = self.buffer.numbers::<T>(read.elements() - at);
+                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), &mut seen.hasher)?;
+                    seen.finite &= T::all_finite(piece);
+                    read.layout.place(&mut values, &read.info.shape, at, piece);
+                    at += piece.len();
+                }
+            }
         }
         self.finish(read, values, &seen)
     }
 
-    /// Through the buffer into the wanted format.
+    /// Through the buffer into the wanted format, and through another where it is arranged anew.
     fn cast<S: Element, T: CastFrom<S>>(&mut self, read: &Read<'_>) -> Result<Tensor> {
         let mut values = reserve::<T>(read)?;
+        values.resize(values.capacity(), T::default());
+        let mut turned = match read.layout {
+            WeightLayout::Rows => Vec::new(),
+            WeightLayout::Panels => vec![T::default(); read.elements().min(CHUNK / size_of::<S>())],
+        };
         let mut seen = Seen::nothing();
-        while values.len() < read.elements() {
-            let at = values.len();
+        let mut at = 0;
+        while at < read.elements() {
             let piece = self.buffer.numbers::<S>(read.elements() - at);
+            let end = at + piece.len();
             self.source.fill(read, at * size_of::<S>(), bytes_mut(piece), &mut seen.hasher)?;
-            values.resize(at + piece.len(), T::default());
-            T::cast(piece, &mut values[at..]);
             seen.finite &= S::all_finite(piece);
-            seen.fits &= T::all_finite(&values[at..]);
+            let target = if turned.is_empty() { &mut values[at..end] } else { &mut turned[..piece.len()] };
+            T::cast(piece, target);
+            seen.fits &= T::all_finite(target);
+            if read.layout == WeightLayout::Panels {
+                read.layout.place(&mut values, &read.info.shape, at, &turned[..end - at]);
+            }
+            at = end;
         }
         self.finish(read, values, &seen)
     }
@@ -347,16 +381,17 @@ impl Reader<'_> {
             let reason = format!("tensor {name} holds values that are too large for {}", read.dtype.as_str());
             return Err(self.source.refused(read, reason));
         }
-        Tensor::from_vec(values, read.info.shape.as_slice(), self.device)
+        Tensor::from_vec(values, read.layout.stored(&read.info.shape), self.device)
             .map_err(|error| Error::internal(format!("tensor {name} could not be put on its device: {error}")))
     }
 }
 
-/// Room for a whole tensor, without dying where there is none.
+/// Room for a whole tensor as it is stored, without dying where there is none.
 fn reserve<T>(read: &Read<'_>) -> Result<Vec<T>> {
     let mut values = Vec::new();
-    values.try_reserve_exact(read.elements()).map_err(|_| {
-        let bytes = (read.elements() as u64).saturating_mul(size_of::<T>() as u64);
+    let elements: usize = read.layout.stored(&read.info.shape).iter().product();
+    values.try_reserve_exact(elements).map_err(|_| {
+        let bytes = (elements as u64).saturating_mul(size_of::<T>() as u64);
         let sum =
             format!("tensor {} takes {bytes} bytes of host memory, which the system refused", quoted(&read.info.name));
         Error::NoRoom { sum, details: serde_json::json!({ "tensor": read.info.name, "bytes": bytes }) }

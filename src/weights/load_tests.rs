@@ -8,7 +8,7 @@ use super::*;
 const CPU: Device = Device::Cpu;
 
 fn want(name: &str, shape: &[usize], dtype: DType) -> Wanted {
-    Wanted { name: name.to_owned(), shape: shape.to_vec(), dtype }
+    Wanted { name: name.to_owned(), shape: shape.to_vec(), dtype, layout: WeightLayout::Rows }
 }
 
 fn load_all(folder: &Folder, wanted: &[Wanted]) -> Result<Weights> {
@@ -196,7 +196,8 @@ fn cancelling_stops_between_chunks() {
     let progress = Progress::new();
     let mut source = Source { index: &index, progress: &progress, open: None };
     let info = index.get("large").unwrap();
-    let read = Read { info, dtype: DType::F32, digest: &manifest.tensors["large"], names: vec![] };
+    let layout = WeightLayout::Rows;
+    let read = Read { info, dtype: DType::F32, layout, digest: &manifest.tensors["large"], names: vec![] };
     let mut piece = vec![0; CHUNK];
     source.fill(&read, 0, &mut piece, &mut blake3::Hasher::new()).unwrap();
     progress.cancel();

@@ -6,6 +6,7 @@
 pub(crate) mod http;
 pub(crate) mod inputs;
 pub(crate) mod minilm;
+pub(crate) mod tensors;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,9 +22,6 @@ pub(crate) use http::{Answer, Client, Events};
 
 /// Longer than anything takes on a busy machine; only a defect waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What other threads' allocator caches may keep of freed memory for a while. Less than the smallest model here.
-pub(crate) const CRUMBS: u64 = 32 << 10;
 
 /// The digits model for tests: a window that ends when a test says so, and no verdict on timings of tiny models.
 pub(crate) const DIGITS: &str = r#"

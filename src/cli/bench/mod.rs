@@ -4,6 +4,7 @@
 //! [`load`] makes the requests and records them; [`audit`] and [`report`] judge the record and are pure.
 
 mod audit;
+mod capacity;
 mod check;
 mod driver;
 mod images;

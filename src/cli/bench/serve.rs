@@ -57,7 +57,7 @@ pub(super) struct Level {
     seconds: f64,
     /// Successful answers a second.
     pub(super) throughput: f64,
-    summary: Summary,
+    pub(super) summary: Summary,
     lag_p99_ms: f64,
     generator_cpu: Option<f64>,
     versions: Vec<String>,

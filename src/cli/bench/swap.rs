@@ -13,9 +13,8 @@ use super::super::output::{Failure, note};
 use super::driver::Driver;
 use super::load::{Load, Pace, Target};
 use super::machine::OwnCost;
-use super::serve::{Extent, measure};
 use super::swap_report::{Analysis, Run};
-use super::{Subject, parse_clients, parse_rate, svg, write_file, write_json};
+use super::{Subject, capacity, parse_clients, parse_rate, svg, write_file, write_json};
 use crate::repository::duration;
 
 /// How often to look whether enough requests were made.
@@ -40,13 +39,13 @@ pub struct SwapBench {
     /// Quiet time between one rollout and the next
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = duration::parse)]
     pub pause: Duration,
-    /// Requests a second [default: --load of what a closed loop reaches]
+    /// Requests a second [default: --load of the measured capacity]
     #[arg(long, value_name = "R", conflicts_with = "load", value_parser = parse_rate)]
     pub rate: Option<f64>,
     /// Share of the measured capacity to load the server with
     #[arg(long, value_name = "PERCENT", default_value = "60%", value_parser = parse_share)]
     pub load: f64,
-    /// Clients of the closed loop that measures the capacity
+    /// Clients of the closed loop with which measuring the capacity begins
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_clients)]
     pub clients: usize,
     /// At most so many requests at once
@@ -159,20 +158,9 @@ async fn slowest(args: &SwapBench, driver: &Driver<'_>, target: &Arc<Target>) ->
     // The first one last, so that it is live when the steady phase begins.
     for version in args.versions.0.iter().rev() {
         driver.make_live(version).await?;
-        least = least.min(probe(args, target.clone()).await?);
+        least = least.min(capacity::of(target, args.clients, args.connections).await?);
     }
     Ok(least)
-}
-
-/// What the server can do, from a closed loop.
-async fn probe(args: &SwapBench, target: Arc<Target>) -> Result<f64, Failure> {
-    note(&format!("measuring capacity with {} clients", args.clients));
-    let extent = Extent { warmup: args.warmup, duration: Duration::from_secs(5), requests: None };
-    let level = measure(target, Pace::Closed { clients: args.clients }, extent).await?;
-    if level.throughput <= 0.0 {
-        return Err(Failure::Failed("the server answered no request successfully; nothing to measure".to_owned()));
-    }
-    Ok(level.throughput)
 }
 
 #[cfg(test)]

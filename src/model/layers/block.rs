@@ -89,19 +89,17 @@ impl Block {
         match self.order {
             NormOrder::Post => {
                 let context = self.attend(&x, segments)?;
-                let summed = self.attention_output.forward_added(&context, &x)?;
+                let attended = self.attention_output.forward_added_and_normed(&context, &x, &self.attention_norm)?;
                 drop((x, context));
-                let x = layer_norm(&summed, &self.attention_norm)?;
-                drop(summed);
-                let summed = self.feed_forward(&x, &x)?;
-                drop(x);
-                layer_norm(&summed, &self.feed_forward_norm)
+                let up = self.up.forward_activated(&attended, self.activation)?;
+                self.down.forward_added_and_normed(&up, &attended, &self.feed_forward_norm)
             }
             NormOrder::Pre => {
                 let context = self.attend(&layer_norm(&x, &self.attention_norm)?, segments)?;
                 let summed = self.attention_output.forward_added(&context, &x)?;
                 drop((x, context));
-                self.feed_forward(&layer_norm(&summed, &self.feed_forward_norm)?, &summed)
+                let up = self.up.forward_activated(&layer_norm(&summed, &self.feed_forward_norm)?, self.activation)?;
+                self.down.forward_added(&up, &summed)
             }
         }
     }
@@ -109,9 +107,5 @@ impl Block {
     fn attend(&self, x: &Tensor, segments: &Segments) -> Result<Tensor> {
         let [q, k, v] = [self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?];
         attention(&q, &k, &v, (segments, self.heads))
-    }
-
-    fn feed_forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.down.forward_added(&self.up.forward_activated(x, self.activation)?, residual)
     }
 }

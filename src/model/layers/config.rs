@@ -49,26 +49,28 @@ impl Encoder {
         })
     }
 
+    /// Multiply-adds of the linear layers for one token.
+    pub(in crate::model) fn work_per_token(&self) -> usize {
+        self.layers * (4 * self.hidden * self.hidden + 2 * self.hidden * self.intermediate)
+    }
+
     /// Bytes that a pass takes beside the weights, at most, when no input is longer than `longest` tokens and the
     /// layers before the blocks hold `first` values a token.
     ///
-    /// The live tensors at the widest point, f32, with what matrix products pack of their input and what attention
-    /// scores take on each thread. `tests/model_memory.rs` holds it against what is really allocated.
+    /// The live tensors at the widest point, f32, and what attention takes on each thread. `tests/model_memory.rs` holds
+    /// it against what is really allocated.
     pub(in crate::model) fn workspace(&self, order: NormOrder, longest: usize, first: usize) -> u64 {
         let (hidden, intermediate) = (self.hidden, self.intermediate);
         let live = match order {
-            // x, q, k, v, context; or x, up, down
+            // x, q, k, v, context, or x, context, attended; or attended, up, down
             NormOrder::Post => (5 * hidden).max(2 * hidden + intermediate),
             // x, norm(x), q, k, v, context; or x, norm(x), up, down
             NormOrder::Pre => (6 * hidden).max(3 * hidden + intermediate),
         };
-        // gemm packs its input in slices of its inner dimension, at most this many values wide
-        let packed = hidden.max(intermediate).max(first).min(1024);
-        let values = (live.max(first) + packed) as u64 * TOKENS_PER_PASS.max(longest) as u64;
+        let values = live.max(first) as u64 * TOKENS_PER_PASS.max(longest) as u64;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        // gemm keeps a slab of a second-level cache's size on each thread
-        const SLAB: u64 = 4 * 1024 * 1024;
-        values * size_of::<f32>() as u64 + attention_scratch_bytes(longest, threads) + SLAB * threads as u64
+        let scratch = attention_scratch_bytes((longest, hidden / self.heads), threads);
+        values * size_of::<f32>() as u64 + scratch
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::model::checkpoint::Checkpoint;
-use crate::ops::{Activation, Epilogue, linear};
+use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, linear};
 
 /// Which side of a checkpoint a name is on: only the base model's may carry its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +16,7 @@ pub(in crate::model) enum Part {
 /// `x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
 pub(in crate::model) struct Linear {
-    /// `[out, in]`, as stored
-    weight: Tensor,
+    weight: Matrix,
     /// `[out]`
     bias: Option<Tensor>,
 }
@@ -30,7 +29,11 @@ impl Linear {
         (from, to): (usize, usize),
     ) -> Result<Self> {
         let mut layer = Self::load_without_bias(checkpoint, (part, name), (from, to))?;
-        layer.bias = Some(get(checkpoint, (part, &format!("{name}.bias")), &[to])?);
+        let name = format!("{name}.bias");
+        layer.bias = Some(match part {
+            Part::Base => checkpoint.base(&name, &[to])?,
+            Part::Head => checkpoint.head(&name, &[to])?,
+        });
         Ok(layer)
     }
 
@@ -39,7 +42,12 @@ impl Linear {
         (part, name): (Part, &str),
         (from, to): (usize, usize),
     ) -> Result<Self> {
-        Ok(Linear { weight: get(checkpoint, (part, &format!("{name}.weight")), &[to, from])?, bias: None })
+        let (name, shape) = (format!("{name}.weight"), [to, from]);
+        let weight = match part {
+            Part::Base => checkpoint.base_matrix(&name, &shape)?,
+            Part::Head => checkpoint.head_matrix(&name, &shape)?,
+        };
+        Ok(Linear { weight, bias: None })
     }
 
     pub(in crate::model) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
@@ -54,11 +62,14 @@ impl Linear {
     pub(in crate::model) fn forward_added(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref(), Epilogue::Add(residual))
     }
-}
 
-fn get(checkpoint: &mut Checkpoint<'_>, (part, name): (Part, &str), shape: &[usize]) -> Result<Tensor> {
-    match part {
-        Part::Base => checkpoint.base(name, shape),
-        Part::Head => checkpoint.head(name, shape),
+    /// `norm(residual + forward(x))`
+    pub(in crate::model) fn forward_added_and_normed(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        norm: &LayerNorm,
+    ) -> candle_core::Result<Tensor> {
+        linear(x, &self.weight, self.bias.as_ref(), Epilogue::AddNorm(residual, norm))
     }
 }

@@ -26,6 +26,8 @@ use crate::value::Output;
 const INVARIANCE_INPUTS: usize = 8;
 /// Two medians that are this close are the same, whatever their ratio.
 const LATENCY_FLOOR_MS: f64 = 0.25;
+/// After so many rounds that all say the same, no more are run: a coin would do that once in sixteen times.
+const ENOUGH_ROUNDS: usize = 5;
 
 /// The stored cases of a model and of one of its versions.
 #[derive(Debug, Clone, Default)]
@@ -260,7 +262,8 @@ fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 
 /// Forward passes of the candidate and of the live version in turn, on the same inputs; their medians compared.
 ///
-/// Both run as background work, so that live traffic goes first and neither is measured while it waits.
+/// Both run as background work, so that live traffic goes first and neither is measured while it waits. Each takes the
+/// engine from live traffic for a moment, so there are no more than it takes to be sure.
 pub(super) async fn latency(
     candidate: &mut Runner,
     live: &mut Runner,
@@ -276,6 +279,9 @@ pub(super) async fn latency(
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     // One round more, whose first touches are not counted.
     for round in 0..=rules.latency_rounds {
+        if agreed(&ours, &theirs, rules.max_latency_ratio) {
+            break;
+        }
         let (input, same) = &pairs[round % pairs.len()];
         let blue = live.run(vec![same.clone()]).await?;
         match (candidate.run(vec![input.clone()]).await?, blue) {
@@ -295,9 +301,9 @@ pub(super) async fn latency(
             }
         }
     }
-    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+    let (ours, theirs) = (median(&ours), median(&theirs));
     let ratio = ours / theirs.max(1e-6);
-    let passed = ratio <= rules.max_latency_ratio || ours - theirs <= LATENCY_FLOOR_MS;
+    let passed = within(ours, theirs, rules.max_latency_ratio);
     let message = format!("median forward pass {ours:.2} ms, the live version's {theirs:.2} ms");
     findings.add("latency-ratio", None, Verdict { passed, measure: ratio, limit: rules.max_latency_ratio, message });
     Ok(findings)
@@ -310,7 +316,20 @@ fn pairs(cases: &[Prepared], live: &Generation) -> Vec<(Input, Input)> {
     both.filter_map(|(ours, raw)| Some((ours.clone(), live.processor.prepare(raw, &options).ok()?))).take(32).collect()
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// Whether milliseconds of the candidate are near enough to those of the live version.
+fn within(ours: f64, theirs: f64, limit: f64) -> bool {
+    ours <= limit * theirs || ours - theirs <= LATENCY_FLOOR_MS
+}
+
+/// Whether the rounds so far are enough and leave no doubt: all of them within the limit, or none.
+fn agreed(ours: &[f64], theirs: &[f64], limit: f64) -> bool {
+    let theirs = median(theirs);
+    let inside = ours.iter().filter(|&&ours| within(ours, theirs, limit)).count();
+    ours.len() >= ENOUGH_ROUNDS && (inside == 0 || inside == ours.len())
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
@@ -344,6 +363,17 @@ mod tests {
         findings.fault("golden", Some("x"), &Error::NonFinite { version: "m@v".into() });
         forgive(&mut findings, 9, 10, 0.5);
         assert_eq!(findings.failed(), 1);
+    }
+
+    #[test]
+    fn rounds_end_when_they_agree_and_go_on_while_they_do_not() {
+        let theirs = [10.0; 8];
+        assert!(!agreed(&[11.0; 4], &theirs[..4], 1.5), "too few");
+        assert!(agreed(&[11.0; 5], &theirs[..5], 1.5), "all within the limit");
+        assert!(agreed(&[30.0; 5], &theirs[..5], 1.5), "all beyond it");
+        assert!(!agreed(&[11.0, 12.0, 16.0, 11.0, 11.0], &theirs[..5], 1.5), "one beyond it");
+        // A fifth of a millisecond is nothing, whatever the ratio.
+        assert!(within(0.3, 0.1, 1.5) && !within(0.6, 0.1, 1.5));
     }
 
     #[test]

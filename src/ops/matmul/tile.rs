@@ -1,0 +1,377 @@
+//! The innermost loops, for each instruction set, and the loops round them.
+//!
+//! A tile is `ROWS × (16 · PANELS)` sums in registers. One step of the inner dimension loads a row of each panel and
+//! broadcasts one value of each row of the left side. Few rows take several panels, so that there are always sums
+//! enough in flight to hide a multiply-add's latency.
+
+#![allow(unsafe_code)]
+
+use super::{BLOCK, Left, PANEL, Right, Target, slices};
+
+/// An instruction set that this processor was found to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Tiles {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Tiles {
+    /// The best that this processor has.
+    pub(in crate::ops) fn best() -> Tiles {
+        Tiles::all().last().unwrap_or(Tiles::Portable)
+    }
+
+    /// Every one that this processor has, the best last.
+    pub(in crate::ops) fn all() -> impl Iterator<Item = Tiles> {
+        let portable = [Tiles::Portable].into_iter();
+        #[cfg(target_arch = "x86_64")]
+        let wide = {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+            portable.chain(avx2.then_some(Tiles::Avx2)).chain(avx512.then_some(Tiles::Avx512))
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let wide = portable;
+        wide
+    }
+
+    /// See [`super::multiply`], which checked the operands.
+    ///
+    /// # Safety
+    /// The operands hold what their sizes and strides say, and the target is the caller's alone.
+    pub(super) unsafe fn multiply(self, left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+        match self {
+            // SAFETY: handed on.
+            Tiles::Portable => unsafe { blocks::<Portable>(left, right, bias, target) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the value was made by `all`, which found AVX2 and FMA; the rest is handed on.
+            Tiles::Avx2 => unsafe { x86::avx2(left, right, bias, target) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the value was made by `all`, which found AVX-512F; the rest is handed on.
+            Tiles::Avx512 => unsafe { x86::avx512(left, right, bias, target) },
+        }
+    }
+}
+
+/// One tile's operands.
+#[derive(Clone, Copy)]
+struct Operands {
+    /// Steps of the inner dimension.
+    inner: usize,
+    /// `[ROWS, inner]` at `a_stride`
+    a: *const f32,
+    a_stride: usize,
+    /// `[inner, 16]` at `b_stride`, and the next panel at `panel_stride`
+    b: *const f32,
+    b_stride: usize,
+    panel_stride: usize,
+    /// `[ROWS, 16 · PANELS]` at `c_stride`
+    c: *mut f32,
+    c_stride: usize,
+    /// What the sums begin with: sixteen values for each panel, or null to go on from `c`.
+    start: *const f32,
+}
+
+/// What an instruction set must have.
+trait Isa {
+    /// Rows of the tallest tile.
+    const ROWS: usize;
+
+    /// Has lines `from..to` of the next panel brought nearer; there need not be one.
+    #[inline(always)]
+    fn fetch(_operands: Operands, _from: usize, _to: usize) {}
+
+    /// `c = start + a · b`, for so many rows and panels.
+    unsafe fn tile<const ROWS: usize, const PANELS: usize>(operands: Operands);
+}
+
+/// Zeroes to begin with where there is no bias: as many as the widest tile has columns.
+const NOTHING: [f32; 4 * PANEL] = [0.0; 4 * PANEL];
+
+#[inline(always)]
+unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+    let full = right.columns / PANEL;
+    for top in (0..left.rows).step_by(BLOCK) {
+        let rows = BLOCK.min(left.rows - top);
+        for (from, inner) in slices(left.inner) {
+            let mut panel = 0;
+            while panel < right.columns.div_ceil(PANEL) {
+                let column = panel * PANEL;
+                let operands = Operands {
+                    inner,
+                    // SAFETY: `top` and `from` are inside the left side, `panel` and `from` inside the right, `top` and
+                    // `column` inside the target.
+                    a: unsafe { left.data.as_ptr().add(top * left.stride + from) },
+                    a_stride: left.stride,
+                    b: unsafe { right.data.as_ptr().add(panel * right.panel_stride + from * right.row_stride) },
+                    b_stride: right.row_stride,
+                    panel_stride: right.panel_stride,
+                    c: unsafe { target.start.add(top * target.stride + column) },
+                    c_stride: target.stride,
+                    start: std::ptr::null(),
+                };
+                let bias = if from == 0 { Some(bias.map_or(&NOTHING[..], |bias| &bias[column..])) } else { None };
+                // SAFETY: handed on; `full - panel` whole panels lie before the end of both sides.
+                panel +=
+                    unsafe { strip::<I>(operands, rows, full.saturating_sub(panel), right.columns - column, bias) };
+            }
+        }
+    }
+}
+
+/// `rows` rows of the next panel, or of several when there are few rows; how many panels that were.
+#[inline(always)]
+unsafe fn strip<I: Isa>(operands: Operands, rows: usize, whole: usize, columns: usize, bias: Option<&[f32]>) -> usize {
+    if whole == 0 {
+        // SAFETY: handed on.
+        unsafe { ragged::<I>(operands, rows, columns, bias) };
+        return 1;
+    }
+    let mut operands = operands;
+    if let Some(bias) = bias {
+        operands.start = bias.as_ptr();
+    }
+    // SAFETY: as many rows and whole panels as there are, and as many values of the bias (or zeroes).
+    unsafe {
+        match rows {
+            1 if whole >= 4 => {
+                I::tile::<1, 4>(operands);
+                return 4;
+            }
+            1 | 2 if whole >= 2 => {
+                if rows == 1 {
+                    I::tile::<1, 2>(operands)
+                } else {
+                    I::tile::<2, 2>(operands)
+                }
+                return 2;
+            }
+            3 if whole >= 2 => {
+                I::tile::<3, 2>(operands);
+                return 2;
+            }
+            _ => column_of_tiles::<I>(operands, rows),
+        }
+    }
+    1
+}
+
+/// One panel's tiles from top to bottom, as equal in height as they can be.
+#[inline(always)]
+unsafe fn column_of_tiles<I: Isa>(mut operands: Operands, rows: usize) {
+    let count = rows.div_ceil(I::ROWS);
+    let (height, taller) = (rows / count, rows % count);
+    for tile in 0..count {
+        let rows = height + usize::from(tile < taller);
+        I::fetch(operands, tile * operands.inner / count, (tile + 1) * operands.inner / count);
+        // SAFETY: tiles follow one another inside the rows.
+        unsafe {
+            match rows {
+                1 => I::tile::<1, 1>(operands),
+                2 => I::tile::<2, 1>(operands),
+                3 => I::tile::<3, 1>(operands),
+                4 => I::tile::<4, 1>(operands),
+                5 => I::tile::<5, 1>(operands),
+                6 => I::tile::<6, 1>(operands),
+                7 => I::tile::<7, 1>(operands),
+                8 => I::tile::<8, 1>(operands),
+                9 => I::tile::<9, 1>(operands),
+                10 => I::tile::<10, 1>(operands),
+                11 => I::tile::<11, 1>(operands),
+                _ => I::tile::<12, 1>(operands),
+            }
+            operands.a = operands.a.add(rows * operands.a_stride);
+            operands.c = operands.c.add(rows * operands.c_stride);
+        }
+    }
+}
+
+/// The last panel where it is not full: through a strip of its own, of which the columns that exist are copied.
+#[inline(always)]
+unsafe fn ragged<I: Isa>(operands: Operands, rows: usize, columns: usize, bias: Option<&[f32]>) {
+    let mut strip = [0f32; BLOCK * PANEL];
+    let mut start = [0f32; PANEL];
+    let mut inside = Operands { c: strip.as_mut_ptr(), c_stride: PANEL, ..operands };
+    match bias {
+        Some(bias) => {
+            start[..columns].copy_from_slice(&bias[..columns]);
+            inside.start = start.as_ptr();
+        }
+        None => {
+            for (row, strip) in strip.chunks_exact_mut(PANEL).take(rows).enumerate() {
+                // SAFETY: `columns` values of a row of the target.
+                let so_far = unsafe { std::slice::from_raw_parts(operands.c.add(row * operands.c_stride), columns) };
+                strip[..columns].copy_from_slice(so_far);
+            }
+        }
+    }
+    // SAFETY: the strip has room for a block's rows of a whole panel.
+    unsafe { column_of_tiles::<I>(inside, rows) };
+    for (row, strip) in strip.chunks_exact(PANEL).take(rows).enumerate() {
+        // SAFETY: as above, and nobody else's.
+        let out = unsafe { std::slice::from_raw_parts_mut(operands.c.add(row * operands.c_stride), columns) };
+        out.copy_from_slice(&strip[..columns]);
+    }
+}
+
+/// For processors without wide registers, or with those that the compiler uses by itself (NEON).
+struct Portable;
+
+impl Isa for Portable {
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
+        const FMA: bool = cfg!(target_feature = "fma") || cfg!(target_arch = "aarch64");
+        // SAFETY: the caller's: rows, panels and steps are inside the operands.
+        unsafe {
+            for panel in 0..PANELS {
+                let mut sums = [[0f32; PANEL]; ROWS];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let from = match o.start.is_null() {
+                        true => o.c.add(row * o.c_stride + panel * PANEL).cast_const(),
+                        false => o.start.add(panel * PANEL),
+                    };
+                    *sums = from.cast::<[f32; PANEL]>().read_unaligned();
+                }
+                let b = o.b.add(panel * o.panel_stride);
+                for step in 0..o.inner {
+                    let b = b.add(step * o.b_stride).cast::<[f32; PANEL]>().read_unaligned();
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let a = *o.a.add(row * o.a_stride + step);
+                        sums.iter_mut().zip(b).for_each(|(sum, b)| *sum = super::super::simd::madd::<FMA>(a, b, *sum));
+                    }
+                }
+                for (row, sums) in sums.iter().enumerate() {
+                    o.c.add(row * o.c_stride + panel * PANEL).cast::<[f32; PANEL]>().write_unaligned(*sums);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Isa, Left, Operands, PANEL, Right, Target, blocks};
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+        // SAFETY: handed on.
+        unsafe { blocks::<Avx2>(left, right, bias, target) }
+    }
+
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) unsafe fn avx512(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+        // SAFETY: handed on.
+        unsafe { blocks::<Avx512>(left, right, bias, target) }
+    }
+
+    /// Sixteen registers: twelve sums, two of a panel, one broadcast.
+    struct Avx2;
+
+    /// Into the second-level cache: the first is full of the panel that is being used.
+    #[inline(always)]
+    fn fetch(o: Operands, from: usize, to: usize) {
+        let next = o.b.wrapping_add(o.panel_stride);
+        for line in from..to {
+            // SAFETY: a prefetch is a hint; it may be given any address and never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * o.b_stride).cast()) };
+        }
+    }
+
+    impl Isa for Avx2 {
+        const ROWS: usize = 6;
+
+        #[inline(always)]
+        fn fetch(operands: Operands, from: usize, to: usize) {
+            fetch(operands, from, to);
+        }
+
+        #[inline(always)]
+        unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
+            // SAFETY: the caller's: rows, panels and steps are inside the operands; the caller runs with AVX2 and FMA.
+            unsafe {
+                let mut sums = [[[_mm256_setzero_ps(); 2]; PANELS]; ROWS];
+                for row in 0..ROWS {
+                    for panel in 0..PANELS {
+                        let from = match o.start.is_null() {
+                            true => o.c.add(row * o.c_stride + panel * PANEL).cast_const(),
+                            false => o.start.add(panel * PANEL),
+                        };
+                        sums[row][panel] = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
+                    }
+                }
+                let mut b = o.b;
+                for step in 0..o.inner {
+                    for panel in 0..PANELS {
+                        let at = b.add(panel * o.panel_stride);
+                        let (low, high) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
+                        for row in 0..ROWS {
+                            let a = _mm256_broadcast_ss(&*o.a.add(row * o.a_stride + step));
+                            let [first, second] = sums[row][panel];
+                            sums[row][panel] = [_mm256_fmadd_ps(a, low, first), _mm256_fmadd_ps(a, high, second)];
+                        }
+                    }
+                    b = b.add(o.b_stride);
+                }
+                for row in 0..ROWS {
+                    for panel in 0..PANELS {
+                        let to = o.c.add(row * o.c_stride + panel * PANEL);
+                        _mm256_storeu_ps(to, sums[row][panel][0]);
+                        _mm256_storeu_ps(to.add(8), sums[row][panel][1]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Thirty-two registers: up to twelve sums are enough to keep two multiply-adds a cycle in flight.
+    struct Avx512;
+
+    impl Isa for Avx512 {
+        const ROWS: usize = 12;
+
+        #[inline(always)]
+        fn fetch(operands: Operands, from: usize, to: usize) {
+            fetch(operands, from, to);
+        }
+
+        #[inline(always)]
+        unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
+            // SAFETY: the caller's: rows, panels and steps are inside the operands; the caller runs with AVX-512F.
+            unsafe {
+                let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
+                for row in 0..ROWS {
+                    for panel in 0..PANELS {
+                        let from = match o.start.is_null() {
+                            true => o.c.add(row * o.c_stride + panel * PANEL).cast_const(),
+                            false => o.start.add(panel * PANEL),
+                        };
+                        sums[row][panel] = _mm512_loadu_ps(from);
+                    }
+                }
+                let mut b = o.b;
+                for step in 0..o.inner {
+                    for panel in 0..PANELS {
+                        let line = _mm512_loadu_ps(b.add(panel * o.panel_stride));
+                        for row in 0..ROWS {
+                            let a = _mm512_set1_ps(*o.a.add(row * o.a_stride + step));
+                            sums[row][panel] = _mm512_fmadd_ps(a, line, sums[row][panel]);
+                        }
+                    }
+                    b = b.add(o.b_stride);
+                }
+                for row in 0..ROWS {
+                    for panel in 0..PANELS {
+                        _mm512_storeu_ps(o.c.add(row * o.c_stride + panel * PANEL), sums[row][panel]);
+                    }
+                }
+            }
+        }
+    }
+}

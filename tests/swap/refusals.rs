@@ -1,0 +1,70 @@
+//! What is not switched to, and how that is told.
+
+use serde_json::json;
+
+use super::assert_back;
+use super::common::inputs::digit;
+use super::common::{Site, fixture};
+
+pub(super) const TEXT: &str =
+    "task = 'embed'\nlive = 'mean'\n[gate]\nmax_latency_ratio = 1000\n[observe]\nwindow = '1h'\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gate_refuses_a_broken_version_with_every_case_and_blue_stays() {
+    let site = Site::digits();
+    let server = site.start().await;
+    let before = server.reserved().await;
+    let refused = server.promote("v3", json!({})).await.expect(422);
+    assert_eq!(refused.kind(), "refused");
+    let details = &refused.body["error"]["details"];
+    let failed = details["failed"].as_array().unwrap();
+    assert!(failed.len() > 20, "v3 reads one digit in six: {}", failed.len());
+    for check in failed {
+        assert_eq!((&check["check"], &check["passed"]), (&json!("golden"), &json!(false)));
+        assert!(check["case"].is_string() && check["measure"].is_number() && check["limit"].is_number(), "{check}");
+    }
+    // Every case is told, the passing ones too.
+    assert_eq!(details["gate"].as_array().unwrap().iter().filter(|check| check["check"] == "golden").count(), 45);
+    let rollout = server.rollout(details["rollout"].as_str().unwrap()).await;
+    assert_eq!((&rollout["phase"], &rollout["error"]["kind"]), (&json!("refused"), &json!("refused")));
+    assert_eq!(server.live("digits").await, "v1");
+    assert_back(&server, before).await;
+    let named = server.image("digits@v3", &digit(1)).await.expect(409);
+    assert_eq!((named.kind(), &named.body["error"]["details"]["resident"]), ("conflict", &json!(["v1"])));
+    assert_eq!(server.get("/ready").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_and_ambiguous_references_are_told_apart() {
+    let site = Site::digits();
+    site.add_digits("numbers");
+    let server = site.start().await;
+    let unknown = server.promote("v9", json!({})).await.expect(404);
+    assert_eq!(
+        (unknown.kind(), &unknown.body["error"]["details"]["known"]),
+        ("not_found", &json!(["digits", "numbers"]))
+    );
+    server.promote("digits@v9", json!({})).await.expect(404);
+    server.get("/models/nope").await.expect(404);
+    server.image("nope", &digit(1)).await.expect(404);
+    let ambiguous = server.image("v1", &digit(1)).await.expect(409);
+    assert_eq!(ambiguous.body["error"]["details"]["candidates"], json!(["digits@v1", "numbers@v1"]));
+    server.image("digits@v1", &digit(1)).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_contract_is_refused_until_it_is_accepted() {
+    let site = Site::new();
+    site.model("texts", TEXT);
+    site.version("texts", "mean", &fixture("bert-embed-mean"));
+    site.version("texts", "cls", &fixture("bert-embed-cls"));
+    let server = site.start().await;
+    let refused = server.promote("cls", json!({})).await.expect(422);
+    let failed = refused.body["error"]["details"]["failed"].as_array().unwrap();
+    let fields: Vec<_> = failed.iter().map(|check| (&check["check"], &check["case"])).collect();
+    assert!(fields.contains(&(&json!("contract"), &json!("pooling"))), "{fields:?}");
+    assert_eq!(server.live("texts").await, "mean");
+    let accepted = server.promote("cls", json!({ "accept_contract_change": true })).await.expect(200);
+    assert_eq!(accepted.body["figures"]["failover"], false, "there is no equal to fail over to");
+    assert_eq!(server.live("texts").await, "cls");
+}

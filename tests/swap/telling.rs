@@ -1,0 +1,54 @@
+//! What is told of rollouts while they go and afterwards.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::common::{self, Site};
+use super::history;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_listed_with_figures_and_read_one_by_one() {
+    let site = Site::digits();
+    let server = site.start().await;
+    server.promote("v3", json!({})).await.expect(422);
+    server.promote("v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+    server.promote("v1", json!({})).await.expect(200);
+    server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
+    let ends: Vec<String> = history(&server, "digits").await.into_iter().map(|(_, phase)| phase).collect();
+    assert_eq!(ends, ["rolled_back", "settled", "refused"]);
+    let listed = server.get("/admin/rollouts?limit=1").await.expect(200).body;
+    assert_eq!(listed["rollouts"].as_array().unwrap().len(), 1);
+    let figures = &listed["figures"];
+    assert_eq!((&figures["deployments"], &figures["rollbacks"]), (&json!(3), &json!(1)));
+    assert!(figures["downtime_ms"]["count"].as_u64().unwrap() >= 1 && figures["rollback_ms"]["max"].is_number());
+    assert!((figures["success_rate"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-9);
+    assert!(history(&server, "nothing").await.is_empty());
+    drop(server);
+    let (whole, said) = site.verify();
+    assert!(whole, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_come_as_they_happen_and_those_missed_come_first() {
+    let site = Site::digits();
+    let server = site.start().await;
+    let mut live = server.stream(Method::GET, "/admin/events", Value::Null).await;
+    server.promote("v2", json!({ "actor": "ada" })).await.expect(200);
+    let switched = live.until("switched", |event| event.name == "switched").await;
+    assert_eq!((&switched.data["actor"], &switched.data["body"]["to"]), (&json!("ada"), &json!("v2")));
+    let seq = switched.id.unwrap();
+
+    // From the beginning, without a gap.
+    let mut all = server.stream(Method::GET, "/admin/events?after=0", Value::Null).await;
+    for expected in 1..=seq {
+        assert_eq!(all.next().await.unwrap().id, Some(expected));
+    }
+    // A client that reconnects says what it has seen.
+    let request = server.request(Method::GET, "/admin/events").header("last-event-id", (seq - 2).to_string());
+    let mut rest = common::Events::open(request).await;
+    assert_eq!(rest.next().await.unwrap().id, Some(seq - 1));
+    assert_eq!(rest.next().await.unwrap().id, Some(seq));
+    server.post("/admin/rollback", json!({ "reason": "as planned" })).await.expect(200);
+    let back = rest.until("rolled_back", |event| event.name == "rolled_back").await;
+    assert_eq!((&back.data["body"]["to"], &back.data["body"]["reason"]), (&json!("v1"), &json!("as planned")));
+}
