@@ -1,9 +1,10 @@
 //! What serving costs: `/v1/embeddings` of minilm against the same batches run bare in a loop, in one run.
 //!
-//! `cargo bench --bench served [-- ROUNDS]`. The bare loop keeps as many texts waiting as there are clients, cuts
-//! batches with the server's own batcher, and runs them on as many threads; texts are tokenized beforehand. The
-//! served side is the real binary, asked by `cutover bench serve` on the same machine. Rounds alternate, medians
-//! are told. Target: served at least 95 % of bare.
+//! `cargo bench --bench served [-- ROUNDS]`. The bare loop has as many texts as there are clients, each asked again
+//! while the batch after its own runs, cuts batches with the server's own batcher, and runs them on as many threads: the
+//! same batches, with texts tokenized beforehand. The
+//! served side is the real binary, asked by `cutover bench serve` on the same machine. Short rounds alternate, so that
+//! a machine whose speed drifts is the same for both; medians are told. Target: served at least 95 % of bare.
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -21,35 +22,57 @@ use cutover::value::RawInput;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const CORPUS: usize = 512;
-const SECONDS: u64 = 8;
+/// Few, so that a short round goes through all of them several times and both sides run the same lengths.
+const CORPUS: usize = 32;
+const SECONDS: u64 = 2;
+/// Both sides begin with all texts waiting, of which the short ones run first; that does not count.
+const WARMUP: Duration = Duration::from_millis(600);
 const CLIENTS: [usize; 2] = [8, 32];
 const BATCH_TOKENS: usize = 512;
 
 fn main() {
-    let rounds: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(3);
+    let count: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(30);
     let mut bare = Bare::load();
-    let mut ratios: Vec<Vec<(f64, f64)>> = vec![Vec::new(); CLIENTS.len()];
-    for round in 0..rounds {
-        for (at, clients) in CLIENTS.iter().enumerate() {
-            let alone = bare.run(*clients);
-            let served = served(*clients);
+    let state = tempfile::tempdir().expect("a folder");
+    let server = Server::start(env!("CARGO_BIN_EXE_cutover"), state.path());
+    for clients in CLIENTS {
+        let mut rounds: Vec<Round> = Vec::new();
+        let mut before = bare.run(clients);
+        for number in 0..count {
+            let served = served(&server, clients);
+            let after = bare.run(clients);
+            let round = Round { bare: (before + after) / 2.0, served };
             println!(
-                "round {round}: {clients} clients: bare {alone:.1}, served {served:.1} texts/s, {:.3}",
-                served / alone
+                "{clients} clients, round {number}: bare {:.1}, served {served:.1} texts/s, {:.3}",
+                round.bare,
+                round.ratio()
             );
-            ratios[at].push((alone, served));
+            rounds.push(round);
+            before = after;
         }
-    }
-    for (at, clients) in CLIENTS.iter().enumerate() {
-        let middle = |mut values: Vec<f64>| {
+        let middle = |of: fn(&Round) -> f64| {
+            let mut values: Vec<f64> = rounds.iter().map(of).collect();
             values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
+            let quarter = values.len() / 4;
+            (values[quarter], values[values.len() / 2], values[values.len() - 1 - quarter])
         };
-        let bare = middle(ratios[at].iter().map(|(bare, _)| *bare).collect());
-        let served = middle(ratios[at].iter().map(|(_, served)| *served).collect());
-        let ratio = middle(ratios[at].iter().map(|(bare, served)| served / bare).collect());
-        println!("{clients} clients: bare {bare:.1} texts/s, served {served:.1} texts/s, median ratio {ratio:.3}");
+        let (bare, served) = (middle(|round| round.bare).1, middle(|round| round.served).1);
+        let (low, ratio, high) = middle(Round::ratio);
+        println!(
+            "{clients} clients: bare {bare:.1}, served {served:.1} texts/s, ratio {ratio:.3} (middle half {low:.3} to {high:.3})"
+        );
+    }
+}
+
+/// What the server reached, and the loop before and after it. Texts a second.
+struct Round {
+    bare: f64,
+    served: f64,
+}
+
+impl Round {
+    fn ratio(&self) -> f64 {
+        self.served / self.bare
     }
 }
 
@@ -83,35 +106,52 @@ impl Bare {
             batcher.push(Queued { key: key as u64, tokens, arrived: now, urgent: false });
         };
         (0..clients).for_each(|_| push(&mut batcher, 0));
-        let mut done = 0;
-        while began.elapsed() < Duration::from_secs(SECONDS) {
+        let (mut done, mut returning) = (0, 0);
+        let (mut from, warm) = (0, WARMUP.as_nanos() as u64);
+        while began.elapsed() < WARMUP + Duration::from_secs(SECONDS) {
             let started = nanos();
+            if batcher.is_empty() {
+                (0..std::mem::take(&mut returning)).for_each(|_| push(&mut batcher, started));
+            }
             let batch = batcher.plan(started).expect("texts wait");
+            // Clients that were just answered ask again while the next batch runs: the same batches as served.
+            (0..std::mem::take(&mut returning)).for_each(|_| push(&mut batcher, started));
             let inputs = batch.items.iter().map(|item| self.inputs[item.key as usize].clone()).collect();
             let packed = Packed::new(inputs).expect("texts");
             let model = &mut self.loaded.model;
             let rows = self.pool.install(|| model.forward(&packed, packed.all()).and_then(|rows| rows.wait()));
-            done += rows.expect("rows").len();
             let ended = nanos();
+            match ended < warm {
+                true => (done, from) = (0, ended),
+                false => done += rows.expect("rows").len(),
+            }
             batcher.observe(batch.tokens, ended - started);
-            (0..batch.items.len()).for_each(|_| push(&mut batcher, ended));
+            returning = batch.items.len();
         }
-        done as f64 / began.elapsed().as_secs_f64()
+        done as f64 * 1e9 / (nanos() - from) as f64
     }
 }
 
 /// Answers a second of the real server to `clients` clients.
-fn served(clients: usize) -> f64 {
-    let binary = env!("CARGO_BIN_EXE_cutover");
-    let state = tempfile::tempdir().expect("a folder");
-    let mut server = Server::start(binary, state.path());
-    let output = Command::new(binary)
-        .args(["bench", "serve", "--model", "minilm", "--dialect", "openai", "--json", "-", "--warmup", "1s"])
+fn served(server: &Server, clients: usize) -> f64 {
+    let output = Command::new(env!("CARGO_BIN_EXE_cutover"))
+        .args([
+            "bench",
+            "serve",
+            "--model",
+            "minilm",
+            "--dialect",
+            "openai",
+            "--json",
+            "-",
+            "--warmup",
+            &format!("{}ms", WARMUP.as_millis()),
+        ])
+        .args(["--corpus", &CORPUS.to_string()])
         .args(["--url", &server.url, "--clients", &clients.to_string(), "--duration", &format!("{SECONDS}s")])
         .stderr(Stdio::null())
         .output()
         .expect("the load generator runs");
-    server.stop();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
     let rate = report.pointer("/levels/0/throughput");
     rate.and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("no rate in {report}"))
@@ -140,8 +180,10 @@ impl Server {
         let url = line[line.find("http://").unwrap_or(0)..].trim().to_owned();
         Server { child, url, _output: lines }
     }
+}
 
-    fn stop(&mut self) {
+impl Drop for Server {
+    fn drop(&mut self) {
         // A server that has ended already is no trouble to a measurement that is over.
         let _ = self.child.kill();
         let _ = self.child.wait();

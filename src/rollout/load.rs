@@ -1,7 +1,7 @@
 //! From a version folder to a model in memory, off the request path.
 //!
-//! What the folder holds is `survey`'s to say. `load` reads the weights on a thread of its own at the lowest priority,
-//! verifies digests on the way, and shares whatever is resident already.
+//! What the folder holds is `survey`'s to say. `load` reads the weights on a thread of its own, at the lowest priority
+//! in a rollout, verifies digests on the way, and shares whatever is resident already.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
 use super::journal::Journal;
-use super::quiet::quietly;
+use super::quiet::{Urgency, quietly};
 use super::survey::Inspected;
-use crate::device::{Arena, flush_thread_cache, lower_thread_priority};
+use crate::device::{Arena, flush_thread_cache};
 use crate::engine::{Engine, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults};
@@ -25,14 +25,14 @@ use crate::weights::{self, Manifest, Progress, TensorKey};
 ///
 /// # Errors
 /// `Unloadable` when the folder changed after it was first seen.
-pub(super) async fn manifest(journal: &Journal, inspected: &Inspected) -> Result<Manifest> {
+pub(super) async fn manifest(journal: &Journal, inspected: &Inspected, urgency: Urgency) -> Result<Manifest> {
     if let Some(known) = recorded(journal, inspected).await?
         && known.fingerprint == inspected.fingerprint
     {
         return Ok(known);
     }
     let (dir, index) = (inspected.spec.dir.clone(), inspected.index.clone());
-    let now = quietly("digest", move || Manifest::compute(&dir, &index)).await?;
+    let now = quietly(urgency, "digest", move || Manifest::compute(&dir, &index)).await?;
     match recorded(journal, inspected).await? {
         Some(known) if known.digest == now.digest => Ok(now),
         Some(known) => {
@@ -65,6 +65,7 @@ pub(super) struct Loading {
     /// A load that reads nothing for this long hangs and is abandoned.
     pub(super) patience: Duration,
     pub(super) faults: Faults,
+    pub(super) urgency: Urgency,
 }
 
 pub(super) struct Loaded {
@@ -90,7 +91,7 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, device, arena, progress, patience, faults } = loading;
+    let Loading { generation, manifest, device, arena, progress, patience, faults, urgency } = loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
     let resident = engine.lookup(generation, keys).await?;
@@ -99,7 +100,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
     let work = {
         let (inspected, progress) = (Arc::clone(inspected), Arc::clone(&progress));
         move || {
-            lower_thread_priority();
+            urgency.take();
             let name = inspected.spec.reference();
             let result = arena.enter(|| {
                 guarded_load(&name, || {

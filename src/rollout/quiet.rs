@@ -5,10 +5,30 @@ use tokio::sync::oneshot;
 use crate::device::lower_thread_priority;
 use crate::error::{Error, Result};
 
-/// Runs `work` on a thread of its own at the lowest priority. A panic there is an error here.
+/// Whether anybody's requests wait for a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Live traffic goes first: the work of a rollout.
+    Quiet,
+    /// Nothing is served until it is done: a version that is brought up again.
+    Awaited,
+}
+
+impl Urgency {
+    /// Gives the current thread, which ends with its work, the priority of that work.
+    pub(super) fn take(self) {
+        match self {
+            Urgency::Quiet => lower_thread_priority(),
+            Urgency::Awaited => {}
+        }
+    }
+}
+
+/// Runs `work` on a thread of its own, at the lowest priority where it is quiet. A panic there is an error here.
 ///
 /// Not on the runtime's blocking pool: its threads are used again, and one that was lowered stays low.
 pub(super) async fn quietly<T: Send + 'static>(
+    urgency: Urgency,
     name: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -16,7 +36,7 @@ pub(super) async fn quietly<T: Send + 'static>(
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            lower_thread_priority();
+            urgency.take();
             // Nobody listens when the rollout's task is gone: the process is stopping.
             let _ = sender.send(work());
         })

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::gate::{self, Golden, Probation, Runner, SoftError};
+use super::gate::{self, Golden, Probation, Runner, SoftError, Trial};
 use super::load::{build, guarded_load};
+use super::quiet::Urgency;
 use super::survey::Survey;
 use crate::error::{Error, Result};
 use crate::faults::Faults;
@@ -35,7 +36,8 @@ impl Rehearsal {
         let manifest = Manifest::compute(&inspected.spec.dir, &inspected.index)?;
         let progress = Arc::new(Progress::new());
         let built = guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), device, &progress))?;
-        let probation = Probation::start(&reference, built.model, &config.gate, progress, Faults::default())?;
+        let (name, faults, urgency) = (reference.clone(), Faults::default(), Urgency::Awaited);
+        let probation = Probation::start(Trial { name, model: built.model, faults, urgency, progress }, &config.gate)?;
         Ok(Rehearsal {
             runner: Runner::Probation(probation),
             processor,

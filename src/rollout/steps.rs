@@ -8,9 +8,9 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError};
+use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError, Trial};
 use super::load::{self, LoadError, Loading};
-use super::quiet::quietly;
+use super::quiet::{Urgency, quietly};
 use super::residents::{Resident, Room};
 use super::state::Event;
 use super::survey::{Inspected, Survey};
@@ -34,6 +34,7 @@ pub(super) struct Candidate {
     pub(super) config: ModelConfig,
     /// Whether golden cases and latency are judged. Not when a version that was live is brought up again.
     pub(super) gated: bool,
+    pub(super) urgency: Urgency,
     pub(super) progress: Arc<Progress>,
     pub(super) inspected: Option<Arc<Inspected>>,
     pub(super) processor: Option<Arc<Processor>>,
@@ -70,6 +71,7 @@ impl Candidate {
             version: version.to_owned(),
             config,
             gated: true,
+            urgency: Urgency::Quiet,
             progress: Arc::new(Progress::new()),
             inspected: None,
             processor: None,
@@ -129,7 +131,7 @@ pub(super) async fn reserve(
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
     let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
-    let inspected = quietly("inspect", move || {
+    let inspected = quietly(candidate.urgency, "inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
         let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
         let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
@@ -181,7 +183,7 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
     let work = async {
         let inspected = candidate.inspected()?;
-        let manifest = load::manifest(&ctx.journal, &inspected).await?;
+        let manifest = load::manifest(&ctx.journal, &inspected, candidate.urgency).await?;
         let digest = manifest.digest.clone();
         let arena = match &candidate.room {
             Some(room) => Arc::clone(&room.arena),
@@ -191,7 +193,8 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let device = ctx.device.clone();
         let faults = Faults::of(&ctx.faults, &candidate.reference());
         let patience = candidate.config.rollout.load_timeout;
-        let loading = Loading { generation, manifest, device, arena, progress, faults, patience };
+        let urgency = candidate.urgency;
+        let loading = Loading { generation, manifest, device, arena, progress, faults, patience, urgency };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
     };
     match work.await {
@@ -241,11 +244,13 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         }
         (None, Ok(_)) => return candidate.failed(Error::internal("nothing was loaded")),
     };
-    let progress = Arc::clone(&candidate.progress);
-    let faults = Faults::of(&ctx.faults, &candidate.reference());
     let runner = match ctx.device.is_cpu() {
-        true => Probation::start(&candidate.reference(), model, &candidate.config.gate, progress, faults)
-            .map(Runner::Probation),
+        true => {
+            let (name, progress) = (candidate.reference(), Arc::clone(&candidate.progress));
+            let (faults, urgency) = (Faults::of(&ctx.faults, &name), candidate.urgency);
+            Probation::start(Trial { name, model, faults, urgency, progress }, &candidate.config.gate)
+                .map(Runner::Probation)
+        }
         false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
     };
     let mut runner = match runner {

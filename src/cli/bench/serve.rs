@@ -129,20 +129,23 @@ pub(super) async fn measure(target: Arc<Target>, pace: Pace, extent: Extent) -> 
     let most = extent.requests.map_or(usize::MAX, |requests| requests as usize);
     let measured: Vec<Sample> =
         recording.samples.iter().filter(|sample| (from..to).contains(&sample.intended)).take(most).copied().collect();
-    level(pace, from, &measured, generator_cpu, recording)
+    let to = to.min(measured.iter().map(|sample| sample.ended).max().unwrap_or(from));
+    level(pace, (from, to), &measured, generator_cpu, recording)
 }
 
+/// Latencies are of the requests that began in the measurement; throughput is of the answers that came in it, whenever
+/// their requests began: the first ones began before it, as the last ones end after it.
 fn level(
     pace: Pace,
-    from: u64,
+    (from, to): (u64, u64),
     measured: &[Sample],
     generator_cpu: Option<f64>,
     recording: Recording,
 ) -> Result<Level, Failure> {
-    let end = measured.iter().map(|sample| sample.ended).max().unwrap_or(from);
-    let seconds = (end - from) as f64 / 1e9;
+    let seconds = (to - from) as f64 / 1e9;
     let summary = Summary::of(measured)?;
-    let answered = summary.requests - summary.failed();
+    let came = |sample: &&Sample| sample.outcome.ok() && (from..=to).contains(&sample.ended);
+    let answered = recording.samples.iter().filter(came).count();
     let versions = recording.stamps.into_iter().filter_map(|stamp| stamp.version);
     let mut versions: Vec<String> = versions.collect();
     versions.dedup();

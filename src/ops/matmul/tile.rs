@@ -254,6 +254,7 @@ impl Isa for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "a row or panel indexes the sums and the operands alike")]
 mod x86 {
     use std::arch::x86_64::*;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::super::journal::{event, now_ms};
+use super::super::quiet::Urgency;
 use super::super::state::{Event, Phase};
 use super::super::steps;
 use super::{Controller, Options};
@@ -153,6 +154,7 @@ impl Controller {
         let id = self.ctx.ids.next();
         let mut candidate = steps::Candidate::new(id, self.slot.name(), version, config);
         candidate.gated = gate;
+        candidate.urgency = Urgency::Awaited;
         candidate = self.go(steps::reserve(Arc::clone(&self.ctx), candidate, None, true)).await?;
         candidate = self.go(steps::load(Arc::clone(&self.ctx), candidate)).await?;
         let found = candidate.digest.clone().unwrap_or_default();

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub(super) use probation::Probation;
+pub(super) use probation::{Probation, Trial};
 pub(super) use runner::{Runner, SoftError};
 
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! A thread of its own for a model's first forward passes, away from the engine and at the lowest priority.
+//! A thread of its own for a model's first forward passes, away from the engine and, in a rollout, at the lowest priority.
 //!
 //! What hangs here hangs alone: it is abandoned with whatever it holds, and live traffic never noticed.
 
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::super::quiet::Urgency;
 use super::SoftError;
-use crate::device::lower_thread_priority;
 use crate::engine::{Timed, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
@@ -19,6 +19,17 @@ use crate::weights::Progress;
 enum Order {
     Run(Vec<Input>, oneshot::Sender<Result<Timed>>),
     Leave(oneshot::Sender<Model>),
+}
+
+/// A model before its first forward pass.
+pub(in crate::rollout) struct Trial {
+    /// `model@version`
+    pub(in crate::rollout) name: String,
+    pub(in crate::rollout) model: Model,
+    pub(in crate::rollout) faults: Faults,
+    pub(in crate::rollout) urgency: Urgency,
+    /// When this is cancelled, nothing more is run.
+    pub(in crate::rollout) progress: Arc<Progress>,
 }
 
 pub(in crate::rollout) struct Probation {
@@ -32,21 +43,20 @@ pub(in crate::rollout) struct Probation {
 }
 
 impl Probation {
-    pub(in crate::rollout) fn start(
-        name: &str,
-        model: Model,
-        rules: &GateConfig,
-        progress: Arc<Progress>,
-        faults: Faults,
-    ) -> Result<Probation> {
+    pub(in crate::rollout) fn start(trial: Trial, rules: &GateConfig) -> Result<Probation> {
+        let Trial { name, model, faults, urgency, progress } = trial;
         let (orders, inbox) = mpsc::channel();
-        let thread_name = name.to_owned();
+        let thread_name = name.clone();
+        let work = move || {
+            urgency.take();
+            serve(&thread_name, model, &faults, &inbox);
+        };
         std::thread::Builder::new()
             .name("probation".into())
-            .spawn(move || serve(&thread_name, model, &faults, &inbox))
+            .spawn(work)
             .map_err(|e| Error::internal(format!("could not start a probation thread: {e}")))?;
         let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
-        Ok(Probation { name: name.to_owned(), orders, patience, until, progress })
+        Ok(Probation { name, orders, patience, until, progress })
     }
 
     /// One forward pass; abandons the thread when it takes too long.
@@ -80,7 +90,6 @@ impl Probation {
 }
 
 fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<Order>) {
-    lower_thread_priority();
     // A single thread: this one. Ops that ask rayon for parallelism find a pool of one.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
     while let Ok(order) = inbox.recv() {
