@@ -12,6 +12,8 @@
 //! main → cli → http → rollout → slot → generation → engine → { schedule, model, process } → { weights, ops } → device
 //! ```
 //!
+//! (`weights` asks `ops` how a weight is arranged for its kernels, so that the loader writes it there at once.)
+//!
 //! Leaves that anyone may use: [`repository`], [`ledger`], [`config`], [`error`], [`telemetry`], [`value`], [`faults`].
 //!
 //! | room | what it is for |
@@ -24,7 +26,7 @@
 //! | [`engine`] | the one thread that owns the device, all models, and the order of forward passes |
 //! | [`schedule`] | batches and turns as pure decisions |
 //! | [`process`] | tokenizers and image preparation |
-//! | [`model`], [`ops`] | architectures on shared layers; operations with a readable CPU reference each |
+//! | [`model`], [`ops`] | architectures on shared layers; operations, and the matrix products under them |
 //! | [`weights`] | safetensors headers, digests, loading, sharing |
 //! | [`device`] | opening a device; budget, reservations, arenas: memory that is measured |
 //! | [`repository`] | versions on disk: `model.toml`, spec, contract, golden cases, fingerprints |
@@ -50,7 +52,9 @@
 //! - A request holds its `Arc<Generation>` exactly as long as it needs it; nothing counts in-flight requests by hand.
 //! - `schedule` and `rollout::state` know no clock, runtime, channel or device: time and events are arguments.
 //! - No memory map of weights: a mapped file that changes under a running model is undefined behaviour.
-//! - No global state but the allocator's free arenas (`device::arena`) and request ids.
+//! - No global state but the allocator's arenas (`device::arena`) and request ids.
+//! - Parts of a batch that run side by side meet only at its end; no thread waits for another between two layers of
+//!   such a part, and a row's numbers do not depend on its neighbours, to the bit.
 //! - The environment is read in [`config`] (and by the command line's own parser) only.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]

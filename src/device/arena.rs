@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 /// Arenas that are empty again. jemalloc has no more than 4,095, so they are used anew and never piled up.
 static FREE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
+/// The arena of background work, once there was some.
+static BACKGROUND: Mutex<Option<u32>> = Mutex::new(None);
+
 /// One arena, held by one generation (or one load that may still fail).
 #[derive(Debug)]
 pub struct Arena {
@@ -64,6 +67,29 @@ impl Arena {
     /// Returns unused pages to the operating system.
     pub fn trim(&self) -> Result<()> {
         call(&format!("arena.{}.purge", self.index))
+    }
+}
+
+/// Has the calling thread allocate from an arena that only threads of background work use.
+///
+/// An arena has a lock. A thread of the lowest priority that was interrupted while it holds one would make live traffic
+/// wait until the processor comes back to it.
+pub(super) fn leave_arenas_of_live_traffic() -> Result<()> {
+    let mut background = BACKGROUND.lock().unwrap_or_else(|e| e.into_inner());
+    let index = match *background {
+        Some(index) => index,
+        None => *background.insert(read("arenas.create")?),
+    };
+    write("thread.arena", index)
+}
+
+/// Returns unused pages of background work to the operating system: nobody else's allocations would.
+pub fn trim_background() {
+    let index = *BACKGROUND.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(index) = index
+        && let Err(error) = call(&format!("arena.{index}.purge"))
+    {
+        tracing::warn!(%error, "memory of background work stays resident");
     }
 }
 

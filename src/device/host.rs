@@ -68,6 +68,9 @@ pub fn lower_thread_priority() {
     if code != 0 {
         tracing::debug!(error = %std::io::Error::last_os_error(), "could not lower a thread's priority");
     }
+    if let Err(error) = super::arena::leave_arenas_of_live_traffic() {
+        tracing::debug!(%error, "a background thread shares its arena with live traffic");
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -8,7 +8,7 @@ mod arena;
 mod budget;
 mod host;
 
-pub use arena::{Arena, flush_thread_cache};
+pub use arena::{Arena, flush_thread_cache, trim_background};
 pub use budget::{Budget, Claim, Held, Reservation};
 pub use host::{HostMemory, lower_thread_priority, open_files, resident_bytes};
 

@@ -78,6 +78,7 @@ pub struct GateConfig {
     /// The candidate's latency over the live version's.
     #[serde(deserialize_with = "positive")]
     pub max_latency_ratio: f64,
+    /// Forward passes of each version, at most: they end when they agree.
     #[serde(deserialize_with = "at_least_one")]
     pub latency_rounds: usize,
     /// One golden case.

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::super::quiet::Urgency;
 use super::SoftError;
+use crate::device::{flush_thread_cache, trim_background};
 use crate::engine::{Timed, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
@@ -50,6 +51,8 @@ impl Probation {
         let work = move || {
             urgency.take();
             serve(&thread_name, model, &faults, &inbox);
+            flush_thread_cache();
+            trim_background();
         };
         std::thread::Builder::new()
             .name("probation".into())
