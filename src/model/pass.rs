@@ -45,6 +45,9 @@ impl Pending {
         let mut all = vec![Vec::new(); self.parts.iter().map(|part| part.places.len()).sum()];
         for Part { places, rows } in self.parts {
             let rows = rows.to_dtype(DType::F32).and_then(|rows| rows.to_vec2::<f32>()).map_err(failed)?;
+            if rows.len() != places.len() {
+                return Err(Error::internal(format!("{} rows for {} inputs", rows.len(), places.len())));
+            }
             for (place, row) in places.into_iter().zip(rows) {
                 all[place] = row;
             }
@@ -64,9 +67,10 @@ pub(super) struct Work<'a, I> {
 
 /// Runs a batch as passes of at most [`TOKENS_PER_PASS`], in order; an input that costs more runs by itself.
 ///
-/// On a CPU a pass of little work runs on one thread. Otherwise a pass whose inputs divide evenly among the current pool's threads runs in parts side by side, each on one
-/// thread from its first layer to its last: threads that never wait for each other between two layers lose nothing when
-/// one of them is interrupted. Others share the work of each layer.
+/// On a CPU a pass of little work runs on one thread. Otherwise a pass whose inputs divide evenly among the current
+/// pool's threads runs in parts side by side, each on one thread from its first layer to its last: threads that never
+/// wait for each other between two layers lose nothing when one of them is interrupted. Others share the work of each
+/// layer.
 pub(super) fn in_passes<I: Sync>(
     batch: &[I],
     work: &Work<'_, I>,

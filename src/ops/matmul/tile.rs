@@ -75,6 +75,23 @@ struct Operands {
     start: *const f32,
 }
 
+impl Operands {
+    /// Where the sums of a row of a panel begin.
+    ///
+    /// # Safety
+    /// The row and the panel are inside the operands.
+    #[inline(always)]
+    unsafe fn begin(&self, row: usize, panel: usize) -> *const f32 {
+        // SAFETY: inside, says the caller.
+        unsafe {
+            match self.start.is_null() {
+                true => self.c.add(row * self.c_stride + panel * PANEL).cast_const(),
+                false => self.start.add(panel * PANEL),
+            }
+        }
+    }
+}
+
 /// What an instruction set must have.
 trait Isa {
     /// Rows of the tallest tile.
@@ -231,10 +248,7 @@ impl Isa for Portable {
             for panel in 0..PANELS {
                 let mut sums = [[0f32; PANEL]; ROWS];
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let from = match o.start.is_null() {
-                        true => o.c.add(row * o.c_stride + panel * PANEL).cast_const(),
-                        false => o.start.add(panel * PANEL),
-                    };
+                    let from = o.begin(row, panel);
                     *sums = from.cast::<[f32; PANEL]>().read_unaligned();
                 }
                 let b = o.b.add(panel * o.panel_stride);
@@ -300,10 +314,7 @@ mod x86 {
                 let mut sums = [[[_mm256_setzero_ps(); 2]; PANELS]; ROWS];
                 for row in 0..ROWS {
                     for panel in 0..PANELS {
-                        let from = match o.start.is_null() {
-                            true => o.c.add(row * o.c_stride + panel * PANEL).cast_const(),
-                            false => o.start.add(panel * PANEL),
-                        };
+                        let from = o.begin(row, panel);
                         sums[row][panel] = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
                     }
                 }
@@ -349,10 +360,7 @@ mod x86 {
                 let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
                 for row in 0..ROWS {
                     for panel in 0..PANELS {
-                        let from = match o.start.is_null() {
-                            true => o.c.add(row * o.c_stride + panel * PANEL).cast_const(),
-                            false => o.start.add(panel * PANEL),
-                        };
+                        let from = o.begin(row, panel);
                         sums[row][panel] = _mm512_loadu_ps(from);
                     }
                 }
