@@ -52,7 +52,7 @@ fn slot(criterion: &mut Criterion) {
     let (engine, _thread) = Engine::start(config).expect("an engine");
     let (blue, green) =
         runtime.block_on(async { (generation(&engine, "v1", 1).await, generation(&engine, "v2", 2).await) });
-    let slot = Arc::new(Slot::new("digits", cutover::value::Task::ImageClassify));
+    let slot = Arc::new(Slot::new("digits"));
     slot.swap(Arc::new(Route::new(Arc::clone(&blue))));
 
     criterion.bench_function("admit, uncontended", |b| b.iter(|| black_box(slot.admit(None).is_ok())));

@@ -2,7 +2,7 @@
 //!
 //! The only room that reads the environment. What the command line says goes before the file.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,7 +58,9 @@ struct File {
 struct Server {
     models: Option<PathBuf>,
     state: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_address")]
     listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "optional_address")]
     admin_listen: Option<SocketAddr>,
     admin_token_file: Option<PathBuf>,
     max_body_bytes: Option<usize>,
@@ -92,6 +94,26 @@ struct Log {
 struct LedgerFile {
     keep_rollouts: Option<usize>,
     keep_events: Option<usize>,
+}
+
+/// An address with its port, or a name of this machine with one: `localhost:8080`.
+///
+/// # Errors
+/// Text for people.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let expected = |e: std::io::Error| format!("expected an address such as 127.0.0.1:8080 or localhost:8080 ({e})");
+    let found: Vec<SocketAddr> = text.to_socket_addrs().map_err(expected)?.collect();
+    // Of a name with both, the one that clients try on every machine.
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| format!("'{text}' has no address"))
+}
+
+fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_address(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn optional_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -173,13 +195,13 @@ fn read_file(named: Option<&Path>) -> Result<(File, String)> {
             Ok((file, label))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must => Ok((File::default(), label)),
-        Err(error) => Err(wrong("-", format!("could not be read: {error}"))),
+        Err(error) => Err(wrong("", format!("could not be read: {error}"))),
     }
 }
 
 /// The line that an error points at, as the key that a person looks for.
 fn key_of(text: &str, error: &toml::de::Error) -> String {
-    let Some(span) = error.span() else { return "-".into() };
+    let Some(span) = error.span() else { return String::new() };
     let start = span.start.min(text.len());
     let number = text[..start].matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or("").trim();

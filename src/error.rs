@@ -51,7 +51,8 @@ pub enum Error {
     ForwardPanicked { version: String, message: String },
     #[error("the forward pass of '{version}' failed: {message}")]
     ForwardFailed { version: String, message: String },
-    #[error("configuration: {file}: {key}: {reason}")]
+    /// `key` is empty where it is about the whole file.
+    #[error("configuration: {file}: {}{reason}", keyed(.key))]
     Config { file: String, key: String, reason: String },
     #[error("ledger: {reason}")]
     Ledger { reason: String },
@@ -168,6 +169,10 @@ impl Error {
     pub fn internal(message: impl std::fmt::Display) -> Self {
         Error::Internal { message: message.to_string() }
     }
+}
+
+fn keyed(key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!("{key}: ") }
 }
 
 fn known_list(known: &[String]) -> String {

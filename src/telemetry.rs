@@ -249,9 +249,9 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
         page.sample("rollout_phase", &[("model", &model), ("phase", phase)], 1.0);
     }
     let figures = supervisor.figures(None).await?;
-    page.one("rollouts", "counter", "rollouts that have ended", figures.deployments as f64);
+    page.one("rollouts", "counter", "deployments that have ended, however they did", figures.deployments as f64);
     let switched = ["settled", "rolled_back"].iter().filter_map(|end| figures.ends.get(*end)).sum::<u64>();
-    page.one("switches", "counter", "rollouts that switched", switched as f64);
-    page.one("rollbacks", "counter", "rollbacks", figures.rollbacks as f64);
+    page.one("switches", "counter", "deployments that went live", switched as f64);
+    page.one("rollbacks", "counter", "times that the version before was made live again", figures.rollbacks as f64);
     Ok(())
 }

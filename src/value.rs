@@ -85,7 +85,11 @@ impl<'de> Deserialize<'de> for RawInput {
             image: Option<String>,
         }
         const EXPECTED: &str = "an input is a string, a pair [\"a\", \"b\"], {\"text\", \"pair\"}, a list of token ids, or {\"image\": base64}";
-        let wire = Wire::deserialize(deserializer).map_err(|_| de::Error::custom(EXPECTED))?;
+        let wire = Wire::deserialize(deserializer).map_err(|error: D::Error| {
+            // Broken or bottomless JSON is told as such, the rest in words of inputs and not of this type.
+            let text = error.to_string();
+            if text.starts_with("data did not match") { de::Error::custom(EXPECTED) } else { error }
+        })?;
         Ok(match wire {
             Wire::Text(text) => RawInput::Text(text),
             Wire::Pair([a, b]) => RawInput::Pair(a, b),

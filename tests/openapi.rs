@@ -280,7 +280,9 @@ async fn rollouts(server: &mut Told) {
 
     server.post("/models/digits@v1/stage", json!({})).await;
     let (status, released) = server.ask(Method::DELETE, "/models/digits@v1", Ask::Nothing).await;
-    assert_eq!(status, 200, "{released}");
+    assert_eq!((status, &released["phase"]), (200, &json!("aborted")), "{released}");
+    let (status, again) = server.ask(Method::DELETE, "/models/digits@v1", Ask::Nothing).await;
+    assert_eq!((status, &again["resident"]), (200, &json!(false)));
     let (status, live) = server.ask(Method::DELETE, "/models/digits@v2", Ask::Nothing).await;
     assert_eq!(status, 409, "{live}");
 }

@@ -120,12 +120,13 @@ async fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
         false => writeln!(out, "recorded {} cases in {shown}", cases.len()),
     };
     written.map_err(unwritten)?;
-    warn_of_failures(&mut rehearsal, behaviour).await
+    let folder = args.target.reference.model.clone();
+    warn_of_failures(&mut rehearsal, Golden { model: behaviour, version: Vec::new(), folder }).await
 }
 
 /// What was recorded is what the version answers; whether that is right, only the model's own cases say.
-async fn warn_of_failures(rehearsal: &mut Rehearsal, behaviour: Vec<GoldenCase>) -> Result<()> {
-    let checks = rehearsal.check(&Golden { model: behaviour, version: Vec::new() }).await?;
+async fn warn_of_failures(rehearsal: &mut Rehearsal, golden: Golden) -> Result<()> {
+    let checks = rehearsal.check(&golden).await?;
     let failed = checks.iter().filter(|check| !check.passed).count();
     if failed > 0 {
         note(&format!("warning: {failed} of the model's own {} checks fail: the gate will refuse it", checks.len()));

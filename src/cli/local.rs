@@ -48,7 +48,13 @@ fn told(outcome: Result<bool>) -> ExitCode {
 
 /// `history --verify`: recomputes the chain.
 fn verify(state: &Path, json: bool) -> Result<bool> {
-    let report = Ledger::open_read_only(&state.join("ledger.sqlite"))?.verify()?;
+    let path = state.join("ledger.sqlite");
+    if !path.exists() {
+        let reason =
+            format!("{} is not there; --state names the folder that the server was started with", path.display());
+        return Err(Error::Ledger { reason });
+    }
+    let report = Ledger::open_read_only(&path)?.verify()?;
     if json {
         println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
     } else if report.ok {

@@ -8,6 +8,7 @@
 //! progress and complaints go to standard error, so that `--json` output stays a document.
 
 pub mod args;
+mod banner;
 pub mod bench;
 mod client;
 mod golden;

@@ -17,7 +17,7 @@ pub struct Account {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// Who, for the record [default: the user's name]
+    /// Who, for the record [default: $USER]
     #[arg(long, value_name = "NAME", env = "USER", hide_env = true)]
     pub actor: Option<String>,
 }

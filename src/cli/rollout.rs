@@ -164,6 +164,8 @@ pub(super) fn write_details(details: &Value, out: &mut dyn Write) -> io::Result<
     }
     match details {
         Value::Null => Ok(()),
+        // The message names it already.
+        Value::Object(facts) if facts.keys().all(|key| key == "param") => Ok(()),
         Value::Object(facts) => write_figures(facts, out),
         other => writeln!(out, "  {}", human_value(other)),
     }

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::ServeArgs;
+use super::banner::{self, Doorway};
 use crate::config::Config;
 use crate::device::{self, Budget};
 use crate::engine::{Engine, EngineConfig, Stall};
@@ -88,9 +89,9 @@ async fn serve(config: Config) -> Result<()> {
         started: AtomicBool::new(false),
         closing: watch::Sender::new(false),
     });
-    let listen = listeners.address(config.listen);
+    let doorway = listeners.doorway(&config);
     let doors = listeners.open(&app, &config, stopped);
-    let announce = announce(Arc::clone(&app), starting, listen);
+    let announce = announce(Arc::clone(&app), starting, doorway);
     tokio::pin!(announce);
     let reason = tokio::select! {
         reason = signal() => reason,
@@ -167,35 +168,14 @@ fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) +
 }
 
 /// Says when everything is up, and what to try.
-async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()>>, listen: SocketAddr) {
+async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()>>, doorway: Doorway) {
     for up in starting {
         // An error means that the controller ended first: the server is stopping.
         let _ = up.await;
     }
     app.started.store(true, Ordering::Release);
-    let slots = app.registry.slots();
-    let mut lines = vec![format!("\nCutover listens on http://{listen}")];
-    for slot in slots.values() {
-        lines.push(match slot.route() {
-            Some(route) => format!("  {} ({}) serves {}", slot.name(), slot.task(), route.live.version()),
-            None => {
-                format!("  {} ({}) serves nothing: {}", slot.name(), slot.task(), slot.reason().unwrap_or_default())
-            }
-        });
-    }
-    if let Some(next) = slots.get("digits").filter(|slot| slot.route().is_some()) {
-        let version = next.versions().iter().find(|v| next.route().is_some_and(|r| r.live.version() != *v)).cloned();
-        lines.push(format!(
-            "\nTry:\n  curl --data-binary @models/digits/samples/7.png -H 'content-type: image/png' http://{listen}/models/digits/infer"
-        ));
-        if let Some(version) = version {
-            lines.push(format!(
-                "  cutover promote {version}        (or: curl -X POST http://{listen}/models/{version}/promote)"
-            ));
-        }
-    }
     // Nobody reading standard output is no reason to stop serving.
-    let _ = writeln!(std::io::stdout(), "{}\n", lines.join("\n"));
+    let _ = writeln!(std::io::stdout(), "{}", banner::text(&app.registry.slots(), &doorway));
 }
 
 async fn signal() -> &'static str {
@@ -238,8 +218,10 @@ impl Listeners {
     }
 
     /// Where clients connect: with port 0 in the configuration, the port that the system chose.
-    fn address(&self, configured: SocketAddr) -> SocketAddr {
-        self.main.local_addr().unwrap_or(configured)
+    fn doorway(&self, config: &Config) -> Doorway {
+        let clients = self.main.local_addr().unwrap_or(config.listen);
+        let admin = self.admin.as_ref().and_then(|admin| admin.local_addr().ok());
+        Doorway { clients, admin: admin.unwrap_or(clients), token: config.admin_token.is_some() }
     }
 
     fn open(self, app: &Arc<App>, config: &Config, stopped: watch::Receiver<bool>) -> Doors {

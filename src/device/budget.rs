@@ -126,6 +126,13 @@ impl Reservation {
             held.bytes = held.bytes.min(measured);
         }
     }
+
+    /// Says from now on what the room is held for, from what was said before.
+    pub fn rename(&self, name: impl FnOnce(&str) -> String) {
+        if let Some(held) = self.budget.lock().held.get_mut(&self.id) {
+            held.holder = name(&held.holder);
+        }
+    }
 }
 
 impl Drop for Reservation {

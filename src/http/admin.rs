@@ -21,7 +21,7 @@ use super::{App, body};
 use crate::error::{Error, Result};
 use crate::ledger::Event;
 use crate::repository::duration;
-use crate::rollout::{Answer, Options};
+use crate::rollout::{Answer, Options, Released};
 
 pub(super) fn routes() -> Routes {
     Routes::default()
@@ -143,11 +143,15 @@ async fn abort(State(app): State<Arc<App>>, Named(id): Named, request: Request) 
 async fn release(State(app): State<Arc<App>>, Named(reference): Named) -> Response {
     let work = async {
         match app.supervisor.release(&reference).await.map_err(Failure::native)? {
-            Answer::Rollout(mut handle) => {
+            Released::Ends(mut handle) => {
                 let view = handle.until(|view| view.phase.is_end()).await.map_err(Failure::native)?;
                 Ok(Json(view.as_ref()).into_response())
             }
-            Answer::Already { version } => Ok(already(&version)),
+            Released::NotResident { model, version } => {
+                let body = json!({ "model": model, "version": version, "resident": false, "unchanged": true });
+                Ok(Json(body).into_response())
+            }
+            Released::Forgotten { model } => Ok(Json(json!({ "model": model, "forgotten": true })).into_response()),
         }
     };
     work.await.unwrap_or_else(|failure: Failure| failure.into_response())

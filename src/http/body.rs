@@ -75,9 +75,15 @@ fn too_large(got: u64, limit: u64) -> Error {
     Error::TooLarge { what: "request body in bytes", got, limit }
 }
 
-/// Parses JSON; the error says where it broke.
+/// Parses a JSON object; the error says where it broke.
 pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| Error::bad_request(format!("the body is not what was expected: {e}")))
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| Error::bad_request(format!("the body is not UTF-8 (at byte {})", e.valid_up_to())))?;
+    // Without this an array would be taken for the fields in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(Error::bad_request("the body is not a JSON object"));
+    }
+    serde_json::from_str(text).map_err(|e| Error::bad_request(format!("the body is not what was expected: {e}")))
 }
 
 /// Parses JSON where no body at all means the default.

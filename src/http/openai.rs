@@ -94,8 +94,9 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
 
 fn embeds(target: &Target) -> Result<()> {
     match target.slot.task() {
-        Task::Embed => Ok(()),
-        other => {
+        // One whose task nobody knows serves nothing, which its admission says.
+        Some(Task::Embed) | None => Ok(()),
+        Some(other) => {
             let message = format!("'{}' does not embed: its task is {other}", target.slot.name());
             Err(Error::bad_param("model", message))
         }

@@ -147,7 +147,15 @@ fn header_text(text: &str) -> HeaderValue {
 
 pub(super) async fn not_found(uri: Uri) -> Response {
     let error = Error::NotFound { what: "route", id: uri.path().to_owned() };
-    Failure::new(Dialect::of(uri.path()), error).into_response()
+    match Dialect::of(uri.path()) {
+        // There the kind's own code speaks of models.
+        Dialect::OpenAi => {
+            let mut body = body(Dialect::OpenAi, Kind::NotFound, &error.to_string(), Value::Null);
+            body["error"]["code"] = "unknown_url".into();
+            (StatusCode::NOT_FOUND, Json(body)).into_response()
+        }
+        dialect => Failure::new(dialect, error).into_response(),
+    }
 }
 
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Response {

@@ -9,7 +9,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::reply::Failure;
 use crate::error::{Error, Result};
@@ -96,7 +96,8 @@ fn named(error: Error, view: &View) -> Error {
     }
 }
 
-/// Streams every change: `progress` events, then `done` or `error`.
+/// Streams what changes: `progress` events, then `done` or `error`, which hold the whole rollout. A `progress` event
+/// leaves `gate` out when the one before it had the same checks.
 pub(super) fn events(handle: Handle, wait: Wait) -> Response {
     // A stream is a way of waiting; who wants none of it still gets all of it.
     let wait = if wait == Wait::None { Wait::Settled } else { wait };
@@ -106,14 +107,19 @@ pub(super) fn events(handle: Handle, wait: Wait) -> Response {
             Step::Show(handle, view) if wait.is_reached(&view) => {
                 Some((Ok::<_, Infallible>(last(&view)), Step::Over(handle)))
             }
-            Step::Show(handle, view) => Some((Ok(progress(&view)), Step::Wait(handle))),
-            Step::Wait(mut handle) => {
-                let view = handle.changed().await?;
-                match wait.is_reached(&view) {
-                    true => Some((Ok(last(&view)), Step::Over(handle))),
-                    false => Some((Ok(progress(&view)), Step::Wait(handle))),
-                }
+            Step::Show(handle, view) => {
+                let mut told = Told::default();
+                Some((Ok(event("progress", &told.news(&view)?)), Step::Wait(handle, told)))
             }
+            Step::Wait(mut handle, mut told) => loop {
+                let view = handle.changed().await?;
+                if wait.is_reached(&view) {
+                    break Some((Ok(last(&view)), Step::Over(handle)));
+                }
+                if let Some(news) = told.news(&view) {
+                    break Some((Ok(event("progress", &news)), Step::Wait(handle, told)));
+                }
+            },
             Step::Over(_) => None,
         }
     });
@@ -122,12 +128,34 @@ pub(super) fn events(handle: Handle, wait: Wait) -> Response {
 
 enum Step {
     Show(Handle, Arc<View>),
-    Wait(Handle),
+    Wait(Handle, Told),
     Over(#[expect(dead_code, reason = "keeps the watch open until the stream is dropped")] Handle),
 }
 
-fn progress(view: &View) -> Event {
-    event("progress", &serde_json::to_value(view).unwrap_or_default())
+/// What a stream has told so far.
+#[derive(Default)]
+struct Told {
+    /// Without the gate's checks.
+    rollout: Value,
+    checks: usize,
+}
+
+impl Told {
+    /// The rollout as it is now, less what was told before; `None` when that is all of it.
+    fn news(&mut self, view: &View) -> Option<Value> {
+        let mut rollout = serde_json::to_value(view).unwrap_or_default();
+        let gate = rollout.as_object_mut().and_then(|fields| fields.remove("gate"));
+        let checks = std::mem::replace(&mut self.checks, view.record.gate.len());
+        let more_checks = checks != self.checks;
+        if !more_checks && rollout == self.rollout {
+            return None;
+        }
+        self.rollout = rollout.clone();
+        if let (true, Some(gate)) = (more_checks, gate) {
+            rollout["gate"] = gate;
+        }
+        Some(rollout)
+    }
 }
 
 fn last(view: &View) -> Event {

@@ -8,7 +8,8 @@ use super::Ledger;
 use super::rollouts::{Filter, RolloutRecord, select};
 use crate::error::Result;
 
-/// Over every rollout that has ended and is still recorded.
+/// Over every rollout that has ended and is still recorded. One that brought the previous version back from disk is a
+/// rollback and no deployment; its figure `cold_rollback` says so.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     pub deployments: u64,
@@ -44,10 +45,17 @@ impl Figures {
         let mut figures = Figures::default();
         let (mut downtimes, mut rollbacks) = (Vec::new(), Vec::new());
         for record in records.iter().filter(|record| record.ended_ms.is_some()) {
-            figures.deployments += 1;
-            *figures.ends.entry(record.phase.clone()).or_default() += 1;
+            let went_back = record.figures.contains_key("cold_rollback");
+            if !went_back {
+                figures.deployments += 1;
+                *figures.ends.entry(record.phase.clone()).or_default() += 1;
+            }
             let measure = |name: &str| record.figures.get(name).and_then(serde_json::Value::as_f64);
             downtimes.extend(measure("downtime_ms"));
+            if let Some(took) = measure("cold_rollback_ms") {
+                figures.rollbacks += 1;
+                rollbacks.push(took);
+            }
             if record.phase == "rolled_back" {
                 figures.rollbacks += 1;
                 rollbacks.extend(measure("rollback_ms"));
@@ -101,6 +109,24 @@ mod tests {
         assert_eq!(figures.success_rate, Some(0.5));
         assert_eq!(figures.downtime_ms, Some(Spread { count: 4, median: 0.375, max: 8.0 }));
         assert_eq!(figures.rollback_ms, Some(Spread { count: 1, median: 3.0, max: 3.0 }));
+    }
+
+    #[test]
+    fn bringing_the_previous_version_back_from_disk_is_a_rollback_and_no_deployment() {
+        let cold = |phase, more: serde_json::Value| {
+            let mut record = ended(phase, json!({"cold_rollback": true}));
+            record.figures.extend(more.as_object().unwrap().clone());
+            record
+        };
+        let figures = Figures::of(&[
+            ended("settled", json!({})),
+            cold("settled", json!({"cold_rollback_ms": 40})),
+            cold("failed", json!({})),
+            cold("rolled_back", json!({"cold_rollback_ms": 60, "rollback_ms": 2})),
+        ]);
+        assert_eq!((figures.deployments, figures.success_rate), (1, Some(1.0)));
+        assert_eq!(figures.rollbacks, 3);
+        assert_eq!(figures.rollback_ms, Some(Spread { count: 3, median: 40.0, max: 60.0 }));
     }
 
     #[test]

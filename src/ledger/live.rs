@@ -96,6 +96,23 @@ impl Ledger {
         })
     }
 
+    /// The models that have a live version, whether or not its row is intact: for finding models, not for starting them.
+    pub fn models_once_live(&self) -> Result<Vec<String>> {
+        self.read("read which models were live", |transaction| {
+            let mut statement = transaction.prepare_cached("SELECT model FROM live ORDER BY model")?;
+            let models = statement.query_map([], |row| row.get(0))?;
+            Ok(models.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// The next start does not look for the model that the event names. Its history stays.
+    pub fn forget(&self, event: &NewEvent) -> Result<Event> {
+        self.write("forget a model", |transaction| {
+            transaction.prepare_cached("DELETE FROM live WHERE model = ?")?.execute([&event.model])?;
+            chain::append(transaction, event)
+        })
+    }
+
     /// Records a version's manifest at first sight. A later one is not recorded and is no error: compare it with
     /// [`Ledger::manifest`].
     pub fn record_manifest(&self, model: &str, version: &str, manifest: &Value) -> Result<()> {

@@ -114,10 +114,10 @@ impl Repository {
 
     fn unreadable(&self, error: &std::io::Error) -> Error {
         let reason = match error.kind() {
-            ErrorKind::NotFound => "is missing".to_owned(),
-            _ => format!("cannot be read: {error}"),
+            ErrorKind::NotFound => "the models folder is missing".to_owned(),
+            _ => format!("the models folder cannot be read: {error}"),
         };
-        Error::Config { file: self.root.display().to_string(), key: "models".to_owned(), reason }
+        Error::Config { file: self.root.display().to_string(), key: String::new(), reason }
     }
 }
 

@@ -80,6 +80,13 @@ impl Journal {
         self.commit_after(None, live, event).await
     }
 
+    /// Takes away what was live of the event's model.
+    pub async fn forget(&self, event: NewEvent) -> Result<()> {
+        let event = self.with(move |ledger| ledger.forget(&event)).await?;
+        self.tell(event);
+        Ok(())
+    }
+
     /// Commits, unless something was committed for the model since `count`.
     async fn commit_after(&self, count: Option<u64>, live: Live, event: NewEvent) -> Result<()> {
         let commits = Arc::clone(&self.commits);

@@ -53,7 +53,7 @@ impl Rehearsal {
 
     /// The gate's checks of correctness.
     pub async fn check(&mut self, golden: &Golden) -> Result<Vec<GateCheck>> {
-        let prepared = gate::prepare(golden.cases(), &self.processor, &self.contract)?;
+        let prepared = gate::prepare(golden, &self.processor, &self.contract)?;
         let rules = &self.config.gate;
         let findings = gate::correctness(&mut self.runner, &prepared, &self.processor, rules).await;
         findings.map(|findings| findings.checks).map_err(|SoftError(error)| error)

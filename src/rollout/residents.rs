@@ -86,6 +86,7 @@ impl Lingering {
     }
 
     fn linger(&self, room: Room) {
+        room.reservation.rename(|holder| format!("{holder}, retired: weights that other versions share"));
         self.shared.lock().unwrap_or_else(|e| e.into_inner()).push(room);
     }
 }

@@ -136,7 +136,7 @@ pub(super) async fn reserve(
         let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
         let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
-        let cases = gate::prepare(golden.cases(), &processor, &inspected.contract)?;
+        let cases = gate::prepare(&golden, &processor, &inspected.contract)?;
         Ok((inspected, processor, cases))
     });
     let (inspected, processor, cases) = match inspected.await {

@@ -76,7 +76,7 @@ impl Survey {
     /// Whether the golden cases suit the version: their expectations its task, their inputs its processor.
     pub fn fits(&self, golden: &Golden) -> Result<()> {
         match (&self.processor, &self.contract) {
-            (Some(processor), Some(contract)) => gate::prepare(golden.cases(), processor, contract).map(drop),
+            (Some(processor), Some(contract)) => gate::prepare(golden, processor, contract).map(drop),
             _ => Ok(()),
         }
     }

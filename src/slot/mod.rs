@@ -8,7 +8,7 @@ mod registry;
 mod route;
 mod serve;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -24,12 +24,21 @@ use crate::value::Task;
 #[derive(Debug)]
 pub struct Slot {
     name: String,
-    task: Task,
+    /// Known once a `model.toml` that can be read was seen.
+    task: OnceLock<Task>,
     route: ArcSwapOption<Route>,
-    /// Why there is no route; only read when there is none.
-    reason: ArcSwap<String>,
+    /// Only read when there is no route.
+    absence: ArcSwap<Absence>,
     /// Version folders that are on disk, for resolving references.
     versions: ArcSwap<Vec<String>>,
+}
+
+/// Why there is no route.
+#[derive(Debug)]
+struct Absence {
+    reason: String,
+    /// No version was ever here, so that none is missing.
+    vacant: bool,
 }
 
 /// A request's hold on the generation that will answer it.
@@ -55,12 +64,12 @@ enum Resident {
 }
 
 impl Slot {
-    pub fn new(name: impl Into<String>, task: Task) -> Self {
+    pub fn new(name: impl Into<String>) -> Self {
         Slot {
             name: name.into(),
-            task,
+            task: OnceLock::new(),
             route: ArcSwapOption::empty(),
-            reason: ArcSwap::from_pointee("it has not been loaded yet".to_owned()),
+            absence: ArcSwap::from_pointee(Absence { reason: "it has not been loaded yet".into(), vacant: false }),
             versions: ArcSwap::from_pointee(Vec::new()),
         }
     }
@@ -69,8 +78,14 @@ impl Slot {
         &self.name
     }
 
-    pub fn task(&self) -> Task {
-        self.task
+    /// What the model answers; `None` while nothing on disk has said it.
+    pub fn task(&self) -> Option<Task> {
+        self.task.get().copied()
+    }
+
+    /// A model keeps the task that it was first seen with.
+    pub(crate) fn learn_task(&self, task: Task) {
+        self.task.get_or_init(|| task);
     }
 
     /// The one decision (promise 2): a single atomic load.
@@ -103,7 +118,7 @@ impl Slot {
     fn not_serving(&self) -> Error {
         Error::NotServing {
             model: self.name.clone(),
-            reason: self.reason.load().as_ref().clone(),
+            reason: self.absence.load().reason.clone(),
             retry_after: Duration::from_secs(5),
         }
     }
@@ -115,7 +130,7 @@ impl Slot {
 
     /// Why nothing is served, when nothing is.
     pub fn reason(&self) -> Option<String> {
-        self.route.load().is_none().then(|| self.reason.load().as_ref().clone())
+        self.route.load().is_none().then(|| self.absence.load().reason.clone())
     }
 
     /// The switch: one pointer store. For the rollout controller only.
@@ -128,8 +143,18 @@ impl Slot {
 
     /// Stops serving, with the reason that clients will read.
     pub(crate) fn clear(&self, reason: impl Into<String>) -> Option<Arc<Route>> {
-        self.reason.store(Arc::new(reason.into()));
+        self.absence.store(Arc::new(Absence { reason: reason.into(), vacant: false }));
         self.route.swap(None)
+    }
+
+    /// There is nothing to serve, and nothing is missing.
+    pub(crate) fn vacate(&self) {
+        self.absence.store(Arc::new(Absence { reason: "no version of it is here yet".into(), vacant: true }));
+    }
+
+    /// Whether it serves, or has nothing that it should serve.
+    pub fn is_ready(&self) -> bool {
+        self.route.load().is_some() || (self.absence.load().vacant && self.versions.load().is_empty())
     }
 
     pub fn versions(&self) -> Arc<Vec<String>> {

@@ -38,6 +38,14 @@ impl Registry {
         });
     }
 
+    pub(crate) fn remove(&self, name: &str) {
+        self.slots.rcu(|slots| {
+            let mut slots = BTreeMap::clone(slots);
+            slots.remove(name);
+            slots
+        });
+    }
+
     /// `model@version`, a model, or a version alone where only one model has it.
     ///
     /// # Errors
@@ -46,7 +54,9 @@ impl Registry {
         let slots = self.slots.load();
         if let Some((model, version)) = reference.split_once('@') {
             let slot = slots.get(model).ok_or_else(|| unknown(reference, &slots))?;
-            if !slot.versions().iter().any(|known| known == version) && !is_resident(slot, version) {
+            // Without its folder nobody can say which versions it had; that it does not serve is the answer then.
+            let gone = slot.versions().is_empty() && !slot.is_ready();
+            if !gone && !slot.versions().iter().any(|known| known == version) && !is_resident(slot, version) {
                 return Err(Error::Unknown { reference: reference.into(), known: full_names(slot) });
             }
             return Ok(Target { slot: Arc::clone(slot), version: Some(version.into()) });
@@ -82,12 +92,11 @@ fn unknown(reference: &str, slots: &BTreeMap<String, Arc<Slot>>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::Task;
 
     fn registry(models: &[(&str, &[&str])]) -> Registry {
         let registry = Registry::default();
         for (name, versions) in models {
-            let slot = Slot::new(*name, Task::Embed);
+            let slot = Slot::new(*name);
             slot.set_versions(versions.iter().map(|v| (*v).to_owned()).collect());
             registry.add(Arc::new(slot));
         }

@@ -1,6 +1,6 @@
 //! The way back and out: rollback, settle, abort, delete.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::common::inputs::digit;
 use super::common::{Site, until};
@@ -65,6 +65,23 @@ async fn rollback_after_settling_loads_the_previous_version_again() {
     let again = server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
     assert_eq!((again.id(), again.phase(), &again.body["kind"]), (back.id(), "rolled_back", &json!("instant")));
     assert_eq!(server.live("digits").await, "v2");
+    // Both count as rollbacks, each with its time; the first rollout is the only deployment.
+    let told = server.get("/admin/rollouts").await.expect(200).body;
+    let record = &told["rollouts"][0];
+    assert!(record["figures"]["cold_rollback_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{record}");
+    let figures = &told["figures"];
+    assert_eq!((&figures["deployments"], &figures["rollbacks"]), (&json!(1), &json!(2)), "{figures}");
+    assert_eq!(figures["rollback_ms"]["count"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_while_a_candidate_waits_says_what_is_in_the_way() {
+    let server = Site::digits().start().await;
+    let staged = server.post("/models/v2/stage", json!({})).await.expect(200);
+    let refused = server.post("/admin/rollback", json!({})).await.expect(409);
+    for part in ["'v2' is ready and not live", "'v1' still serves", &format!("abort rollout {}", staged.id())] {
+        assert!(refused.message().contains(part), "{part} is missing: {}", refused.message());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +140,10 @@ async fn delete_frees_what_is_staged_or_previous_and_refuses_what_is_live() {
     assert!(live.message().contains("live"), "{}", live.message());
 
     server.promote("v2", json!({})).await.expect(200);
-    assert_eq!(server.delete("/models/v1").await.expect(200).phase(), "settled");
-    assert_eq!(server.model("digits").await["previous"], Value::Null);
+    let kept = server.delete("/models/v1").await.expect(409);
+    assert!(kept.message().contains("settle"), "{}", kept.message());
+    assert_eq!(server.model("digits").await["previous"]["version"], "v1");
+    server.post("/admin/settle", json!({ "wait": "settled" })).await.expect(200);
+    assert_eq!(server.delete("/models/v1").await.expect(200).body["resident"], false);
     server.delete("/models/nope").await.expect(404);
 }

@@ -52,3 +52,43 @@ async fn events_come_as_they_happen_and_those_missed_come_first() {
     let back = rest.until("rolled_back", |event| event.name == "rolled_back").await;
     assert_eq!((&back.data["body"]["to"], &back.data["body"]["reason"]), (&json!("v1"), &json!("as planned")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_tells_what_changed_and_no_more() {
+    let server = Site::digits().start().await;
+    let mut events = server.follow("v2", json!({ "wait": "settled" })).await;
+    let (mut before, mut checks) = (Value::Null, 0);
+    loop {
+        let told = events.next().await.unwrap().data;
+        assert_ne!(told, before, "told twice");
+        if let Some(gate) = told["gate"].as_array().filter(|gate| !gate.is_empty()) {
+            assert!(gate.len() > checks, "the same checks were told twice");
+            checks = gate.len();
+        }
+        before = told;
+        if before["figures"]["window"].is_object() {
+            break;
+        }
+    }
+    assert!(checks > 40, "the gate's checks are told when they are in: {checks}");
+    // Nobody asks anything: there is nothing to tell until the window is ended.
+    server.post("/admin/settle", json!({ "model": "digits" })).await.expect(200);
+    let next = events.next().await.unwrap().data;
+    assert_ne!(next["phase"], "observing", "{next}");
+    let done = events.until("the end", |event| event.name == "done").await.data;
+    assert!(done["gate"].as_array().is_some_and(|gate| gate.len() > 40));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promote_that_joins_in_the_window_may_change_its_length() {
+    let server = Site::digits().start().await;
+    let first = server.promote("v2", json!({ "observe": "1h" })).await.expect(200);
+    let same = server.promote("v2", json!({ "observe": "1h" })).await.expect(200);
+    assert_eq!((same.id(), same.phase()), (first.id(), "observing"));
+    let shorter =
+        server.promote("v2", json!({ "observe": "1ms", "wait": "settled", "actor": "ada" })).await.expect(200);
+    assert_eq!((shorter.id(), shorter.phase()), (first.id(), "settled"));
+    let mut events = server.stream(Method::GET, "/admin/events?after=0", Value::Null).await;
+    let changed = events.until("observe", |event| event.name == "observe").await.data;
+    assert_eq!(changed["body"]["window_ms"], 1, "{changed}");
+}

@@ -68,9 +68,12 @@ fn orders() -> Vec<(Mounted, Operation)> {
     let order = |what: &str| Described::new("changes", what).admin();
     let rollout = |what: &str| order(what).json_body("Order", Required::False).follows();
     let ended = "The rollout, ended; or that nothing had to change";
-    let release = order("Free the memory of a version that is not live; its files stay")
+    let release = order(
+        "Free the memory of a version that is not live, or forget a model that serves nothing and whose folder is gone; \
+         files stay",
+    )
         .named("ref")
-        .answers("200", ended, "Outcome")
+        .answers("200", "What became of it", "Released")
         .refused(Dialect::Native, &[BadRequest, NotFound, Conflict, NotServing]);
     let abort = order("Stop a rollout before its switch")
         .named("id")

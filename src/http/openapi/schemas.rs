@@ -4,6 +4,8 @@
 //! too many or too few fails.
 #![expect(dead_code, reason = "mirrors are described, never made")]
 
+mod rollouts;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -12,6 +14,7 @@ use utoipa::openapi::{ComponentsBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::{admin, native, openai};
+use rollouts::{Event, Outcome, Released, Rollout, Rollouts};
 
 pub(super) fn components() -> ComponentsBuilder {
     let mut all = Vec::new();
@@ -28,6 +31,7 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<Model>(&mut all);
     add::<admin::Order>(&mut all);
     add::<Outcome>(&mut all);
+    add::<Released>(&mut all);
     add::<Rollout>(&mut all);
     add::<Rollouts>(&mut all);
     add::<Event>(&mut all);
@@ -236,7 +240,9 @@ struct Models {
 #[derive(ToSchema)]
 struct Model {
     name: String,
-    task: Task,
+    /// Absent while its `model.toml` cannot be read.
+    #[schema(nullable = false)]
+    task: Option<Task>,
     #[schema(required)]
     live: Option<Place>,
     #[schema(required)]
@@ -278,134 +284,6 @@ enum Phase {
     Aborted,
     RolledBack,
     Interrupted,
-}
-
-#[derive(ToSchema)]
-#[serde(untagged)]
-enum Outcome {
-    Rollout(Box<Rollout>),
-    Unchanged(Unchanged),
-}
-
-/// It was so before.
-#[derive(ToSchema)]
-struct Unchanged {
-    /// The version.
-    to: String,
-    #[schema(pattern = "^settled$")]
-    phase: String,
-    unchanged: bool,
-}
-
-/// The journey of one version.
-#[derive(ToSchema)]
-struct Rollout {
-    id: String,
-    model: String,
-    /// The version that was live; null for the first.
-    #[schema(required)]
-    from: Option<String>,
-    to: String,
-    phase: Phase,
-    #[schema(required)]
-    reason: Option<String>,
-    /// How it went back: `instant`, `parked` or `cold`.
-    #[schema(required)]
-    kind: Option<String>,
-    #[schema(required)]
-    actor: Option<String>,
-    /// RFC 3339, in UTC.
-    started: String,
-    /// Unix time in milliseconds.
-    started_ms: i64,
-    #[schema(required)]
-    ended_ms: Option<i64>,
-    phases: Vec<PhaseAt>,
-    gate: Vec<GateCheck>,
-    /// Measures by name: `downtime_ms` and `rollback_ms` are among them once they are known.
-    figures: BTreeMap<String, Value>,
-    /// Of the version's files.
-    #[schema(required)]
-    digest: Option<String>,
-    #[schema(required)]
-    error: Option<Facts>,
-    /// While it loads.
-    #[schema(nullable = false)]
-    progress: Option<Bytes>,
-}
-
-#[derive(ToSchema)]
-struct PhaseAt {
-    phase: Phase,
-    /// When it began, in RFC 3339.
-    at: String,
-    /// How long it took; 0 while it lasts.
-    ms: u64,
-}
-
-#[derive(ToSchema)]
-struct GateCheck {
-    check: String,
-    passed: bool,
-    measure: Value,
-    limit: Value,
-    /// Of which golden case.
-    #[schema(required)]
-    case: Option<String>,
-    #[schema(nullable = false)]
-    message: Option<String>,
-}
-
-#[derive(ToSchema)]
-struct Bytes {
-    done: u64,
-    total: u64,
-}
-
-#[derive(ToSchema)]
-struct Rollouts {
-    rollouts: Vec<Rollout>,
-    figures: Figures,
-}
-
-/// Over every rollout that has ended and is still kept.
-#[derive(ToSchema)]
-struct Figures {
-    deployments: u64,
-    /// How many ended in each phase.
-    ends: BTreeMap<String, u64>,
-    /// The share that settled, of those that no operator stopped.
-    #[schema(required)]
-    success_rate: Option<f64>,
-    rollbacks: u64,
-    #[schema(required)]
-    downtime_ms: Option<Spread>,
-    #[schema(required)]
-    rollback_ms: Option<Spread>,
-}
-
-#[derive(ToSchema)]
-struct Spread {
-    count: u64,
-    median: f64,
-    max: f64,
-}
-
-/// What the ledger recorded, chained to what it recorded before.
-#[derive(ToSchema)]
-struct Event {
-    seq: i64,
-    prev_hash: String,
-    hash: String,
-    model: String,
-    #[schema(required)]
-    rollout: Option<String>,
-    kind: String,
-    /// Unix time in milliseconds.
-    at_ms: i64,
-    #[schema(required)]
-    actor: Option<String>,
-    body: Value,
 }
 
 /// Bytes, all of them.

@@ -102,6 +102,7 @@ impl Controller {
             return Event::SwitchFailed("the candidate is gone".into());
         };
         let record = active.recorder.record();
+        let cold_rollback = active.cold_rollback;
         let began = Instant::now();
         let live = Live {
             model: record.model.clone(),
@@ -109,7 +110,7 @@ impl Controller {
             digest: generation.digest.clone(),
             rollout: Some(record.id.clone()),
             since_ms: now_ms(),
-            previous: if record.kind.as_deref() == Some("cold") { None } else { record.from.clone() },
+            previous: if cold_rollback { None } else { record.from.clone() },
         };
         let note = self.audit(
             "switched",
@@ -147,6 +148,9 @@ impl Controller {
         active.recorder.figure("ledger_ms", ledger_ms);
         active.recorder.figure("store_ns", store_ns);
         active.recorder.figure("failover", failover);
+        if cold_rollback {
+            active.recorder.figure("cold_rollback_ms", (now_ms() - record.started_ms).max(0));
+        }
         tracing::info!(
             model = record.model,
             from = record.from,

@@ -27,7 +27,10 @@ impl Controller {
     pub(super) async fn boot(&mut self) {
         match self.try_boot().await {
             Ok(Some(version)) => tracing::info!(model = self.slot.name(), version, "serving"),
-            Ok(None) => tracing::info!(model = self.slot.name(), "nothing to serve: no version is here yet"),
+            Ok(None) => {
+                tracing::info!(model = self.slot.name(), "nothing to serve: no version is here yet");
+                self.slot.vacate();
+            }
             Err(error) => {
                 tracing::error!(model = self.slot.name(), %error, "not serving");
                 self.slot.clear(error.to_string());
@@ -64,7 +67,7 @@ impl Controller {
             let digest = Some(live.digest).filter(|digest| !digest.is_empty());
             return Ok(Some(Start { version: live.version, digest, seed: false, crashed }));
         }
-        let entry = self.ctx.repository.model(self.slot.name())?;
+        let entry = self.folder()?;
         let config = entry.config?;
         let version = match (config.live, entry.versions.as_slice()) {
             (Some(version), versions) if versions.contains(&version) => version,
@@ -145,8 +148,9 @@ impl Controller {
     ///
     /// Only a seed passes the gate: anything else has passed it before.
     async fn bring_up(&mut self, version: &str, digest: Option<&str>, gate: bool) -> Result<String> {
-        let entry = self.ctx.repository.model(self.slot.name())?;
-        self.slot.set_versions(entry.versions);
+        let entry = self
+            .folder()
+            .map_err(|_| Error::unloadable(format!("{}@{version}", self.slot.name()), "the model's folder is gone"))?;
         let mut config = entry.config?;
         if !gate {
             config.gate.latency_rounds = 0;

@@ -5,7 +5,7 @@ use super::super::state::{self, Event, Goal, Phase};
 use super::super::steps;
 use super::{Active, Answer, Command, Controller, Options};
 use crate::error::{Error, Result};
-use crate::repository::Mode;
+use crate::repository::{Mode, ModelEntry};
 
 impl Controller {
     pub(super) async fn command(&mut self, command: Command) {
@@ -49,15 +49,20 @@ impl Controller {
         match self.going() {
             Some((to, _)) if to == version => self.joined(),
             Some(_) => Err(self.busy(&version)),
-            None => self.open(version, options, Goal::Ready, None).await,
+            None => self.open(version, options, Goal::Ready, false).await,
         }
     }
 
     async fn promote(&mut self, version: String, options: Options) -> Result<Answer> {
         match self.going() {
             None if self.is_live(&version) => Ok(Answer::Already { version }),
-            None => self.open(version, options, Goal::Live, None).await,
-            Some((to, Phase::Observing)) if to == version => self.joined(),
+            None => self.open(version, options, Goal::Live, false).await,
+            Some((to, Phase::Observing)) if to == version => {
+                if let Some(length) = options.observe {
+                    self.observe_for(length).await;
+                }
+                self.joined()
+            }
             // Promoting what was live before is going back.
             Some((_, Phase::Observing)) if self.is_previous(&version) => self.rollback(options).await,
             Some((to, phase)) if to == version && phase != Phase::Reclaiming => {
@@ -88,14 +93,12 @@ impl Controller {
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
             }
-            Some(_) => Err(self.busy("the previous version")),
+            Some((to, phase)) => Err(self.nothing_switched(&to, phase)),
             None => {
                 let model = self.slot.name().to_owned();
                 let live = self.ctx.journal.with(move |ledger| ledger.live(&model)).await?;
                 match live.and_then(|live| live.previous) {
-                    Some(previous) if !self.is_live(&previous) => {
-                        self.open(previous, options, Goal::Live, Some("cold".into())).await
-                    }
+                    Some(previous) if !self.is_live(&previous) => self.open(previous, options, Goal::Live, true).await,
                     _ => Err(nothing_to_go_back_to(self.slot.name())),
                 }
             }
@@ -138,10 +141,10 @@ impl Controller {
 
     /// `DELETE`: frees the memory of a version that does not serve.
     async fn release(&mut self, version: &str) -> Result<Answer> {
-        if self.is_previous(version) && matches!(self.going(), Some((_, Phase::Observing))) {
-            return self.settle().await;
-        }
         match self.going() {
+            Some((_, Phase::Observing)) if self.is_previous(version) => Err(Error::conflict(format!(
+                "'{version}' stays resident for a rollback until the window ends; settle ends it now and frees its memory"
+            ))),
             Some((to, phase)) if to == version && !matches!(phase, Phase::Observing | Phase::Reclaiming) => {
                 self.abort(None, Options { reason: Some("its memory was to be freed".into()), ..Options::default() })
                     .await
@@ -155,9 +158,8 @@ impl Controller {
     }
 
     /// Begins a rollout.
-    async fn open(&mut self, version: String, options: Options, goal: Goal, kind: Option<String>) -> Result<Answer> {
-        let entry = self.ctx.repository.model(self.slot.name())?;
-        self.slot.set_versions(entry.versions.clone());
+    async fn open(&mut self, version: String, options: Options, goal: Goal, cold_rollback: bool) -> Result<Answer> {
+        let entry = self.folder()?;
         // Says clearly that there is no such folder before a rollout begins.
         self.ctx.repository.version_dir(self.slot.name(), &version)?;
         let config = entry.config?;
@@ -173,9 +175,12 @@ impl Controller {
             to: version.clone(),
             actor: options.actor.clone(),
             reason: options.reason.clone(),
-            kind,
+            kind: cold_rollback.then(|| "cold".to_owned()),
         };
-        let (recorder, _) = Recorder::new(opening, first);
+        let (mut recorder, _) = Recorder::new(opening, first);
+        if cold_rollback {
+            recorder.figure("cold_rollback", true);
+        }
         let candidate = steps::Candidate::new(id, self.slot.name(), &version, config.clone());
         let progress = std::sync::Arc::clone(&candidate.progress);
         tracing::info!(model = self.slot.name(), version, rollout, "a rollout begins");
@@ -188,6 +193,7 @@ impl Controller {
             progress,
             config,
             options,
+            cold_rollback,
             watched: None,
             window: None,
             reclaim_on_return: false,
@@ -198,6 +204,16 @@ impl Controller {
         self.entered(first).await;
         self.feed(Event::Begin).await?;
         self.joined()
+    }
+
+    /// The model's folder as it is now.
+    pub(super) fn folder(&self) -> Result<ModelEntry> {
+        let entry = self.ctx.repository.model(self.slot.name())?;
+        self.slot.set_versions(entry.versions.clone());
+        if let Ok(config) = &entry.config {
+            self.slot.learn_task(config.task);
+        }
+        Ok(entry)
     }
 
     /// The version and phase of the rollout that goes on.
@@ -222,6 +238,26 @@ impl Controller {
 
     fn is_previous(&self, version: &str) -> bool {
         self.previous.as_ref().is_some_and(|previous| previous.version == version)
+    }
+
+    /// Why a rollback has to wait: what goes on has changed nothing that could be gone back from.
+    fn nothing_switched(&self, to: &str, phase: Phase) -> Error {
+        let Some(active) = &self.active else { return Error::internal("nothing goes on") };
+        let (record, live) = (&active.recorder.view().record, self.live.as_ref());
+        let (id, phase) = (&record.id, phase.name());
+        let message = match live {
+            Some(live) if live.version == to => {
+                format!(
+                    "'{to}' has settled: rollout {id} still frees the version before it; ask again when it has ended"
+                )
+            }
+            Some(live) => format!(
+                "'{to}' is {phase} and not live: '{}' still serves; abort rollout {id} to drop '{to}', then go back from '{0}'",
+                live.version
+            ),
+            None => format!("rollout {id} to '{to}' is {phase}, and nothing else serves; abort it, or wait for it"),
+        };
+        Error::Conflict { message, details: serde_json::json!({ "rollout": id, "to": to, "phase": phase }) }
     }
 
     fn busy(&self, wanted: &str) -> Error {

@@ -105,6 +105,8 @@ struct Active {
     progress: Arc<crate::weights::Progress>,
     config: ModelConfig,
     options: Options,
+    /// It brings back the version that was live before, from disk.
+    cold_rollback: bool,
     /// To run golden cases again in the window.
     watched: Option<Watched>,
     window: Option<Window>,
@@ -116,6 +118,7 @@ struct Active {
 }
 
 struct Window {
+    since: Instant,
     until: Instant,
     baseline: Option<Duration>,
     next_look: Instant,
@@ -278,7 +281,9 @@ impl Controller {
                     tracing::warn!(?reclaimed, "less memory came back than was promised");
                 }
                 active.recorder.figure("reclaim", serde_json::to_value(&reclaimed).unwrap_or_default());
-                self.status.last_reclaim.store(Some(Arc::new(reclaimed)));
+                if reclaimed != Reclaimed::nothing(reclaimed.generation) {
+                    self.status.last_reclaim.store(Some(Arc::new(reclaimed)));
+                }
             }
             Err(error) => {
                 tracing::error!(%error, alert = true, "reclaiming failed");

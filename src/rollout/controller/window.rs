@@ -29,6 +29,7 @@ impl Controller {
             active.recorder.figure("baseline_p99_ms", baseline.as_secs_f64() * 1e3);
         }
         active.window = Some(Window {
+            since: now,
             until: now + length,
             baseline,
             next_look: now + LOOK,
@@ -36,6 +37,18 @@ impl Controller {
             golden_runs: 0,
         });
         None
+    }
+
+    /// The window is as long as was asked later; one that has lasted so long already ends at the next look.
+    pub(super) async fn observe_for(&mut self, length: Duration) {
+        let Some(window) = self.active.as_mut().and_then(|active| active.window.as_mut()) else { return };
+        let until = window.since + length;
+        if until == window.until {
+            return;
+        }
+        window.until = until;
+        let note = self.audit("observe", json!({ "window_ms": length.as_millis() as u64 }));
+        self.ctx.journal.note(note).await;
     }
 
     /// Looks after the rollout: progress while it loads, the rules while it is observed.

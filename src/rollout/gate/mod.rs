@@ -36,13 +36,17 @@ pub struct Golden {
     pub model: Vec<GoldenCase>,
     /// Numbers that were recorded for this version.
     pub version: Vec<GoldenCase>,
+    /// The name of the model's folder, for errors.
+    pub folder: String,
 }
 
 impl Golden {
     /// Reads the cases beside and in a version folder.
     pub fn read(dir: &Path) -> Result<Golden> {
         let model = dir.parent().map(|parent| read_golden(&parent.join("golden.jsonl")));
-        Ok(Golden { model: model.transpose()?.unwrap_or_default(), version: read_golden(&dir.join("golden.jsonl"))? })
+        let version = read_golden(&dir.join("golden.jsonl"))?;
+        let folder = dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Golden { model: model.transpose()?.unwrap_or_default(), version, folder })
     }
 
     pub fn cases(&self) -> impl Iterator<Item = &GoldenCase> {
@@ -143,15 +147,13 @@ pub(super) fn contract(candidate: &Contract, live: Option<&Contract>, accepted: 
 ///
 /// # Errors
 /// A case that does not fit the task, or that the processor refuses, names itself.
-pub(super) fn prepare<'a>(
-    cases: impl Iterator<Item = &'a GoldenCase>,
-    processor: &Processor,
-    contract: &Contract,
-) -> Result<Vec<Prepared>> {
+pub(super) fn prepare(golden: &Golden, processor: &Processor, contract: &Contract) -> Result<Vec<Prepared>> {
     let options = PrepareOptions::default();
-    cases
+    let file = format!("{}/golden.jsonl", golden.folder);
+    golden
+        .cases()
         .map(|case| {
-            let wrong = |reason: String| Error::unloadable("golden.jsonl", format!("case '{}': {reason}", case.id));
+            let wrong = |reason: String| Error::unloadable(&file, format!("case '{}': {reason}", case.id));
             case.expect.fits(contract.task).map_err(wrong)?;
             let inputs = case.inputs.iter().map(|input| processor.prepare(input, &options));
             let inputs = inputs.collect::<Result<Vec<_>>>().map_err(|e| wrong(e.to_string()))?;

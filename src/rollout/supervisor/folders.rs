@@ -1,0 +1,133 @@
+//! Which models there are: those whose folders are on disk, and those that the ledger says were live.
+//!
+//! A model that was live and whose folder is broken or gone stays a model: it answers 503 with the reason
+//! (promise 9) until its folder is mended and a version promoted, or until it is forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::super::controller::{Command, Controller, Reins};
+use super::super::journal::{Journal, event};
+use super::super::load::blocking;
+use super::super::sight::Sight;
+use super::Supervisor;
+use crate::error::{Error, Result};
+use crate::repository::{ModelEntry, Repository};
+use crate::slot::Slot;
+
+/// What was seen of the folders before.
+pub(super) struct Folders {
+    sight: Sight,
+    /// What is wrong with a `model.toml`, by model, so that it is logged once.
+    broken: BTreeMap<String, String>,
+}
+
+impl Folders {
+    pub(super) fn new(repository: Arc<Repository>, journal: Journal) -> Result<Folders> {
+        Ok(Folders { sight: Sight::start(repository, journal)?, broken: BTreeMap::new() })
+    }
+
+    fn saw(&mut self, entry: &ModelEntry) {
+        let model = entry.name.as_str();
+        match &entry.config {
+            Ok(config) => {
+                self.sight.found(model, &entry.versions, config);
+                if self.broken.remove(model).is_some() {
+                    tracing::info!(model, "its model.toml can be read again");
+                }
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if self.broken.get(model) != Some(&reason) {
+                    tracing::error!(model, %error, "its model.toml cannot be used");
+                    self.broken.insert(model.to_owned(), reason);
+                }
+            }
+        }
+    }
+}
+
+impl Supervisor {
+    /// At the start: what is on disk, and what the ledger says was live and may be gone.
+    pub(super) async fn take_in_all(&self) -> Result<Vec<oneshot::Receiver<()>>> {
+        let mut starting = self.refresh().await?;
+        let mut controllers = self.controllers.lock().await;
+        for model in self.ctx.journal.with(|ledger| ledger.models_once_live()).await? {
+            if self.serves(&model) && !controllers.contains_key(&model) {
+                starting.push(self.add(&mut controllers, Arc::new(Slot::new(model))));
+            }
+        }
+        Ok(starting)
+    }
+
+    /// Looks at the folders again: new models get controllers, known ones their list of versions.
+    pub(super) async fn refresh(&self) -> Result<Vec<oneshot::Receiver<()>>> {
+        let mut controllers = self.controllers.lock().await;
+        let repository = Arc::clone(&self.ctx.repository);
+        let mut entries = blocking(move || repository.scan()).await?;
+        entries.retain(|entry| self.serves(&entry.name));
+        for (name, reins) in controllers.iter() {
+            if !entries.iter().any(|entry| entry.name == *name) {
+                reins.slot.set_versions(Vec::new());
+            }
+        }
+        let mut starting = Vec::new();
+        for entry in entries {
+            self.folders.lock().unwrap_or_else(|e| e.into_inner()).saw(&entry);
+            let known = controllers.get(&entry.name).map(|reins| Arc::clone(&reins.slot));
+            let slot = known.clone().unwrap_or_else(|| Arc::new(Slot::new(entry.name)));
+            if let Ok(config) = &entry.config {
+                slot.learn_task(config.task);
+            }
+            slot.set_versions(entry.versions);
+            if known.is_none() {
+                starting.push(self.add(&mut controllers, slot));
+            }
+        }
+        Ok(starting)
+    }
+
+    /// Drops a model that serves nothing and whose folder is gone, from the process and from what the next start looks for.
+    ///
+    /// # Errors
+    /// `Conflict` while its folder is there.
+    pub(super) async fn forget(&self, model: &str) -> Result<()> {
+        let mut controllers = self.controllers.lock().await;
+        if self.ctx.repository.model(model).is_ok() {
+            return Err(Error::conflict(format!(
+                "'{model}' serves nothing, but its folder is there; name a version, or take the folder away to have the model forgotten"
+            )));
+        }
+        if let Some(reins) = controllers.get(model) {
+            // Without a folder none can begin.
+            if reins.status.handle.load_full().is_some_and(|handle| !handle.now().phase.is_end()) {
+                return Err(Error::conflict(format!("a rollout of '{model}' goes on")));
+            }
+            let (done, ended) = oneshot::channel();
+            if reins.commands.send(Command::Shutdown(done)).await.is_ok() {
+                // An error means that the controller is gone already.
+                let _ = ended.await;
+            }
+        }
+        let forgotten = event(model, None, "forgotten", serde_json::json!({}));
+        self.ctx.journal.forget(forgotten).await?;
+        self.registry.remove(model);
+        controllers.remove(model);
+        tracing::info!(model, "forgotten");
+        Ok(())
+    }
+
+    fn serves(&self, model: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == model)
+    }
+
+    fn add(&self, controllers: &mut BTreeMap<String, Reins>, slot: Arc<Slot>) -> oneshot::Receiver<()> {
+        let name = slot.name().to_owned();
+        self.registry.add(Arc::clone(&slot));
+        let (reins, up) = Controller::start(Arc::clone(&self.ctx), slot);
+        controllers.insert(name, reins);
+        up
+    }
+}

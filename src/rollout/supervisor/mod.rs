@@ -1,0 +1,222 @@
+//! All models of the process and their controllers: the door for the admin routes.
+//!
+//! It owns no rollout; it finds the controller that does. `folders` keeps the models in step with the disk and the
+//! ledger; `reports` reads what controllers publish.
+
+mod folders;
+mod reports;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::Context;
+use super::controller::{Answer, Command, Options, Reins};
+use super::journal::Journal;
+use super::record::Handle;
+use super::residents::Lingering;
+use crate::device::{Budget, Opened};
+use crate::engine::{Counters, Engine};
+use crate::error::{Error, Result};
+use crate::generation::GenerationIds;
+use crate::repository::Repository;
+use crate::slot::{Registry, Target};
+use folders::Folders;
+pub use reports::{MemoryReport, ModelReport};
+
+pub struct SupervisorConfig {
+    pub repository: Arc<Repository>,
+    /// Serve only these models; empty means all.
+    pub only: Vec<String>,
+    pub opened: Opened,
+    pub budget: Arc<Budget>,
+    pub default_batch_tokens: usize,
+    /// The last generation id that the ledger knows.
+    pub last_generation: u64,
+    pub faults: Vec<crate::faults::Fault>,
+}
+
+pub struct Supervisor {
+    ctx: Arc<Context>,
+    registry: Arc<Registry>,
+    only: Vec<String>,
+    device: String,
+    controllers: Mutex<BTreeMap<String, Reins>>,
+    folders: std::sync::Mutex<Folders>,
+}
+
+/// What became of a version whose memory was to be freed.
+#[derive(Debug)]
+pub enum Released {
+    /// A rollout ends with it.
+    Ends(Handle),
+    /// It held none.
+    NotResident { model: String, version: String },
+    /// The model is served no more, and the next start does not look for it.
+    Forgotten { model: String },
+}
+
+impl Supervisor {
+    /// Finds the models and starts their controllers, which bring up what was live. `wait_until_up` follows.
+    pub async fn start(
+        config: SupervisorConfig,
+        engine: Engine,
+        journal: Journal,
+        registry: Arc<Registry>,
+    ) -> Result<(Arc<Supervisor>, Vec<oneshot::Receiver<()>>)> {
+        let ctx = Arc::new(Context {
+            repository: config.repository,
+            engine,
+            device: config.opened.device,
+            budget: config.budget,
+            journal,
+            ids: GenerationIds::after(config.last_generation),
+            default_batch_tokens: config.default_batch_tokens,
+            faults: config.faults,
+            lingering: Lingering::default(),
+        });
+        let folders = Folders::new(Arc::clone(&ctx.repository), ctx.journal.clone())?;
+        let supervisor = Arc::new(Supervisor {
+            ctx,
+            folders: std::sync::Mutex::new(folders),
+            registry,
+            only: config.only,
+            device: config.opened.name,
+            controllers: Mutex::default(),
+        });
+        let up = supervisor.take_in_all().await?;
+        for name in &supervisor.only {
+            if supervisor.registry.get(name).is_none() {
+                let known = supervisor.ctx.repository.scan()?.into_iter().map(|entry| entry.name).collect();
+                return Err(Error::Unknown { reference: name.clone(), known });
+            }
+        }
+        Ok((supervisor, up))
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.ctx.journal
+    }
+
+    pub fn engine_counters(&self) -> &Counters {
+        self.ctx.engine.counters()
+    }
+
+    /// What a reference names; folders that appeared meanwhile are found.
+    pub async fn resolve(&self, reference: &str) -> Result<Target> {
+        match self.registry.resolve(reference) {
+            Err(Error::Unknown { .. }) => {
+                self.refresh().await?;
+                self.registry.resolve(reference)
+            }
+            target => target,
+        }
+    }
+
+    pub async fn stage(&self, reference: &str, options: Options) -> Result<Answer> {
+        let (model, version) = self.version_of(reference).await?;
+        self.order(&model, |reply| Command::Stage(version, options, reply)).await
+    }
+
+    pub async fn promote(&self, reference: &str, options: Options) -> Result<Answer> {
+        let (model, version) = self.version_of(reference).await?;
+        self.order(&model, |reply| Command::Promote(version, options, reply)).await
+    }
+
+    /// Frees the memory of a version that does not serve. A model by itself whose folder is gone is forgotten.
+    pub async fn release(&self, reference: &str) -> Result<Released> {
+        let Target { slot, version } = self.resolve(reference).await?;
+        if version.is_none() && slot.route().is_none() {
+            return self.forget(slot.name()).await.map(|()| Released::Forgotten { model: slot.name().to_owned() });
+        }
+        let (model, version) = self.version_of(reference).await?;
+        Ok(match self.order(&model, |reply| Command::Release(version, reply)).await? {
+            Answer::Rollout(handle) => Released::Ends(handle),
+            Answer::Already { version } => Released::NotResident { model, version },
+        })
+    }
+
+    pub async fn rollback(&self, model: Option<&str>, options: Options) -> Result<Answer> {
+        let model = self.one_model(model).await?;
+        self.order(&model, |reply| Command::Rollback(options, reply)).await
+    }
+
+    pub async fn settle(&self, model: Option<&str>) -> Result<Answer> {
+        let model = self.one_model(model).await?;
+        self.order(&model, Command::Settle).await
+    }
+
+    pub async fn abort(&self, rollout: &str, options: Options) -> Result<Answer> {
+        let record = self.rollout(rollout).await?;
+        let id = Some(rollout.to_owned());
+        self.order(&record.record.model, |reply| Command::Abort(id, options, reply)).await
+    }
+
+    /// Ends every rollout and controller.
+    pub async fn shut_down(&self) {
+        let controllers = self.controllers.lock().await;
+        let mut ending = Vec::new();
+        for reins in controllers.values() {
+            let (done, ended) = oneshot::channel();
+            if reins.commands.send(Command::Shutdown(done)).await.is_ok() {
+                ending.push(ended);
+            }
+        }
+        drop(controllers);
+        for ended in ending {
+            // An error means that the controller is gone already.
+            let _ = ended.await;
+        }
+    }
+
+    /// The model and version that a reference names; a model alone means its live version.
+    async fn version_of(&self, reference: &str) -> Result<(String, String)> {
+        let Target { slot, version } = self.resolve(reference).await?;
+        let live = || slot.route().map(|route| route.live.version().to_owned());
+        let version = version.or_else(live).ok_or_else(|| {
+            let known = slot.versions().iter().map(|version| format!("{}@{version}", slot.name())).collect();
+            Error::Ambiguous { reference: reference.to_owned(), candidates: known }
+        })?;
+        Ok((slot.name().to_owned(), version))
+    }
+
+    /// The model that was named, or the only one.
+    async fn one_model(&self, named: Option<&str>) -> Result<String> {
+        if let Some(name) = named {
+            return Ok(self.resolve(name).await?.slot.name().to_owned());
+        }
+        let controllers = self.controllers.lock().await;
+        let serving: Vec<&String> =
+            controllers.iter().filter(|(_, reins)| reins.slot.route().is_some()).map(|(name, _)| name).collect();
+        match serving.as_slice() {
+            [only] => Ok((*only).clone()),
+            [] => Err(Error::conflict("no model is serving")),
+            several => {
+                let names: Vec<&str> = several.iter().map(|name| name.as_str()).collect();
+                let message = format!("several models are serving; name one of {}", names.join(", "));
+                Err(Error::bad_param("model", message))
+            }
+        }
+    }
+
+    async fn order(
+        &self,
+        model: &str,
+        command: impl FnOnce(oneshot::Sender<Result<Answer>>) -> Command,
+    ) -> Result<Answer> {
+        let commands: mpsc::Sender<Command> = {
+            let controllers = self.controllers.lock().await;
+            let reins = controllers.get(model);
+            reins.map(|reins| reins.commands.clone()).ok_or_else(|| Error::internal("a model without a controller"))?
+        };
+        let (reply, answer) = oneshot::channel();
+        let stopping = || Error::NotServing {
+            model: model.to_owned(),
+            reason: "the server is stopping".into(),
+            retry_after: std::time::Duration::from_secs(5),
+        };
+        commands.send(command(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+}

@@ -1,0 +1,211 @@
+//! What the supervisor tells: models, memory, rollouts and counters, read from what controllers publish.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::super::CandidateStatus;
+use super::super::controller::Reins;
+use super::super::record::{Handle, View};
+use super::super::residents::Reclaimed;
+use super::super::state::Phase;
+use super::Supervisor;
+use crate::device::{HostMemory, resident_bytes};
+use crate::engine::Held;
+use crate::error::{Error, Result};
+use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
+use crate::ledger::{Event, Figures, Filter, RolloutRecord};
+use crate::value::Task;
+
+/// A model as listings show it.
+#[derive(Debug, Serialize)]
+pub struct ModelReport {
+    pub name: String,
+    /// Absent while no `model.toml` that can be read has said it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    pub live: Option<Place>,
+    pub candidate: Option<Place>,
+    pub previous: Option<Place>,
+    pub versions: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_serving: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Place {
+    pub version: String,
+    pub generation: u64,
+    pub phase: Phase,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MemoryReport {
+    pub device: String,
+    pub capacity: u64,
+    pub reserved: u64,
+    pub reservations: Vec<crate::device::Held>,
+    pub generations: Vec<GenerationMemory>,
+    /// Memory that hanging threads may still touch.
+    pub abandoned: u64,
+    pub process_resident: Option<u64>,
+    pub host_available: Option<u64>,
+    pub last_reclaims: BTreeMap<String, Reclaimed>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct GenerationMemory {
+    pub generation: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    #[serde(flatten)]
+    pub held: Held,
+}
+
+impl Supervisor {
+    /// A rollout, as it is now or as it ended.
+    pub async fn rollout(&self, id: &str) -> Result<View> {
+        if let Some(handle) = self.handle(id).await {
+            return Ok(handle.now().as_ref().clone());
+        }
+        let wanted = id.to_owned();
+        let record = self.ctx.journal.with(move |ledger| ledger.rollout(&wanted)).await?;
+        record.map(ended).ok_or_else(|| Error::NotFound { what: "rollout", id: id.to_owned() })
+    }
+
+    /// Newest first.
+    pub async fn rollouts(&self, model: Option<String>, limit: usize) -> Result<Vec<RolloutRecord>> {
+        let filter = Filter { model, limit, open_only: false };
+        self.ctx.journal.with(move |ledger| ledger.rollouts(&filter)).await
+    }
+
+    pub async fn figures(&self, model: Option<String>) -> Result<Figures> {
+        self.ctx.journal.with(move |ledger| ledger.figures(model.as_deref())).await
+    }
+
+    pub async fn events_after(&self, seq: i64, limit: usize) -> Result<Vec<Event>> {
+        self.ctx.journal.with(move |ledger| ledger.events(seq, None, limit)).await
+    }
+
+    /// To follow a rollout that goes on or was the model's last.
+    pub async fn handle(&self, id: &str) -> Option<Handle> {
+        let controllers = self.controllers.lock().await;
+        let handles = controllers.values().filter_map(|reins| reins.status.handle.load_full());
+        handles.into_iter().find(|handle| handle.now().record.id == id).map(|handle| handle.as_ref().clone())
+    }
+
+    pub async fn models(&self) -> Vec<ModelReport> {
+        if let Err(error) = self.refresh().await {
+            tracing::warn!(%error, "the model folders could not be read");
+        }
+        let controllers = self.controllers.lock().await;
+        controllers.values().map(report).collect()
+    }
+
+    pub async fn model(&self, name: &str) -> Option<ModelReport> {
+        self.controllers.lock().await.get(name).map(report)
+    }
+
+    /// Every resident generation with its counters, for metrics.
+    pub async fn generations(&self) -> Vec<(&'static str, Stamp, Snapshot, usize)> {
+        let controllers = self.controllers.lock().await;
+        let routes = controllers.values().filter_map(|reins| reins.slot.route());
+        let mut all = Vec::new();
+        for route in routes {
+            let mut add = |role, generation: &Arc<Generation>| {
+                all.push((role, generation.stamp.clone(), generation.stats.snapshot(), generation.lane.waiting()));
+            };
+            add("live", &route.live);
+            route.previous.iter().for_each(|generation| add("previous", generation));
+            route.standby.iter().for_each(|generation| add("candidate", generation));
+        }
+        all
+    }
+
+    /// The phase of each model's rollout, where one goes on.
+    pub async fn phases(&self) -> Vec<(String, Option<Phase>)> {
+        let controllers = self.controllers.lock().await;
+        let phase = |reins: &Reins| {
+            let handle = reins.status.handle.load_full();
+            handle.map(|handle| handle.now().phase).filter(|phase| !phase.is_end())
+        };
+        controllers.iter().map(|(name, reins)| (name.clone(), phase(reins))).collect()
+    }
+
+    pub async fn memory(&self) -> Result<MemoryReport> {
+        let held = self.ctx.engine.memory().await?;
+        // What other threads kept of freed memory for a moment has come back since the last reclaim.
+        self.ctx.lingering.sweep()?;
+        let names: BTreeMap<GenerationId, (String, String)> = self
+            .generations()
+            .await
+            .into_iter()
+            .map(|(_, stamp, ..)| (stamp.generation, (stamp.model.to_string(), stamp.version.to_string())))
+            .collect();
+        let mut generations: Vec<GenerationMemory> = held
+            .into_iter()
+            .map(|(id, held)| {
+                let (model, version) = names.get(&id).cloned().unzip();
+                GenerationMemory { generation: id.0, model, version, held }
+            })
+            .collect();
+        generations.sort_by_key(|memory| memory.generation);
+        let controllers = self.controllers.lock().await;
+        let last = controllers
+            .iter()
+            .filter_map(|(name, reins)| Some((name.clone(), reins.status.last_reclaim.load_full()?.as_ref().clone())));
+        Ok(MemoryReport {
+            device: self.device.clone(),
+            capacity: self.ctx.budget.capacity(),
+            reserved: self.ctx.budget.reserved(),
+            reservations: self.ctx.budget.holders(),
+            generations,
+            abandoned: self.ctx.lingering.abandoned_bytes(),
+            process_resident: resident_bytes(),
+            host_available: HostMemory::read().map(|memory| memory.available),
+            last_reclaims: last.collect(),
+        })
+    }
+
+    /// Whether every model serves that should.
+    pub fn is_ready(&self) -> bool {
+        self.registry.slots().values().all(|slot| slot.is_ready())
+    }
+}
+
+fn report(reins: &Reins) -> ModelReport {
+    let route = reins.slot.route();
+    let handle = reins.status.handle.load_full().map(|handle| handle.now());
+    let going = handle.filter(|view| !view.phase.is_end());
+    let place = |generation: &Arc<Generation>, phase| Place {
+        version: generation.version().to_owned(),
+        generation: generation.id().0,
+        phase,
+        rollout: going.as_ref().map(|view| view.record.id.clone()),
+    };
+    let phase = going.as_ref().filter(|view| view.switched).map_or(Phase::Settled, |view| view.phase);
+    let candidate = reins.status.candidate.load_full().map(|candidate| {
+        let CandidateStatus { version, generation, phase, rollout } = candidate.as_ref().clone();
+        Place { version, generation, phase, rollout: Some(rollout) }
+    });
+    ModelReport {
+        name: reins.slot.name().to_owned(),
+        task: reins.slot.task(),
+        live: route.as_ref().map(|route| place(&route.live, phase)),
+        candidate,
+        previous: route.as_ref().and_then(|route| Some(place(route.previous.as_ref()?, phase))),
+        versions: reins.slot.versions().as_ref().clone(),
+        not_serving: reins.slot.reason(),
+    }
+}
+
+/// A rollout that is only in the ledger any more.
+fn ended(record: RolloutRecord) -> View {
+    let phase = serde_json::from_value(serde_json::Value::String(record.phase.clone())).unwrap_or(Phase::Interrupted);
+    View { record, progress: None, switched: false, phase, error: None }
+}
