@@ -1,10 +1,10 @@
 //! Rollouts: one record each, as the interface shows it, replaced as the rollout goes on.
 
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::{Connection, Row, Transaction, named_params};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::chain::digest;
+use super::chain::{self, Event, NewEvent, digest};
 use super::{Ledger, fault::Fault};
 use crate::error::Result;
 
@@ -78,22 +78,14 @@ impl Default for Filter {
 impl Ledger {
     /// Records a rollout, in place of what was recorded under its id.
     pub fn save_rollout(&self, rollout: &RolloutRecord) -> Result<()> {
-        self.write("record a rollout", |transaction| {
-            let record = serde_json::to_string(rollout).map_err(|error| Fault::Misused(error.to_string()))?;
-            let RolloutRecord { id, model, started_ms, ended_ms, .. } = rollout;
-            let seal = seal(id, model, *started_ms, *ended_ms, &record);
-            transaction
-                .prepare_cached(
-                    "INSERT INTO rollouts (id, model, started_ms, ended_ms, record, seal)
-                     VALUES (:id, :model, :started, :ended, :record, :seal)
-                     ON CONFLICT (id) DO UPDATE SET model = excluded.model, started_ms = excluded.started_ms,
-                        ended_ms = excluded.ended_ms, record = excluded.record, seal = excluded.seal",
-                )?
-                .execute(named_params! {
-                    ":id": id, ":model": model, ":started": started_ms, ":ended": ended_ms,
-                    ":record": record, ":seal": seal,
-                })?;
-            Ok(())
+        self.write("record a rollout", |transaction| save(transaction, rollout))
+    }
+
+    /// Records a rollout and what happened to it, as one.
+    pub fn save_rollout_with(&self, rollout: &RolloutRecord, event: &NewEvent) -> Result<Event> {
+        self.write("record a rollout and its event", |transaction| {
+            save(transaction, rollout)?;
+            chain::append(transaction, event)
         })
     }
 
@@ -109,6 +101,24 @@ impl Ledger {
     pub fn rollouts(&self, filter: &Filter) -> Result<Vec<RolloutRecord>> {
         self.read("read rollouts", |transaction| select(transaction, filter))
     }
+}
+
+fn save(transaction: &Transaction<'_>, rollout: &RolloutRecord) -> Result<(), Fault> {
+    let record = serde_json::to_string(rollout).map_err(|error| Fault::Misused(error.to_string()))?;
+    let RolloutRecord { id, model, started_ms, ended_ms, .. } = rollout;
+    let seal = seal(id, model, *started_ms, *ended_ms, &record);
+    transaction
+        .prepare_cached(
+            "INSERT INTO rollouts (id, model, started_ms, ended_ms, record, seal)
+             VALUES (:id, :model, :started, :ended, :record, :seal)
+             ON CONFLICT (id) DO UPDATE SET model = excluded.model, started_ms = excluded.started_ms,
+                ended_ms = excluded.ended_ms, record = excluded.record, seal = excluded.seal",
+        )?
+        .execute(named_params! {
+            ":id": id, ":model": model, ":started": started_ms, ":ended": ended_ms,
+            ":record": record, ":seal": seal,
+        })?;
+    Ok(())
 }
 
 pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<RolloutRecord>, Fault> {

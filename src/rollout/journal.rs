@@ -68,10 +68,12 @@ impl Journal {
         }
     }
 
-    pub async fn save(&self, record: RolloutRecord) {
+    /// A rollout as it is now, and what made it so: one write to the disk. A failure is logged.
+    pub async fn save(&self, record: RolloutRecord, event: NewEvent) {
         let id = record.id.clone();
-        if let Err(error) = self.with(move |ledger| ledger.save_rollout(&record)).await {
-            tracing::error!(%error, rollout = id, "a rollout could not be written to the ledger");
+        match self.with(move |ledger| ledger.save_rollout_with(&record, &event)).await {
+            Ok(event) => self.tell(event),
+            Err(error) => tracing::error!(%error, rollout = id, "a rollout could not be written to the ledger"),
         }
     }
 

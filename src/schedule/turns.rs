@@ -14,8 +14,13 @@ const SHARE: f64 = 0.05;
 const QUIET: f64 = 0.05;
 /// The utilisation is averaged over about this long.
 const HORIZON: f64 = 1e9;
-/// Background time that can be saved up while clients are busy: short pieces in a burst would delay as much as a long one.
-const SAVINGS: f64 = 1e6;
+/// Background time that can be saved up while background work waits and clients are busy: short pieces in a burst would
+/// delay as much as a long one.
+const SAVINGS: f64 = 2e6;
+/// With this much saved up, background work has waited for so long that it goes before clients.
+const STARVED: f64 = 1e6;
+/// What is saved up while no background work waits: it begins by looking for moments in which no client waits.
+const READY: f64 = 0.5e6;
 
 /// What kind of work a piece is; also its priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,7 +51,7 @@ pub struct Turns {
 
 impl Turns {
     pub fn new(now: Nanos) -> Self {
-        Turns { utilisation: 0.0, credit: SAVINGS, settled: now }
+        Turns { utilisation: 0.0, credit: READY, settled: now }
     }
 
     /// Chooses. `lanes`: each lane with work, when its next batch may be cut, and its oldest arrival.
@@ -58,6 +63,9 @@ impl Turns {
         background: Option<Class>,
     ) -> Choice<L> {
         self.settle(now, 0.0);
+        if background.is_none() {
+            self.credit = self.credit.min(READY);
+        }
         let (mut ready, mut later): (Option<(Nanos, L)>, Option<Nanos>) = (None, None);
         for (lane, ready_at, oldest) in lanes {
             if ready_at > now {
@@ -68,8 +76,9 @@ impl Turns {
         }
         match (ready, background) {
             (None, Some(class)) if self.utilisation < QUIET || self.credit > 0.0 => Choice::Background(class),
-            // Even when clients always wait, the share is background work's to take.
-            (Some(_), Some(class)) if self.credit >= SAVINGS / 2.0 => Choice::Background(class),
+            // Even when clients always wait, the share is background work's to take; until then it finds a moment in which
+            // nobody waits.
+            (Some(_), Some(class)) if self.credit >= STARVED => Choice::Background(class),
             (Some((_, lane)), _) => Choice::Client(lane),
             (None, None) => Choice::Wait(later),
             (None, Some(_)) => {
@@ -133,6 +142,22 @@ mod tests {
         turns.ran(Class::Validation, 1000 * MS, 1020 * MS);
         let now = 1020 * MS;
         assert_eq!(turns.choose(now, [("blue", now, now)], Some(Class::Validation)), Choice::Client("blue"));
+    }
+
+    #[test]
+    fn a_client_that_waits_goes_first_until_background_work_has_waited_for_long() {
+        let mut turns = Turns::new(0);
+        turns.ran(Class::Client, 0, 1000 * MS);
+        assert_eq!(turns.choose::<u8>(1000 * MS, [], None), Choice::Wait(None));
+        // Half of this millisecond was saved up; the rest is paid back after ten, and a whole one saved up after thirty.
+        turns.ran(Class::Validation, 1000 * MS, 1001 * MS);
+        let mut at = |passed: Nanos| {
+            let now = 1001 * MS + passed * MS;
+            turns.choose(now, [("blue", now, now)], Some(Class::Validation))
+        };
+        assert_eq!(at(1), Choice::Client("blue"));
+        assert_eq!(at(19), Choice::Client("blue"));
+        assert_eq!(at(41), Choice::Background(Class::Validation));
     }
 
     #[test]

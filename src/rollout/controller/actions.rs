@@ -44,8 +44,7 @@ impl Controller {
         self.publish_candidate();
         // A switch back is in force before anything is written.
         if phase != Phase::Reclaiming {
-            self.ctx.journal.save(record).await;
-            self.ctx.journal.note(note).await;
+            self.ctx.journal.save(record, note).await;
         }
     }
 
