@@ -30,6 +30,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
         .registry
         .slots()
         .values()
+        .filter(|slot| !slot.is_ready())
         .filter_map(|slot| Some(json!({ "model": slot.name(), "reason": slot.reason()? })))
         .collect();
     match app.is_ready() {

@@ -11,6 +11,8 @@ use super::common::{Server, Site};
 async fn two_models() -> Site {
     let site = Site::digits();
     site.add_digits("numbers");
+    // One that has no version yet is missing nothing.
+    site.model("empty", "task = 'embed'\n");
     let mut server = site.start().await;
     for model in ["digits", "numbers"] {
         server.promote(&format!("{model}@v2"), json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
@@ -31,6 +33,7 @@ async fn down(server: &Server, reason: &[&str]) {
     }
     let ready = server.get("/ready").await.expect(503);
     assert_eq!(ready.body["not_serving"][0]["model"], "digits", "{}", ready.body);
+    assert_eq!(ready.body["not_serving"].as_array().unwrap().len(), 1, "{}", ready.body);
     let listed = server.model("digits").await;
     assert_eq!(listed["live"], Value::Null);
     assert!(listed["not_serving"].as_str().unwrap().contains(reason[0]), "{listed}");

@@ -148,9 +148,12 @@ impl Controller {
     ///
     /// Only a seed passes the gate: anything else has passed it before.
     async fn bring_up(&mut self, version: &str, digest: Option<&str>, gate: bool) -> Result<String> {
-        let entry = self
-            .folder()
-            .map_err(|_| Error::unloadable(format!("{}@{version}", self.slot.name()), "the model's folder is gone"))?;
+        let entry = self.folder().map_err(|_| {
+            Error::unloadable(
+                format!("{}@{version}", self.slot.name()),
+                "the model's folder is gone, or has no model.toml",
+            )
+        })?;
         let mut config = entry.config?;
         if !gate {
             config.gate.latency_rounds = 0;

@@ -149,11 +149,12 @@ pub(super) fn contract(candidate: &Contract, live: Option<&Contract>, accepted: 
 /// A case that does not fit the task, or that the processor refuses, names itself.
 pub(super) fn prepare(golden: &Golden, processor: &Processor, contract: &Contract) -> Result<Vec<Prepared>> {
     let options = PrepareOptions::default();
-    let file = format!("{}/golden.jsonl", golden.folder);
-    golden
-        .cases()
-        .map(|case| {
-            let wrong = |reason: String| Error::unloadable(&file, format!("case '{}': {reason}", case.id));
+    let (shared, own) = (format!("{}/golden.jsonl", golden.folder), "the version's golden.jsonl");
+    let shared = golden.model.iter().map(|case| (case, shared.as_str()));
+    shared
+        .chain(golden.version.iter().map(|case| (case, own)))
+        .map(|(case, file)| {
+            let wrong = |reason: String| Error::unloadable(file, format!("case '{}': {reason}", case.id));
             case.expect.fits(contract.task).map_err(wrong)?;
             let inputs = case.inputs.iter().map(|input| processor.prepare(input, &options));
             let inputs = inputs.collect::<Result<Vec<_>>>().map_err(|e| wrong(e.to_string()))?;

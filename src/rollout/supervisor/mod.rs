@@ -58,7 +58,8 @@ pub enum Released {
 }
 
 impl Supervisor {
-    /// Finds the models and starts their controllers, which bring up what was live. `wait_until_up` follows.
+    /// Finds the models and starts their controllers, which bring up what was live: each receiver fires when that has succeeded or
+    /// failed.
     pub async fn start(
         config: SupervisorConfig,
         engine: Engine,
