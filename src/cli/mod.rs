@@ -82,7 +82,7 @@ pub enum Command {
     /// Measure a running server
     ///
     /// On a machine that the generator shares with the server, its own delays show in the latencies (each report says
-    /// how large they were). `chrt -f 5 cutover bench …` gives it the processor the moment it needs it.
+    /// how large they were). --realtime gives it the processor the moment it needs it.
     Bench(bench::BenchArgs),
     /// Fetch a model into the repository
     Pull(PullArgs),
@@ -215,7 +215,7 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{line}");
         }
         let bench = Cli::try_parse_from(["cutover", "bench", "--help"]).unwrap_err().to_string();
-        assert!(bench.contains("chrt -f 5"), "{bench}");
+        assert!(bench.contains("--realtime"), "{bench}");
         let help = Cli::try_parse_from(["cutover", "--help"]).unwrap_err();
         assert_eq!(help.kind(), ErrorKind::DisplayHelp);
     }

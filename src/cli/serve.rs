@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
 use super::ServeArgs;
@@ -38,12 +39,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
         telemetry::start_logs(config.log, &config.log_filter)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .thread_name("http")
-            .enable_all()
-            .build()
-            .map_err(|e| Error::internal(format!("could not start the runtime: {e}")))?;
-        runtime.block_on(serve(config))
+        let failed = |e: std::io::Error| Error::internal(format!("could not start the runtime: {e}"));
+        let clients = Builder::new_multi_thread().thread_name("http").enable_all().build().map_err(failed)?;
+        // What a rollout does takes a processor for longer than most requests do. On threads of its own it does not keep
+        // the connections of a worker from being served (promise 5).
+        let control = Builder::new_multi_thread().thread_name("control").worker_threads(1).enable_all().build();
+        let control = control.map_err(failed)?;
+        clients.block_on(serve(config, control.handle()))
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,7 +57,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
 }
 
 /// Serves until a signal ends it.
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, control: &Handle) -> Result<()> {
     let repository = Arc::new(Repository::open(&config.models)?);
     let ledger = open_ledger(&config).await?;
     let last_generation = ledger.last_seq()?.max(0) as u64;
@@ -78,7 +80,11 @@ async fn serve(config: Config) -> Result<()> {
         last_generation,
         faults: config.faults.clone(),
     };
-    let (supervisor, starting) = Supervisor::start(parts, engine.clone(), journal, Arc::clone(&registry)).await?;
+    let starting = Supervisor::start(parts, engine.clone(), journal, Arc::clone(&registry));
+    let (supervisor, starting) = control
+        .spawn(starting)
+        .await
+        .map_err(|e| Error::internal(format!("the supervisor could not start: {e}")))??;
     let (stop, stopped) = watch::channel(false);
     let app = Arc::new(App {
         registry,

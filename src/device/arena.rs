@@ -33,7 +33,8 @@ impl Arena {
     pub fn acquire() -> Result<Self> {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
         // An arena whose memory lingers (tensors that another generation shares) is not used again until it is empty.
-        if let Some(at) = free.iter().position(|index| allocated(*index).is_ok_and(|bytes| bytes == 0)) {
+        refresh()?;
+        if let Some(at) = free.iter().position(|index| counted(*index).is_ok_and(|bytes| bytes == 0)) {
             return Ok(Arena { index: free.swap_remove(at) });
         }
         drop(free);
@@ -55,7 +56,14 @@ impl Arena {
 
     /// Bytes that live allocations of this arena take.
     pub fn used(&self) -> Result<u64> {
-        allocated(self.index)
+        refresh()?;
+        counted(self.index)
+    }
+
+    /// Bytes that live allocations of each arena take, in one snapshot: taking one looks at every arena of the process.
+    pub fn used_by<'a>(arenas: impl IntoIterator<Item = &'a Arena>) -> Result<Vec<u64>> {
+        refresh()?;
+        arenas.into_iter().map(|arena| counted(arena.index)).collect()
     }
 
     /// Bytes of this arena that are resident in physical memory, used or not.
@@ -127,8 +135,8 @@ impl Drop for Restore {
     }
 }
 
-fn allocated(index: u32) -> Result<u64> {
-    refresh()?;
+/// What the last snapshot says.
+fn counted(index: u32) -> Result<u64> {
     let small: usize = read(&format!("stats.arenas.{index}.small.allocated"))?;
     let large: usize = read(&format!("stats.arenas.{index}.large.allocated"))?;
     Ok((small + large) as u64)

@@ -10,7 +10,7 @@ mod host;
 
 pub use arena::{Arena, flush_thread_cache, trim_background};
 pub use budget::{Budget, Claim, Held, Reservation};
-pub use host::{HostMemory, lower_thread_priority, open_files, resident_bytes};
+pub use host::{HostMemory, lower_thread_priority, open_files, raise_thread_priority, resident_bytes};
 
 use crate::error::{Error, Result};
 

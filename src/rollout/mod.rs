@@ -43,6 +43,8 @@ use residents::Lingering;
 
 /// What every controller shares.
 pub struct Context {
+    /// Where rollouts run, apart from the threads that answer clients.
+    pub(self) runtime: tokio::runtime::Handle,
     pub(crate) repository: Arc<Repository>,
     pub(crate) engine: Engine,
     pub(crate) device: Device,

@@ -73,15 +73,13 @@ impl Lingering {
     /// Lowers each reservation to what its arena still holds and lets go of those that hold nothing.
     pub(super) fn sweep(&self) -> Result<()> {
         let mut shared = self.shared.lock().unwrap_or_else(|e| e.into_inner());
-        let mut kept = Vec::new();
-        for room in shared.drain(..) {
-            let used = room.arena.used()?;
+        let used = Arena::used_by(shared.iter().map(|room| room.arena.as_ref()))?;
+        let mut used = used.into_iter();
+        shared.retain(|room| {
+            let used = used.next().unwrap_or_default();
             room.reservation.settle(used);
-            if used > 0 {
-                kept.push(room);
-            }
-        }
-        *shared = kept;
+            used > 0
+        });
         Ok(())
     }
 

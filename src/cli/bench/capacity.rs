@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::output::{Failure, note};
-use super::load::{Pace, Target};
+use super::load::Pace;
 use super::serve::{Extent, Level, measure};
+use super::target::Target;
 
 /// The bound: this many times what the middle request of a single client takes.
 const BOUND: f64 = 10.0;

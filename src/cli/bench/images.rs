@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::super::output::Failure;
-use super::load::Payload;
+use super::target::Payload;
 use crate::value::RawInput;
 
 const MAX_FILE_BYTES: u64 = 32 << 20;

@@ -5,91 +5,26 @@
 //! at which a request *should* have begun. A server that stalls is then charged for every request that
 //! had to wait, not only for those that were on the wire (no coordinated omission).
 //!
-//! It shares the machine with the server, so it is cheap: one thread, one plain HTTP/1.1 connection for each
-//! client, bodies made beforehand, and of an answer only the status and two headers are read.
+//! It shares the machine with the server, so it is cheap: one plain HTTP/1.1 connection for each client, bodies made
+//! beforehand, and of an answer only the status and two headers are read. It has a thread of its own: what else the bench
+//! does (following a rollout, reading its events) must neither make a request late nor take real-time priority with it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Uri};
-use serde_json::Value;
-use tokio::sync::Semaphore;
+use hyper::header::{HeaderMap, HeaderValue};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::super::client::Connection;
 use super::super::output::Failure;
-use super::check::Checker;
+use super::target::Target;
 use super::wire::Wire;
+use crate::device::raise_thread_priority;
 
 const MAX_EXAMPLES: usize = 5;
 /// How long a closed-loop client waits when it cannot connect, so that it does not spin.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
-
-/// One request's body, ready to be sent.
-#[derive(Debug, Clone)]
-pub(super) struct Payload {
-    pub body: Bytes,
-    pub content_type: HeaderValue,
-}
-
-impl Payload {
-    pub(super) fn json(body: &Value) -> Self {
-        Payload { body: body.to_string().into(), content_type: HeaderValue::from_static("application/json") }
-    }
-
-    pub(super) fn raw(content_type: &'static str, bytes: Vec<u8>) -> Self {
-        Payload { body: bytes.into(), content_type: HeaderValue::from_static(content_type) }
-    }
-}
-
-/// Where the requests go and what they are.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) addresses: Vec<std::net::SocketAddr>,
-    path: Uri,
-    headers: HeaderMap,
-    pub(super) payloads: Vec<Payload>,
-    timeout: Duration,
-    pub(super) checker: Option<Checker>,
-}
-
-impl Target {
-    pub(super) async fn new(
-        connection: &Connection,
-        path: &str,
-        payloads: Vec<Payload>,
-        timeout: Duration,
-        checker: Option<Checker>,
-    ) -> Result<Target, Failure> {
-        let unreachable = |reason: String| Failure::Unreachable { url: connection.url.to_string(), reason };
-        let host = connection.url.host_str().unwrap_or_default();
-        let port = connection.url.port_or_known_default().unwrap_or(80);
-        let name = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Vec<_> =
-            tokio::net::lookup_host((name, port)).await.map_err(|e| unreachable(e.to_string()))?.collect();
-        let invalid = |e: &dyn std::fmt::Display| Failure::Failed(format!("cannot form the requests: {e}"));
-        let mut headers = HeaderMap::new();
-        headers.insert(HOST, HeaderValue::from_str(&format!("{host}:{port}")).map_err(|e| invalid(&e))?);
-        if let Some(value) = connection.authorization()? {
-            headers.insert(AUTHORIZATION, value);
-        }
-        let path = path.parse().map_err(|e| invalid(&e))?;
-        Ok(Target { addresses, path, headers, payloads, timeout, checker })
-    }
-
-    pub(super) fn request(&self, payload: &Payload) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(payload.body.clone()));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.path.clone();
-        request.headers_mut().clone_from(&self.headers);
-        request.headers_mut().insert(CONTENT_TYPE, payload.content_type.clone());
-        request
-    }
-}
 
 /// How requests are paced.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -201,8 +136,8 @@ pub(super) struct Recording {
 #[derive(Debug)]
 pub(super) struct Load {
     shared: Arc<Shared>,
-    workers: JoinSet<Vec<Sample>>,
-    pacer: Option<std::thread::JoinHandle<()>>,
+    samples: oneshot::Receiver<Result<Vec<Sample>, Failure>>,
+    pacer: Option<oneshot::Receiver<()>>,
 }
 
 /// What the clients of a load have in common.
@@ -246,19 +181,15 @@ impl Load {
         let pacer = match pace {
             Pace::Closed { .. } => None,
             Pace::Open { rate, connections } => {
-                let shared = shared.clone();
-                let pacer = std::thread::Builder::new()
-                    .name("bench-pacer".to_owned())
-                    .spawn(move || shared.pace(rate, connections))
-                    .map_err(|e| Failure::Failed(format!("cannot start the pacer: {e}")))?;
-                Some(pacer)
+                let shared = Arc::clone(&shared);
+                Some(in_a_thread("bench-pacer", shared.target.realtime, move || shared.pace(rate, connections))?)
             }
         };
-        let mut workers = JoinSet::new();
-        for _ in 0..pace.workers() {
-            workers.spawn(worker(shared.clone()));
-        }
-        Ok(Load { shared, workers, pacer })
+        let samples = {
+            let shared = Arc::clone(&shared);
+            in_a_thread("bench-load", shared.target.realtime, move || drive(shared))?
+        };
+        Ok(Load { shared, samples, pacer })
     }
 
     /// Requests that have ended so far.
@@ -269,13 +200,11 @@ impl Load {
     /// Begins no more requests, waits for those that have begun or were due, and gives the record.
     pub(super) async fn finish(mut self) -> Result<Recording, Failure> {
         self.shared.stopping.store(true, Ordering::Relaxed);
-        let mut samples = Vec::new();
-        while let Some(joined) = self.workers.join_next().await {
-            samples.extend(joined.map_err(|e| Failure::Failed(format!("a client of the load failed: {e}")))?);
-        }
+        let panicked = |what: &str| Failure::Failed(format!("the {what} of the load panicked"));
         if let Some(pacer) = self.pacer.take() {
-            pacer.join().map_err(|_| Failure::Failed("the pacer of the load panicked".to_owned()))?;
+            pacer.await.map_err(|_| panicked("pacer"))?;
         }
+        let mut samples = (&mut self.samples).await.map_err(|_| panicked("thread"))??;
         samples.sort_unstable_by_key(|sample| sample.intended);
         let notes = std::mem::take(&mut *self.shared.notes());
         Ok(Recording { samples, stamps: notes.stamps, examples: notes.examples })
@@ -358,6 +287,50 @@ impl Shared {
             notes.examples.push(text);
         }
     }
+}
+
+/// Runs `work` on a thread of its own; the receiver gets its result, or an error when it panics.
+fn in_a_thread<T: Send + 'static>(
+    name: &str,
+    realtime: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, Failure> {
+    let (sender, receiver) = oneshot::channel();
+    let (raised, priority) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let ready = if realtime { raise_thread_priority() } else { Ok(()) };
+            let go = ready.is_ok();
+            // The other ends are gone only when nobody wants the load any more.
+            let _ = raised.send(ready);
+            if go {
+                let _ = sender.send(work());
+            }
+        })
+        .map_err(|e| Failure::Failed(format!("cannot start the thread {name}: {e}")))?;
+    match priority.recv() {
+        Ok(Ok(())) => Ok(receiver),
+        Ok(Err(e)) => Err(Failure::Failed(format!("--realtime: {e}; it needs root, or the capability CAP_SYS_NICE"))),
+        Err(_) => Err(Failure::Failed(format!("the thread {name} panicked"))),
+    }
+}
+
+/// All clients of a load, on this thread, until there are no more requests to make.
+fn drive(shared: Arc<Shared>) -> Result<Vec<Sample>, Failure> {
+    let failed = |e: &dyn std::fmt::Display| Failure::Failed(format!("the load failed: {e}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(&e))?;
+    runtime.block_on(async {
+        let mut workers = JoinSet::new();
+        for _ in 0..shared.pace.workers() {
+            workers.spawn(worker(Arc::clone(&shared)));
+        }
+        let mut samples = Vec::new();
+        while let Some(joined) = workers.join_next().await {
+            samples.extend(joined.map_err(|e| failed(&e))?);
+        }
+        Ok(samples)
+    })
 }
 
 /// One client: its connection, its requests, its part of the record.

@@ -15,6 +15,7 @@ mod serve;
 mod svg;
 mod swap;
 mod swap_report;
+mod target;
 pub mod texts;
 mod wire;
 
@@ -30,9 +31,9 @@ use super::client::{Api, Connection, model_path, parse_reference};
 use super::output::Failure;
 use crate::repository::duration;
 use crate::value::Task;
-use load::{Payload, Target};
 pub use serve::ServeBench;
 pub use swap::{SwapBench, Versions};
+use target::{Payload, Target};
 
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
@@ -78,6 +79,10 @@ pub struct Subject {
     /// A request that takes longer has failed
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
     pub timeout: Duration,
+    /// Give the threads that make the load real-time priority, so that they are on time on a machine that the server
+    /// keeps busy
+    #[arg(long)]
+    pub realtime: bool,
     /// Write the results as JSON; '-' for standard output instead of the table
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -131,7 +136,7 @@ impl Subject {
         };
         let path = format!("{}{path}", self.connection.base_path());
         let checker = self.check.then(|| check::Checker::new(self.dialect, self.batch as usize, self.tolerance));
-        let target = Target::new(&self.connection, &path, payloads, self.timeout, checker).await?;
+        let target = Target::new(&self.connection, &path, payloads, self.timeout, checker, self.realtime).await?;
         Ok((task, Arc::new(target)))
     }
 

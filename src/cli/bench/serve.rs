@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::super::client::Api;
 use super::super::output::{Failure, human_ms, note, printable};
-use super::load::{Clock, Load, Pace, Recording, Sample, Target};
+use super::load::{Clock, Load, Pace, Recording, Sample};
 use super::machine::OwnCost;
 use super::report::{self, Summary, failures_line, lag_p99_ms, round};
+use super::target::Target;
 use super::{Subject, parse_clients, parse_rate, write_json};
 use crate::repository::duration;
 

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use super::super::client::Api;
 use super::super::output::{Failure, note};
 use super::driver::Driver;
-use super::load::{Load, Pace, Target};
+use super::load::{Load, Pace};
 use super::machine::OwnCost;
 use super::swap_report::{Analysis, Run};
+use super::target::Target;
 use super::{Subject, capacity, parse_clients, parse_rate, svg, write_file, write_json};
 use crate::repository::duration;
 
@@ -36,7 +37,7 @@ pub struct SwapBench {
     /// How long both versions stay resident after a switch
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = duration::parse)]
     pub hold: Duration,
-    /// Quiet time between one rollout and the next
+    /// Quiet time between one rollout and the next, which counts as steady
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = duration::parse)]
     pub pause: Duration,
     /// Requests a second [default: --load of the measured capacity]

@@ -46,6 +46,10 @@ impl Run {
             .filter(|sample| sample.intended >= self.steady_from && sample.intended < self.until)
     }
 
+    fn taking_over(&self, sample: &Sample) -> bool {
+        self.switched().any(|cycle| (cycle.asked..cycle.answered).contains(&sample.intended))
+    }
+
     fn near_switch(&self, sample: &Sample) -> bool {
         self.switched()
             .any(|cycle| sample.intended <= cycle.answered + NEAR_NS && sample.ended + NEAR_NS >= cycle.answered)
@@ -55,9 +59,10 @@ impl Run {
 /// Where in the run a request falls, by when it should have begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place<'a> {
+    /// Nothing is going on: before the first rollout, and from the end of one to the next. Steady pieces lie between
+    /// the rollouts because a machine that is shared with others changes its speed from one minute to the next.
     Steady,
     Phase(&'a str),
-    Between,
 }
 
 fn place<'a>(cycles: &'a [Cycle], at: u64) -> Place<'a> {
@@ -65,7 +70,7 @@ fn place<'a>(cycles: &'a [Cycle], at: u64) -> Place<'a> {
     let Some(cycle) = next.checked_sub(1).map(|index| &cycles[index]) else { return Place::Steady };
     match cycle.spans.iter().find(|span| span.from <= at && at < span.to) {
         Some(span) => Place::Phase(&span.phase),
-        None => Place::Between,
+        None => Place::Steady,
     }
 }
 
@@ -73,8 +78,9 @@ fn place<'a>(cycles: &'a [Cycle], at: u64) -> Place<'a> {
 pub(super) struct Analysis {
     steady: Summary,
     rollouts: Summary,
+    /// From a promote to its answer: green loads, is validated and takes over.
+    takeovers: Summary,
     near: Summary,
-    between: Summary,
     /// By phase, in the order of their first appearance, with the time spent in it over all cycles (ms).
     phases: Vec<(String, f64, Summary)>,
     audit: Audit,
@@ -96,7 +102,7 @@ impl Analysis {
         Ok(Analysis {
             steady: in_place(|place| place == Place::Steady)?,
             rollouts: in_place(|place| matches!(place, Place::Phase(_)))?,
-            between: in_place(|place| place == Place::Between)?,
+            takeovers: Summary::of(run.measured().filter(|sample| run.taking_over(sample)))?,
             near: Summary::of(run.measured().filter(|sample| run.near_switch(sample)))?,
             phases: phases(run)?,
             longest_gap_ms: longest_gaps(run),
@@ -112,12 +118,13 @@ impl Analysis {
             .iter()
             .map(|(phase, ms, summary)| json!({ "phase": phase, "ms": round(*ms), "latency": summary }));
         let (steady_gap, rollout_gap) = self.longest_gap_ms;
+        let (takeovers, rollouts) = self.p99_ratios();
         json!({
             "model": run.model, "passed": self.passed, "rate": round(run.rate), "capacity": run.capacity.map(round),
             "seconds": round((run.until - run.steady_from) as f64 / 1e9), "requests": run.recording.samples.len(),
             "switches": run.switched().count(), "switches_wanted": run.wanted,
-            "audit": self.audit, "steady": self.steady, "rollouts": self.rollouts, "near_switch": self.near,
-            "between": self.between, "phases": phases.collect::<Vec<_>>(),
+            "audit": self.audit, "steady": self.steady, "rollouts": self.rollouts,
+            "takeovers": self.takeovers, "near_switch": self.near, "p99_over_steady": { "takeovers": takeovers, "rollouts": rollouts }, "phases": phases.collect::<Vec<_>>(),
             "longest_gap_ms": { "steady": steady_gap, "rollouts": rollout_gap },
             "generator": { "cpu": run.generator_cpu.map(round), "lag_p99_ms": self.lag_p99_ms },
             "examples": run.recording.examples, "cycles": run.cycles.iter().map(cycle_json).collect::<Vec<_>>(),
@@ -155,9 +162,19 @@ impl Analysis {
         for (phase, ms, summary) in &self.phases {
             row(&format!("  {phase}"), Some(*ms), summary);
         }
-        row("between rollouts", None, &self.between);
+        row("from promote to its answer", None, &self.takeovers);
         row("100 ms round a switch", None, &self.near);
-        Ok(table.write(out)?)
+        table.write(out)?;
+        if let (Some(takeovers), Some(rollouts)) = self.p99_ratios() {
+            writeln!(out, "p99 over steady: {takeovers} from promote to its answer, {rollouts} during rollouts")?;
+        }
+        Ok(())
+    }
+
+    /// p99 over that of the steady pieces: from promote to its answer, and during whole rollouts.
+    fn p99_ratios(&self) -> (Option<f64>, Option<f64>) {
+        let over = |part: &Summary| Some((part.p99_ms? / self.steady.p99_ms? * 100.0).round() / 100.0);
+        (over(&self.takeovers), over(&self.rollouts))
     }
 
     fn write_audit(&self, run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
@@ -218,8 +235,7 @@ fn longest_gaps(run: &Run) -> (f64, f64) {
         // A gap that reaches into a rollout is the rollout's.
         match (place(&run.cycles, pair[0]), place(&run.cycles, pair[1])) {
             (Place::Steady, Place::Steady) => steady = steady.max(gap),
-            (Place::Phase(_), _) | (_, Place::Phase(_)) => rollouts = rollouts.max(gap),
-            _ => {}
+            _ => rollouts = rollouts.max(gap),
         }
     }
     (round(steady as f64 / 1e6), round(rollouts as f64 / 1e6))

@@ -43,9 +43,15 @@ async fn a_server_that_keeps_its_promises_passes() {
     let phases: Vec<&str> =
         results["phases"].as_array().unwrap().iter().map(|p| p["phase"].as_str().unwrap()).collect();
     assert_eq!(phases, ["reserving", "loading", "validating", "observing", "reclaiming"]);
-    for part in ["steady", "rollouts", "near_switch"] {
+    for part in ["steady", "rollouts", "takeovers", "near_switch"] {
         assert!(results[part]["p99_ms"].as_f64().unwrap() >= 2.0, "{part}: {results}");
     }
+    let (steady, rollouts) = (&results["steady"], &results["rollouts"]);
+    // Every measured request is steady or in a rollout, and steady pieces lie between the rollouts too: 200 ms before
+    // the first one are 80 requests, three pauses of 30 ms are 36 more.
+    assert!(steady["requests"].as_u64().unwrap() >= 100, "{results}");
+    let ratio = rollouts["p99_ms"].as_f64().unwrap() / steady["p99_ms"].as_f64().unwrap();
+    assert!((results["p99_over_steady"]["rollouts"].as_f64().unwrap() - ratio).abs() < 0.01, "{results}");
     let cycles = results["cycles"].as_array().unwrap();
     let way: Vec<_> = cycles.iter().map(|c| (c["from"].as_str().unwrap(), c["to"].as_str().unwrap())).collect();
     assert_eq!(way, [("f32", "f16"), ("f16", "f32"), ("f32", "f16")]);

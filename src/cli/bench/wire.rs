@@ -7,7 +7,8 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::load::{Outcome, Shared, Target};
+use super::load::{Outcome, Shared};
+use super::target::Target;
 
 /// Answers that are read for checking or for telling an error are not read further than this.
 const MAX_READ_BYTES: usize = 64 << 20;

@@ -143,7 +143,7 @@ impl Controller {
         let status = Arc::new(Status::default());
         let (up, booted) = oneshot::channel();
         let controller = Controller {
-            ctx,
+            ctx: Arc::clone(&ctx),
             slot: Arc::clone(&slot),
             status: Arc::clone(&status),
             inbox,
@@ -153,7 +153,7 @@ impl Controller {
             previous: None,
             active: None,
         };
-        tokio::spawn(controller.run(up));
+        ctx.runtime.spawn(controller.run(up));
         (Reins { commands, status, slot }, booted)
     }
 

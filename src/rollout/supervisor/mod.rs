@@ -59,7 +59,7 @@ pub enum Released {
 
 impl Supervisor {
     /// Finds the models and starts their controllers, which bring up what was live: each receiver fires when that has succeeded or
-    /// failed.
+    /// failed. All of them run on the runtime that this is called on, also those of models that appear later.
     pub async fn start(
         config: SupervisorConfig,
         engine: Engine,
@@ -67,6 +67,7 @@ impl Supervisor {
         registry: Arc<Registry>,
     ) -> Result<(Arc<Supervisor>, Vec<oneshot::Receiver<()>>)> {
         let ctx = Arc::new(Context {
+            runtime: tokio::runtime::Handle::current(),
             repository: config.repository,
             engine,
             device: config.opened.device,
