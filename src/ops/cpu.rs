@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
+use parking_lot::RwLockReadGuard;
 use rayon::prelude::*;
 
 /// Values that one task should touch before another thread is worth waking.
@@ -42,27 +43,35 @@ impl<'a, T: WithDType> Rows<'a, T> {
     }
 }
 
-/// Runs `f` on a CPU tensor's rows.
-pub(super) fn with_rows<R>(tensor: &Tensor, what: &str, f: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => f(Rows::of(storage, layout, what)?),
-        _ => bail!("{what} is not on the same device"),
-    }
+/// A CPU tensor that is being read; what is taken from it ends with it.
+pub(super) struct Reading<'a> {
+    storage: RwLockReadGuard<'a, Storage>,
+    layout: &'a Layout,
+    what: &'static str,
 }
 
-/// Like [`with_rows`] for a parameter vector of exactly `width` values.
-pub(super) fn with_vector<R>(
-    tensor: &Tensor,
-    (width, what): (usize, &str),
-    f: impl FnOnce(&[f32]) -> Result<R>,
-) -> Result<R> {
-    with_rows(tensor, what, |rows| {
-        if rows.count != 1 || rows.width != width {
-            bail!("{what} has shape {:?}, expected [{width}]", tensor.dims());
+impl<'a> Reading<'a> {
+    /// `what`: its name in errors.
+    pub(super) fn of(tensor: &'a Tensor, what: &'static str) -> Self {
+        let (storage, layout) = tensor.storage_and_layout();
+        Reading { storage, layout, what }
+    }
+
+    pub(super) fn rows(&self) -> Result<Rows<'_>> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Rows::of(storage, self.layout, self.what),
+            _ => bail!("{} is not on the same device", self.what),
         }
-        f(rows.row(0))
-    })
+    }
+
+    /// A parameter vector of exactly `width` values.
+    pub(super) fn vector(&self, width: usize) -> Result<&[f32]> {
+        let rows = self.rows()?;
+        if rows.count != 1 || rows.width != width {
+            bail!("{} has shape {:?}, expected [{width}]", self.what, self.layout.dims());
+        }
+        Ok(rows.row(0))
+    }
 }
 
 /// All values of a contiguous tensor, whatever its shape.

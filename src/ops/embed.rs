@@ -2,8 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{Rows, for_row_blocks, output, with_rows};
-use super::layer_norm::{LayerNorm, normalize_rows};
+use super::cpu::{Reading, Rows, for_row_blocks, output};
+use super::layer_norm::LayerNorm;
 use super::segments::Segments;
 
 /// The tables that a token's embedding is summed from, and the norm of the sum.
@@ -37,21 +37,18 @@ impl CustomOp1 for TokenTables {
             bail!("token indices have shape {:?}, expected [3, tokens]", layout.dims());
         }
         let [ids, positions, types] = [0, 1, 2].map(|row| index.row(row));
-        with_rows(&self.words, "the word embeddings", |words| {
-            let width = words.width;
-            let mut out = vec![0f32; ids.len() * width];
-            gather(&mut out, words, ids)?;
-            with_rows(&self.positions, "the position embeddings", |table| gather(&mut out, table, positions))?;
-            if let Some(table) = &self.types {
-                with_rows(table, "the type embeddings", |table| gather(&mut out, table, types))?;
-            }
-            let eps = self.norm.eps as f32;
-            self.norm.with_parameters(width, |weight, bias| {
-                for_row_blocks(&mut out, width, |_, block| normalize_rows(block, weight, bias, eps));
-                Ok(())
-            })?;
-            Ok(output(out, (ids.len(), width)))
-        })
+        let words = Reading::of(&self.words, "the word embeddings");
+        let words = words.rows()?;
+        let mut out = vec![0f32; ids.len() * words.width];
+        gather(&mut out, words, ids)?;
+        gather(&mut out, Reading::of(&self.positions, "the position embeddings").rows()?, positions)?;
+        if let Some(table) = &self.types {
+            gather(&mut out, Reading::of(table, "the type embeddings").rows()?, types)?;
+        }
+        let parameters = self.norm.read();
+        let norm = parameters.of_width(words.width)?;
+        for_row_blocks(&mut out, words.width, |_, block| norm.apply(block));
+        Ok(output(out, (ids.len(), words.width)))
     }
 }
 
@@ -130,7 +127,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::cpu::with_vector;
     use crate::ops::layer_norm;
     use crate::ops::testing::{assert_close, matrix, values, vector};
 
@@ -193,10 +189,10 @@ mod tests {
         assert!(embed_patches(&patches, &vector(4, 2), &positions).is_err());
     }
 
-    /// `with_vector` guards parameters; make sure a matrix is not mistaken for one.
+    /// `Reading::vector` guards parameters; make sure a matrix is not mistaken for one.
     #[test]
     fn a_matrix_is_not_a_vector() {
-        assert!(with_vector(&matrix(2, 3, 1), (6, "x"), |_| Ok(())).is_err());
-        assert_eq!(with_vector(&vector(6, 1), (6, "x"), |v| Ok(v.len())).unwrap(), 6);
+        assert!(Reading::of(&matrix(2, 3, 1), "x").vector(6).is_err());
+        assert_eq!(Reading::of(&vector(6, 1), "x").vector(6).unwrap().len(), 6);
     }
 }

@@ -5,7 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{Rows, for_row_blocks, output, require_f32, with_vector};
+use super::cpu::{Reading, Rows, for_row_blocks, output, require_f32};
 use super::simd::{madd, sum_of, wide};
 
 /// A layer norm's parameters: `(x − mean) / √(variance + eps) · weight + bias`, each row by itself.
@@ -24,12 +24,31 @@ pub fn layer_norm(x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
     x.apply_op1_no_bwd(norm)
 }
 
+/// A layer norm's parameters while they are read.
+pub(super) struct Parameters<'a> {
+    weight: Reading<'a>,
+    bias: Reading<'a>,
+    eps: f64,
+}
+
+/// The same as plain values, of the width of the rows that they are for.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+}
+
 impl LayerNorm {
-    /// Runs `f` with the weight and the bias.
-    pub(super) fn with_parameters<R>(&self, width: usize, f: impl FnOnce(&[f32], &[f32]) -> Result<R>) -> Result<R> {
-        with_vector(&self.weight, (width, "a layer norm's weight"), |weight| {
-            with_vector(&self.bias, (width, "a layer norm's bias"), |bias| f(weight, bias))
-        })
+    pub(super) fn read(&self) -> Parameters<'_> {
+        let weight = Reading::of(&self.weight, "a layer norm's weight");
+        Parameters { weight, bias: Reading::of(&self.bias, "a layer norm's bias"), eps: self.eps }
+    }
+}
+
+impl Parameters<'_> {
+    pub(super) fn of_width(&self, width: usize) -> Result<Norm<'_>> {
+        Ok(Norm { weight: self.weight.vector(width)?, bias: self.bias.vector(width)?, eps: self.eps as f32 })
     }
 }
 
@@ -44,22 +63,28 @@ impl CustomOp1 for LayerNorm {
             bail!("a layer norm of rows without values");
         }
         let mut out = vec![0f32; x.count * x.width];
-        self.with_parameters(x.width, |weight, bias| {
-            for_row_blocks(&mut out, x.width, |first, block| {
-                for (i, row) in block.chunks_exact_mut(x.width).enumerate() {
-                    row.copy_from_slice(x.row(first + i));
-                }
-                normalize_rows(block, weight, bias, self.eps as f32);
-            });
-            Ok(())
-        })?;
+        let parameters = self.read();
+        let norm = parameters.of_width(x.width)?;
+        for_row_blocks(&mut out, x.width, |first, block| {
+            for (i, row) in block.chunks_exact_mut(x.width).enumerate() {
+                row.copy_from_slice(x.row(first + i));
+            }
+            norm.apply(block);
+        });
         Ok(output(out, layout.dims()))
+    }
+}
+
+impl Norm<'_> {
+    /// Normalises whole rows in place.
+    pub(super) fn apply(&self, rows: &mut [f32]) {
+        normalize_rows(rows, self.weight, self.bias, self.eps);
     }
 }
 
 wide! {
     /// Normalises rows of `weight.len()` values in place.
-    pub(super) fn normalize_rows<FMA>(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    fn normalize_rows<FMA>(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
         let width = weight.len();
         for row in rows.chunks_exact_mut(width) {
             let mean = sum_of(row, |x| x) / width as f32;

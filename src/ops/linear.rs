@@ -4,8 +4,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::cpu::{Fresh, Rows, require_f32, threads, values_of, with_rows, with_vector};
-use super::layer_norm::{LayerNorm, normalize_rows};
+use super::cpu::{Fresh, Reading, Rows, require_f32, threads, values_of};
+use super::layer_norm::{LayerNorm, Norm, Parameters};
 use super::matmul::{Left, Matrix, PANEL, Right, Target, Tiles, multiply};
 use super::simd::wide;
 
@@ -53,49 +53,53 @@ impl CustomOp2 for Linear<'_> {
         let right = Right::panels(values_of(s2, l2, "a weight")?, k, n);
         let left = Left { data: x.data, rows: x.count, inner: k, stride: x.stride };
         let mut out = Fresh::new((x.count, n));
-        self.with_addends((x.count, n), |finish| {
-            product(left, right, &finish, &mut out);
-            Ok(())
-        })?;
+        let bias = self.bias.map(|bias| Reading::of(bias, "a bias"));
+        let bias = bias.as_ref().map(|bias| bias.vector(n)).transpose()?;
+        let after = After::of(&self.epilogue);
+        let then = after.then((x.count, n))?;
+        product(left, right, &Finish { bias, then }, &mut out);
         #[allow(unsafe_code)]
-        // SAFETY: `with_addends` succeeded, so `product` ran and wrote every row.
+        // SAFETY: `product` wrote every row.
         Ok(unsafe { out.into_output() })
     }
 }
 
-impl Linear<'_> {
-    /// Runs `f` with the bias and what follows, checked against the result's shape.
-    fn with_addends(&self, (m, n): (usize, usize), f: impl FnOnce(Finish<'_>) -> Result<()>) -> Result<()> {
-        let with_residual = |residual: &Tensor, f: &mut dyn FnMut(Rows<'_>) -> Result<()>| {
-            with_rows(residual, "a residual", |rows| {
-                if (rows.count, rows.width) != (m, n) {
-                    bail!("a residual has shape {:?}, the result is [{m}, {n}]", residual.dims());
-                }
-                f(rows)
-            })
-        };
-        let mut f = Some(f);
-        let mut with_bias = |bias: Option<&[f32]>| {
-            let mut end = |finish: Finish<'_>| f.take().map_or(Ok(()), |f| f(finish));
-            match self.epilogue {
-                Epilogue::None => end(Finish { bias, then: Then::Nothing }),
-                Epilogue::Activate(by) => end(Finish { bias, then: Then::Activate(by) }),
-                Epilogue::Add(residual) => {
-                    with_residual(residual, &mut |rows| end(Finish { bias, then: Then::Add(rows) }))
-                }
-                Epilogue::AddNorm(residual, norm) => with_residual(residual, &mut |rows| {
-                    norm.with_parameters(n, |weight, shift| {
-                        let norm = Norm { weight, bias: shift, eps: norm.eps as f32 };
-                        end(Finish { bias, then: Then::AddNorm(rows, norm) })
-                    })
-                }),
-            }
-        };
-        match self.bias {
-            Some(bias) => with_vector(bias, (n, "a bias"), |bias| with_bias(Some(bias))),
-            None => with_bias(None),
+/// An epilogue whose tensors are being read.
+enum After<'a> {
+    Nothing,
+    Activate(Activation),
+    Add(Reading<'a>),
+    AddNorm(Reading<'a>, Parameters<'a>),
+}
+
+impl<'a> After<'a> {
+    fn of(epilogue: &Epilogue<'a>) -> Self {
+        let residual = |tensor| Reading::of(tensor, "a residual");
+        match *epilogue {
+            Epilogue::None => After::Nothing,
+            Epilogue::Activate(by) => After::Activate(by),
+            Epilogue::Add(tensor) => After::Add(residual(tensor)),
+            Epilogue::AddNorm(tensor, norm) => After::AddNorm(residual(tensor), norm.read()),
         }
     }
+
+    /// Its values, checked against the result's shape.
+    fn then(&self, shape: (usize, usize)) -> Result<Then<'_>> {
+        Ok(match self {
+            After::Nothing => Then::Nothing,
+            After::Activate(by) => Then::Activate(*by),
+            After::Add(residual) => Then::Add(fitting(residual, shape)?),
+            After::AddNorm(residual, norm) => Then::AddNorm(fitting(residual, shape)?, norm.of_width(shape.1)?),
+        })
+    }
+}
+
+fn fitting<'a>(residual: &'a Reading<'_>, shape: (usize, usize)) -> Result<Rows<'a>> {
+    let rows = residual.rows()?;
+    if (rows.count, rows.width) != shape {
+        bail!("a residual is [{}, {}], the result is {shape:?}", rows.count, rows.width);
+    }
+    Ok(rows)
 }
 
 /// The bias, and what is done to rows of the product once they are whole.
@@ -111,12 +115,6 @@ enum Then<'a> {
     AddNorm(Rows<'a>, Norm<'a>),
 }
 
-struct Norm<'a> {
-    weight: &'a [f32],
-    bias: &'a [f32],
-    eps: f32,
-}
-
 impl Finish<'_> {
     /// `block`: whole rows of the result, from `first` on.
     fn rows(&self, block: &mut [f32], first: usize) {
@@ -126,7 +124,7 @@ impl Finish<'_> {
             Then::Add(residual) => add_rows(block, residual, first),
             Then::AddNorm(residual, norm) => {
                 add_rows(block, residual, first);
-                normalize_rows(block, norm.weight, norm.bias, norm.eps);
+                norm.apply(block);
             }
         }
     }

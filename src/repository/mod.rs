@@ -6,6 +6,7 @@
 
 pub mod contract;
 pub mod duration;
+mod fields;
 mod files;
 pub mod fingerprint;
 pub mod golden;

@@ -6,11 +6,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer as _};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
-use super::{duration, files, name};
+use super::fields::{
+    at_least_one, at_least_one_u64, longer_than_zero, one_of, positive, positive_f32, share, some_at_least_one,
+    some_text, some_version,
+};
+use super::{duration, files};
 use crate::error::{Error, Result};
 use crate::value::Task;
 
@@ -270,78 +273,6 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
         }
     }
     None
-}
-
-/// A name from a fixed list. TOML would also take an enum as a table; here it is a string or an error.
-fn one_of<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
-    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
-}
-
-fn some_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.trim().is_empty() {
-        return Err(D::Error::custom("an empty string, expected a name"));
-    }
-    Ok(Some(text))
-}
-
-fn some_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    name::check(&text).map_err(|why| D::Error::custom(format!("{why}, expected the name of a version folder")))?;
-    Ok(Some(text))
-}
-
-fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    match usize::deserialize(deserializer)? {
-        0 => Err(D::Error::custom("0, expected a whole number of at least 1")),
-        n => Ok(n),
-    }
-}
-
-fn at_least_one_u64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    match u64::deserialize(deserializer)? {
-        0 => Err(D::Error::custom("0, expected a whole number of at least 1")),
-        n => Ok(n),
-    }
-}
-
-fn some_at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    at_least_one(deserializer).map(Some)
-}
-
-fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let value = f64::deserialize(deserializer)?;
-    // `contains` is false for NaN, which TOML can spell
-    if (0.0..=1.0).contains(&value) {
-        Ok(value)
-    } else {
-        Err(D::Error::custom(format!("{value}, expected a share from 0.0 to 1.0")))
-    }
-}
-
-fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let value = f64::deserialize(deserializer)?;
-    if value.is_finite() && value > 0.0 {
-        Ok(value)
-    } else {
-        Err(D::Error::custom(format!("{value}, expected a finite number above 0")))
-    }
-}
-
-fn positive_f32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
-    let value = positive(deserializer)? as f32;
-    if value.is_finite() && value > 0.0 {
-        Ok(value)
-    } else {
-        Err(D::Error::custom(format!("{value}, expected a number above 0 that a 32-bit float can hold")))
-    }
-}
-
-fn longer_than_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    match duration::deserialize(deserializer)? {
-        Duration::ZERO => Err(D::Error::custom("a duration of zero, expected a longer one")),
-        duration => Ok(duration),
-    }
 }
 
 #[cfg(test)]
