@@ -111,6 +111,25 @@ async fn a_window_cut_by_a_crash_is_over_and_going_back_from_there_is_cold() {
     assert_eq!((&back.body["kind"], &back.body["to"]), (&json!("cold"), &json!("v1")));
 }
 
+/// A disk that is full just after a switch was written down may never have got what the rollout says of itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_is_known_by_its_event_when_the_rollouts_own_record_is_behind() {
+    let site = Site::digits();
+    let mut server = site.start().await;
+    server.promote("v2", json!({ "observe": "10m" })).await.expect(200);
+    server.kill();
+    {
+        let ledger = Ledger::open(&site.state().join("ledger.sqlite")).unwrap();
+        let mut record = ledger.rollouts(&Filter { limit: 1, ..Filter::default() }).unwrap().remove(0);
+        record.phase = "warming".into();
+        ledger.save_rollout(&record).unwrap();
+    }
+    let server = site.start().await;
+    assert_eq!(server.live("digits").await, "v2");
+    let rollout = last_rollout(&server).await;
+    assert_eq!(rollout["reason"], "the process died in the window; 'v2' stays live", "{rollout}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stall_in_the_window_ends_the_process_and_the_next_start_serves_the_predecessor() {
     let site = Site::digits().config("[device]\nstall_after = '500ms'").fault("version = 'digits@v2'\nkind = 'hang'");

@@ -105,7 +105,11 @@ impl Controller {
     async fn end_one(&self, mut record: RolloutRecord) -> Result<bool> {
         let id = record.id.clone();
         let faults = self.ctx.journal.with(move |ledger| ledger.rollout_events(&id, "fault")).await?;
-        let was_live = record.phase == Phase::Observing.name();
+        // The switch is written together with the live version; the rollout's own record follows, and a disk that was full
+        // may never have got it.
+        let id = record.id.clone();
+        let switched = self.ctx.journal.with(move |ledger| ledger.rollout_events(&id, "switched")).await?;
+        let was_live = record.phase == Phase::Observing.name() || !switched.is_empty();
         let guilty = was_live && !faults.is_empty() && record.from.is_some();
         let (phase, reason) = match (guilty, was_live) {
             (true, _) => (Phase::RolledBack, "crash".to_owned()),
@@ -137,10 +141,11 @@ impl Controller {
             let live =
                 Live { model, version, digest, rollout: Some(record.id.clone()), since_ms: now_ms(), previous: None };
             self.ctx.journal.commit(live, note).await?;
+            self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await?;
         } else {
-            self.ctx.journal.append(note).await?;
+            // What was live stays so, written down already: that this cannot be (a full disk) is no reason not to serve it.
+            self.ctx.journal.save(record, note).await;
         }
-        self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await?;
         Ok(guilty)
     }
 
