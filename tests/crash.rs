@@ -113,7 +113,7 @@ async fn a_window_cut_by_a_crash_is_over_and_going_back_from_there_is_cold() {
 
 /// A disk that is full just after a switch was written down may never have got what the rollout says of itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_switch_is_known_by_its_event_when_the_rollouts_own_record_is_behind() {
+async fn a_switch_is_known_by_the_live_version_when_the_rollouts_own_record_is_behind() {
     let site = Site::digits();
     let mut server = site.start().await;
     server.promote("v2", json!({ "observe": "10m" })).await.expect(200);

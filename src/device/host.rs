@@ -80,7 +80,7 @@ pub fn lower_thread_priority() {
 pub fn raise_thread_priority() -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        // Above the other threads of this policy's lowest level, below what a kernel runs its own work at (50).
+        // Low among real-time priorities (1 to 99): the kernel's own threads have 50.
         let first = libc::sched_param { sched_priority: 5 };
         // SAFETY: `first` is a valid sched_param and outlives the call; 0 is the calling thread.
         match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) } {

@@ -103,13 +103,15 @@ impl Controller {
     }
 
     async fn end_one(&self, mut record: RolloutRecord) -> Result<bool> {
-        let id = record.id.clone();
-        let faults = self.ctx.journal.with(move |ledger| ledger.rollout_events(&id, "fault")).await?;
-        // The switch is written together with the live version; the rollout's own record follows, and a disk that was full
-        // may never have got it.
-        let id = record.id.clone();
-        let switched = self.ctx.journal.with(move |ledger| ledger.rollout_events(&id, "switched")).await?;
-        let was_live = record.phase == Phase::Observing.name() || !switched.is_empty();
+        let (id, model) = (record.id.clone(), record.model.clone());
+        let (faults, live) = self
+            .ctx
+            .journal
+            .with(move |ledger| Ok((ledger.rollout_events(&id, "fault")?, ledger.live(&model)?)))
+            .await?;
+        // What is live is written down with the switch, or with going back; the rollout's own record follows, and a disk that
+        // was full may never have got it.
+        let was_live = live.is_some_and(|live| live.rollout.as_ref() == Some(&record.id) && live.version == record.to);
         let guilty = was_live && !faults.is_empty() && record.from.is_some();
         let (phase, reason) = match (guilty, was_live) {
             (true, _) => (Phase::RolledBack, "crash".to_owned()),
