@@ -135,6 +135,10 @@ impl Config {
             return Err(wrong("faults", reason.into()));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if args.threads == Some(0) {
+            let (file, key) = ("command line".into(), "--threads".into());
+            return Err(Error::Config { file, key, reason: "expected at least 1".into() });
+        }
         let threads = args.threads.or(file.device.threads).unwrap_or(cores);
         if threads == 0 {
             return Err(wrong("device.threads", "expected at least 1".into()));

@@ -28,6 +28,9 @@ pub(super) struct Rollout {
     pub error: Option<Value>,
     /// Only in progress events.
     pub progress: Option<Bytes>,
+    pub warnings: Vec<String>,
+    /// It was so already, and there is no rollout.
+    pub unchanged: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -70,8 +73,14 @@ impl Rollout {
 
     /// `digits: v1 → v2 observing`.
     pub(super) fn headline(&self) -> String {
+        if self.unchanged {
+            return printable(&format!("{}: {} is live and settled already; nothing changed", self.model, self.to));
+        }
         let from = self.from.as_deref().unwrap_or("nothing");
-        let mut line = format!("{}: {from} → {} {}", self.model, self.to, self.phase);
+        // A rollback within the window belongs to the rollout that it undoes.
+        let back = self.kind.as_deref().is_some_and(|kind| kind != "cold") && self.from.is_some();
+        let (from, to) = if back { (self.to.as_str(), from) } else { (from, self.to.as_str()) };
+        let mut line = format!("{}: {from} → {to} {}", self.model, self.phase);
         if let Some(kind) = &self.kind {
             line.push_str(&format!(" ({kind})"));
         }
@@ -90,6 +99,9 @@ impl Rollout {
         if let Some(error) = self.error.as_ref().filter(|error| !error.is_null()) {
             let message = error["message"].as_str().map_or_else(|| human_value(error), printable);
             writeln!(out, "error: {message}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(out, "warning: {}", printable(warning))?;
         }
         self.write_phases(out)?;
         write_gate(&self.gate, out)?;

@@ -134,8 +134,11 @@ async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
         reason: format!("the state folder {} could not be made: {e}", config.state.display()),
     })?;
     let ledger = Ledger::open(&config.state.join("ledger.sqlite"))?;
-    let pruned = ledger.prune(config.keep_rollouts, config.keep_events)?;
-    tracing::debug!(?pruned, "ledger opened");
+    match ledger.prune(config.keep_rollouts, config.keep_events) {
+        Ok(pruned) => tracing::debug!(?pruned, "ledger opened"),
+        // A full disk: what was live can be served all the same.
+        Err(error) => tracing::error!(%error, "old history stays in the ledger"),
+    }
     Ok(Arc::new(ledger))
 }
 

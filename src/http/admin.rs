@@ -10,7 +10,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
@@ -134,7 +134,7 @@ async fn abort(State(app): State<Arc<App>>, Named(id): Named, request: Request) 
                 let view = handle.until(|view| view.phase.is_end()).await.map_err(Failure::native)?;
                 Ok(Json(view.as_ref()).into_response())
             }
-            Answer::Already { version } => Ok(already(&version)),
+            Answer::Already { model, version } => Ok(Json(already(&model, &version)).into_response()),
         }
     };
     work.await.unwrap_or_else(|failure: Failure| failure.into_response())
@@ -161,18 +161,17 @@ async fn told(answer: Answer, wait: Wait, streams: bool) -> Result<Response, Fai
     match answer {
         Answer::Rollout(handle) if streams => Ok(rollout_reply::events(handle, wait)),
         Answer::Rollout(handle) => Ok(rollout_reply::answer(handle, wait).await),
-        Answer::Already { version } if streams => {
-            let body = json!({ "to": version, "phase": "settled", "unchanged": true });
-            let done = SseEvent::default().event("done").data(body.to_string());
+        Answer::Already { model, version } if streams => {
+            let done = SseEvent::default().event("done").data(already(&model, &version).to_string());
             Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
         }
-        Answer::Already { version } => Ok(already(&version)),
+        Answer::Already { model, version } => Ok(Json(already(&model, &version)).into_response()),
     }
 }
 
 /// It was so before: 200, and nothing changed.
-fn already(version: &str) -> Response {
-    Json(json!({ "to": version, "phase": "settled", "unchanged": true })).into_response()
+fn already(model: &str, version: &str) -> Value {
+    json!({ "model": model, "to": version, "phase": "settled", "unchanged": true })
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {

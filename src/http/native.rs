@@ -40,7 +40,8 @@ pub(super) struct Parameters {
     /// Cut an input that is too long (the default), rather than refuse it.
     truncate: Option<bool>,
     /// Only so many numbers of an embedding.
-    dimensions: Option<usize>,
+    #[schema(minimum = 1)]
+    dimensions: Option<i64>,
     /// Embeddings of length 1, or as the model gives them.
     normalize: Option<bool>,
     /// Logits instead of probabilities.

@@ -38,7 +38,8 @@ pub(super) struct EmbeddingsRequest {
     #[schema(inline)]
     encoding_format: Option<Encoding>,
     /// Only so many numbers of each embedding.
-    dimensions: Option<usize>,
+    #[schema(minimum = 1)]
+    dimensions: Option<i64>,
 }
 
 /// Texts, or texts as token ids: one or several.

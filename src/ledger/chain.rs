@@ -1,7 +1,8 @@
 //! Events: appended, never changed, each holding the hash of the one before it.
 //!
 //! `hash = blake3(scheme | prev_hash | every field, with its length before it)`. The `chain` row records where the chain
-//! is kept from (what was pruned is one hash) and where it ends, so that a missing tail is seen as well as a changed middle.
+//! is kept from (what was pruned is one hash) and where it ends, so that a missing tail is seen as well as a changed middle;
+//! rows of other tables note where it ended when they were written, so that it cannot be moved back unseen.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params, params};
 use serde::{Deserialize, Serialize};
@@ -115,6 +116,10 @@ impl Ledger {
         self.read("verify it", |transaction| {
             let chain = Chain::of(transaction)?;
             let (events, first_bad) = walk(transaction, &chain)?;
+            let first_bad = match first_bad {
+                None => cut(transaction, &chain)?,
+                bad => bad,
+            };
             let mut bad_rows = live::bad_rows(transaction)?;
             bad_rows.extend(rollouts::bad_rows(transaction)?);
             let ok = first_bad.is_none() && bad_rows.is_empty();
@@ -177,6 +182,32 @@ fn walk(connection: &Connection, chain: &Chain) -> Result<(u64, Option<BadEvent>
         return Ok((events, bad(last_seq, "it is not the last one that was recorded")));
     }
     Ok((events, None))
+}
+
+/// Whether events are gone that another table knows of, although the chain ends as if they had never been.
+fn cut(connection: &Connection, chain: &Chain) -> Result<Option<BadEvent>, Fault> {
+    let known: i64 = connection.query_row(
+        "SELECT max(coalesce((SELECT max(head_seq) FROM live), 0), coalesce((SELECT max(head_seq) FROM rollouts), 0))",
+        [],
+        |row| row.get(0),
+    )?;
+    let reason = || format!("it is missing: what is live, or a rollout, was recorded after event {known}");
+    Ok((known > chain.head_seq).then(|| BadEvent { seq: chain.head_seq + 1, reason: reason() }))
+}
+
+/// Where the chain ended when another row was written: that many events there have been.
+#[derive(Clone, Copy)]
+pub(super) struct Head(pub(super) i64);
+
+impl Head {
+    pub(super) fn of(connection: &Connection) -> Result<Head, Fault> {
+        Ok(Head(Chain::of(connection)?.head_seq))
+    }
+
+    /// For the row's digest; nothing in rows of a ledger that did not note it yet.
+    pub(super) fn field(self) -> Option<String> {
+        (self.0 > 0).then(|| self.0.to_string())
+    }
 }
 
 /// The one row that says which events there must be.

@@ -36,6 +36,13 @@ const RESTORE: &str = "restore a copy, or move the file and those that begin wit
                        ledger starts with the versions that each model.toml names";
 
 impl Fault {
+    /// Whether the file that shares an index of the write-ahead log could not be made or grow: on a full disk.
+    pub(super) fn denies_an_index(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE};
+        let Fault::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
+        [SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE].contains(&error.extended_code)
+    }
+
     /// The error: what was being done to which file, why it failed, what to do.
     pub(super) fn told(self, path: &Path, doing: &str) -> Error {
         let (why, remedy) = match &self {

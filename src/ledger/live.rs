@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::chain::{self, Event, NewEvent, digest};
+use super::chain::{self, Event, Head, NewEvent, digest};
 use super::{Ledger, fault::Fault};
 use crate::error::Result;
 
@@ -26,11 +26,12 @@ pub struct Live {
 }
 
 impl Live {
-    fn seal(&self) -> String {
+    fn seal(&self, head: Head) -> String {
         let Live { model, version, digest: weights, rollout, since_ms, previous } = self;
-        let since = since_ms.to_string();
-        let fields =
-            [Some(model.as_str()), Some(version), Some(weights), rollout.as_deref(), Some(&since), previous.as_deref()];
+        let (since, head) = (since_ms.to_string(), head.field());
+        let mut fields = vec![Some(model.as_str()), Some(version), Some(weights), rollout.as_deref()];
+        fields.extend([Some(since.as_str()), previous.as_deref()]);
+        fields.extend(head.as_deref().map(Some));
         digest(LIVE_SCHEME, &fields)
     }
 
@@ -44,7 +45,7 @@ impl Live {
             since_ms: row.get("since_ms")?,
             previous: row.get("previous")?,
         };
-        let intact = row.get::<_, String>("seal")? == live.seal();
+        let intact = row.get::<_, String>("seal")? == live.seal(Head(row.get("head_seq")?));
         Ok((live, intact))
     }
 
@@ -67,11 +68,13 @@ impl Ledger {
             if live.model != event.model {
                 return Err(Fault::Misused(format!("an event of '{}' for '{}'", event.model, live.model)));
             }
+            let event = chain::append(transaction, event)?;
             let Live { model, version, digest, rollout, since_ms, previous } = live;
+            let head = Head(event.seq);
             transaction
-                .prepare_cached("INSERT OR REPLACE INTO live VALUES (?, ?, ?, ?, ?, ?, ?)")?
-                .execute(params![model, version, digest, rollout, since_ms, previous, live.seal()])?;
-            chain::append(transaction, event)
+                .prepare_cached("INSERT OR REPLACE INTO live VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?
+                .execute(params![model, version, digest, rollout, since_ms, previous, live.seal(head), head.0])?;
+            Ok(event)
         })
     }
 

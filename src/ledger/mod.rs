@@ -20,6 +20,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -32,6 +33,7 @@ pub use time::rfc3339;
 
 use crate::error::Result;
 use fault::Fault;
+use schema::Sharing;
 
 pub struct Ledger {
     path: PathBuf,
@@ -57,7 +59,15 @@ impl Ledger {
         if !path.exists() {
             schema::create(path).map_err(told)?;
         }
-        let connection = schema::connect(path).map_err(told)?;
+        let connection = schema::connect(path, Sharing::Readers).or_else(|fault| match fault.denies_an_index() {
+            // What is live can be read all the same; nobody else can look meanwhile.
+            true => {
+                tracing::error!(path = %path.display(), "no room beside the ledger: it is opened for this server alone");
+                schema::connect(path, Sharing::Nobody)
+            }
+            false => Err(fault),
+        });
+        let connection = connection.map_err(told)?;
         let ledger = Ledger { path: path.to_owned(), connection: Mutex::new(connection), _lock: Some(lock) };
         let report = ledger.verify()?;
         match report.first_problem() {
@@ -107,7 +117,7 @@ fn lock(path: &Path) -> Result<File, Fault> {
     }
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(beside(path, ".lock"))?;
-    match file.try_lock() {
+    match lock_soon(&file) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
@@ -118,10 +128,28 @@ fn lock(path: &Path) -> Result<File, Fault> {
         }
         Err(TryLockError::Error(error)) => return Err(error.into()),
     }
-    file.set_len(0)?;
-    file.rewind()?;
-    file.write_all(std::process::id().to_string().as_bytes())?;
+    let named = file.set_len(0).and_then(|()| file.rewind());
+    let named = named.and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+    if let Err(error) = named {
+        // It is the lock that counts; a full disk is no reason not to serve.
+        tracing::warn!(%error, "the ledger's lock file does not name this process");
+    }
     Ok(file)
+}
+
+/// A server that was just killed holds its lock until the system has taken its memory apart: not long, but longer than
+/// its supervisor takes to start the next one.
+const DYING: Duration = Duration::from_secs(2);
+
+fn lock_soon(file: &File) -> Result<(), TryLockError> {
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            // The system wakes nobody for a bounded wait.
+            Err(TryLockError::WouldBlock) if began.elapsed() < DYING => std::thread::sleep(DYING / 100),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// A path that ends in something more.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row, Transaction, named_params};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::chain::{self, Event, NewEvent, digest};
+use super::chain::{self, Event, Head, NewEvent, digest};
 use super::{Ledger, fault::Fault};
 use crate::error::Result;
 
@@ -78,14 +78,18 @@ impl Default for Filter {
 impl Ledger {
     /// Records a rollout, in place of what was recorded under its id.
     pub fn save_rollout(&self, rollout: &RolloutRecord) -> Result<()> {
-        self.write("record a rollout", |transaction| save(transaction, rollout))
+        self.write("record a rollout", |transaction| {
+            let head = Head::of(transaction)?;
+            save(transaction, rollout, head)
+        })
     }
 
     /// Records a rollout and what happened to it, as one.
     pub fn save_rollout_with(&self, rollout: &RolloutRecord, event: &NewEvent) -> Result<Event> {
         self.write("record a rollout and its event", |transaction| {
-            save(transaction, rollout)?;
-            chain::append(transaction, event)
+            let event = chain::append(transaction, event)?;
+            save(transaction, rollout, Head(event.seq))?;
+            Ok(event)
         })
     }
 
@@ -103,20 +107,21 @@ impl Ledger {
     }
 }
 
-fn save(transaction: &Transaction<'_>, rollout: &RolloutRecord) -> Result<(), Fault> {
+fn save(transaction: &Transaction<'_>, rollout: &RolloutRecord, head: Head) -> Result<(), Fault> {
     let record = serde_json::to_string(rollout).map_err(|error| Fault::Misused(error.to_string()))?;
     let RolloutRecord { id, model, started_ms, ended_ms, .. } = rollout;
-    let seal = seal(id, model, *started_ms, *ended_ms, &record);
+    let seal = seal((id, model), (*started_ms, *ended_ms), &record, head);
     transaction
         .prepare_cached(
-            "INSERT INTO rollouts (id, model, started_ms, ended_ms, record, seal)
-             VALUES (:id, :model, :started, :ended, :record, :seal)
+            "INSERT INTO rollouts (id, model, started_ms, ended_ms, record, seal, head_seq)
+             VALUES (:id, :model, :started, :ended, :record, :seal, :head)
              ON CONFLICT (id) DO UPDATE SET model = excluded.model, started_ms = excluded.started_ms,
-                ended_ms = excluded.ended_ms, record = excluded.record, seal = excluded.seal",
+                ended_ms = excluded.ended_ms, record = excluded.record, seal = excluded.seal,
+                head_seq = excluded.head_seq",
         )?
         .execute(named_params! {
             ":id": id, ":model": model, ":started": started_ms, ":ended": ended_ms,
-            ":record": record, ":seal": seal,
+            ":record": record, ":seal": seal, ":head": head.0,
         })?;
     Ok(())
 }
@@ -159,12 +164,16 @@ fn checked(row: &Row<'_>) -> Result<RolloutRecord, Fault> {
 fn intact(row: &Row<'_>) -> Result<Result<String, String>, Fault> {
     let (id, model): (String, String) = (row.get("id")?, row.get("model")?);
     let record: String = row.get("record")?;
-    let expected = seal(&id, &model, row.get("started_ms")?, row.get("ended_ms")?, &record);
+    let (times, head) = ((row.get("started_ms")?, row.get("ended_ms")?), Head(row.get("head_seq")?));
+    let expected = seal((&id, &model), times, &record, head);
     let same = row.get::<_, String>("seal")? == expected;
     Ok(if same { Ok(record) } else { Err(format!("rollout '{id}'")) })
 }
 
-fn seal(id: &str, model: &str, started_ms: i64, ended_ms: Option<i64>, record: &str) -> String {
-    let (started, ended) = (started_ms.to_string(), ended_ms.map(|ended| ended.to_string()));
-    digest(SCHEME, &[Some(id), Some(model), Some(&started), ended.as_deref(), Some(record)])
+fn seal((id, model): (&str, &str), (started, ended): (i64, Option<i64>), record: &str, head: Head) -> String {
+    let (started, ended) = (started.to_string(), ended.map(|ended| ended.to_string()));
+    let head = head.field();
+    let mut fields = vec![Some(id), Some(model), Some(&started), ended.as_deref(), Some(record)];
+    fields.extend(head.as_deref().map(Some));
+    digest(SCHEME, &fields)
 }

@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOG_LIMIT: i64 = 16 << 20;
 
 /// One step a version of the schema; `user_version` counts those that were taken. Steps are never changed, only added.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     -- One row: from where the chain of events is kept, and where it ends.
     CREATE TABLE chain (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -46,7 +47,13 @@ const MIGRATIONS: &[&str] = &["
         model TEXT NOT NULL, version TEXT NOT NULL, manifest TEXT NOT NULL, seal TEXT NOT NULL,
         PRIMARY KEY (model, version)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- Where the chain of events ended when the row was written.
+    ALTER TABLE live ADD COLUMN head_seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE rollouts ADD COLUMN head_seq INTEGER NOT NULL DEFAULT 0;
+",
+];
 
 /// Makes an empty ledger under another name and renames it: a file that is there is a whole one, so that an empty one
 /// is known for what it is, a lost history.
@@ -73,12 +80,25 @@ pub(super) fn create(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Who else may look at the file while it is open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// Anybody, by an index of the write-ahead log in a file that all of them map: it needs room on the disk.
+    Readers,
+    /// Nobody: the index is in this process's memory.
+    Nobody,
+}
+
 /// Connects to an existing ledger to write it, brings its schema up to date and checks the structure of the file.
-pub(super) fn connect(path: &Path) -> Result<Connection, Fault> {
+pub(super) fn connect(path: &Path, sharing: Sharing) -> Result<Connection, Fault> {
     check_presence(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     configure(&connection)?;
+    if sharing == Sharing::Nobody {
+        // Answers with the mode that is set.
+        connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
+    }
     check_ours(&connection)?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {

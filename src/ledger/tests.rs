@@ -321,3 +321,51 @@ fn readers_see_only_whole_states_while_a_writer_goes_on() {
     });
     assert_eq!(ledger.verify().unwrap().events, WRITES as u64);
 }
+
+#[test]
+fn a_tail_that_was_cut_off_with_the_chains_own_head_is_seen() {
+    for cut in [
+        "UPDATE chain SET head_seq = 2, head_hash = (SELECT hash FROM events WHERE seq = 2); DELETE FROM events WHERE seq > 2",
+        "UPDATE chain SET head_seq = 0, head_hash = ''; DELETE FROM events",
+    ] {
+        for with_rollout in [false, true] {
+            let place = place();
+            let ledger = Ledger::open(&place.path).unwrap();
+            for _ in 0..3 {
+                ledger.append(&event("a", "phase", None)).unwrap();
+            }
+            match with_rollout {
+                true => ledger.save_rollout_with(&rollout("r", "a", 1, None), &event("a", "phase", None)).unwrap(),
+                false => ledger.commit_live(&live("a", "v1"), &event("a", "switched", None)).unwrap(),
+            };
+            assert!(ledger.verify().unwrap().ok);
+            drop(ledger);
+            Connection::open(&place.path).unwrap().execute_batch(cut).unwrap();
+            let told = reason(Ledger::open(&place.path));
+            assert!(told.contains("after event 4"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_ledger_that_did_not_note_where_the_chain_ended_is_read_and_noted_from_then_on() {
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
+    // Before anything happened the head is 0, as in rows of the first version: their digests are the same.
+    ledger.save_rollout(&rollout("r", "a", 1, Some(2))).unwrap();
+    drop(ledger);
+    Connection::open(&place.path)
+        .unwrap()
+        .execute_batch(
+            "ALTER TABLE live DROP COLUMN head_seq; ALTER TABLE rollouts DROP COLUMN head_seq; PRAGMA user_version = 1",
+        )
+        .unwrap();
+    assert!(reason(Ledger::open_read_only(&place.path)).contains("older version"));
+    let ledger = Ledger::open(&place.path).unwrap();
+    assert_eq!(ledger.rollout("r").unwrap(), Some(rollout("r", "a", 1, Some(2))));
+    ledger.commit_live(&live("a", "v1"), &event("a", "switched", None)).unwrap();
+    assert!(ledger.verify().unwrap().ok);
+    drop(ledger);
+    forge(&place.path, "UPDATE live SET head_seq = 0");
+    assert!(reason(Ledger::open(&place.path)).contains("the live version of 'a'"));
+}

@@ -12,7 +12,8 @@ use crate::value::{LabelScore, Output, Task};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FinishOptions {
     /// Keep only the first so many numbers of an embedding. The rest is normalised again where the embedding is.
-    pub dimensions: Option<usize>,
+    /// As it was asked for; checked against the model's.
+    pub dimensions: Option<i64>,
     /// Logits instead of probabilities (classification, reranking).
     pub raw_scores: bool,
     /// Embeddings: `None` as the version says; `true` of length 1; `false` as the model gives them, which only a
@@ -173,11 +174,13 @@ fn embedding(mut row: Vec<f32>, normalized: bool, options: &FinishOptions) -> Re
         ));
     }
     if let Some(dimensions) = options.dimensions {
-        if dimensions == 0 || dimensions > row.len() {
-            let message = format!("dimensions is {dimensions}, expected 1 to {}", row.len());
-            return Err(Error::bad_param("dimensions", message));
+        match usize::try_from(dimensions) {
+            Ok(count @ 1..) if count <= row.len() => row.truncate(count),
+            _ => {
+                let message = format!("dimensions is {dimensions}, expected 1 to {}", row.len());
+                return Err(Error::bad_param("dimensions", message));
+            }
         }
-        row.truncate(dimensions);
     }
     let shortened = options.dimensions.is_some();
     if options.normalize == Some(true) || (normalized && shortened) {
@@ -280,7 +283,7 @@ mod tests {
 
     #[test]
     fn dimensions_beyond_the_embedding_are_refused_with_the_range() {
-        for dimensions in [0, 4] {
+        for dimensions in [-1, 0, 4, i64::MAX] {
             let options = FinishOptions { dimensions: Some(dimensions), ..Default::default() };
             let error = head(Kind::Embedding { normalized: true }).finish(vec![0.1; 3], &options).unwrap_err();
             assert_eq!(error.to_string(), format!("dimensions is {dimensions}, expected 1 to 3"));

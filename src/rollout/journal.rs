@@ -68,13 +68,11 @@ impl Journal {
         }
     }
 
-    /// A rollout as it is now, and what made it so: one write to the disk. A failure is logged.
-    pub async fn save(&self, record: RolloutRecord, event: NewEvent) {
-        let id = record.id.clone();
-        match self.with(move |ledger| ledger.save_rollout_with(&record, &event)).await {
-            Ok(event) => self.tell(event),
-            Err(error) => tracing::error!(%error, rollout = id, "a rollout could not be written to the ledger"),
-        }
+    /// A rollout as it is now, and what made it so: one write to the disk.
+    pub async fn save(&self, record: RolloutRecord, event: NewEvent) -> Result<()> {
+        let event = self.with(move |ledger| ledger.save_rollout_with(&record, &event)).await?;
+        self.tell(event);
+        Ok(())
     }
 
     /// The commit of a switch: the model's live version and the event, in one transaction.

@@ -18,6 +18,9 @@ pub struct View {
     pub record: RolloutRecord,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Bytes>,
+    /// What an operator should know that is no reason to fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Whether the new version has been live.
     #[serde(skip)]
     pub switched: bool,
@@ -96,7 +99,7 @@ impl Recorder {
             digest: None,
             error: None,
         };
-        let current = View { record, progress: None, switched: false, phase, error: None };
+        let current = View { record, progress: None, warnings: Vec::new(), switched: false, phase, error: None };
         let (view, receiver) = watch::channel(Arc::new(current.clone()));
         (Recorder { view, current, entered_ms: now }, Handle { view: receiver })
     }
@@ -156,6 +159,12 @@ impl Recorder {
 
     pub(super) fn switched(&mut self) {
         self.current.switched = true;
+    }
+
+    pub(super) fn warn(&mut self, warning: String) {
+        if !self.current.warnings.contains(&warning) {
+            self.current.warnings.push(warning);
+        }
     }
 
     pub(super) fn digest(&mut self, digest: &str) {

@@ -46,6 +46,11 @@ impl Registry {
         });
     }
 
+    /// Every version of every model, as `model@version`.
+    pub fn versions(&self) -> Vec<String> {
+        self.slots.load().values().flat_map(|slot| full_names(slot)).collect()
+    }
+
     /// `model@version`, a model, or a version alone where only one model has it.
     ///
     /// # Errors

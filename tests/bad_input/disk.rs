@@ -63,6 +63,7 @@ async fn a_rollback_on_a_full_disk_is_in_force_at_once_and_written_down_when_the
     fill(&server, true);
     let back = server.post("/admin/rollback", json!({ "reason": "a drill", "wait": "settled" })).await.expect(200);
     assert_eq!((back.phase(), &back.body["kind"]), ("rolled_back", &json!("instant")));
+    assert!(back.body["warnings"][0].as_str().unwrap().contains("not in the ledger yet"), "{}", back.body);
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
     fill(&server, false);
     events.until("rolled_back", |event| event.name == "rolled_back").await;
@@ -100,4 +101,24 @@ async fn a_rollback_that_is_written_late_does_not_undo_what_came_after_it() {
     .await;
     server.kill();
     assert_eq!(site.start().await.live("digits").await, "v2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_starts_on_a_full_disk_serves_what_was_live() {
+    if !can_fill_the_disk() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("full");
+    let script = format!("trap '' XFSZ; test ! -e '{}' || ulimit -f 0; exec \"$@\"", full.display());
+    let site = Site::digits().wrapped(&script);
+    let mut server = site.start().await;
+    server.promote("v2", json!({})).await.expect(200);
+    server.kill();
+    std::fs::write(&full, "").unwrap();
+    let server = site.start().await;
+    assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v2");
+    let refused = server.promote("v1", json!({})).await;
+    assert!(refused.status >= 500, "{refused:?}");
+    assert_eq!(server.live("digits").await, "v2");
 }

@@ -42,9 +42,14 @@ impl Controller {
         let mut note = event(&record.model, Some(&record.id), "phase", json!({ "phase": phase, "to": record.to }));
         note.actor = active.options.actor.clone();
         self.publish_candidate();
+        let Some(active) = &mut self.active else { return };
         // A switch back is in force before anything is written.
-        if phase != Phase::Reclaiming {
-            self.ctx.journal.save(record, note).await;
+        if phase == Phase::Reclaiming {
+            return;
+        }
+        if let Err(error) = self.ctx.journal.save(record, note).await {
+            tracing::error!(%error, rollout = active.id, "a rollout could not be written to the ledger");
+            active.recorder.warn(format!("this rollout is not in the ledger as it is now: {error}"));
         }
     }
 
@@ -194,11 +199,13 @@ impl Controller {
         tracing::warn!(model = record.model, from = record.to, to = record.from, reason, alert = true, "rolled back");
         let note = self.audit("rolled_back", json!({ "from": record.to, "to": record.from, "reason": reason }));
         let sync = Instant::now();
-        if let Err(error) = self.ctx.journal.commit(live.clone(), note.clone()).await {
+        let written = self.ctx.journal.commit(live.clone(), note.clone()).await;
+        let Some(active) = &mut self.active else { return };
+        if let Err(error) = written {
             tracing::error!(%error, alert = true, "the rollback is in force but is not written to the ledger yet");
+            active.recorder.warn(format!("the rollback is in force, but not in the ledger yet: {error}"));
             self.ctx.journal.commit_until_done(live, note);
         }
-        let Some(active) = &mut self.active else { return };
         active.recorder.figure("rollback_store_us", store_us);
         active.recorder.figure("rollback_ledger_ms", sync.elapsed().as_secs_f64() * 1e3);
         active.recorder.figure("rollback_ms", began.elapsed().as_secs_f64() * 1e3);

@@ -146,7 +146,10 @@ impl Controller {
             self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await?;
         } else {
             // What was live stays so, written down already: that this cannot be (a full disk) is no reason not to serve it.
-            self.ctx.journal.save(record, note).await;
+            let id = record.id.clone();
+            if let Err(error) = self.ctx.journal.save(record, note).await {
+                tracing::error!(%error, rollout = id, "the end of a rollout could not be written to the ledger");
+            }
         }
         Ok(guilty)
     }

@@ -44,7 +44,7 @@ impl Controller {
 
     async fn stage(&mut self, version: String, options: Options) -> Result<Answer> {
         if self.is_live(&version) {
-            return Ok(Answer::Already { version });
+            return Ok(self.already(version));
         }
         match self.going() {
             Some((to, _)) if to == version => self.joined(),
@@ -55,7 +55,7 @@ impl Controller {
 
     async fn promote(&mut self, version: String, options: Options) -> Result<Answer> {
         match self.going() {
-            None if self.is_live(&version) => Ok(Answer::Already { version }),
+            None if self.is_live(&version) => Ok(self.already(version)),
             None => self.open(version, options, Goal::Live, false).await,
             Some((to, Phase::Observing)) if to == version => {
                 if let Some(length) = options.observe {
@@ -75,7 +75,7 @@ impl Controller {
             }
             // After its switch the version is live already; only the old one is still being reclaimed.
             Some((to, _)) if to == version && self.is_live(&version) => self.joined(),
-            Some(_) if self.is_live(&version) => Ok(Answer::Already { version }),
+            Some(_) if self.is_live(&version) => Ok(self.already(version)),
             Some(_) => Err(self.busy(&version)),
         }
     }
@@ -117,7 +117,7 @@ impl Controller {
                 phase.name()
             ))),
             None => match &self.live {
-                Some(live) => Ok(Answer::Already { version: live.version.clone() }),
+                Some(live) => Ok(self.already(live.version.clone())),
                 None => Err(Error::conflict(format!("'{}' serves nothing that could be settled", self.slot.name()))),
             },
         }
@@ -153,7 +153,7 @@ impl Controller {
                 "'{version}' is live; promote another version before its memory can be freed"
             ))),
             Some((to, Phase::Reclaiming)) if to == version || self.is_previous(version) => self.joined(),
-            _ => Ok(Answer::Already { version: version.to_owned() }),
+            _ => Ok(self.already(version.to_owned())),
         }
     }
 
@@ -232,6 +232,10 @@ impl Controller {
         }
     }
 
+    fn already(&self, version: String) -> Answer {
+        Answer::Already { model: self.slot.name().to_owned(), version }
+    }
+
     fn is_live(&self, version: &str) -> bool {
         self.live.as_ref().is_some_and(|live| live.version == version)
     }
@@ -263,9 +267,14 @@ impl Controller {
     fn busy(&self, wanted: &str) -> Error {
         let Some(active) = &self.active else { return Error::internal("nothing goes on") };
         let record = &active.recorder.view().record;
+        let way_out = match active.state.phase {
+            Phase::Observing => format!("until its window ends: settle '{}' or roll it back to end it now", record.to),
+            Phase::Reclaiming => "until memory is back".to_owned(),
+            _ => format!("until it ends: abort {} to end it now", record.id),
+        };
         Error::Conflict {
             message: format!(
-                "rollout {} of '{}' to '{}' goes on ({}); '{wanted}' has to wait",
+                "rollout {} of '{}' to '{}' goes on ({}); '{wanted}' has to wait {way_out}",
                 record.id, record.model, record.to, record.phase
             ),
             details: serde_json::json!({ "rollout": record.id, "to": record.to, "phase": record.phase }),

@@ -44,7 +44,7 @@ pub enum Answer {
     /// A rollout does it, or did.
     Rollout(Handle),
     /// It was so already, and nothing changed.
-    Already { version: String },
+    Already { model: String, version: String },
 }
 
 pub(super) enum Command {

@@ -135,7 +135,7 @@ impl Supervisor {
         let (model, version) = self.version_of(reference).await?;
         Ok(match self.order(&model, |reply| Command::Release(version, reply)).await? {
             Answer::Rollout(handle) => Released::Ends(handle),
-            Answer::Already { version } => Released::NotResident { model, version },
+            Answer::Already { model, version } => Released::NotResident { model, version },
         })
     }
 
@@ -174,7 +174,14 @@ impl Supervisor {
 
     /// The model and version that a reference names; a model alone means its live version.
     async fn version_of(&self, reference: &str) -> Result<(String, String)> {
-        let Target { slot, version } = self.resolve(reference).await?;
+        let target = self.resolve(reference).await.map_err(|error| match error {
+            // Whoever means a version is helped by versions.
+            Error::Unknown { reference, .. } if !reference.contains('@') => {
+                Error::Unknown { reference, known: self.registry.versions() }
+            }
+            other => other,
+        });
+        let Target { slot, version } = target?;
         let live = || slot.route().map(|route| route.live.version().to_owned());
         let version = version.or_else(live).ok_or_else(|| {
             let known = slot.versions().iter().map(|version| format!("{}@{version}", slot.name())).collect();

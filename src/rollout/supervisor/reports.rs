@@ -207,5 +207,5 @@ fn report(reins: &Reins) -> ModelReport {
 /// A rollout that is only in the ledger any more.
 fn ended(record: RolloutRecord) -> View {
     let phase = serde_json::from_value(serde_json::Value::String(record.phase.clone())).unwrap_or(Phase::Interrupted);
-    View { record, progress: None, switched: false, phase, error: None }
+    View { record, progress: None, warnings: Vec::new(), switched: false, phase, error: None }
 }

@@ -18,6 +18,7 @@ pub(super) enum Outcome {
 /// It was so before.
 #[derive(ToSchema)]
 pub(super) struct Unchanged {
+    model: String,
     /// The version.
     to: String,
     #[schema(pattern = "^settled$")]
@@ -87,6 +88,9 @@ pub(super) struct Rollout {
     /// While it loads.
     #[schema(nullable = false)]
     progress: Option<Bytes>,
+    /// What an operator should know that was no reason to fail.
+    #[schema(nullable = false)]
+    warnings: Option<Vec<String>>,
 }
 
 #[derive(ToSchema)]
