@@ -3,8 +3,8 @@
 //! `cargo bench --bench served [-- ROUNDS]`. The bare loop has as many texts as there are clients, each asked again
 //! while the batch after its own runs, cuts batches with the server's own batcher, and runs them on as many threads: the
 //! same batches, with texts tokenized beforehand. The served side is the real binary, asked by `cutover bench serve` on
-//! the same machine. Rounds of ten seconds (some fifty batches and more) alternate, so that a machine whose speed drifts
-//! is the same for both; medians are told. Target: served at least 95 % of bare.
+//! the same machine. Many short rounds alternate, each held against the loop before and after it, so that a machine whose
+//! speed drifts is the same for both; medians are told. Target: served at least 95 % of bare.
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -24,14 +24,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Few, so that a short round goes through all of them several times and both sides run the same lengths.
 const CORPUS: usize = 32;
-const SECONDS: u64 = 10;
+const SECONDS: u64 = 5;
 /// Both sides begin with all texts waiting, of which the short ones run first; that does not count.
 const WARMUP: Duration = Duration::from_millis(600);
 const CLIENTS: [usize; 2] = [8, 32];
 const BATCH_TOKENS: usize = 512;
 
 fn main() {
-    let count: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(7);
+    let count: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(13);
     let mut bare = Bare::load();
     let state = tempfile::tempdir().expect("a folder");
     let server = Server::start(env!("CARGO_BIN_EXE_cutover"), state.path());

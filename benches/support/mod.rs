@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use cutover::device::Arena;
 use cutover::error::Result;
 use cutover::model::{Model, family};
 use cutover::process::Processor;
@@ -34,8 +35,12 @@ pub(crate) fn loaded(model: &str, version: &str) -> Result<Loaded> {
     let footprint = (family.footprint)(&spec, &index)?;
     let manifest = Manifest::compute(&dir, &index)?;
     let device = Device::Cpu;
-    let weights = load(&index, &manifest, &footprint.wanted, HashMap::new(), &device, &Progress::new())?;
-    let model = (family.load)(&spec, weights, &device)?;
+    // Never dropped: the model lives in it as long as the bench.
+    let arena: &Arena = Box::leak(Box::new(Arena::acquire(footprint.weight_bytes())?));
+    let model = arena.enter(|| {
+        let weights = load(&index, &manifest, &footprint.wanted, HashMap::new(), &device, &Progress::new())?;
+        (family.load)(&spec, weights, &device)
+    })??;
     let processor = Processor::load(&spec, &config.limits)?;
     let contract = Contract::of(&spec, processor.max_tokens())?;
     Ok(Loaded { spec, config, processor, contract, model })

@@ -13,12 +13,19 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::Mutex;
 
-use tikv_jemalloc_sys::mallctl;
+use tikv_jemalloc_sys::{extent_hooks_t, mallctl};
 
+use super::extents::{HUGE_PAGES, LARGE};
 use crate::error::{Error, Result};
 
-/// Arenas that are empty again. jemalloc has no more than 4,095, so they are used anew and never piled up.
-static FREE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+/// Arenas that nobody holds. jemalloc has no more than 4,095, so they are used anew and never piled up.
+static FREE: Mutex<Vec<Free>> = Mutex::new(Vec::new());
+
+#[derive(Clone, Copy)]
+struct Free {
+    index: u32,
+    huge: bool,
+}
 
 /// The arena of background work, once there was some.
 static BACKGROUND: Mutex<Option<u32>> = Mutex::new(None);
@@ -27,18 +34,23 @@ static BACKGROUND: Mutex<Option<u32>> = Mutex::new(None);
 #[derive(Debug)]
 pub struct Arena {
     index: u32,
+    /// Its memory comes in huge pages.
+    huge: bool,
 }
 
 impl Arena {
-    pub fn acquire() -> Result<Self> {
+    /// An empty arena, to hold about `bytes`.
+    pub fn acquire(bytes: u64) -> Result<Self> {
+        let huge = bytes >= LARGE;
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
         // An arena whose memory lingers (tensors that another generation shares) is not used again until it is empty.
         refresh()?;
-        if let Some(at) = free.iter().position(|index| counted(*index).is_ok_and(|bytes| bytes == 0)) {
-            return Ok(Arena { index: free.swap_remove(at) });
+        let empty = |free: &Free| free.huge == huge && counted(free.index).is_ok_and(|bytes| bytes == 0);
+        if let Some(at) = free.iter().position(empty) {
+            return Ok(Arena { index: free.swap_remove(at).index, huge });
         }
         drop(free);
-        Ok(Arena { index: read("arenas.create")? })
+        Ok(Arena { index: if huge { create(&HUGE_PAGES)? } else { read("arenas.create")? }, huge })
     }
 
     /// Runs `work` with this thread's allocations coming from the arena, then purges what it left dirty.
@@ -120,7 +132,7 @@ impl Drop for Arena {
         if let Err(error) = self.trim() {
             tracing::warn!(%error, "could not purge an arena");
         }
-        FREE.lock().unwrap_or_else(|e| e.into_inner()).push(self.index);
+        FREE.lock().unwrap_or_else(|e| e.into_inner()).push(Free { index: self.index, huge: self.huge });
     }
 }
 
@@ -168,6 +180,25 @@ fn read<T: Copy + Default>(name: &str) -> Result<T> {
     Ok(value)
 }
 
+/// A new arena that gets its memory from `hooks`.
+fn create(hooks: &'static extent_hooks_t) -> Result<u32> {
+    let mut hooks = std::ptr::from_ref(hooks).cast_mut();
+    let (mut index, mut size) = (0u32, size_of::<u32>());
+    // SAFETY: the name is NUL-terminated; `index` is writable for `size` bytes, and `hooks` readable for its own, as the
+    // call asks. jemalloc reads the hooks as long as the process runs, and writes none of them.
+    let code = unsafe {
+        mallctl(
+            c"arenas.create".as_ptr(),
+            (&raw mut index).cast(),
+            &raw mut size,
+            (&raw mut hooks).cast(),
+            size_of::<*mut extent_hooks_t>(),
+        )
+    };
+    check("arenas.create", code)?;
+    Ok(index)
+}
+
 fn write<T: Copy>(name: &str, mut value: T) -> Result<()> {
     let key = name_of(name)?;
     // SAFETY: `key` is NUL-terminated; `value` is readable for its size, which jemalloc checks.
@@ -201,7 +232,13 @@ mod tests {
 
     #[test]
     fn an_arena_counts_what_is_loaded_into_it_and_gives_it_back_from_any_thread() {
-        let arena = Arena::acquire().unwrap();
+        for bytes in [0, 32 << 20] {
+            it_counts_and_gives_back(bytes);
+        }
+    }
+
+    fn it_counts_and_gives_back(expected: u64) {
+        let arena = Arena::acquire(expected).unwrap();
         let empty = arena.used().unwrap();
         let big = arena.enter(|| vec![1u8; 32 << 20]).unwrap();
         let held = arena.used().unwrap() - empty;
@@ -211,11 +248,23 @@ mod tests {
         assert_eq!(arena.used().unwrap(), empty);
         arena.trim().unwrap();
         assert!(arena.resident().unwrap() < 8 << 20);
+        // What was given back can be had again.
+        let again = arena.enter(|| vec![2u8; 48 << 20]).unwrap();
+        assert!(again.iter().all(|byte| *byte == 2) && arena.used().unwrap() >= empty + (48 << 20));
+    }
+
+    #[test]
+    fn an_arena_is_used_anew_for_its_kind_only() {
+        let small = Arena::acquire(0).unwrap().index;
+        let large = Arena::acquire(LARGE).unwrap();
+        assert!(large.huge && large.index != small);
+        let zeros = large.enter(|| vec![0u8; 64 << 20]).unwrap();
+        assert!(zeros.iter().all(|byte| *byte == 0));
     }
 
     #[test]
     fn allocations_after_leaving_are_not_counted() {
-        let arena = Arena::acquire().unwrap();
+        let arena = Arena::acquire(0).unwrap();
         arena.enter(|| drop(vec![1u8; 40])).unwrap();
         let before = arena.used().unwrap();
         let (large, small) = (vec![1u8; 4 << 20], vec![1u8; 40]);

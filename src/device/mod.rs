@@ -1,11 +1,12 @@
 //! Opening a device, and knowing exactly what its memory holds.
 //!
 //! The rightmost room: it knows bytes and devices, and must not know tensors' names, models or versions.
-//! `budget` promises room before a byte is read; `arena` measures what a load really took and gave back;
+//! `budget` promises room before a byte is read; `arena` measures what a load really took and gave back, and `extents` is where it gets memory;
 //! `host` asks the operating system. On the CPU an arena plays the part that a memory pool plays on a GPU.
 
 mod arena;
 mod budget;
+mod extents;
 mod host;
 
 pub use arena::{Arena, flush_thread_cache, trim_background};

@@ -177,7 +177,8 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
     let claim = inspected.claim(shared);
     let available = if ctx.device.is_cpu() { HostMemory::read().map(|memory| memory.available) } else { None };
     let reservation = ctx.budget.reserve(&claim, available)?;
-    Ok((Room { arena: Arc::new(Arena::acquire()?), reservation }, inspected.footprint.weight_bytes()))
+    let bytes = inspected.footprint.weight_bytes();
+    Ok((Room { arena: Arc::new(Arena::acquire(bytes - bytes.min(shared))?), reservation }, bytes))
 }
 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
