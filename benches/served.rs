@@ -1,10 +1,11 @@
 //! What serving costs: `/v1/embeddings` of minilm against the same batches run bare in a loop, in one run.
 //!
-//! `cargo bench --bench served [-- ROUNDS]`. The bare loop has as many texts as there are clients, each asked again
+//! `cargo bench --bench served [-- PAIRS]`. The bare loop has as many texts as there are clients, each asked again
 //! while the batch after its own runs, cuts batches with the server's own batcher, and runs them on as many threads: the
 //! same batches, with texts tokenized beforehand. The served side is the real binary, asked by `cutover bench serve` on
-//! the same machine. Many short rounds alternate, each held against the loop before and after it, so that a machine whose
-//! speed drifts is the same for both; medians are told. Target: served at least 95 % of bare.
+//! the same machine. Each round of the server is held against the loop before and after it, since a machine's speed
+//! drifts; and each pair of processes is started anew, since where a process's memory comes to lie makes it faster or
+//! slower by more than what is measured here. Medians are told. Target: served at least 95 % of bare.
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -26,32 +27,36 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const CORPUS: usize = 32;
 const SECONDS: u64 = 5;
 /// Both sides begin with all texts waiting, of which the short ones run first; that does not count.
-const WARMUP: Duration = Duration::from_millis(600);
+const WARMUP: Duration = Duration::from_millis(1000);
+/// Asks this program for one pair of processes.
+const ONE_PAIR: &str = "--one-pair";
 const CLIENTS: [usize; 2] = [8, 32];
 const BATCH_TOKENS: usize = 512;
 
 fn main() {
-    let count: usize = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(13);
-    let mut bare = Bare::load();
-    let state = tempfile::tempdir().expect("a folder");
-    let server = Server::start(env!("CARGO_BIN_EXE_cutover"), state.path());
-    for clients in CLIENTS {
-        let mut rounds: Vec<Round> = Vec::new();
-        let mut before = bare.run(clients);
-        for number in 0..count {
-            let served = served(&server, clients);
-            let after = bare.run(clients);
-            let round = Round { bare: (before + after) / 2.0, served };
+    let args: Vec<String> = std::env::args().collect();
+    if args.iter().any(|arg| arg == ONE_PAIR) {
+        return one_pair();
+    }
+    let count: usize = args.iter().filter_map(|arg| arg.parse().ok()).next().unwrap_or(8);
+    let mut rounds: Vec<Round> = Vec::new();
+    for number in 0..count {
+        let own = std::env::current_exe().expect("this program's path");
+        let output = Command::new(own).arg(ONE_PAIR).stderr(Stdio::inherit()).output().expect("this program again");
+        assert!(output.status.success(), "a pair failed: {}", output.status);
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let round: Round = serde_json::from_str(line).expect("a round");
+            let Round { clients, bare, served } = round;
             println!(
-                "{clients} clients, round {number}: bare {:.1}, served {served:.1} texts/s, {:.3}",
-                round.bare,
+                "pair {number}, {clients} clients: bare {bare:.1}, served {served:.1} texts/s, {:.3}",
                 round.ratio()
             );
             rounds.push(round);
-            before = after;
         }
+    }
+    for clients in CLIENTS {
         let middle = |of: fn(&Round) -> f64| {
-            let mut values: Vec<f64> = rounds.iter().map(of).collect();
+            let mut values: Vec<f64> = rounds.iter().filter(|round| round.clients == clients).map(of).collect();
             values.sort_by(f64::total_cmp);
             let quarter = values.len() / 4;
             (values[quarter], values[values.len() / 2], values[values.len() - 1 - quarter])
@@ -64,8 +69,23 @@ fn main() {
     }
 }
 
+/// Measures a server and a loop that were started for it, and tells each round as a line of JSON.
+fn one_pair() {
+    let mut bare = Bare::load();
+    let state = tempfile::tempdir().expect("a folder");
+    let server = Server::start(env!("CARGO_BIN_EXE_cutover"), state.path());
+    for clients in CLIENTS {
+        let before = bare.run(clients);
+        let served = served(&server, clients);
+        let round = Round { clients, bare: (before + bare.run(clients)) / 2.0, served };
+        println!("{}", serde_json::to_string(&round).expect("numbers"));
+    }
+}
+
 /// What the server reached, and the loop before and after it. Texts a second.
+#[derive(serde::Serialize, serde::Deserialize)]
 struct Round {
+    clients: usize,
     bare: f64,
     served: f64,
 }

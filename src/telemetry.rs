@@ -229,6 +229,9 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     if let Some(resident) = memory.process_resident {
         page.one("process_resident_memory_bytes", "gauge", "physical memory of the process", resident as f64);
     }
+    if let Some(allocated) = memory.process_allocated {
+        page.one("process_allocated_bytes", "gauge", "live allocations of the process", allocated as f64);
+    }
     page.family("generation_weight_bytes", "gauge", "weights held, exclusive or shared with another generation");
     for generation in &memory.generations {
         let id = generation.generation.to_string();

@@ -90,6 +90,11 @@ impl Arena {
     }
 }
 
+/// Bytes that live allocations of the whole process take; `None` where the allocator does not say.
+pub fn allocated_bytes() -> Option<u64> {
+    refresh().and_then(|()| read::<usize>("stats.allocated")).ok().map(|bytes| bytes as u64)
+}
+
 /// Has the calling thread allocate from an arena that only threads of background work use.
 ///
 /// An arena has a lock. A thread of the lowest priority that was interrupted while it holds one would make live traffic

@@ -9,7 +9,7 @@ mod budget;
 mod extents;
 mod host;
 
-pub use arena::{Arena, flush_thread_cache, trim_background};
+pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background};
 pub use budget::{Budget, Claim, Held, Reservation};
 pub use host::{HostMemory, lower_thread_priority, open_files, raise_thread_priority, resident_bytes};
 

@@ -111,3 +111,27 @@ async fn versions_that_differ_in_one_layer_cost_one_layer() {
     let twice = server.reserved().await;
     assert!((alone..alone + whole).contains(&twice), "{twice} bytes are reserved, {alone} were with one version");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rollout_after_rollout_nothing_stays_behind() {
+    const ROLLOUTS: usize = 100;
+    let site = Site::new();
+    site.model("texts", &TEXT.replace("'mean'", "'a'"));
+    for version in ["a", "b"] {
+        site.version("texts", version, &fixture("bert-embed-mean"));
+    }
+    let server = site.start().await;
+    let turns = async || {
+        for turn in 0..ROLLOUTS {
+            let version = ["b", "a"][turn % 2];
+            server.promote(version, json!({})).await.expect(200);
+            settle(&server, "texts").await.expect(200);
+        }
+        server.memory().await["process_allocated"].as_u64().unwrap()
+    };
+    // What is made once and kept: caches of the ledger among it.
+    let warm = turns().await;
+    let after = turns().await;
+    let grown = after.saturating_sub(warm);
+    assert!(grown < 3 * 1024 * ROLLOUTS as u64, "{grown} bytes more after {ROLLOUTS} rollouts; {warm} before");
+}

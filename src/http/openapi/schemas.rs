@@ -298,6 +298,9 @@ struct Memory {
     abandoned: u64,
     #[schema(required)]
     process_resident: Option<u64>,
+    /// What live allocations take of it.
+    #[schema(required)]
+    process_allocated: Option<u64>,
     #[schema(required)]
     host_available: Option<u64>,
     /// By model.

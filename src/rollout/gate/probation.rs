@@ -48,16 +48,21 @@ impl Probation {
         let Trial { name, model, faults, urgency, progress } = trial;
         let (orders, inbox) = mpsc::channel();
         let thread_name = name.clone();
-        let work = move || {
-            urgency.take();
-            serve(&thread_name, model, &faults, &inbox);
-            flush_thread_cache();
-            trim_background();
-        };
-        std::thread::Builder::new()
-            .name("probation".into())
-            .spawn(work)
+        // The thread is a pool of its own, so that ops that ask rayon for parallelism find one of a single thread. (A pool
+        // that takes over a thread that is there already never frees what it knows of it.)
+        let thread = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .thread_name(|_| "probation".into())
+            .start_handler(move |_| urgency.take())
+            .exit_handler(|_| {
+                flush_thread_cache();
+                trim_background();
+            })
+            .panic_handler(|_| tracing::error!("a probation thread panicked; whoever waits for it is told"))
+            .build()
             .map_err(|e| Error::internal(format!("could not start a probation thread: {e}")))?;
+        // Ends when its work has; dropping the pool does not wait for that.
+        thread.spawn(move || serve(&thread_name, model, &faults, &inbox));
         let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
         Ok(Probation { name, orders, patience, until, progress })
     }
@@ -93,28 +98,20 @@ impl Probation {
 }
 
 fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<Order>) {
-    // A single thread: this one. Ops that ask rayon for parallelism find a pool of one.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Run(inputs, reply) => {
                 let began = Instant::now();
                 let answer = Packed::new(inputs).and_then(|packed| {
                     let count = packed.len();
-                    let mut pass = || {
-                        guarded(name, || {
-                            let strike = faults.strike(At::Gate)?;
-                            let mut rows = model.forward(&packed, 0..count)?.wait()?;
-                            if strike == Strike::Poison {
-                                rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
-                            }
-                            Ok(rows)
-                        })
-                    };
-                    match &pool {
-                        Ok(pool) => pool.install(pass),
-                        Err(_) => pass(),
-                    }
+                    guarded(name, || {
+                        let strike = faults.strike(At::Gate)?;
+                        let mut rows = model.forward(&packed, 0..count)?.wait()?;
+                        if strike == Strike::Poison {
+                            rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
+                        }
+                        Ok(rows)
+                    })
                 });
                 // Nobody listens when this run was abandoned.
                 let _ = reply.send(answer.map(|rows| Timed { rows, took: began.elapsed() }));

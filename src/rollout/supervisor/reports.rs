@@ -11,7 +11,7 @@ use super::super::record::{Handle, View};
 use super::super::residents::Reclaimed;
 use super::super::state::Phase;
 use super::Supervisor;
-use crate::device::{HostMemory, resident_bytes};
+use crate::device::{HostMemory, allocated_bytes, resident_bytes};
 use crate::engine::Held;
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
@@ -52,6 +52,8 @@ pub struct MemoryReport {
     /// Memory that hanging threads may still touch.
     pub abandoned: u64,
     pub process_resident: Option<u64>,
+    /// What live allocations take of it.
+    pub process_allocated: Option<u64>,
     pub host_available: Option<u64>,
     pub last_reclaims: BTreeMap<String, Reclaimed>,
 }
@@ -167,6 +169,7 @@ impl Supervisor {
             generations,
             abandoned: self.ctx.lingering.abandoned_bytes(),
             process_resident: resident_bytes(),
+            process_allocated: allocated_bytes(),
             host_available: HostMemory::read().map(|memory| memory.available),
             last_reclaims: last.collect(),
         })
