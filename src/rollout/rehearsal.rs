@@ -37,7 +37,8 @@ impl Rehearsal {
         let progress = Arc::new(Progress::new());
         let built = guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), device, &progress))?;
         let (name, faults, urgency) = (reference.clone(), Faults::default(), Urgency::Awaited);
-        let probation = Probation::start(Trial { name, model: built.model, faults, urgency, progress }, &config.gate)?;
+        let trial = Trial { name, model: built.model, faults, urgency, beside: None, progress };
+        let probation = Probation::start(trial, &config.gate)?;
         Ok(Rehearsal {
             runner: Runner::Probation(probation),
             processor,

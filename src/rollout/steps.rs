@@ -249,8 +249,9 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         true => {
             let (name, progress) = (candidate.reference(), Arc::clone(&candidate.progress));
             let (faults, urgency) = (Faults::of(&ctx.faults, &name), candidate.urgency);
-            Probation::start(Trial { name, model, faults, urgency, progress }, &candidate.config.gate)
-                .map(Runner::Probation)
+            let beside = (urgency == Urgency::Quiet).then(|| ctx.engine.clone());
+            let trial = Trial { name, model, faults, urgency, beside, progress };
+            Probation::start(trial, &candidate.config.gate).map(Runner::Probation)
         }
         false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
     };

@@ -4,6 +4,7 @@
 //! clients of the live version can rely on, and forward passes not much slower than the live version's.
 //! Judging is pure; `runner` decides where the forward passes run (on probation, or on the engine).
 
+mod pace;
 mod probation;
 mod runner;
 

@@ -9,8 +9,9 @@ use tokio::sync::oneshot;
 
 use super::super::quiet::Urgency;
 use super::SoftError;
+use super::pace::Pace;
 use crate::device::{flush_thread_cache, trim_background};
-use crate::engine::{Timed, guarded};
+use crate::engine::{Engine, Timed, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
 use crate::model::{Input, Model, Packed};
@@ -29,6 +30,8 @@ pub(in crate::rollout) struct Trial {
     pub(in crate::rollout) model: Model,
     pub(in crate::rollout) faults: Faults,
     pub(in crate::rollout) urgency: Urgency,
+    /// Whose live traffic it gives way to.
+    pub(in crate::rollout) beside: Option<Engine>,
     /// When this is cancelled, nothing more is run.
     pub(in crate::rollout) progress: Arc<Progress>,
 }
@@ -41,11 +44,12 @@ pub(in crate::rollout) struct Probation {
     /// When all of it must be over.
     until: Instant,
     progress: Arc<Progress>,
+    pace: Option<Pace>,
 }
 
 impl Probation {
     pub(in crate::rollout) fn start(trial: Trial, rules: &GateConfig) -> Result<Probation> {
-        let Trial { name, model, faults, urgency, progress } = trial;
+        let Trial { name, model, faults, urgency, beside, progress } = trial;
         let (orders, inbox) = mpsc::channel();
         let thread_name = name.clone();
         // The thread is a pool of its own, so that ops that ask rayon for parallelism find one of a single thread. (A pool
@@ -64,10 +68,11 @@ impl Probation {
         // Ends when its work has; dropping the pool does not wait for that.
         thread.spawn(move || serve(&thread_name, model, &faults, &inbox));
         let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
-        Ok(Probation { name, orders, patience, until, progress })
+        let pace = beside.map(Pace::beside);
+        Ok(Probation { name, orders, patience, until, progress, pace })
     }
 
-    /// One forward pass; abandons the thread when it takes too long.
+    /// One forward pass, and a rest from it; abandons the thread when it takes too long.
     pub(super) async fn run(&mut self, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
         if self.progress.is_cancelled() {
             return Err(SoftError(Error::conflict("cancelled")));
@@ -76,7 +81,13 @@ impl Probation {
         self.send(Order::Run(inputs, reply))?;
         let patience = self.patience.min(self.until.saturating_duration_since(Instant::now()));
         match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                if let (Some(pace), Ok(timed)) = (&mut self.pace, &answer) {
+                    // What is rested is no time of the candidate's.
+                    self.until += pace.rest(timed.took).await;
+                }
+                Ok(answer)
+            }
             Ok(Err(_)) => Err(SoftError(Error::internal("the probation thread ended"))),
             Err(_) => {
                 let message = format!("hung: a forward pass took longer than {} s", patience.as_secs_f64());
