@@ -106,10 +106,11 @@ async fn a_failed_over_answer_wears_blues_stamp() {
     }
     let seen = until("the window's figures are told", async || {
         let window = server.rollout(&promoted.id()).await["figures"]["window"].clone();
-        (window["blamed"] == 10).then_some(window)
+        // Two counters: a look may fall between them.
+        (window["blamed"] == 10 && window["failovers"] == 10).then_some(window)
     })
     .await;
-    assert_eq!((&seen["failovers"], &seen["unexplained"]), (&json!(10), &json!(0)));
+    assert_eq!(seen["unexplained"], json!(0));
     // Whoever names the version gets what it gives.
     let named = server.image("digits@v2", &digit(1)).await.expect(500);
     assert_eq!((named.kind(), named.version()), ("internal", "v2"));

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::time::Duration;
 
 /// Memory of the machine, bytes, as `/proc/meminfo` and the control group say.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +49,15 @@ pub fn resident_bytes() -> Option<u64> {
 /// File descriptors that this process holds.
 pub fn open_files() -> Option<usize> {
     fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count())
+}
+
+/// Processor time of the calling thread since it began; `None` where the operating system does not say.
+pub fn thread_processor_time() -> Option<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec that the call may write.
+    let code = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);
+    (code == 0).then(|| Duration::new(seconds, nanos))
 }
 
 /// Gives the calling thread the lowest scheduling priority, so that what it does yields to live traffic.
@@ -102,5 +112,16 @@ mod tests {
         assert!(memory.available <= memory.total && memory.total > 0);
         assert!(resident_bytes().unwrap() > 1 << 20);
         assert!(open_files().unwrap() >= 3);
+    }
+
+    #[test]
+    fn a_threads_processor_time_is_its_work_and_not_its_waiting() {
+        let began = thread_processor_time().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let waited = thread_processor_time().unwrap() - began;
+        assert!(waited < Duration::from_millis(25), "{waited:?}");
+        while thread_processor_time().unwrap() - began < Duration::from_millis(30) {
+            std::hint::spin_loop();
+        }
     }
 }

@@ -29,7 +29,7 @@ impl Pace {
         Pace { engine, batches, live: None }
     }
 
-    /// Rests after a pass, as long as that is due, and says how long it was.
+    /// Rests after a pass that took so much processor time, as long as that is due, and says how long it was.
     pub(super) async fn rest(&mut self, worked: Duration) -> Duration {
         let batches = self.engine.counters().batches.load(Ordering::Relaxed);
         if batches != self.batches {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::super::quiet::Urgency;
 use super::SoftError;
 use super::pace::Pace;
-use crate::device::{flush_thread_cache, trim_background};
+use crate::device::{flush_thread_cache, thread_processor_time, trim_background};
 use crate::engine::{Engine, Timed, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
@@ -19,8 +19,14 @@ use crate::repository::GateConfig;
 use crate::weights::Progress;
 
 enum Order {
-    Run(Vec<Input>, oneshot::Sender<Result<Timed>>),
+    Run(Vec<Input>, oneshot::Sender<Ran>),
     Leave(oneshot::Sender<Model>),
+}
+
+/// What a forward pass came to, and the processor time that it took: beside live traffic a pass mostly waits.
+struct Ran {
+    answer: Result<Timed>,
+    worked: Duration,
 }
 
 /// A model before its first forward pass.
@@ -81,10 +87,10 @@ impl Probation {
         self.send(Order::Run(inputs, reply))?;
         let patience = self.patience.min(self.until.saturating_duration_since(Instant::now()));
         match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(answer)) => {
-                if let (Some(pace), Ok(timed)) = (&mut self.pace, &answer) {
+            Ok(Ok(Ran { answer, worked })) => {
+                if let Some(pace) = &mut self.pace {
                     // What is rested is no time of the candidate's.
-                    self.until += pace.rest(timed.took).await;
+                    self.until += pace.rest(worked).await;
                 }
                 Ok(answer)
             }
@@ -112,7 +118,7 @@ fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<O
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Run(inputs, reply) => {
-                let began = Instant::now();
+                let (began, processor) = (Instant::now(), thread_processor_time());
                 let answer = Packed::new(inputs).and_then(|packed| {
                     let count = packed.len();
                     guarded(name, || {
@@ -125,7 +131,10 @@ fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<O
                     })
                 });
                 // Nobody listens when this run was abandoned.
-                let _ = reply.send(answer.map(|rows| Timed { rows, took: began.elapsed() }));
+                let took = began.elapsed();
+                let worked =
+                    thread_processor_time().zip(processor).map_or(took, |(now, then)| now.saturating_sub(then));
+                let _ = reply.send(Ran { answer: answer.map(|rows| Timed { rows, took }), worked });
             }
             Order::Leave(reply) => {
                 let _ = reply.send(model);
