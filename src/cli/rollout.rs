@@ -78,7 +78,8 @@ impl Rollout {
         }
         let from = self.from.as_deref().unwrap_or("nothing");
         // A rollback within the window belongs to the rollout that it undoes.
-        let back = self.kind.as_deref().is_some_and(|kind| kind != "cold") && self.from.is_some();
+        let undone = self.phase == "rolled_back" || self.kind.as_deref().is_some_and(|kind| kind != "cold");
+        let back = undone && self.from.is_some();
         let (from, to) = if back { (self.to.as_str(), from) } else { (from, self.to.as_str()) };
         let mut line = format!("{}: {from} → {to} {}", self.model, self.phase);
         if let Some(kind) = &self.kind {

@@ -2,7 +2,7 @@
 //! goes back or gives memory back.
 //!
 //! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
-//! what a candidate must pass; `watch` holds the window's rules; `residents` gives memory back and measures it;
+//! what a candidate must pass; `watch` holds the window's rules, and `recheck` runs its golden cases; `residents` gives memory back and measures it;
 //! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes; `rehearsal` runs
 //! a version by itself, without any of them.
 //! It must not know HTTP or the command line.
@@ -12,6 +12,7 @@ mod gate;
 mod journal;
 mod load;
 mod quiet;
+mod recheck;
 mod record;
 mod rehearsal;
 mod residents;

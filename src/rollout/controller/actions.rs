@@ -6,9 +6,10 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::super::journal::{event, now_ms};
+use super::super::recheck::Watched;
 use super::super::residents;
 use super::super::state::{Action, Ending, Event, Phase};
-use super::super::steps::{self, Watched};
+use super::super::steps;
 use super::{Controller, Report};
 use crate::ledger::{Live, NewEvent};
 use crate::slot::Route;

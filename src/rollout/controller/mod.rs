@@ -17,10 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Context;
 use super::gate::Findings;
+use super::recheck::Watched;
 use super::record::{Bytes, Handle, Recorder};
 use super::residents::{Reclaimed, Resident};
 use super::state::{self, Event, Phase, State};
-use super::steps::{self, Done, Watched};
+use super::steps::{self, Done};
 use crate::error::{Error, Result};
 use crate::generation::GenerationId;
 use crate::repository::ModelConfig;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::gate::Findings;
 use super::super::state::{Event, Phase};
-use super::super::{steps, watch};
+use super::super::{recheck, watch};
 use super::{Controller, Report, Window};
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -102,7 +102,7 @@ impl Controller {
         let Some(watched) = active.watched.clone() else { return };
         let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
         tokio::spawn(async move {
-            let findings = steps::observe_golden(ctx, watched).await;
+            let findings = recheck::recheck(ctx, watched).await;
             let _ = reporter.send(Report::Golden { rollout, findings });
         });
     }

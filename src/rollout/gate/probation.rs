@@ -51,6 +51,8 @@ pub(in crate::rollout) struct Probation {
     until: Instant,
     progress: Arc<Progress>,
     pace: Option<Pace>,
+    /// Processor time of the last pass, which the next one rests for first.
+    worked: Duration,
 }
 
 impl Probation {
@@ -75,23 +77,24 @@ impl Probation {
         thread.spawn(move || serve(&thread_name, model, &faults, &inbox));
         let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
         let pace = beside.map(Pace::beside);
-        Ok(Probation { name, orders, patience, until, progress, pace })
+        Ok(Probation { name, orders, patience, until, progress, pace, worked: Duration::ZERO })
     }
 
-    /// One forward pass, and a rest from it; abandons the thread when it takes too long.
+    /// One forward pass, after the rest that the one before it calls for; abandons the thread when it takes too long.
     pub(super) async fn run(&mut self, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
         if self.progress.is_cancelled() {
             return Err(SoftError(Error::conflict("cancelled")));
+        }
+        if let Some(pace) = &mut self.pace {
+            // What is rested is no time of the candidate's.
+            self.until += pace.rest(self.worked).await;
         }
         let (reply, answer) = oneshot::channel();
         self.send(Order::Run(inputs, reply))?;
         let patience = self.patience.min(self.until.saturating_duration_since(Instant::now()));
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(Ran { answer, worked })) => {
-                if let Some(pace) = &mut self.pace {
-                    // What is rested is no time of the candidate's.
-                    self.until += pace.rest(worked).await;
-                }
+                self.worked = worked;
                 Ok(answer)
             }
             Ok(Err(_)) => Err(SoftError(Error::internal("the probation thread ended"))),
