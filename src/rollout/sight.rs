@@ -33,7 +33,7 @@ impl Sight {
                 if let Err(error) = see(&repository, &journal, &version) {
                     // Whoever stages it is told the same.
                     let Found { model, version, .. } = version;
-                    tracing::warn!(model, version, %error, "a version that was found cannot be loaded");
+                    tracing::warn!(model, version, %error, "a version that was found could not be read and its digests recorded");
                 }
             }
         };

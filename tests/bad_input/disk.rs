@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::common::inputs::digit;
+use crate::common::http::Event;
 use crate::common::{Server, Site, skipped, until};
 
 /// Whether this machine can bound a running process; says so when not.
@@ -31,12 +32,20 @@ fn site() -> Site {
     Site::digits().wrapped("trap '' XFSZ; exec \"$@\"")
 }
 
+/// Waits until the version's digests have been recorded: no load has to write them from then on.
+async fn seen(server: &Server, version: &str) {
+    let mut events = server.stream(reqwest::Method::GET, "/admin/events?after=0", Value::Null).await;
+    let manifest = |event: &Event| event.name == "manifest" && event.data["body"]["version"] == version;
+    events.until("the version's manifest", manifest).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promote_that_cannot_be_written_down_comes_to_nothing() {
     if !can_fill_the_disk() {
         return;
     }
     let server = site().start().await;
+    seen(&server, "v2").await;
     fill(&server, true);
     let mut events = server.follow("v2", json!({})).await;
     let failed = events.until("the end", |event| event.name == "error").await.data;
