@@ -71,6 +71,10 @@ struct Operands {
     /// `[ROWS, 16 · PANELS]` at `c_stride`
     c: *mut f32,
     c_stride: usize,
+    /// Where the next panel's part for this tile begins, and how many bytes of it each step has brought into the
+    /// first-level cache; there need not be a next panel.
+    next: *const u8,
+    pace: usize,
     /// What the sums begin with: sixteen values for each panel, or null to go on from `c`.
     start: *const f32,
 }
@@ -96,10 +100,6 @@ impl Operands {
 trait Isa {
     /// Rows of the tallest tile.
     const ROWS: usize;
-
-    /// Has lines `from..to` of the next panel brought nearer; there need not be one.
-    #[inline(always)]
-    fn fetch(_operands: Operands, _from: usize, _to: usize) {}
 
     /// `c = start + a · b`, for so many rows and panels.
     unsafe fn tile<const ROWS: usize, const PANELS: usize>(operands: Operands);
@@ -128,6 +128,9 @@ unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>,
                     panel_stride: right.panel_stride,
                     c: unsafe { target.start.add(top * target.stride + column) },
                     c_stride: target.stride,
+                    // What is there already: tiles of few rows take several panels and wait for memory all the same.
+                    next: left.data.as_ptr().cast(),
+                    pace: 0,
                     start: std::ptr::null(),
                 };
                 let bias = if from == 0 { Some(bias.map_or(&NOTHING[..], |bias| &bias[column..])) } else { None };
@@ -181,9 +184,13 @@ unsafe fn strip<I: Isa>(operands: Operands, rows: usize, whole: usize, columns: 
 unsafe fn column_of_tiles<I: Isa>(mut operands: Operands, rows: usize) {
     let count = rows.div_ceil(I::ROWS);
     let (height, taller) = (rows / count, rows % count);
+    // The tiles of a panel fetch the next one among them, a little with every step: weights come from main memory, and
+    // a burst of requests would wait for itself.
+    let next = operands.b.wrapping_add(operands.panel_stride);
+    operands.pace = (operands.b_stride * size_of::<f32>()).div_ceil(count);
     for tile in 0..count {
         let rows = height + usize::from(tile < taller);
-        I::fetch(operands, tile * operands.inner / count, (tile + 1) * operands.inner / count);
+        operands.next = next.wrapping_add(tile * operands.inner / count * operands.b_stride).cast();
         // SAFETY: tiles follow one another inside the rows.
         unsafe {
             match rows {
@@ -289,23 +296,15 @@ mod x86 {
     /// Sixteen registers: twelve sums, two of a panel, one broadcast.
     struct Avx2;
 
-    /// Into the second-level cache: the first is full of the panel that is being used.
+    /// Has a line brought into the first-level cache.
     #[inline(always)]
-    fn fetch(o: Operands, from: usize, to: usize) {
-        let next = o.b.wrapping_add(o.panel_stride);
-        for line in from..to {
-            // SAFETY: a prefetch is a hint; it may be given any address and never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * o.b_stride).cast()) };
-        }
+    fn fetch(line: *const u8) {
+        // SAFETY: a prefetch is a hint; it may be given any address and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
     }
 
     impl Isa for Avx2 {
         const ROWS: usize = 6;
-
-        #[inline(always)]
-        fn fetch(operands: Operands, from: usize, to: usize) {
-            fetch(operands, from, to);
-        }
 
         #[inline(always)]
         unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
@@ -318,8 +317,10 @@ mod x86 {
                         sums[row][panel] = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
                     }
                 }
-                let mut b = o.b;
+                let (mut b, mut next) = (o.b, o.next);
                 for step in 0..o.inner {
+                    fetch(next);
+                    next = next.wrapping_add(o.pace);
                     for panel in 0..PANELS {
                         let at = b.add(panel * o.panel_stride);
                         let (low, high) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
@@ -349,11 +350,6 @@ mod x86 {
         const ROWS: usize = 12;
 
         #[inline(always)]
-        fn fetch(operands: Operands, from: usize, to: usize) {
-            fetch(operands, from, to);
-        }
-
-        #[inline(always)]
         unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
             // SAFETY: the caller's: rows, panels and steps are inside the operands; the caller runs with AVX-512F.
             unsafe {
@@ -364,8 +360,10 @@ mod x86 {
                         sums[row][panel] = _mm512_loadu_ps(from);
                     }
                 }
-                let mut b = o.b;
+                let (mut b, mut next) = (o.b, o.next);
                 for step in 0..o.inner {
+                    fetch(next);
+                    next = next.wrapping_add(o.pace);
                     for panel in 0..PANELS {
                         let line = _mm512_loadu_ps(b.add(panel * o.panel_stride));
                         for row in 0..ROWS {
