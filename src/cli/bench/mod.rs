@@ -47,6 +47,18 @@ pub enum BenchCommand {
     Serve(ServeBench),
     /// Latency and correctness while versions are switched back and forth under load
     Swap(SwapBench),
+    /// Print the texts that the load is made of, a line each, so that others can be asked the same
+    Texts(TextsArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TextsArgs {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub corpus: u32,
+    /// The texts are the same for the same seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// What is asked of whom, the same for every bench.
@@ -118,7 +130,16 @@ pub(super) async fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Fai
     match &args.command {
         BenchCommand::Serve(args) => serve::run(args, out).await,
         BenchCommand::Swap(args) => swap::run(args, out).await,
+        BenchCommand::Texts(args) => print_texts(args, out),
     }
+}
+
+fn print_texts(args: &TextsArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut texts = texts::Texts::new(args.seed);
+    for _ in 0..args.corpus {
+        writeln!(out, "{}", texts.text())?;
+    }
+    Ok(())
 }
 
 impl Subject {
