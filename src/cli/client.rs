@@ -1,10 +1,10 @@
 //! The HTTP client that every command shares: where the server is, the token, errors as facts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, Url};
 use serde_json::Value;
 
@@ -13,6 +13,8 @@ use super::sse;
 
 /// The largest JSON answer that is read: a history or a gate report is far below it.
 const MAX_BODY_BYTES: usize = 256 << 20;
+/// Beside `Authorization`, which holds the admin token.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads are quick; what changes something may wait for a whole rollout and has no limit here.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,6 +27,9 @@ pub struct Connection {
     /// A file holding the bearer token of the admin routes
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// A file holding an API key, for a server whose models ask for one
+    #[arg(long, value_name = "FILE", env = "CUTOVER_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -51,21 +56,36 @@ fn parse_url(text: &str) -> Result<Url, String> {
 }
 
 impl Connection {
-    /// The `Authorization` header, when a token was given.
-    pub fn authorization(&self) -> Result<Option<HeaderValue>, Failure> {
-        let Some(path) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Failure::Usage(format!("--token-file {}: {e}", path.display())))?;
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
-            .map_err(|_| Failure::Usage(format!("--token-file {}: not a token", path.display())))?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+    /// The headers that say who asks: the admin token and the API key, where they were given. Each has its own, so that
+    /// both can be sent.
+    pub fn credentials(&self) -> Result<HeaderMap, Failure> {
+        let mut headers = HeaderMap::new();
+        if let Some(path) = &self.token_file {
+            headers.insert(AUTHORIZATION, secret("--token-file", path, "Bearer ")?);
+        }
+        if let Some(path) = &self.api_key_file {
+            headers.insert(API_KEY, secret("--api-key-file", path, "")?);
+        }
+        Ok(headers)
     }
 
     /// The URL's path, without a slash at its end: what every route is put behind.
     pub fn base_path(&self) -> &str {
         self.url.path().trim_end_matches('/')
     }
+}
+
+/// A header's value from a file with one secret in it.
+fn secret(option: &str, path: &Path, prefix: &str) -> Result<HeaderValue, Failure> {
+    let usage = |reason: &dyn std::fmt::Display| Failure::Usage(format!("{option} {}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| usage(&e))?;
+    let text = text.trim();
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err(usage(&"expected one secret, and nothing else"));
+    }
+    let mut value = HeaderValue::from_str(&format!("{prefix}{text}")).map_err(|_| usage(&"no header can carry it"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// A server, as seen by the commands.
@@ -84,10 +104,7 @@ pub(super) enum Reply {
 
 impl Api {
     pub(super) fn new(connection: &Connection) -> Result<Api, Failure> {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = connection.authorization()? {
-            headers.insert(AUTHORIZATION, value);
-        }
+        let headers = connection.credentials()?;
         // Another part of the process may have installed one already; any will do.
         let _already = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -299,7 +316,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let api = Api::new(&Connection { url: parse_url(&url).unwrap(), token_file: None }).unwrap();
+        let api =
+            Api::new(&Connection { url: parse_url(&url).unwrap(), token_file: None, api_key_file: None }).unwrap();
         let message = api.get("/models").await.unwrap_err().to_string();
         assert!(message.contains(&url) && message.contains("refused"), "{message}");
     }

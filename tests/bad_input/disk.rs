@@ -7,8 +7,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::inputs::digit;
 use crate::common::http::Event;
+use crate::common::inputs::digit;
 use crate::common::{Server, Site, skipped, until};
 
 /// Whether this machine can bound a running process; says so when not.

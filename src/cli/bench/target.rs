@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Uri};
 use serde_json::Value;
 
@@ -58,11 +58,8 @@ impl Target {
         let addresses: Vec<_> =
             tokio::net::lookup_host((name, port)).await.map_err(|e| unreachable(e.to_string()))?.collect();
         let invalid = |e: &dyn std::fmt::Display| Failure::Failed(format!("cannot form the requests: {e}"));
-        let mut headers = HeaderMap::new();
+        let mut headers = connection.credentials()?;
         headers.insert(HOST, HeaderValue::from_str(&format!("{host}:{port}")).map_err(|e| invalid(&e))?);
-        if let Some(value) = connection.authorization()? {
-            headers.insert(AUTHORIZATION, value);
-        }
         let path = path.parse().map_err(|e| invalid(&e))?;
         Ok(Target { addresses, path, headers, payloads, timeout, checker, realtime })
     }
