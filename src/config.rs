@@ -32,6 +32,8 @@ pub struct Config {
     pub listen: SocketAddr,
     pub admin_listen: Option<SocketAddr>,
     pub admin_token: Option<String>,
+    /// A certificate chain and its key: with them, every listener speaks TLS.
+    pub tls: Option<TlsFiles>,
     /// Files of keys that models ask for; with none they answer everybody.
     pub api_key_files: Vec<PathBuf>,
     pub max_body_bytes: usize,
@@ -44,6 +46,13 @@ pub struct Config {
     pub keep_rollouts: usize,
     pub keep_events: usize,
     pub faults: Vec<crate::faults::Fault>,
+}
+
+/// Both in PEM.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// `cutover.toml`.
@@ -68,6 +77,8 @@ struct Server {
     #[serde(deserialize_with = "optional_address")]
     admin_listen: Option<SocketAddr>,
     admin_token_file: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     #[serde(alias = "api_key_file")]
     api_key_files: OneOrMany,
     max_body_bytes: Option<usize>,
@@ -86,6 +97,8 @@ struct Limits {
     keep_alive: Option<Duration>,
     #[serde(deserialize_with = "optional_duration")]
     write_timeout: Option<Duration>,
+    #[serde(deserialize_with = "optional_duration")]
+    handshake_timeout: Option<Duration>,
 }
 
 /// A path, or a list of them.
@@ -195,6 +208,15 @@ impl Config {
             // Longer than load balancers keep theirs (60 s), so that they do not use one that is being closed.
             keep_alive: file.limits.keep_alive.unwrap_or(Duration::from_secs(75)),
             write: file.limits.write_timeout.unwrap_or(Duration::from_secs(30)),
+            handshake: file.limits.handshake_timeout.unwrap_or(Duration::from_secs(10)),
+        };
+        let tls = match (args.tls_cert.or(file.server.tls_cert), args.tls_key.or(file.server.tls_key)) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            (given, _) => {
+                let (there, missing) = if given.is_some() { ("tls_cert", "tls_key") } else { ("tls_key", "tls_cert") };
+                return Err(wrong(&format!("server.{missing}"), format!("is missing beside {there}")));
+            }
         };
         let api_key_files = match args.api_key_files.is_empty() {
             true => file.server.api_key_files.into_vec(),
@@ -212,6 +234,7 @@ impl Config {
             listen: args.listen.or(file.server.listen).unwrap_or(DEFAULT_LISTEN),
             admin_listen: args.admin_listen.or(file.server.admin_listen),
             admin_token: token_file.as_deref().map(read_token).transpose()?,
+            tls,
             api_key_files,
             max_body_bytes: file.server.max_body_bytes.unwrap_or(64 << 20),
             read_timeout,
@@ -325,6 +348,7 @@ mod tests {
             ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
             ("[server]\napi_key_file = 5\n", "a path, or a list of paths"),
             ("[limits]\nmax_connections = 0\n", "limits.max_connections"),
+            ("[server]\ntls_cert = \"chain.pem\"\n", "server.tls_key: is missing beside tls_cert"),
         ] {
             let message = load(&[], Some(file)).unwrap_err().to_string();
             assert!(message.contains(part) && message.contains("c.toml"), "{file}: {message}");

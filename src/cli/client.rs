@@ -1,11 +1,15 @@
 //! The HTTP client that every command shares: where the server is, the token, errors as facts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, Url};
+use rustls::ClientConfig;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls_platform_verifier::BuilderVerifierExt as _;
 use serde_json::Value;
 
 use super::output::{Failure, Refusal};
@@ -30,6 +34,9 @@ pub struct Connection {
     /// A file holding an API key, for a server whose models ask for one
     #[arg(long, value_name = "FILE", env = "CUTOVER_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// The authority that vouches for the server's certificate, in PEM [default: those of this machine]
+    #[arg(long, value_name = "FILE", env = "CUTOVER_CA_CERT")]
+    pub ca_cert: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -69,10 +76,42 @@ impl Connection {
         Ok(headers)
     }
 
+    /// For those who speak TLS without `Api`: none with a plain URL.
+    pub(super) fn tls(&self) -> Result<Option<Arc<ClientConfig>>, Failure> {
+        if self.url.scheme() != "https" {
+            return Ok(None);
+        }
+        let failed = |e: rustls::Error| Failure::Failed(format!("cannot set up TLS: {e}"));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.map_err(failed)?;
+        let config = match &self.ca_cert {
+            None => builder.with_platform_verifier().map_err(failed)?.with_no_client_auth(),
+            Some(path) => {
+                let mut roots = rustls::RootCertStore::empty();
+                let usage = |reason: String| Failure::Usage(format!("--ca-cert {}: {reason}", path.display()));
+                for certificate in CertificateDer::pem_file_iter(path).map_err(|e| usage(e.to_string()))? {
+                    let certificate = certificate.map_err(|e| usage(e.to_string()))?;
+                    roots.add(certificate).map_err(|e| usage(e.to_string()))?;
+                }
+                builder.with_root_certificates(roots).with_no_client_auth()
+            }
+        };
+        Ok(Some(Arc::new(config)))
+    }
+
     /// The URL's path, without a slash at its end: what every route is put behind.
     pub fn base_path(&self) -> &str {
         self.url.path().trim_end_matches('/')
     }
+}
+
+/// The certificates of a PEM file, instead of those that the machine trusts.
+fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, Failure> {
+    let usage = |reason: &dyn std::fmt::Display| Failure::Usage(format!("--ca-cert {}: {reason}", path.display()));
+    let pem = std::fs::read(path).map_err(|e| usage(&e))?;
+    let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| usage(&chain(&e)))?;
+    if found.is_empty() { Err(usage(&"holds no certificate in PEM")) } else { Ok(found) }
 }
 
 /// A header's value from a file with one secret in it.
@@ -116,6 +155,8 @@ impl Api {
         if connection.url.scheme() == "http" {
             // Plain HTTP must work where no root certificates are installed.
             builder = builder.tls_certs_only(std::iter::empty());
+        } else if let Some(path) = &connection.ca_cert {
+            builder = builder.tls_certs_only(authorities(path)?);
         }
         let http = builder.build().map_err(|e| Failure::Failed(format!("cannot set up the client: {}", chain(&e))))?;
         let base = connection.url.as_str().trim_end_matches('/').to_owned();
@@ -316,8 +357,9 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let api =
-            Api::new(&Connection { url: parse_url(&url).unwrap(), token_file: None, api_key_file: None }).unwrap();
+        let url_only =
+            Connection { url: parse_url(&url).unwrap(), token_file: None, api_key_file: None, ca_cert: None };
+        let api = Api::new(&url_only).unwrap();
         let message = api.get("/models").await.unwrap_err().to_string();
         assert!(message.contains(&url) && message.contains("refused"), "{message}");
     }

@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::device::{self, Budget};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
-use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Serves};
+use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Serves, Tls};
 use crate::ledger::{Ledger, NewEvent};
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
@@ -232,7 +233,12 @@ impl Listeners {
     fn doorway(&self, config: &Config) -> Doorway {
         let clients = self.main.local_addr().unwrap_or(config.listen);
         let admin = self.admin.as_ref().and_then(|admin| admin.local_addr().ok());
-        Doorway { clients, admin: admin.unwrap_or(clients), token: config.admin_token.is_some() }
+        Doorway {
+            clients,
+            admin: admin.unwrap_or(clients),
+            token: config.admin_token.is_some(),
+            tls: config.tls.is_some(),
+        }
     }
 
     fn open(self, app: &Arc<App>, config: &Config, secrets: &Secrets, stopped: watch::Receiver<bool>) -> Doors {
@@ -241,7 +247,7 @@ impl Listeners {
         let door = |listener: TcpListener, serves: Serves, address: SocketAddr| {
             let guard = Guard { loopback: http::is_loopback(&address), access: access.clone() };
             let router = http::router(Arc::clone(app), serves, guard);
-            let door = Door { listener, router, limits: limits.clone() };
+            let door = Door { listener, router, limits: limits.clone(), tls: secrets.tls.clone() };
             tokio::spawn(door.serve(stopped.clone()))
         };
         let serves = if self.admin.is_some() { Serves::Inference } else { Serves::Everything };
@@ -281,6 +287,7 @@ impl Doors {
 /// What is read from files of secrets, and read again when they change.
 struct Secrets {
     keys: Option<Arc<ApiKeys>>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Secrets {
@@ -295,7 +302,8 @@ impl Secrets {
                 "models ask for a key, but whoever reaches the admin routes may change them: no admin token is set"
             );
         }
-        Ok(Secrets { keys })
+        let tls = config.tls.clone().map(|files| Tls::open(files.certificate, files.key)).transpose()?.map(Arc::new);
+        Ok(Secrets { keys, tls })
     }
 
     fn renewed(&self) -> Vec<Renewed> {
@@ -303,6 +311,11 @@ impl Secrets {
             let keys = Arc::clone(keys);
             Renewed::new("API keys", keys.files().to_vec(), move || keys.reload().map(|n| format!("{n} keys")))
         });
-        keys.collect()
+        let tls = self.tls.iter().map(|tls| {
+            let tls = Arc::clone(tls);
+            let files = tls.files().map(Path::to_owned).to_vec();
+            Renewed::new("certificate and its key", files, move || tls.reload().map(|()| "a new pair".to_owned()))
+        });
+        keys.chain(tls).collect()
     }
 }

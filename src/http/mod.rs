@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 pub use auth::{Access, ApiKeys};
 pub use guard::Guard;
-pub use listen::{Door, ListenLimits};
+pub use listen::{Door, ListenLimits, Tls};
 pub use reply::Dialect;
 
 use self::routes::Routes;

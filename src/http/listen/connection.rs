@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
@@ -15,10 +16,11 @@ use hyper_util::server::graceful::Watcher;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
-use super::ListenLimits;
 use super::crowd::{Seat, Turn};
 use super::patience::{Punctual, Unstalled};
+use super::{ListenLimits, Tls, turned_away};
 
 /// Bytes of a request's head, all headers with it; also what is read or written at once. (Answered with 431.)
 const MOST_HEAD_BYTES: usize = 64 << 10;
@@ -32,12 +34,37 @@ const MOST_TARGET_BYTES: usize = 16 << 10;
 pub(super) struct Connection {
     pub(super) router: Router,
     pub(super) limits: ListenLimits,
+    pub(super) tls: Option<Arc<Tls>>,
 }
 
 impl Connection {
     pub(super) async fn serve(self, stream: TcpStream, seat: Seat, graceful: Watcher) {
-        let stream = Unstalled::new(stream, self.limits.write);
-        self.http(stream, &seat, graceful).await;
+        let Some(tls) = self.tls.clone() else {
+            let stream = Unstalled::new(stream, self.limits.write);
+            return self.http(stream, &seat, graceful).await;
+        };
+        let greeted = tokio::select! {
+            biased;
+            () = seat.place.asked_to_leave() => return,
+            greeted = tokio::time::timeout(self.limits.handshake, self.greet(stream, &tls)) => greeted,
+        };
+        match greeted {
+            Ok(Ok(Some(stream))) => self.http(stream, &seat, graceful).await,
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    /// Shakes hands. None when the client speaks something else, and was told so.
+    async fn greet(&self, stream: TcpStream, tls: &Tls) -> std::io::Result<Option<TlsStream<Unstalled<TcpStream>>>> {
+        let mut first = [0];
+        // A TLS record that begins a connection is a handshake (RFC 8446, 5.1); methods of HTTP are letters.
+        if stream.peek(&mut first).await? == 1 && first[0].is_ascii_alphabetic() {
+            turned_away::not_tls(stream).await;
+            return Ok(None);
+        }
+        tls.acceptor().accept(Unstalled::new(stream, self.limits.write)).await.map(Some)
     }
 
     async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, seat: &Seat, graceful: Watcher) {

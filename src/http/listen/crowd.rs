@@ -10,12 +10,20 @@ use tokio::sync::Notify;
 
 /// A client that has sent no whole request for so long after it connected is the first to go.
 const STRANGER: Duration = Duration::from_secs(1);
+/// Nobody is asked to leave sooner: most clients' first request has come by then.
+const ARRIVAL: Duration = Duration::from_millis(100);
+/// How long whoever is asked to leave may take, before the next is looked for.
+const LEAVING: Duration = Duration::from_millis(100);
+/// So often is one looked for, for one new connection.
+const TRIES: usize = 20;
 
 /// The connections of one listener.
 #[derive(Debug)]
 pub(super) struct Crowd {
     most: usize,
     inside: Mutex<Inside>,
+    /// Told whenever somebody is gone.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -123,6 +131,17 @@ impl Drop for Turn {
     }
 }
 
+/// Whether a connection leaves for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// One is asked to.
+    Asked,
+    /// None was here long enough; the first one will have been then.
+    In(Duration),
+    /// All are busy.
+    None,
+}
+
 /// A place in the crowd, for as long as it is held.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -134,25 +153,41 @@ pub(super) struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.crowd.inside().places.remove(&self.number);
+        self.crowd.freed.notify_one();
     }
 }
 
 impl Crowd {
     pub(super) fn new(most: usize) -> Self {
-        Crowd { most, inside: Mutex::default() }
+        Crowd { most, inside: Mutex::default(), freed: Notify::new() }
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection, where need be in exchange for one that only waits. None when all are busy.
-    pub(super) fn enter(self: &Arc<Self>) -> Option<Seat> {
+    /// A place for a new connection, where need be when one that only waits has left. None when all are busy.
+    ///
+    /// A flood is let in no faster than those before it may leave; who comes meanwhile waits in the system's queue.
+    pub(super) async fn enter(self: &Arc<Self>) -> Option<Seat> {
+        for _ in 0..TRIES {
+            if let Some(seat) = self.sit_down() {
+                return Some(seat);
+            }
+            let patience = match self.make_room() {
+                Room::Asked => LEAVING,
+                Room::In(soon) => soon,
+                Room::None => return None,
+            };
+            // Whether anybody left shows in what is tried next.
+            let _ = tokio::time::timeout(patience, self.freed.notified()).await;
+        }
+        self.sit_down()
+    }
+
+    fn sit_down(self: &Arc<Self>) -> Option<Seat> {
         let mut inside = self.inside();
-        // Those who are asked to leave need a moment to be gone.
-        let leaving = self.most / 8 + 8;
-        let open = inside.places.len();
-        if open >= self.most && (open >= self.most + leaving || !inside.ask_one(Instant::now())) {
+        if inside.places.len() >= self.most {
             return None;
         }
         let (number, place) = (inside.next, Arc::new(Place::new(Instant::now())));
@@ -161,24 +196,31 @@ impl Crowd {
         Some(Seat { crowd: Arc::clone(self), number, place })
     }
 
-    /// Asks a connection that only waits to leave, where there is one.
-    pub(super) fn make_room(&self) {
-        self.inside().ask_one(Instant::now());
+    /// Asks a connection that only waits to leave.
+    pub(super) fn make_room(&self) -> Room {
+        self.inside().ask_one(Instant::now())
     }
 }
 
 impl Inside {
     /// First those who have sent no whole request for a while, then whoever has waited longest.
-    fn ask_one(&mut self, now: Instant) -> bool {
+    fn ask_one(&mut self, now: Instant) -> Room {
         let waiting = self.places.values().filter_map(|place| {
             let state = place.look();
-            let stranger = !state.known && now.saturating_duration_since(state.since) >= STRANGER;
-            (state.may_leave() && !state.asked_to_leave).then_some((!stranger, state.since, place))
+            let friend = state.known || now.saturating_duration_since(state.since) < STRANGER;
+            state.may_leave().then_some((friend, state.since, place))
         });
-        let Some((.., place)) = waiting.min_by_key(|(friend, since, _)| (*friend, *since)) else { return false };
-        place.state().asked_to_leave = true;
-        place.leave.notify_one();
-        true
+        let Some((_, since, place)) = waiting.min_by_key(|(friend, since, _)| (*friend, *since)) else {
+            return Room::None;
+        };
+        match ARRIVAL.checked_sub(now.saturating_duration_since(since)) {
+            Some(soon) if !soon.is_zero() => Room::In(soon),
+            _ => {
+                place.state().asked_to_leave = true;
+                place.leave.notify_one();
+                Room::Asked
+            }
+        }
     }
 }
 
@@ -190,59 +232,78 @@ mod tests {
         seat.place.look().asked_to_leave
     }
 
-    #[test]
-    fn whoever_only_waits_makes_room_and_whoever_is_busy_does_not() {
+    /// As if it had begun to wait so long ago.
+    fn waits_since(seat: &Seat, ago: Duration) {
+        seat.place.greeted(Instant::now().checked_sub(ago).unwrap());
+    }
+
+    /// Somebody who leaves when asked to.
+    fn polite(seat: Seat) {
+        tokio::spawn(async move {
+            seat.place.asked_to_leave().await;
+            drop(seat);
+        });
+    }
+
+    #[tokio::test]
+    async fn whoever_only_waits_makes_room_and_whoever_is_busy_does_not() {
         let crowd = Arc::new(Crowd::new(2));
-        let (first, second) = (crowd.enter().unwrap(), crowd.enter().unwrap());
+        let (first, second) = (crowd.enter().await.unwrap(), crowd.enter().await.unwrap());
+        assert!(matches!(crowd.make_room(), Room::In(_)), "both have only just come");
         let turn = first.place.turn();
-        let third = crowd.enter().unwrap();
-        assert!(!asked(&first) && asked(&second) && !asked(&third));
-        drop(second);
+        polite(second);
+        let third = crowd.enter().await.unwrap();
         let _turns = (third.place.turn(), turn);
-        assert!(crowd.enter().is_none(), "both are busy");
+        assert!(crowd.enter().await.is_none(), "both are busy");
         drop(first);
-        assert!(crowd.enter().is_some());
+        assert!(crowd.enter().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn there_are_never_more_than_there_may_be() {
+        let crowd = Arc::new(Crowd::new(8));
+        for _ in 0..100 {
+            let Some(seat) = crowd.enter().await else { panic!("nobody left") };
+            assert!(crowd.inside().places.len() <= 8);
+            waits_since(&seat, ARRIVAL);
+            polite(seat);
+        }
     }
 
     #[test]
     fn an_answer_that_is_not_sent_yet_keeps_its_connection() {
         let crowd = Arc::new(Crowd::new(1));
-        let seat = crowd.enter().unwrap();
+        let seat = crowd.sit_down().unwrap();
+        waits_since(&seat, ARRIVAL);
         seat.place.writes(true);
-        assert!(crowd.enter().is_none());
+        assert_eq!(crowd.make_room(), Room::None);
         seat.place.writes(false);
-        assert!(crowd.enter().is_some() && asked(&seat));
+        assert_eq!(crowd.make_room(), Room::Asked);
+        assert!(asked(&seat));
     }
 
     #[test]
     fn those_who_never_sent_a_request_go_before_those_who_did() {
         let crowd = Arc::new(Crowd::new(2));
-        let known = crowd.enter().unwrap();
+        let (known, stranger) = (crowd.sit_down().unwrap(), crowd.sit_down().unwrap());
         drop(known.place.turn());
-        let stranger = crowd.enter().unwrap();
-        let later = Instant::now() + 2 * STRANGER;
-        // The known one has waited longer.
-        known.place.greeted(Instant::now().checked_sub(STRANGER).unwrap());
-        assert!(crowd.inside().ask_one(later));
+        waits_since(&known, 2 * STRANGER);
+        waits_since(&stranger, STRANGER);
+        assert_eq!(crowd.make_room(), Room::Asked);
         assert!(asked(&stranger) && !asked(&known));
-    }
-
-    #[test]
-    fn more_than_are_leaving_are_turned_away() {
-        let crowd = Arc::new(Crowd::new(8));
-        let seats: Vec<Seat> = (0..100).filter_map(|_| crowd.enter()).collect();
-        assert_eq!(seats.len(), 8 + 8 / 8 + 8);
     }
 
     #[tokio::test]
     async fn a_connection_that_took_a_request_meanwhile_stays() {
         let crowd = Arc::new(Crowd::new(1));
-        let seat = crowd.enter().unwrap();
+        let seat = crowd.sit_down().unwrap();
+        waits_since(&seat, ARRIVAL);
         crowd.make_room();
         let turn = seat.place.turn();
         let short = Duration::from_millis(20);
         assert!(tokio::time::timeout(short, seat.place.asked_to_leave()).await.is_err());
         drop(turn);
+        waits_since(&seat, ARRIVAL);
         crowd.make_room();
         seat.place.asked_to_leave().await;
     }

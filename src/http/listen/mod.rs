@@ -7,6 +7,7 @@
 mod connection;
 mod crowd;
 mod patience;
+mod tls;
 mod turned_away;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use connection::Connection;
 use crowd::{Crowd, Seat};
+pub use tls::Tls;
 
 /// Who is told so at once that there is no room; the rest are closed without a word.
 const TOLD_AT_ONCE: usize = 64;
@@ -38,6 +40,8 @@ pub struct ListenLimits {
     pub keep_alive: Duration,
     /// A client that takes nothing of an answer for so long is gone.
     pub write: Duration,
+    /// How long a TLS handshake may take, from the connection on.
+    pub handshake: Duration,
 }
 
 /// One listener, until it is told to stop: then its connections finish what they do.
@@ -45,6 +49,8 @@ pub struct Door {
     pub listener: TcpListener,
     pub router: Router,
     pub limits: ListenLimits,
+    /// Without it, plain HTTP.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Door {
@@ -53,19 +59,20 @@ impl Door {
         let crowd = Arc::new(Crowd::new(self.limits.max_connections));
         let telling = Arc::new(Semaphore::new(TOLD_AT_ONCE));
         let (mut full, mut failed) = (Rarely::default(), Rarely::default());
-        let connection = Connection { router: self.router, limits: self.limits };
+        let connection = Connection { router: self.router, limits: self.limits, tls: self.tls };
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = told(&mut stopped) => break,
             };
             match accepted {
-                Ok((stream, _)) => match crowd.enter() {
+                Ok((stream, _)) => match crowd.enter().await {
                     Some(seat) => open(stream, seat, &connection, &graceful),
                     None => {
+                        let plain = connection.tls.is_none();
                         full.say(|times| tracing::warn!(times, "a connection was turned away: too many are open"));
-                        // Without a permit the stream is closed here.
-                        if let Ok(permit) = Arc::clone(&telling).try_acquire_owned() {
+                        // Without a permit the stream is closed here; a handshake for it would cost too much.
+                        if let (true, Ok(permit)) = (plain, Arc::clone(&telling).try_acquire_owned()) {
                             tokio::spawn(async move {
                                 turned_away::no_room(stream).await;
                                 drop(permit);

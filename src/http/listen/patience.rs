@@ -98,6 +98,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
     }
 }
 
+/// After its last byte was sent, what still comes is read for so long, and so much of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+const MOST_FAREWELL_BYTES: usize = 1 << 20;
+
 /// Ends when a client keeps its next request waiting for too long, and tells its place what comes and goes.
 #[derive(Debug)]
 pub(super) struct Punctual<S> {
@@ -105,12 +109,23 @@ pub(super) struct Punctual<S> {
     place: Arc<Place>,
     limits: ListenLimits,
     alarm: Alarm,
+    farewell: Farewell,
+}
+
+/// Closing a socket with bytes unread resets the connection, and a client that is still sending may never see its answer.
+/// So its bytes are read for a moment (as RFC 9112, 9.6 has it).
+#[derive(Debug, Default)]
+struct Farewell {
+    /// The client will send no more.
+    ended: bool,
+    since: Option<Instant>,
+    read: usize,
 }
 
 impl<S> Punctual<S> {
     pub(super) fn new(stream: S, place: Arc<Place>, limits: ListenLimits) -> Self {
         place.greeted(Instant::now());
-        Punctual { stream, place, limits, alarm: Alarm::default() }
+        Punctual { stream, place, limits, alarm: Alarm::default(), farewell: Farewell::default() }
     }
 
     /// When the client must have sent more; a request in hand has its own limits.
@@ -127,8 +142,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Punctual<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) {
-            if buf.filled().len() > before {
-                self.place.bytes_came(Instant::now());
+            // Nothing read is the end.
+            match buf.filled().len() > before {
+                true => self.place.bytes_came(Instant::now()),
+                false => self.farewell.ended = true,
             }
             return Poll::Ready(read);
         }
@@ -139,7 +156,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Punctual<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Punctual<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Punctual<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.place.writes(true);
         Pin::new(&mut self.stream).poll_write(cx, buf)
@@ -167,7 +184,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Punctual<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.farewell.since.is_none() {
+            std::task::ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.farewell.since = Some(Instant::now());
+        }
+        let until = self.farewell.since.map_or_else(Instant::now, |since| since + FAREWELL);
+        while !self.farewell.ended && self.farewell.read < MOST_FAREWELL_BYTES {
+            let mut bytes = [std::mem::MaybeUninit::uninit(); 4096];
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending if self.alarm.is_over(until, cx) => break,
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.farewell.read += buffer.filled().len(),
+                // It is gone, one way or the other.
+                Poll::Ready(_) => self.farewell.ended = true,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -202,7 +235,8 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_sends_no_whole_head_is_given_up_and_a_request_in_hand_is_not() {
         let short = Duration::from_millis(50);
-        let limits = ListenLimits { max_connections: 1, head: short, keep_alive: 4 * short, write: short };
+        let limits =
+            ListenLimits { max_connections: 1, head: short, keep_alive: 4 * short, write: short, handshake: short };
         let (near, mut far) = duplex(64);
         let place = Arc::new(Place::new(Instant::now()));
         let mut stream = Punctual::new(near, Arc::clone(&place), limits);

@@ -14,6 +14,12 @@ pub(super) async fn no_room(stream: TcpStream) {
     farewell(stream, "503 Service Unavailable", "retry-after: 1\r\n", BODY).await;
 }
 
+pub(super) async fn not_tls(stream: TcpStream) {
+    const BODY: &str =
+        r#"{"error":{"kind":"bad_request","message":"this listener speaks TLS: use https://","details":null}}"#;
+    farewell(stream, "400 Bad Request", "", BODY).await;
+}
+
 /// Answers before the request was read. Closing a socket with bytes unread resets the connection, and the client may
 /// never see the answer: what it sends is read first, for a moment.
 async fn farewell(mut stream: TcpStream, status: &str, headers: &str, body: &str) {
