@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::Request;
-use axum::http::header;
+use axum::http::{HeaderValue, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -20,8 +20,22 @@ const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes a second that a body must come with on the whole, lest one that trickles holds its connection for ever.
 const SLOWEST: f64 = 4096.0;
 
-/// The whole body, at most `limit` bytes, each part of it within `patience` of the one before.
+/// The whole body, at most `limit` bytes, each part of it within `patience` of the one before. A compressed one is
+/// refused: what it would come to cannot be told before.
 pub(super) async fn read(request: Request, limit: usize, patience: Duration) -> Result<Bytes> {
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    let coding = request.headers().get_all(header::CONTENT_ENCODING).into_iter().find(|value| !plain(value));
+    if let Some(coding) = coding {
+        let coding = String::from_utf8_lossy(coding.as_bytes());
+        let reason = format!("the body is encoded as '{coding}' (content-encoding); send it as it is");
+        discard(request).await;
+        return Err(Error::Unsupported { reason });
+    }
+    read_encoded(request, limit, patience).await
+}
+
+/// The same, as it came, however it is encoded.
+pub(super) async fn read_encoded(request: Request, limit: usize, patience: Duration) -> Result<Bytes> {
     let limit = limit as u64;
     // Such a client sends nothing before it is told to, and need not be.
     let waits = request.headers().contains_key(header::EXPECT);

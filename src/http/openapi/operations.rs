@@ -20,9 +20,9 @@ const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
 
 /// What may go wrong with every inference.
-const ASKING: &[Kind] = &[BadRequest, NotFound, Conflict, TooLarge, Overloaded, NotServing, Deadline];
+const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Overloaded, NotServing, Deadline];
 /// With every order that a rollout follows.
-const ORDERING: &[Kind] = &[BadRequest, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
+const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
     [inference(), lists(), orders(), history(), health()].concat()
@@ -80,7 +80,7 @@ fn orders() -> Vec<(Mounted, Operation)> {
         .named("id")
         .json_body("Order", Required::False)
         .answers("200", ended, "Outcome")
-        .refused(Dialect::Native, &[BadRequest, NotFound, Conflict, TooLarge, NotServing]);
+        .refused(Dialect::Native, &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, NotServing]);
     let stage = rollout("Load and prove a version beside the live one").named("ref");
     let promote = rollout("Make a version live: staged first when it is not staged yet").named("ref");
     let rollback = rollout("Go back to the previous version");
@@ -247,6 +247,9 @@ impl Described {
             if matches!(kind, Overloaded | NotServing) {
                 response = response.header("retry-after", header("Seconds to wait before asking again"));
             }
+            if *kind == Unsupported {
+                response = response.header("accept-encoding", header("`identity`"));
+            }
             if *kind == Unauthorised {
                 response = response.header("www-authenticate", header("`Bearer`"));
             }
@@ -263,6 +266,7 @@ impl Described {
 fn words(kind: Kind) -> &'static str {
     match kind {
         BadRequest => "The request is not what was expected",
+        Unsupported => "The body is compressed, which is not taken here",
         Unauthorised => "The API key or the admin token is missing or wrong",
         Forbidden => "The request may come from a foreign web page",
         NotFound => "There is nothing of that name; the details say what there is",
