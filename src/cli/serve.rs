@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
@@ -31,6 +31,8 @@ use crate::telemetry::{self, Metrics};
 
 /// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
 const EXIT_DEVICE: i32 = 70;
+/// Connections that may wait to be accepted; the system may allow fewer.
+const QUEUE: u32 = 4096;
 /// Files that the process needs beside its connections: models being loaded, the ledger, its runtimes.
 const OTHER_FILES: u64 = 128;
 /// For answers to leave after the device has failed.
@@ -63,7 +65,7 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
     let ledger = open_ledger(&config).await?;
     let last_generation = ledger.last_seq()?.max(0) as u64;
     // Listening comes before loading: health is answered, and a taken port is told at once.
-    let listeners = Listeners::bind(&config).await?;
+    let listeners = Listeners::bind(&config)?;
     let opened = device::open(config.device)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
@@ -213,19 +215,16 @@ struct Doors {
 }
 
 impl Listeners {
-    async fn bind(config: &Config) -> Result<Listeners> {
-        let bind = async |address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|e| Error::Config {
+    fn bind(config: &Config) -> Result<Listeners> {
+        let bind = |address: SocketAddr| {
+            listen(address).map_err(|e| Error::Config {
                 file: "command line".into(),
                 key: "--listen".into(),
                 reason: format!("{address} cannot be listened on: {e}"),
             })
         };
-        let main = bind(config.listen).await?;
-        let admin = match config.admin_listen {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
+        let main = bind(config.listen)?;
+        let admin = config.admin_listen.map(bind).transpose()?;
         Ok(Listeners { main, admin })
     }
 
@@ -257,6 +256,16 @@ impl Listeners {
         }
         Doors { tasks }
     }
+}
+
+/// With a queue longer than the usual 128: whoever comes in a burst that is larger waits for a second, until the system tries
+/// again for it.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As after any restart: connections of the one before may still be known to the system.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
 }
 
 /// As configured, and no more connections than the process may have files open.

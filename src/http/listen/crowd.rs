@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 
 /// A client that has sent no whole request for so long after it connected is the first to go.
 const STRANGER: Duration = Duration::from_secs(1);
-/// Nobody is asked to leave sooner: most clients' first request has come by then.
-const ARRIVAL: Duration = Duration::from_millis(100);
+/// Nobody is asked to leave sooner: a client's first bytes come right behind its connection.
+const ARRIVAL: Duration = Duration::from_millis(20);
 /// How long whoever is asked to leave may take, before the next is looked for.
 const LEAVING: Duration = Duration::from_millis(100);
 /// So often is one looked for, for one new connection.
