@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::cli::{LogFormat, ServeArgs};
 use crate::device::{DeviceSpec, HostMemory};
 use crate::error::{Error, Result};
+use crate::http::ListenLimits;
 use crate::repository::duration;
 
 /// Read when `--config` names no other.
@@ -31,8 +32,13 @@ pub struct Config {
     pub listen: SocketAddr,
     pub admin_listen: Option<SocketAddr>,
     pub admin_token: Option<String>,
+    /// A certificate chain and its key: with them, every listener speaks TLS.
+    pub tls: Option<TlsFiles>,
+    /// Files of keys that models ask for; with none they answer everybody.
+    pub api_key_files: Vec<PathBuf>,
     pub max_body_bytes: usize,
     pub read_timeout: Duration,
+    pub listen_limits: ListenLimits,
     /// How long admitted requests may take to finish when the server stops.
     pub drain_timeout: Duration,
     pub log: LogFormat,
@@ -42,11 +48,19 @@ pub struct Config {
     pub faults: Vec<crate::faults::Fault>,
 }
 
+/// Both in PEM.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
 /// `cutover.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct File {
     server: Server,
+    limits: Limits,
     device: Device,
     log: Log,
     ledger: LedgerFile,
@@ -63,11 +77,51 @@ struct Server {
     #[serde(deserialize_with = "optional_address")]
     admin_listen: Option<SocketAddr>,
     admin_token_file: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    #[serde(alias = "api_key_file")]
+    api_key_files: OneOrMany,
     max_body_bytes: Option<usize>,
     #[serde(deserialize_with = "optional_duration")]
     read_timeout: Option<Duration>,
     #[serde(deserialize_with = "optional_duration")]
     drain_timeout: Option<Duration>,
+}
+
+/// What connections may cost.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Limits {
+    max_connections: Option<usize>,
+    #[serde(deserialize_with = "optional_duration")]
+    keep_alive: Option<Duration>,
+    #[serde(deserialize_with = "optional_duration")]
+    write_timeout: Option<Duration>,
+    #[serde(deserialize_with = "optional_duration")]
+    handshake_timeout: Option<Duration>,
+}
+
+/// A path, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a path, or a list of paths")]
+enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+impl Default for OneOrMany {
+    fn default() -> Self {
+        OneOrMany::Many(Vec::new())
+    }
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<PathBuf> {
+        match self {
+            OneOrMany::One(path) => vec![path],
+            OneOrMany::Many(paths) => paths,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,6 +198,30 @@ impl Config {
             return Err(wrong("device.threads", "expected at least 1".into()));
         }
         let token_file = args.admin_token_file.or(file.server.admin_token_file);
+        let read_timeout = file.server.read_timeout.unwrap_or(Duration::from_secs(30));
+        if file.limits.max_connections == Some(0) {
+            return Err(wrong("limits.max_connections", "expected at least 1".into()));
+        }
+        let listen_limits = ListenLimits {
+            max_connections: file.limits.max_connections.unwrap_or(4096),
+            head: read_timeout,
+            // Longer than load balancers keep theirs (60 s), so that they do not use one that is being closed.
+            keep_alive: file.limits.keep_alive.unwrap_or(Duration::from_secs(75)),
+            write: file.limits.write_timeout.unwrap_or(Duration::from_secs(30)),
+            handshake: file.limits.handshake_timeout.unwrap_or(Duration::from_secs(10)),
+        };
+        let tls = match (args.tls_cert.or(file.server.tls_cert), args.tls_key.or(file.server.tls_key)) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            (given, _) => {
+                let (there, missing) = if given.is_some() { ("tls_cert", "tls_key") } else { ("tls_key", "tls_cert") };
+                return Err(wrong(&format!("server.{missing}"), format!("is missing beside {there}")));
+            }
+        };
+        let api_key_files = match args.api_key_files.is_empty() {
+            true => file.server.api_key_files.into_vec(),
+            false => args.api_key_files,
+        };
         let config = Config {
             models: args.models.or(file.server.models).unwrap_or_else(|| "models".into()),
             only: args.model,
@@ -156,8 +234,11 @@ impl Config {
             listen: args.listen.or(file.server.listen).unwrap_or(DEFAULT_LISTEN),
             admin_listen: args.admin_listen.or(file.server.admin_listen),
             admin_token: token_file.as_deref().map(read_token).transpose()?,
+            tls,
+            api_key_files,
             max_body_bytes: file.server.max_body_bytes.unwrap_or(64 << 20),
-            read_timeout: file.server.read_timeout.unwrap_or(Duration::from_secs(30)),
+            read_timeout,
+            listen_limits,
             drain_timeout: file.server.drain_timeout.unwrap_or(Duration::from_secs(30)),
             log: args.log.or(file.log.format).unwrap_or(LogFormat::Text),
             log_filter: log_filter().or(file.log.filter).unwrap_or_else(|| "info".into()),
@@ -265,6 +346,9 @@ mod tests {
             ("[device]\ndevice = \"tpu\"\n", "expected auto, cpu or cuda:N"),
             ("[device]\nthreads = 0\n", "expected at least 1"),
             ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
+            ("[server]\napi_key_file = 5\n", "a path, or a list of paths"),
+            ("[limits]\nmax_connections = 0\n", "limits.max_connections"),
+            ("[server]\ntls_cert = \"chain.pem\"\n", "server.tls_key: is missing beside tls_cert"),
         ] {
             let message = load(&[], Some(file)).unwrap_err().to_string();
             assert!(message.contains(part) && message.contains("c.toml"), "{file}: {message}");

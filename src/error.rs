@@ -16,6 +16,8 @@ pub enum Error {
     #[error("{what} is {got}, the limit is {limit}")]
     TooLarge { what: &'static str, got: u64, limit: u64 },
     #[error("{reason}")]
+    Unsupported { reason: String },
+    #[error("{reason}")]
     Unauthorised { reason: String },
     #[error("{reason}")]
     Forbidden { reason: String },
@@ -64,6 +66,7 @@ pub enum Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     BadRequest,
+    Unsupported,
     Unauthorised,
     Forbidden,
     NotFound,
@@ -82,6 +85,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::BadRequest => "bad_request",
+            Kind::Unsupported => "unsupported",
             Kind::Unauthorised => "unauthorised",
             Kind::Forbidden => "forbidden",
             Kind::NotFound => "not_found",
@@ -103,6 +107,7 @@ impl Error {
         match self {
             Error::BadRequest { .. } => Kind::BadRequest,
             Error::TooLarge { .. } => Kind::TooLarge,
+            Error::Unsupported { .. } => Kind::Unsupported,
             Error::Unauthorised { .. } => Kind::Unauthorised,
             Error::Forbidden { .. } => Kind::Forbidden,
             Error::Unknown { .. } | Error::NotFound { .. } => Kind::NotFound,

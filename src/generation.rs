@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use stats::{Snapshot, Stats};
 
@@ -62,6 +62,9 @@ pub struct Generation {
     pub lane: Lane,
     pub limits: Limits,
     pub stats: Arc<Stats>,
+    /// Heavy inputs that may be prepared at once: as many as there are processors. More would take no less time, and each
+    /// decoded image takes memory of its own.
+    pub preparing: Arc<Semaphore>,
     drained: Option<oneshot::Sender<()>>,
 }
 
@@ -89,6 +92,7 @@ pub struct Parts {
 impl Generation {
     pub fn new(parts: Parts) -> (Arc<Self>, Drained) {
         let (sender, receiver) = oneshot::channel();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let generation = Generation {
             stamp: parts.stamp,
             digest: parts.digest,
@@ -97,6 +101,7 @@ impl Generation {
             lane: parts.lane,
             limits: parts.limits,
             stats: Arc::new(Stats::new()),
+            preparing: Arc::new(Semaphore::new(processors)),
             drained: Some(sender),
         };
         (Arc::new(generation), Drained(receiver))

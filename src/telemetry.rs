@@ -55,6 +55,8 @@ fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
 struct RequestLabels {
     route: String,
     dialect: &'static str,
+    /// The name of the API key; empty where none was asked for or none was good. As many as there are keys.
+    key: String,
     model: String,
     version: String,
     status: u16,
@@ -69,6 +71,18 @@ struct VersionLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
     model: String,
+}
+
+/// A request that was answered.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    pub route: &'a str,
+    pub dialect: Dialect,
+    /// The name of the API key, or nothing.
+    pub key: &'a str,
+    pub stamp: Option<&'a Stamp>,
+    pub status: u16,
+    pub took: Duration,
 }
 
 #[derive(Debug)]
@@ -104,14 +118,16 @@ impl Metrics {
         Metrics { registry, requests, latency, failovers }
     }
 
-    pub fn request(&self, route: &str, dialect: Dialect, stamp: Option<&Stamp>, status: u16, took: Duration) {
+    pub fn request(&self, answered: &Answered<'_>) {
+        let Answered { route, dialect, key, stamp, status, took } = *answered;
         let model = stamp.map_or_else(String::new, |stamp| stamp.model.to_string());
         let version = stamp.map_or_else(String::new, |stamp| stamp.version.to_string());
         if stamp.is_some() {
             let labels = VersionLabels { model: model.clone(), version: version.clone() };
             self.latency.get_or_create(&labels).observe(took.as_secs_f64());
         }
-        let labels = RequestLabels { route: route.to_owned(), dialect: dialect.name(), model, version, status };
+        let (route, key) = (route.to_owned(), key.to_owned());
+        let labels = RequestLabels { route, dialect: dialect.name(), key, model, version, status };
         self.requests.get_or_create(&labels).inc();
     }
 

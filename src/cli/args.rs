@@ -33,6 +33,15 @@ pub struct ServeArgs {
     /// A file holding the bearer token that admin routes ask for
     #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
+    /// The server's certificate, and those up to its authority, in PEM: every listener speaks TLS
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// A file of name:key lines: models answer only to requests that bear such a key; may be given several times
+    #[arg(long = "api-key-file", value_name = "FILE")]
+    pub api_key_files: Vec<PathBuf>,
     /// Where the ledger is kept [default: .cutover]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,

@@ -13,9 +13,15 @@ pub(super) struct Doorway {
     pub(super) admin: SocketAddr,
     /// The admin routes ask for a token.
     pub(super) token: bool,
+    /// Both speak TLS.
+    pub(super) tls: bool,
 }
 
 impl Doorway {
+    fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
     /// An address that this machine can connect to.
     fn reachable(address: SocketAddr) -> SocketAddr {
         let ip = match address.ip() {
@@ -28,7 +34,7 @@ impl Doorway {
 }
 
 pub(super) fn text(slots: &BTreeMap<String, Arc<Slot>>, doorway: &Doorway) -> String {
-    let mut lines = vec![format!("\nCutover listens on http://{}", doorway.clients)];
+    let mut lines = vec![format!("\nCutover listens on {}://{}", doorway.scheme(), doorway.clients)];
     lines.extend(slots.values().map(|slot| served(slot)));
     if slots.is_empty() {
         lines.push("  no models: a folder in the models folder is one when it holds a model.toml".into());
@@ -51,21 +57,22 @@ fn served(slot: &Slot) -> String {
 /// For the model that is bundled.
 fn to_try(digits: &Slot, doorway: &Doorway) -> Vec<String> {
     let Some(route) = digits.route() else { return Vec::new() };
-    let clients = Doorway::reachable(doorway.clients);
+    let (scheme, clients) = (doorway.scheme(), Doorway::reachable(doorway.clients));
     let mut lines = vec![format!(
-        "\nTry:\n  curl --data-binary @models/digits/samples/7.png -H 'content-type: image/png' http://{clients}/models/digits/infer"
+        "\nTry:\n  curl --data-binary @models/digits/samples/7.png -H 'content-type: image/png' {scheme}://{clients}/models/digits/infer"
     )];
     if let Some(version) = digits.versions().iter().find(|version| *version != route.live.version()) {
         let admin = Doorway::reachable(doorway.admin);
         let (mut command, mut header) = (format!("cutover promote {version}"), String::new());
-        if admin.port() != 8080 || !admin.ip().is_loopback() {
-            command += &format!(" --url http://{admin}");
+        if admin.port() != 8080 || !admin.ip().is_loopback() || doorway.tls {
+            command += &format!(" --url {scheme}://{admin}");
         }
         if doorway.token {
             command += " --token-file FILE";
             header = " -H \"authorization: Bearer $(cat FILE)\"".into();
         }
-        lines.push(format!("  {command}        (or: curl -X POST{header} http://{admin}/models/{version}/promote)"));
+        lines
+            .push(format!("  {command}        (or: curl -X POST{header} {scheme}://{admin}/models/{version}/promote)"));
     }
     lines
 }

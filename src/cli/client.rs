@@ -1,11 +1,15 @@
 //! The HTTP client that every command shares: where the server is, the token, errors as facts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, Url};
+use rustls::ClientConfig;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls_platform_verifier::BuilderVerifierExt as _;
 use serde_json::Value;
 
 use super::output::{Failure, Refusal};
@@ -13,6 +17,8 @@ use super::sse;
 
 /// The largest JSON answer that is read: a history or a gate report is far below it.
 const MAX_BODY_BYTES: usize = 256 << 20;
+/// Beside `Authorization`, which holds the admin token.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads are quick; what changes something may wait for a whole rollout and has no limit here.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,6 +31,12 @@ pub struct Connection {
     /// A file holding the bearer token of the admin routes
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// A file holding an API key, for a server whose models ask for one
+    #[arg(long, value_name = "FILE", env = "CUTOVER_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// The authority that vouches for the server's certificate, in PEM [default: those of this machine]
+    #[arg(long, value_name = "FILE", env = "CUTOVER_CA_CERT")]
+    pub ca_cert: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -51,21 +63,68 @@ fn parse_url(text: &str) -> Result<Url, String> {
 }
 
 impl Connection {
-    /// The `Authorization` header, when a token was given.
-    pub fn authorization(&self) -> Result<Option<HeaderValue>, Failure> {
-        let Some(path) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Failure::Usage(format!("--token-file {}: {e}", path.display())))?;
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
-            .map_err(|_| Failure::Usage(format!("--token-file {}: not a token", path.display())))?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+    /// The headers that say who asks: the admin token and the API key, where they were given. Each has its own, so that
+    /// both can be sent.
+    pub fn credentials(&self) -> Result<HeaderMap, Failure> {
+        let mut headers = HeaderMap::new();
+        if let Some(path) = &self.token_file {
+            headers.insert(AUTHORIZATION, secret("--token-file", path, "Bearer ")?);
+        }
+        if let Some(path) = &self.api_key_file {
+            headers.insert(API_KEY, secret("--api-key-file", path, "")?);
+        }
+        Ok(headers)
+    }
+
+    /// For those who speak TLS without `Api`: none with a plain URL.
+    pub(super) fn tls(&self) -> Result<Option<Arc<ClientConfig>>, Failure> {
+        if self.url.scheme() != "https" {
+            return Ok(None);
+        }
+        let failed = |e: rustls::Error| Failure::Failed(format!("cannot set up TLS: {e}"));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.map_err(failed)?;
+        let config = match &self.ca_cert {
+            None => builder.with_platform_verifier().map_err(failed)?.with_no_client_auth(),
+            Some(path) => {
+                let mut roots = rustls::RootCertStore::empty();
+                let usage = |reason: String| Failure::Usage(format!("--ca-cert {}: {reason}", path.display()));
+                for certificate in CertificateDer::pem_file_iter(path).map_err(|e| usage(e.to_string()))? {
+                    let certificate = certificate.map_err(|e| usage(e.to_string()))?;
+                    roots.add(certificate).map_err(|e| usage(e.to_string()))?;
+                }
+                builder.with_root_certificates(roots).with_no_client_auth()
+            }
+        };
+        Ok(Some(Arc::new(config)))
     }
 
     /// The URL's path, without a slash at its end: what every route is put behind.
     pub fn base_path(&self) -> &str {
         self.url.path().trim_end_matches('/')
     }
+}
+
+/// The certificates of a PEM file, instead of those that the machine trusts.
+fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, Failure> {
+    let usage = |reason: &dyn std::fmt::Display| Failure::Usage(format!("--ca-cert {}: {reason}", path.display()));
+    let pem = std::fs::read(path).map_err(|e| usage(&e))?;
+    let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| usage(&chain(&e)))?;
+    if found.is_empty() { Err(usage(&"holds no certificate in PEM")) } else { Ok(found) }
+}
+
+/// A header's value from a file with one secret in it.
+fn secret(option: &str, path: &Path, prefix: &str) -> Result<HeaderValue, Failure> {
+    let usage = |reason: &dyn std::fmt::Display| Failure::Usage(format!("{option} {}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| usage(&e))?;
+    let text = text.trim();
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err(usage(&"expected one secret, and nothing else"));
+    }
+    let mut value = HeaderValue::from_str(&format!("{prefix}{text}")).map_err(|_| usage(&"no header can carry it"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// A server, as seen by the commands.
@@ -84,10 +143,7 @@ pub(super) enum Reply {
 
 impl Api {
     pub(super) fn new(connection: &Connection) -> Result<Api, Failure> {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = connection.authorization()? {
-            headers.insert(AUTHORIZATION, value);
-        }
+        let headers = connection.credentials()?;
         // Another part of the process may have installed one already; any will do.
         let _already = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -99,6 +155,8 @@ impl Api {
         if connection.url.scheme() == "http" {
             // Plain HTTP must work where no root certificates are installed.
             builder = builder.tls_certs_only(std::iter::empty());
+        } else if let Some(path) = &connection.ca_cert {
+            builder = builder.tls_certs_only(authorities(path)?);
         }
         let http = builder.build().map_err(|e| Failure::Failed(format!("cannot set up the client: {}", chain(&e))))?;
         let base = connection.url.as_str().trim_end_matches('/').to_owned();
@@ -299,7 +357,9 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let api = Api::new(&Connection { url: parse_url(&url).unwrap(), token_file: None }).unwrap();
+        let url_only =
+            Connection { url: parse_url(&url).unwrap(), token_file: None, api_key_file: None, ca_cert: None };
+        let api = Api::new(&url_only).unwrap();
         let message = api.get("/models").await.unwrap_err().to_string();
         assert!(message.contains(&url) && message.contains("refused"), "{message}");
     }

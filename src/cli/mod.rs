@@ -22,6 +22,7 @@ mod output;
 mod progress;
 mod promote;
 mod pull;
+mod renew;
 mod rollout;
 mod serve;
 mod sse;
@@ -169,6 +170,9 @@ mod tests {
     fn what_the_design_promises_can_be_typed() {
         for line in [
             "cutover serve --models m --model a --model b --device cuda:1 --listen 127.0.0.1:9 --state s --config c.toml --log json",
+            "cutover serve --api-key-file a --api-key-file b --tls-cert c --tls-key k",
+            "cutover watch --url https://host --ca-cert c",
+            "cutover status --api-key-file k --token-file t",
             "cutover promote v2 --observe 5m --wait settled --reason why --actor me --accept-contract-change --json",
             "cutover stage minilm@f16 --url http://localhost:1 --token-file t",
             "cutover rollback digits",

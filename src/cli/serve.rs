@@ -5,26 +5,24 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
 use super::ServeArgs;
 use super::banner::{self, Doorway};
+use super::renew::{Renewed, keep_fresh};
 use crate::config::Config;
 use crate::device::{self, Budget};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
-use crate::http::{self, App, Guard, HttpLimits, Serves};
+use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Serves, Tls};
 use crate::ledger::{Ledger, NewEvent};
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
@@ -33,6 +31,10 @@ use crate::telemetry::{self, Metrics};
 
 /// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
 const EXIT_DEVICE: i32 = 70;
+/// Connections that may wait to be accepted; the system may allow fewer.
+const QUEUE: u32 = 4096;
+/// Files that the process needs beside its connections: models being loaded, the ledger, its runtimes.
+const OTHER_FILES: u64 = 128;
 /// For answers to leave after the device has failed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -58,11 +60,12 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
 
 /// Serves until a signal ends it.
 async fn serve(config: Config, control: &Handle) -> Result<()> {
+    let secrets = Secrets::read(&config)?;
     let repository = Arc::new(Repository::open(&config.models)?);
     let ledger = open_ledger(&config).await?;
     let last_generation = ledger.last_seq()?.max(0) as u64;
     // Listening comes before loading: health is answered, and a taken port is told at once.
-    let listeners = Listeners::bind(&config).await?;
+    let listeners = Listeners::bind(&config)?;
     let opened = device::open(config.device)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
@@ -96,7 +99,8 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
         closing: watch::Sender::new(false),
     });
     let doorway = listeners.doorway(&config);
-    let doors = listeners.open(&app, &config, stopped);
+    let doors = listeners.open(&app, &config, &secrets, stopped);
+    let renewing = tokio::spawn(keep_fresh(secrets.renewed()));
     let announce = announce(Arc::clone(&app), starting, doorway);
     tokio::pin!(announce);
     let reason = tokio::select! {
@@ -115,6 +119,7 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
         never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
+    renewing.abort();
     stop.send_replace(true);
     supervisor.shut_down().await;
     app.closing.send_replace(true);
@@ -210,19 +215,16 @@ struct Doors {
 }
 
 impl Listeners {
-    async fn bind(config: &Config) -> Result<Listeners> {
-        let bind = async |address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|e| Error::Config {
+    fn bind(config: &Config) -> Result<Listeners> {
+        let bind = |address: SocketAddr| {
+            listen(address).map_err(|e| Error::Config {
                 file: "command line".into(),
                 key: "--listen".into(),
                 reason: format!("{address} cannot be listened on: {e}"),
             })
         };
-        let main = bind(config.listen).await?;
-        let admin = match config.admin_listen {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
+        let main = bind(config.listen)?;
+        let admin = config.admin_listen.map(bind).transpose()?;
         Ok(Listeners { main, admin })
     }
 
@@ -230,21 +232,54 @@ impl Listeners {
     fn doorway(&self, config: &Config) -> Doorway {
         let clients = self.main.local_addr().unwrap_or(config.listen);
         let admin = self.admin.as_ref().and_then(|admin| admin.local_addr().ok());
-        Doorway { clients, admin: admin.unwrap_or(clients), token: config.admin_token.is_some() }
+        Doorway {
+            clients,
+            admin: admin.unwrap_or(clients),
+            token: config.admin_token.is_some(),
+            tls: config.tls.is_some(),
+        }
     }
 
-    fn open(self, app: &Arc<App>, config: &Config, stopped: watch::Receiver<bool>) -> Doors {
-        let token = config.admin_token.as_deref();
-        let guard = |address: SocketAddr| Guard::new(http::is_loopback(&address), token);
+    fn open(self, app: &Arc<App>, config: &Config, secrets: &Secrets, stopped: watch::Receiver<bool>) -> Doors {
+        let access = Access::new(config.admin_token.as_deref(), secrets.keys.clone());
+        let limits = limits(config, if self.admin.is_some() { 2 } else { 1 });
+        let door = |listener: TcpListener, serves: Serves, address: SocketAddr| {
+            let guard = Guard { loopback: http::is_loopback(&address), access: access.clone() };
+            let router = http::router(Arc::clone(app), serves, guard);
+            let door = Door { listener, router, limits: limits.clone(), tls: secrets.tls.clone() };
+            tokio::spawn(door.serve(stopped.clone()))
+        };
         let serves = if self.admin.is_some() { Serves::Inference } else { Serves::Everything };
-        let main = http::router(Arc::clone(app), serves, guard(config.listen));
-        let mut tasks = vec![tokio::spawn(accept(self.main, main, config.read_timeout, stopped.clone()))];
+        let mut tasks = vec![door(self.main, serves, config.listen)];
         if let (Some(listener), Some(address)) = (self.admin, config.admin_listen) {
-            let admin = http::router(Arc::clone(app), Serves::Admin, guard(address));
-            tasks.push(tokio::spawn(accept(listener, admin, config.read_timeout, stopped)));
+            tasks.push(door(listener, Serves::Admin, address));
         }
         Doors { tasks }
     }
+}
+
+/// With a queue longer than the usual 128: whoever comes in a burst that is larger waits for a second, until the system tries
+/// again for it.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As after any restart: connections of the one before may still be known to the system.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
+}
+
+/// As configured, and no more connections than the process may have files open.
+fn limits(config: &Config, listeners: u64) -> ListenLimits {
+    let mut limits = config.listen_limits.clone();
+    if let Some(files) = device::allow_open_files() {
+        let room = (files.saturating_sub(OTHER_FILES).max(files / 2) / listeners).max(1);
+        if (room as usize) < limits.max_connections {
+            let wanted = limits.max_connections;
+            tracing::warn!(files, wanted, "at most {room} connections a listener: ulimit -n allows no more");
+            limits.max_connections = room as usize;
+        }
+    }
+    limits
 }
 
 impl Doors {
@@ -258,46 +293,38 @@ impl Doors {
     }
 }
 
-/// Resolves when the sender says stop, or is gone.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    drop(stopped.wait_for(|stop| *stop).await);
+/// What is read from files of secrets, and read again when they change.
+struct Secrets {
+    keys: Option<Arc<ApiKeys>>,
+    tls: Option<Arc<Tls>>,
 }
 
-/// Accepts until told to stop, then lets connections finish.
-async fn accept(
-    listener: TcpListener,
-    router: axum::Router,
-    read_timeout: Duration,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let graceful = GracefulShutdown::new();
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(read_timeout);
-    loop {
-        let stream: TcpStream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, mostly: those in use will be freed.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-            () = told(&mut stopped) => break,
+impl Secrets {
+    fn read(config: &Config) -> Result<Secrets> {
+        let files = &config.api_key_files;
+        let keys = match files.is_empty() {
+            true => None,
+            false => Some(Arc::new(ApiKeys::open(files.clone())?)),
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
+        if keys.is_some() && config.admin_token.is_none() {
+            tracing::warn!(
+                "models ask for a key, but whoever reaches the admin routes may change them: no admin token is set"
+            );
         }
-        let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended with an error");
-            }
-        });
+        let tls = config.tls.clone().map(|files| Tls::open(files.certificate, files.key)).transpose()?.map(Arc::new);
+        Ok(Secrets { keys, tls })
     }
-    drop(listener);
-    graceful.shutdown().await;
+
+    fn renewed(&self) -> Vec<Renewed> {
+        let keys = self.keys.iter().map(|keys| {
+            let keys = Arc::clone(keys);
+            Renewed::new("API keys", keys.files().to_vec(), move || keys.reload().map(|n| format!("{n} keys")))
+        });
+        let tls = self.tls.iter().map(|tls| {
+            let tls = Arc::clone(tls);
+            let files = tls.files().map(Path::to_owned).to_vec();
+            Renewed::new("certificate and its key", files, move || tls.reload().map(|()| "a new pair".to_owned()))
+        });
+        keys.chain(tls).collect()
+    }
 }

@@ -1,9 +1,9 @@
-//! Who may come in.
+//! From where one may come in.
 //!
 //! On a loopback listener a request whose `Host` or `Origin` is not this machine is refused: a web page that
 //! somebody looks at can reach 127.0.0.1, but it cannot forge those (DNS rebinding changes the address behind a
-//! foreign `Host`). On admin routes a bearer token is asked for where one is configured; the command line
-//! refuses to start without one on a listener that others can reach.
+//! foreign `Host`). Who may ask and who may change things is `auth`'s; the command line refuses to start without an admin
+//! token on a listener that others can reach.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderName, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::auth::Access;
 use super::reply::{Dialect, Failure};
 use crate::error::Error;
 
@@ -20,14 +21,7 @@ use crate::error::Error;
 pub struct Guard {
     /// Only names of this machine may stand in `Host` and `Origin`.
     pub loopback: bool,
-    /// Digest of the token that admin routes ask for. Digests are compared in constant time.
-    token: Option<blake3::Hash>,
-}
-
-impl Guard {
-    pub fn new(loopback: bool, token: Option<&str>) -> Self {
-        Guard { loopback, token: token.map(|token| blake3::hash(token.as_bytes())) }
-    }
+    pub access: Access,
 }
 
 /// Refuses foreign origins on a loopback listener.
@@ -40,26 +34,6 @@ pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, ne
         return Failure::new(dialect, Error::Forbidden { reason }).into_response();
     }
     next.run(request).await
-}
-
-/// Asks admin routes for the token.
-pub(super) async fn admin(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    match &guard.token {
-        Some(expected) if !bears(request.headers(), expected) => {
-            let reason = "this route needs the admin token (Authorization: Bearer …)".to_owned();
-            Failure::native(Error::Unauthorised { reason }).into_response()
-        }
-        _ => next.run(request).await,
-    }
-}
-
-fn bears(headers: &HeaderMap, expected: &blake3::Hash) -> bool {
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = value.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    token.is_some_and(|token| blake3::hash(token.as_bytes()) == *expected)
 }
 
 fn local(headers: &HeaderMap, uri: &Uri) -> Result<(), String> {
@@ -118,18 +92,5 @@ mod tests {
         for origin in ["https://evil.example", "null", "http://localhost.evil.example:8080"] {
             assert!(!judge("localhost:8080", Some(origin)), "{origin}");
         }
-    }
-
-    #[test]
-    fn the_token_must_be_the_one() {
-        let expected = blake3::hash(b"secret");
-        let with = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
-            bears(&headers, &expected)
-        };
-        assert!(with("Bearer secret") && with("bearer secret"));
-        assert!(!with("Bearer secret2") && !with("Basic secret") && !with("secret"));
-        assert!(!bears(&HeaderMap::new(), &expected));
     }
 }

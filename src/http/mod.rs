@@ -2,12 +2,14 @@
 //!
 //! A dialect turns its bodies into an `Ask`, admits it to a slot, and turns the `Answer` into its own body; it
 //! sees slots and generations, nothing behind them. Only `admin` knows the supervisor. `reply` is the one table
-//! from error kinds to each dialect's statuses and bodies; `guard` decides who may come in. `openapi` describes it all,
+//! from error kinds to each dialect's statuses and bodies; `guard` and `auth` decide who may come in. `openapi` describes it all,
 //! and is held against the `routes` that are mounted.
 
 mod admin;
+mod auth;
 mod body;
 mod guard;
+mod listen;
 mod native;
 mod openai;
 mod openapi;
@@ -27,7 +29,9 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use tokio::sync::watch;
 
+pub use auth::{Access, ApiKeys};
 pub use guard::Guard;
+pub use listen::{Door, ListenLimits, Tls};
 pub use reply::Dialect;
 
 use self::routes::Routes;
@@ -90,12 +94,21 @@ pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
 
 /// What a listener answers, but for the description of it.
 fn routes(serves: Serves, guard: &Guard) -> Routes {
-    let mut routes = ops::routes().merge(admin::lists());
+    let guard = Arc::new(guard.clone());
+    let mut routes = ops::routes();
+    // An admin listener that asks for no token can be reached by those only who may change everything.
+    let listing = middleware::from_fn_with_state(Arc::clone(&guard), auth::lists);
+    routes = routes.merge(match serves == Serves::Admin && !guard.access.asks_for_token() {
+        true => admin::lists(),
+        false => admin::lists().behind(|router| router.route_layer(listing)),
+    });
     if serves != Serves::Admin {
-        routes = routes.merge(native::routes()).merge(openai::routes());
+        let asking = native::routes().merge(openai::routes());
+        let key = middleware::from_fn_with_state(Arc::clone(&guard), auth::inference);
+        routes = routes.merge(asking.behind(|router| router.route_layer(key)));
     }
     if serves != Serves::Inference {
-        let token = middleware::from_fn_with_state(Arc::new(guard.clone()), guard::admin);
+        let token = middleware::from_fn_with_state(guard, auth::admin);
         routes = routes.merge(admin::routes().behind(|router| router.route_layer(token)));
     }
     routes

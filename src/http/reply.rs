@@ -33,6 +33,7 @@ impl Dialect {
 pub(super) fn status(kind: Kind) -> StatusCode {
     match kind {
         Kind::BadRequest => StatusCode::BAD_REQUEST,
+        Kind::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Kind::Unauthorised => StatusCode::UNAUTHORIZED,
         Kind::Forbidden => StatusCode::FORBIDDEN,
         Kind::NotFound => StatusCode::NOT_FOUND,
@@ -50,7 +51,7 @@ pub(super) fn status(kind: Kind) -> StatusCode {
 /// OpenAI's `type` and `code` for a kind (platform documentation, "Error codes").
 fn openai_words(kind: Kind) -> (&'static str, Option<&'static str>) {
     match kind {
-        Kind::BadRequest | Kind::TooLarge | Kind::Refused => ("invalid_request_error", None),
+        Kind::BadRequest | Kind::Unsupported | Kind::TooLarge | Kind::Refused => ("invalid_request_error", None),
         Kind::Unauthorised => ("invalid_request_error", Some("invalid_api_key")),
         Kind::Forbidden => ("permission_error", None),
         Kind::NotFound => ("invalid_request_error", Some("model_not_found")),
@@ -98,6 +99,10 @@ impl IntoResponse for Failure {
         }
         if kind == Kind::Unauthorised {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if kind == Kind::Unsupported {
+            // What is taken instead (RFC 9110, 12.5.3).
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if let Some(stamp) = &self.stamp {
             put_stamp(&mut response, stamp);

@@ -11,10 +11,12 @@ use axum::response::Response;
 use tracing::Instrument;
 
 use super::App;
+use super::auth::KeyName;
 use super::reply::{Dialect, Failure};
 use crate::error::Result;
 use crate::generation::Stamp;
 use crate::slot::{Answer, Ask};
+use crate::telemetry::Answered;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids of clients are not taken over.
@@ -28,6 +30,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |path| path.as_str()).to_owned();
     let span = tracing::info_span!(
         "request", id = id.to_str().unwrap_or("?"), method = %request.method(), path = request.uri().path(),
+        key = tracing::field::Empty,
         model = tracing::field::Empty, version = tracing::field::Empty, generation = tracing::field::Empty,
         status = tracing::field::Empty, ms = tracing::field::Empty,
     );
@@ -35,8 +38,11 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let mut response = next.run(request).instrument(span.clone()).await;
     let took = began.elapsed();
     let stamp = response.extensions_mut().remove::<Stamp>();
-    app.metrics.request(&route, dialect, stamp.as_ref(), response.status().as_u16(), took);
-    span.record("status", response.status().as_u16());
+    let key = response.extensions_mut().remove::<KeyName>();
+    let key = key.as_ref().map_or("", |KeyName(name)| name);
+    let status = response.status().as_u16();
+    app.metrics.request(&Answered { route: &route, dialect, key, stamp: stamp.as_ref(), status, took });
+    span.record("status", status);
     span.record("ms", took.as_secs_f64() * 1e3);
     if let Some(stamp) = &stamp {
         span.record("model", &*stamp.model);

@@ -121,12 +121,9 @@ async fn run(
     urgent: bool,
 ) -> Result<(Vec<Output>, usize)> {
     let prepared = if inputs.iter().any(is_heavy) {
-        let (generation, inputs, options) = (Arc::clone(generation), Arc::clone(inputs), prepare.clone());
-        tokio::task::spawn_blocking(move || prepare_all(&generation, &inputs, &options))
-            .await
-            .map_err(|e| Error::internal(format!("preparing inputs failed: {e}")))??
+        prepare_heavy(generation, inputs, prepare).await?
     } else {
-        prepare_all(generation, inputs, prepare)?
+        inputs.iter().map(|input| generation.processor.prepare(input, prepare)).collect::<Result<_>>()?
     };
     let tokens = prepared.iter().map(|input| input.cost(1)).sum();
     let rows = generation.lane.run(prepared, urgent).await?;
@@ -134,8 +131,28 @@ async fn run(
     Ok((outputs, tokens))
 }
 
-fn prepare_all(generation: &Generation, inputs: &[RawInput], options: &PrepareOptions) -> Result<Vec<Input>> {
-    inputs.iter().map(|input| generation.processor.prepare(input, options)).collect()
+/// Off the threads that serve connections, in turn, and not beyond what somebody waits for.
+async fn prepare_heavy(
+    generation: &Arc<Generation>,
+    inputs: &Arc<[RawInput]>,
+    options: &PrepareOptions,
+) -> Result<Vec<Input>> {
+    let turn = Arc::clone(&generation.preparing).acquire_owned().await.map_err(Error::internal)?;
+    let (generation, inputs, options) = (Arc::clone(generation), Arc::clone(inputs), options.clone());
+    // Gone with this future, when the client leaves or its deadline passes.
+    let asked = Arc::new(());
+    let waited_for = Arc::downgrade(&asked);
+    let work = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        let still = |input| match waited_for.strong_count() {
+            0 => Err(Error::internal("nobody waits for these inputs any more")),
+            _ => generation.processor.prepare(input, &options),
+        };
+        inputs.iter().map(still).collect()
+    });
+    let prepared = work.await.map_err(|e| Error::internal(format!("preparing inputs failed: {e}")))?;
+    drop(asked);
+    prepared
 }
 
 /// Whether preparing takes long enough to be kept off the threads that serve connections.

@@ -148,9 +148,6 @@ impl Subject {
         let info = api.get(&model_path(&self.model, "")).await?;
         let task: Task = serde_json::from_value(info["task"].clone())
             .map_err(|_| api.protocol(&format!("'{}' has no task that is known here", self.model)))?;
-        if self.connection.url.scheme() != "http" {
-            return Err(Failure::Usage("bench measures the server, not TLS: give --url as http://".to_owned()));
-        }
         let (payloads, path) = match self.dialect {
             Dialect::Native => (self.native(task)?, model_path(&self.model, "/infer")),
             Dialect::Openai => (self.openai(task)?, "/v1/embeddings".to_owned()),

@@ -1,11 +1,14 @@
 //! What a load asks, and of whom: bodies made beforehand, and the request that each of them goes into. Sends nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Uri};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 
 use super::super::client::Connection;
@@ -33,6 +36,8 @@ impl Payload {
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) addresses: Vec<std::net::SocketAddr>,
+    /// The name that the server's certificate must have, where it speaks TLS.
+    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     path: Uri,
     headers: HeaderMap,
     pub(super) payloads: Vec<Payload>,
@@ -57,14 +62,18 @@ impl Target {
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let addresses: Vec<_> =
             tokio::net::lookup_host((name, port)).await.map_err(|e| unreachable(e.to_string()))?.collect();
+        let tls = match connection.tls()? {
+            None => None,
+            Some(config) => {
+                let name = ServerName::try_from(name.to_owned()).map_err(|e| unreachable(e.to_string()))?;
+                Some((config, name))
+            }
+        };
         let invalid = |e: &dyn std::fmt::Display| Failure::Failed(format!("cannot form the requests: {e}"));
-        let mut headers = HeaderMap::new();
+        let mut headers = connection.credentials()?;
         headers.insert(HOST, HeaderValue::from_str(&format!("{host}:{port}")).map_err(|e| invalid(&e))?);
-        if let Some(value) = connection.authorization()? {
-            headers.insert(AUTHORIZATION, value);
-        }
         let path = path.parse().map_err(|e| invalid(&e))?;
-        Ok(Target { addresses, path, headers, payloads, timeout, checker, realtime })
+        Ok(Target { addresses, tls, path, headers, payloads, timeout, checker, realtime })
     }
 
     pub(super) fn request(&self, payload: &Payload) -> Request<Full<Bytes>> {

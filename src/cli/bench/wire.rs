@@ -1,11 +1,15 @@
 //! One client's connection: a request out, an answer in, and of the answer no more than is asked for.
 
+use std::sync::Arc;
+
 use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::load::{Outcome, Shared};
 use super::target::Target;
@@ -95,6 +99,18 @@ impl Wire {
 async fn connect(target: &Target) -> Result<SendRequest<Full<Bytes>>, String> {
     let stream = TcpStream::connect(&target.addresses[..]).await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    match &target.tls {
+        None => speak(stream).await,
+        Some((config, name)) => {
+            let connector = TlsConnector::from(Arc::clone(config));
+            speak(connector.connect(name.clone(), stream).await.map_err(|e| e.to_string())?).await
+        }
+    }
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Full<Bytes>>, String> {
     let (sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     tokio::spawn(async move {

@@ -38,7 +38,11 @@ fn document(mounted: &[Mounted]) -> OpenApi {
         paths.path(path, PathItem::new(http_method(method), operation))
     });
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(operations::TOKEN)).build();
-    let components = schemas::components().security_scheme("admin-token", SecurityScheme::Http(token)).build();
+    let key = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(operations::KEY)).build();
+    let components = schemas::components()
+        .security_scheme("admin-token", SecurityScheme::Http(token))
+        .security_scheme("api-key", SecurityScheme::Http(key))
+        .build();
     OpenApiBuilder::new().info(info).paths(paths).components(Some(components)).build()
 }
 

@@ -13,14 +13,16 @@ use crate::http::reply;
 use crate::http::routes::Mounted;
 
 pub(super) const TOKEN: &str = "Asked for where the server was started with an admin token";
+pub(super) const KEY: &str =
+    "Asked for where the server was started with API keys; as a bearer token, or in `x-api-key`";
 
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
 
 /// What may go wrong with every inference.
-const ASKING: &[Kind] = &[BadRequest, NotFound, Conflict, TooLarge, Overloaded, NotServing, Deadline];
+const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Overloaded, NotServing, Deadline];
 /// With every order that a rollout follows.
-const ORDERING: &[Kind] = &[BadRequest, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
+const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
     [inference(), lists(), orders(), history(), health()].concat()
@@ -28,6 +30,7 @@ pub(super) fn all() -> Vec<(Mounted, Operation)> {
 
 fn inference() -> Vec<(Mounted, Operation)> {
     let infer = Described::new("infer", "Ask a model")
+        .keyed()
         .named("ref")
         .body(
             RequestBodyBuilder::new()
@@ -38,6 +41,7 @@ fn inference() -> Vec<(Mounted, Operation)> {
         )
         .stamped("200", "One output for each input, in their order", "InferResponse");
     let embeddings = Described::new("openai", "Embed texts, as OpenAI's clients ask for it")
+        .keyed()
         .json_body("EmbeddingsRequest", Required::True)
         .stamped("200", "One embedding for each input, in their order", "Embeddings");
     vec![
@@ -47,15 +51,12 @@ fn inference() -> Vec<(Mounted, Operation)> {
 }
 
 fn lists() -> Vec<(Mounted, Operation)> {
-    let models = Described::new("models", "Every model").answers("200", "The models", "Models");
-    let model = Described::new("models", "One model").named("ref").answers("200", "The model", "Model");
-    let cards =
-        Described::new("openai", "Every model, as OpenAI lists them").answers("200", "The models", "OpenAiModels");
-    let card = Described::new("openai", "One model, as OpenAI tells it").named("ref").answers(
-        "200",
-        "The model",
-        "OpenAiModel",
-    );
+    let list = |what: &str| Described::new("models", what).asks(&["api-key", "admin-token"]);
+    let models = list("Every model").answers("200", "The models", "Models");
+    let model = list("One model").named("ref").answers("200", "The model", "Model");
+    let openai = |what: &str| Described::new("openai", what).keyed();
+    let cards = openai("Every model, as OpenAI lists them").answers("200", "The models", "OpenAiModels");
+    let card = openai("One model, as OpenAI tells it").named("ref").answers("200", "The model", "OpenAiModel");
     vec![
         (("GET", "/models"), models.refused(Dialect::Native, &[])),
         (("GET", "/models/{ref}"), model.refused(Dialect::Native, &[BadRequest, NotFound, Conflict])),
@@ -79,7 +80,7 @@ fn orders() -> Vec<(Mounted, Operation)> {
         .named("id")
         .json_body("Order", Required::False)
         .answers("200", ended, "Outcome")
-        .refused(Dialect::Native, &[BadRequest, NotFound, Conflict, TooLarge, NotServing]);
+        .refused(Dialect::Native, &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, NotServing]);
     let stage = rollout("Load and prove a version beside the live one").named("ref");
     let promote = rollout("Make a version live: staged first when it is not staged yet").named("ref");
     let rollback = rollout("Go back to the previous version");
@@ -141,7 +142,8 @@ fn health() -> Vec<(Mounted, Operation)> {
 /// An operation that is being described.
 struct Described {
     operation: OperationBuilder,
-    admin: bool,
+    /// A key or a token is asked for where there is one.
+    guarded: bool,
     /// Errors carry the generation's stamp once it is known.
     stamps: bool,
 }
@@ -149,7 +151,7 @@ struct Described {
 impl Described {
     fn new(tag: &str, summary: &str) -> Self {
         let operation = OperationBuilder::new().tag(tag).summary(Some(summary));
-        Described { operation, admin: false, stamps: false }
+        Described { operation, guarded: false, stamps: false }
     }
 
     fn with(mut self, change: impl FnOnce(OperationBuilder) -> OperationBuilder) -> Self {
@@ -157,11 +159,20 @@ impl Described {
         self
     }
 
-    fn admin(mut self) -> Self {
-        self.admin = true;
-        // Or none: where the server was started without a token.
-        let either = [SecurityRequirement::new("admin-token", Vec::<String>::new()), SecurityRequirement::default()];
-        self.with(|operation| operation.securities(Some(either)))
+    fn admin(self) -> Self {
+        self.asks(&["admin-token"])
+    }
+
+    fn keyed(self) -> Self {
+        self.asks(&["api-key"])
+    }
+
+    /// One of these ways in, or none: where the server was started without.
+    fn asks(mut self, schemes: &[&str]) -> Self {
+        self.guarded = true;
+        let ways = schemes.iter().map(|scheme| SecurityRequirement::new(*scheme, Vec::<String>::new()));
+        let ways: Vec<_> = ways.chain([SecurityRequirement::default()]).collect();
+        self.with(|operation| operation.securities(Some(ways)))
     }
 
     fn named(self, name: &str) -> Self {
@@ -230,17 +241,20 @@ impl Described {
             Dialect::Native => "Error",
             Dialect::OpenAi => "OpenAiError",
         };
-        let token: &[Kind] = if self.admin { &[Unauthorised] } else { &[] };
+        let token: &[Kind] = if self.guarded { &[Unauthorised] } else { &[] };
         for kind in kinds.iter().chain(token).chain(&[Forbidden, Internal]) {
             let mut response = response(words(*kind)).content(JSON, Content::new(Some(reference(schema))));
             if matches!(kind, Overloaded | NotServing) {
                 response = response.header("retry-after", header("Seconds to wait before asking again"));
             }
+            if *kind == Unsupported {
+                response = response.header("accept-encoding", header("`identity`"));
+            }
             if *kind == Unauthorised {
                 response = response.header("www-authenticate", header("`Bearer`"));
             }
             // Who may come in is asked before anything is known of a model.
-            if self.stamps && *kind != Forbidden {
+            if self.stamps && !matches!(kind, Forbidden | Unauthorised) {
                 response = stamp(response);
             }
             self = self.response(reply::status(*kind).as_str(), response);
@@ -252,7 +266,8 @@ impl Described {
 fn words(kind: Kind) -> &'static str {
     match kind {
         BadRequest => "The request is not what was expected",
-        Unauthorised => "The admin token is missing or wrong",
+        Unsupported => "The body is compressed, which is not taken here",
+        Unauthorised => "The API key or the admin token is missing or wrong",
         Forbidden => "The request may come from a foreign web page",
         NotFound => "There is nothing of that name; the details say what there is",
         Conflict => "The name is ambiguous, or another rollout or the state of this one does not allow it",

@@ -3,10 +3,10 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::*;
-use crate::http::{Guard, Serves, routes};
+use crate::http::{Access, Guard, Serves, routes};
 
 fn mounted(serves: Serves) -> Vec<Mounted> {
-    described(routes(serves, &Guard::new(true, None))).mounted().to_vec()
+    described(routes(serves, &Guard { loopback: true, access: Access::default() })).mounted().to_vec()
 }
 
 fn document_of(serves: Serves) -> Value {
@@ -93,7 +93,15 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
         assert!(responses.contains_key("403") && responses.contains_key("500"), "{method} {path}");
         let change = method != "GET" && path.starts_with("/models") && !path.ends_with("/infer");
         let admin = path.starts_with("/admin") || change;
-        assert_eq!(responses.contains_key("401"), admin, "{method} {path}");
-        assert_eq!(operation["security"].is_array(), admin, "{method} {path}");
+        let public = ["/health", "/ready", "/metrics", "/openapi.json"].contains(&path.as_str())
+            || path.starts_with("/v2/health/");
+        assert_eq!(responses.contains_key("401"), !public, "{method} {path}");
+        assert_eq!(operation["security"].is_array(), !public, "{method} {path}");
+        let takes = |scheme: &str| {
+            let ways = operation["security"].as_array().into_iter().flatten();
+            ways.filter(|way| way[scheme].is_array()).count() == 1
+        };
+        let lists = path == "/models" || path == "/models/{ref}" && method == "GET";
+        assert_eq!((takes("admin-token"), takes("api-key")), (admin || lists, !admin && !public), "{method} {path}");
     }
 }

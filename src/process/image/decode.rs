@@ -17,6 +17,12 @@ const MAX_SIDE: u32 = 65_535;
 /// many pixels.
 const BYTES_PER_PIXEL: u64 = 4;
 
+/// What a PNG's texts and colour profile may take when decoded, beside its pixels. A larger profile is left out, larger texts
+/// are refused.
+const ANCILLARY_BYTES: u64 = 8 << 20;
+/// Passes over the pixels of a progressive JPEG; encoders write about ten. Each costs as much as the first.
+const MAX_SCANS: usize = 32;
+
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 const JPEG_SIGNATURE: &[u8] = b"\xff\xd8\xff";
 
@@ -82,14 +88,23 @@ fn decode_png(bytes: &[u8], limits: &Limits) -> Result<DynamicImage> {
     };
     limits.check(width, height)?;
     let mut allowed = image::Limits::no_limits();
-    allowed.max_alloc = Some(limits.bytes.max(1 << 20));
+    // As much as the pixels come to, at 16 bits and four channels: a small image needs no room for a large profile.
+    let pixels = u64::from(width) * u64::from(height) * 8;
+    allowed.max_alloc = Some(limits.bytes.min(pixels) + ANCILLARY_BYTES);
     let decoder = PngDecoder::with_limits(Cursor::new(bytes), allowed).map_err(undecodable)?;
     read_pixels(decoder, limits)
 }
 
 fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<DynamicImage> {
-    if !has_end_of_image(bytes) {
+    let scans = scans(bytes);
+    if !scans.windows(2).any(|pair| pair == b"\xff\xd9") {
         return Err(Error::bad_request("the image cannot be decoded: the JPEG is cut off"));
+    }
+    // Within pixels no byte of this value is followed by another than 0 or a restart marker.
+    let count = scans.windows(2).filter(|pair| pair == b"\xff\xda").count();
+    if count > MAX_SCANS {
+        let (got, limit) = (count as u64, MAX_SCANS as u64);
+        return Err(Error::TooLarge { what: "the number of scans of the image", got, limit });
     }
     let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(undecodable)?;
     let (width, height) = decoder.dimensions();
@@ -114,15 +129,14 @@ fn not_an_image(bytes: &[u8]) -> String {
     }
 }
 
-/// Whether a JPEG's pixels are followed by its end marker. The decoder makes up what is missing (grey); PIL refuses.
-/// Thumbnails in the headers have end markers of their own, so headers are stepped over.
-fn has_end_of_image(bytes: &[u8]) -> bool {
+/// A JPEG from its first scan on, where its pixels begin; nothing where there is none. The decoder makes up what is
+/// missing at the end (grey); PIL refuses. Thumbnails in the headers have markers of their own, so headers are stepped over.
+fn scans(bytes: &[u8]) -> &[u8] {
     const START_OF_SCAN: u8 = 0xda;
-    const END_OF_IMAGE: &[u8] = b"\xff\xd9";
     let mut at = 2;
     while let Some(&[start, marker, high, low]) = bytes.get(at..at + 4) {
         match (start, marker) {
-            (0xff, START_OF_SCAN) => return bytes[at..].windows(2).any(|pair| pair == END_OF_IMAGE),
+            (0xff, START_OF_SCAN) => return &bytes[at..],
             // markers that stand alone
             (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
             (0xff, 0x02..=0xfe) => at += 2 + usize::from(u16::from_be_bytes([high, low])),
@@ -130,7 +144,7 @@ fn has_end_of_image(bytes: &[u8]) -> bool {
             _ => at += 1,
         }
     }
-    false
+    &[]
 }
 
 fn convert(image: DynamicImage, channels: usize) -> Result<Vec<u8>> {

@@ -1,0 +1,127 @@
+//! One connection, from its first byte to its last.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{Request, Response, StatusCode};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::Watcher;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::crowd::{Seat, Turn};
+use super::patience::{Punctual, Unstalled};
+use super::{ListenLimits, Tls, turned_away};
+
+/// Bytes of a request's head, all headers with it; also what is read or written at once. (Answered with 431.)
+const MOST_HEAD_BYTES: usize = 64 << 10;
+/// Headers of a request. (431.)
+const MOST_HEADERS: usize = 100;
+/// Bytes of a request's target. (414; RFC 9110, 4.1 asks for 8000 at least.)
+const MOST_TARGET_BYTES: usize = 16 << 10;
+
+/// How connections of a listener are served.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) router: Router,
+    pub(super) limits: ListenLimits,
+    pub(super) tls: Option<Arc<Tls>>,
+}
+
+impl Connection {
+    pub(super) async fn serve(self, stream: TcpStream, seat: Seat, graceful: Watcher) {
+        let Some(tls) = self.tls.clone() else {
+            let stream = Unstalled::new(stream, self.limits.write);
+            return self.http(stream, &seat, graceful).await;
+        };
+        let greeted = tokio::select! {
+            biased;
+            () = seat.place.asked_to_leave() => return,
+            greeted = tokio::time::timeout(self.limits.handshake, self.greet(stream, &tls)) => greeted,
+        };
+        match greeted {
+            Ok(Ok(Some(stream))) => self.http(stream, &seat, graceful).await,
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    /// Shakes hands. None when the client speaks something else, and was told so.
+    async fn greet(&self, stream: TcpStream, tls: &Tls) -> std::io::Result<Option<TlsStream<Unstalled<TcpStream>>>> {
+        let mut first = [0];
+        // A TLS record that begins a connection is a handshake (RFC 8446, 5.1); methods of HTTP are letters.
+        if stream.peek(&mut first).await? == 1 && first[0].is_ascii_alphabetic() {
+            turned_away::not_tls(stream).await;
+            return Ok(None);
+        }
+        tls.acceptor().accept(Unstalled::new(stream, self.limits.write)).await.map(Some)
+    }
+
+    async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, seat: &Seat, graceful: Watcher) {
+        let stream = Punctual::new(stream, seat.place.clone(), self.limits);
+        let router = TowerToHyperService::new(self.router);
+        let service = service_fn(|request: Request<Incoming>| {
+            let turn = seat.place.turn();
+            let too_long = request.uri().path_and_query().is_some_and(|t| t.as_str().len() > MOST_TARGET_BYTES);
+            let answer = (!too_long).then(|| router.call(request));
+            async move {
+                let response = match answer {
+                    Some(answer) => answer.await?,
+                    None => target_too_long(),
+                };
+                Ok::<_, Infallible>(response.map(|body| Attended { body, _turn: turn }))
+            }
+        });
+        let mut builder = http1::Builder::new();
+        // Heads have their time in `Punctual`, which also knows idle connections.
+        builder.header_read_timeout(None).max_buf_size(MOST_HEAD_BYTES).max_headers(MOST_HEADERS);
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            biased;
+            () = seat.place.asked_to_leave() => tracing::debug!("an idle connection made room for a new one"),
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended with an error");
+            },
+        }
+    }
+}
+
+fn target_too_long() -> Response<Body> {
+    let text = format!("the request's target is longer than {MOST_TARGET_BYTES} bytes\n");
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = StatusCode::URI_TOO_LONG;
+    response
+}
+
+/// An answer's body, which keeps its connection busy.
+struct Attended {
+    body: Body,
+    _turn: Turn,
+}
+
+impl HttpBody for Attended {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
