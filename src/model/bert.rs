@@ -8,7 +8,8 @@ use candle_core::{Device, Tensor};
 use super::checkpoint::Checkpoint;
 use super::input::Tokens;
 use super::layers::{Block, BlockNames, EmbeddingHead, Encoder, Linear, NormOrder, Part, size};
-use super::pass::{Work, in_passes};
+use super::pass::{Stages, in_passes};
+use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
 use crate::ops::{Activation, Reduce, Segments, TokenTables, embed_tokens, reduce};
@@ -277,17 +278,23 @@ impl Bert {
         index.extend(batch.iter().flat_map(|input| &input.type_ids));
         Tensor::from_vec(index, (3, total), &self.device)
     }
+}
 
-    fn run(&self, batch: &[&Tokens]) -> candle_core::Result<Tensor> {
+impl Stages<Tokens> for Bert {
+    fn first(&self, batch: &[&Tokens]) -> candle_core::Result<(Tensor, Segments)> {
         let segments = Segments::of(batch.iter().map(|input| input.ids.len()));
-        let mut x = embed_tokens(&self.index(batch, segments.total())?, &self.tables)?;
-        for block in &self.blocks {
-            x = block.forward(x, &segments)?;
-        }
+        Ok((embed_tokens(&self.index(batch, segments.total())?, &self.tables)?, segments))
+    }
+
+    fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {
+        self.blocks.iter().try_fold(x, |x, block| block.forward(x, share))
+    }
+
+    fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor> {
         match &self.head {
-            Head::Embed(head) => head.forward(&x, &segments),
+            Head::Embed(head) => head.forward(x, segments),
             Head::Classify { first, activation, second } => {
-                let states = reduce(&x, &segments, Reduce::First)?;
+                let states = reduce(x, segments, Reduce::First)?;
                 second.forward(&first.forward_activated(&states, *activation)?)
             }
         }
@@ -323,8 +330,7 @@ impl Head {
 impl OneShot<Tokens> for Bert {
     fn forward(&mut self, batch: &[Tokens]) -> Result<Pending> {
         batch.iter().try_for_each(|input| self.check(input))?;
-        let (tokens, per_token) = (|input: &Tokens| input.ids.len(), self.config.encoder.work_per_token());
-        in_passes(batch, &Work { tokens: &tokens, per_token, device: &self.device }, |pass| self.run(pass))
+        in_passes(batch, &self.config.encoder.work(&|input: &Tokens| input.ids.len(), &self.device), self)
     }
 }
 

@@ -10,6 +10,7 @@ mod input;
 mod layers;
 mod packed;
 mod pass;
+mod together;
 mod vit;
 
 use std::ops::Range;

@@ -1,12 +1,14 @@
 //! One forward pass: what runs it, how much goes into it, and what it promises to return.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::together::{Share, even_rows, together};
 use crate::error::{Error, Result};
-use crate::ops::{serially, threads};
+use crate::ops::{Segments, serially, threads};
 
 /// Tokens that one pass computes at once. A larger batch runs as several passes, so this bounds a model's memory
 /// whatever the scheduler packs. Matrix products are as fast as they get well before it.
@@ -56,82 +58,147 @@ impl Pending {
     }
 }
 
+/// A model, in the stages that a pass runs.
+pub(super) trait Stages<I>: Sync {
+    /// What comes before the blocks: `[rows, width]`, and where each input's rows lie.
+    fn first(&self, batch: &[&I]) -> candle_core::Result<(Tensor, Segments)>;
+
+    /// The blocks, of a share of these rows.
+    fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor>;
+
+    /// What becomes of them: `[inputs, width]`.
+    fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor>;
+
+    fn whole(&self, batch: &[&I]) -> candle_core::Result<Tensor> {
+        let (x, segments) = self.first(batch)?;
+        let x = self.blocks(x, &Share::all(&segments))?;
+        self.last(&x, &segments)
+    }
+}
+
 /// What a batch costs, and where it runs.
 pub(super) struct Work<'a, I> {
     /// Tokens of an input.
     pub(super) tokens: &'a (dyn Fn(&I) -> usize + Sync),
-    /// Multiply-adds that a token takes, about.
+    /// Multiply-adds that a token takes by itself, about.
     pub(super) per_token: usize,
+    /// And for every token that it attends to.
+    pub(super) per_pair: usize,
     pub(super) device: &'a Device,
 }
 
+impl<I> Work<'_, I> {
+    /// Multiply-adds for one of `length` tokens.
+    fn of_token(&self, length: usize) -> usize {
+        self.per_token.saturating_add(length.saturating_mul(self.per_pair))
+    }
+}
+
+/// How a pass is run on a CPU's threads.
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    /// It is little work: on the calling thread.
+    Alone,
+    /// Its inputs divide evenly: parts side by side, each on one thread from its first layer to its last. Threads that
+    /// never wait for each other lose nothing when one of them is interrupted.
+    Apart(Vec<Vec<usize>>),
+    /// Its rows are divided evenly, and threads meet once a block.
+    Together(Vec<Range<usize>>),
+    /// There are few rows for the threads, or so many that a pass would take more memory: threads share the work of
+    /// each layer.
+    Layers,
+}
+
 /// Runs a batch as passes of at most [`TOKENS_PER_PASS`], in order; an input that costs more runs by itself.
-///
-/// On a CPU a pass of little work runs on one thread. Otherwise a pass whose inputs divide evenly among the current
-/// pool's threads runs in parts side by side, each on one thread from its first layer to its last: threads that never
-/// wait for each other between two layers lose nothing when one of them is interrupted. Others share the work of each
-/// layer.
-pub(super) fn in_passes<I: Sync>(
-    batch: &[I],
-    work: &Work<'_, I>,
-    run: impl Fn(&[&I]) -> candle_core::Result<Tensor> + Sync,
-) -> Result<Pending> {
-    let cost = work.tokens;
+pub(super) fn in_passes<I: Sync>(batch: &[I], work: &Work<'_, I>, model: &impl Stages<I>) -> Result<Pending> {
+    let tokens = work.tokens;
     let mut parts = Vec::new();
     let mut first = 0;
     while first < batch.len() {
-        let mut tokens = cost(&batch[first]);
+        let mut total = tokens(&batch[first]);
         let fits = batch[first + 1..].iter().take_while(|input| {
-            tokens += cost(input);
-            tokens <= TOKENS_PER_PASS
+            total += tokens(input);
+            total <= TOKENS_PER_PASS
         });
         let end = first + 1 + fits.count();
-        let costs: Vec<usize> = batch[first..end].iter().map(cost).collect();
-        let little = costs.iter().sum::<usize>().saturating_mul(work.per_token) < PARALLEL_WORK;
-        let threads = if work.device.is_cpu() { threads() } else { 1 };
         let part = |places: Vec<usize>| {
             let inputs: Vec<&I> = places.iter().map(|place| &batch[*place]).collect();
-            run(&inputs).map(|rows| Part { places, rows })
+            model.whole(&inputs).map(|rows| Part { places, rows })
         };
-        match shares(&costs, if little { 1 } else { threads }) {
-            Some(shares) => {
+        let lengths: Vec<usize> = batch[first..end].iter().map(tokens).collect();
+        let threads = if work.device.is_cpu() { threads() } else { 1 };
+        match way(&lengths, threads, |length| work.of_token(length)) {
+            Way::Alone => parts.push(serially(|| part((first..end).collect())).map_err(failed)?),
+            Way::Layers => parts.push(part((first..end).collect()).map_err(failed)?),
+            Way::Apart(shares) => {
                 let shares = shares.into_par_iter();
                 let done = shares.map(|share| serially(|| part(share.into_iter().map(|at| first + at).collect())));
                 parts.extend(done.collect::<candle_core::Result<Vec<Part>>>().map_err(failed)?);
             }
-            None if little => parts.push(serially(|| part((first..end).collect())).map_err(failed)?),
-            None => parts.push(part((first..end).collect()).map_err(failed)?),
+            Way::Together(shares) => {
+                let inputs: Vec<&I> = batch[first..end].iter().collect();
+                let run = || {
+                    let (x, segments) = model.first(&inputs)?;
+                    let x = together(&x, &segments, &shares, |x, share| model.blocks(x, share))?;
+                    model.last(&x, &segments)
+                };
+                parts.push(Part { places: (first..end).collect(), rows: run().map_err(failed)? });
+            }
         }
         first = end;
     }
     Ok(Pending { parts })
 }
 
+/// `cost`: multiply-adds for one token of an input of so many.
+fn way(lengths: &[usize], threads: usize, cost: impl Fn(usize) -> usize) -> Way {
+    let costs: Vec<usize> = lengths.iter().map(|length| length.saturating_mul(cost(*length))).collect();
+    if costs.iter().fold(0, |sum: usize, cost| sum.saturating_add(*cost)) < PARALLEL_WORK {
+        return Way::Alone;
+    }
+    if threads < 2 {
+        return Way::Layers;
+    }
+    let total: usize = lengths.iter().sum();
+    let can_meet = (threads * FEW_ROWS..=MOST_ROWS).contains(&total);
+    match shares(&costs, threads, if can_meet { EVEN } else { NEARLY_EVEN }) {
+        Some(shares) => Way::Apart(shares),
+        None if can_meet => Way::Together(even_rows(lengths, threads, cost)),
+        None => Way::Layers,
+    }
+}
+
 /// Multiply-adds below which a pass is not worth a second thread: some 300 µs of one core.
 const PARALLEL_WORK: usize = 16 << 20;
 
-/// How far the largest share may lie above the mean, so that threads that finish early lose less than they would by
-/// sharing every layer.
-const UNEVEN: f64 = 1.2;
+/// How far the largest share may lie above the mean so that threads work apart: where they could meet instead, and
+/// where they would have to share every layer.
+const EVEN: f64 = 1.02;
+const NEARLY_EVEN: f64 = 1.2;
+
+/// With fewer rows for each thread than this, the weights that every thread reads cost more than the meeting saves.
+const FEW_ROWS: usize = 16;
+/// With more, keys and values that wait to be taken might not fit in what the model declares as its workspace.
+const MOST_ROWS: usize = TOKENS_PER_PASS / 2;
 
 /// Divides inputs of these costs among threads, the longest first to whoever has least; none where that comes out
 /// uneven. Each share is in the order of its inputs.
-fn shares(costs: &[usize], threads: usize) -> Option<Vec<Vec<usize>>> {
+fn shares(costs: &[usize], threads: usize, even: f64) -> Option<Vec<Vec<usize>>> {
     if threads < 2 || costs.len() < threads {
         return None;
     }
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by_key(|&at| (Reverse(costs[at]), at));
-    let mut shares = vec![(0, Vec::new()); threads];
+    let mut shares = vec![(0usize, Vec::new()); threads];
     for at in order {
         if let Some(least) = shares.iter_mut().min_by_key(|(cost, _)| *cost) {
-            least.0 += costs[at];
+            least.0 = costs[at].saturating_add(least.0);
             least.1.push(at);
         }
     }
     let most = shares.iter().map(|(cost, _)| *cost).max().unwrap_or(0);
-    let mean = costs.iter().sum::<usize>() as f64 / threads as f64;
-    (most as f64 <= UNEVEN * mean).then(|| {
+    let mean = costs.iter().map(|cost| *cost as f64).sum::<f64>() / threads as f64;
+    (most as f64 <= even * mean).then(|| {
         let sorted = shares.into_iter().map(|(_, mut places)| {
             places.sort_unstable();
             places
@@ -153,51 +220,85 @@ mod tests {
 
     use super::*;
 
-    /// Inputs that are their own cost, on a CPU.
+    /// Inputs that are their own number of tokens, on a CPU.
     fn work(per_token: usize) -> Work<'static, usize> {
-        Work { tokens: &|cost| *cost, per_token, device: &Device::Cpu }
+        Work { tokens: &|tokens| *tokens, per_token, per_pair: 0, device: &Device::Cpu }
     }
 
     fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
     }
 
-    #[test]
-    fn a_batch_is_cut_where_it_would_pass_the_bound_and_keeps_its_order() {
-        let costs = [5000, 3192, 1, 8192, 9000, 10];
-        let cuts = Mutex::new(Vec::new());
-        let run = |pass: &[&usize]| {
-            cuts.lock().unwrap().push(pass.iter().map(|cost| **cost).collect::<Vec<_>>());
-            let rows: Vec<f32> = pass.iter().map(|cost| **cost as f32).collect();
-            Tensor::from_vec(rows, (pass.len(), 1), &Device::Cpu)
-        };
-        let pending = on_threads(1, || in_passes(&costs, &work(1 << 20), run));
-        let rows: Vec<f32> = pending.unwrap().wait().unwrap().concat();
-        assert_eq!(rows, [5000.0, 3192.0, 1.0, 8192.0, 9000.0, 10.0]);
-        assert_eq!(*cuts.lock().unwrap(), [vec![5000, 3192], vec![1], vec![8192], vec![9000], vec![10]]);
+    /// Answers an input with the number of its tokens, and notes on how many threads and how many rows its blocks ran.
+    #[derive(Default)]
+    struct Counted(Mutex<Vec<(usize, usize)>>);
+
+    impl Stages<usize> for Counted {
+        fn first(&self, batch: &[&usize]) -> candle_core::Result<(Tensor, Segments)> {
+            let rows: Vec<f32> = batch.iter().flat_map(|tokens| vec![**tokens as f32; **tokens]).collect();
+            let segments = Segments::of(batch.iter().map(|tokens| **tokens));
+            Ok((Tensor::from_vec(rows, (segments.total(), 1), &Device::Cpu)?, segments))
+        }
+
+        fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {
+            self.0.lock().unwrap().push((threads(), x.dims()[0]));
+            // All values that a row attends to are the same.
+            share.attention(&x, x.clone(), x.clone(), 1)
+        }
+
+        fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor> {
+            crate::ops::reduce(x, segments, crate::ops::Reduce::Max)
+        }
+    }
+
+    impl Counted {
+        /// What came of a batch on so many threads, and what ran where.
+        fn run(inputs: &[usize], (pool, per_token): (usize, usize)) -> (Vec<f32>, Vec<(usize, usize)>) {
+            let model = Counted::default();
+            let pending = on_threads(pool, || in_passes(inputs, &work(per_token), &model)).unwrap();
+            let mut ran = model.0.into_inner().unwrap();
+            ran.sort_unstable();
+            (pending.wait().unwrap().concat().into_iter().map(f32::round).collect(), ran)
+        }
+    }
+
+    fn answers(inputs: &[usize]) -> Vec<f32> {
+        inputs.iter().map(|tokens| *tokens as f32).collect()
     }
 
     #[test]
-    fn rows_come_in_the_order_of_their_inputs_when_threads_share_them() {
-        let costs: Vec<usize> = (0..41).map(|i| 5 + i * 7 % 13).collect();
-        let run = |pass: &[&usize]| {
-            assert_eq!(threads(), 1, "a part runs on one thread");
-            let rows: Vec<f32> = pass.iter().map(|cost| **cost as f32).collect();
-            Tensor::from_vec(rows, (pass.len(), 1), &Device::Cpu)
-        };
-        let pending = on_threads(3, || in_passes(&costs, &work(1 << 20), run));
-        let rows: Vec<f32> = pending.unwrap().wait().unwrap().concat();
-        assert_eq!(rows, costs.iter().map(|cost| *cost as f32).collect::<Vec<_>>());
+    fn a_batch_is_cut_where_it_would_pass_the_bound_and_keeps_its_order() {
+        let inputs = [5000, 3192, 1, 8192, 9000, 10];
+        let (rows, ran) = Counted::run(&inputs, (1, 1 << 20));
+        assert_eq!(rows, answers(&inputs));
+        assert_eq!(ran, [(1, 1), (1, 10), (1, 8192), (1, 8192), (1, 9000)]);
+    }
+
+    #[test]
+    fn inputs_that_divide_evenly_run_apart_and_answers_come_in_their_order() {
+        let inputs: Vec<usize> = (0..41).map(|i| 5 + i * 7 % 13).collect();
+        let (rows, ran) = Counted::run(&inputs, (3, 1 << 20));
+        assert_eq!(rows, answers(&inputs));
+        assert!(ran.len() == 3 && ran.iter().all(|(threads, _)| *threads == 1), "{ran:?}");
+    }
+
+    #[test]
+    fn rows_are_divided_where_inputs_are_not_even() {
+        let (rows, ran) = Counted::run(&[50, 10, 30], (2, 1 << 20));
+        assert_eq!(rows, answers(&[50, 10, 30]));
+        assert_eq!(ran, [(1, 45), (1, 45)]);
+    }
+
+    #[test]
+    fn few_rows_and_very_many_share_each_layer() {
+        assert_eq!(Counted::run(&[31], (2, 1 << 20)).1, [(2, 31)]);
+        assert_eq!(Counted::run(&[MOST_ROWS + 1], (2, 1 << 20)).1, [(2, MOST_ROWS + 1)]);
+        assert_eq!(Counted::run(&[MOST_ROWS], (2, 1 << 20)).1, [(1, MOST_ROWS / 2), (1, MOST_ROWS / 2)]);
     }
 
     #[test]
     fn little_work_stays_on_one_thread() {
-        let run = |pass: &[&usize]| {
-            assert_eq!((pass.len(), threads()), (2, 1));
-            Tensor::from_vec(vec![0f32; pass.len()], (pass.len(), 1), &Device::Cpu)
-        };
-        let pending = on_threads(3, || in_passes(&[10, 10], &work(1000), run));
-        assert_eq!(pending.unwrap().wait().unwrap().len(), 2);
+        assert_eq!(Counted::run(&[100, 100], (3, 1000)).1, [(1, 200)]);
     }
 
     proptest! {
@@ -205,25 +306,37 @@ mod tests {
         fn shares_hold_every_input_once_and_are_even_or_none(
             costs in prop::collection::vec(1usize..500, 0..40), threads in 1usize..5,
         ) {
-            let Some(shares) = shares(&costs, threads) else { return Ok(()) };
+            let Some(shares) = shares(&costs, threads, NEARLY_EVEN) else { return Ok(()) };
             let mut all = shares.concat();
             all.sort_unstable();
             prop_assert_eq!(all, (0..costs.len()).collect::<Vec<_>>());
             let most = shares.iter().map(|share| share.iter().map(|at| costs[*at]).sum::<usize>()).max().unwrap();
-            prop_assert!(most as f64 <= UNEVEN * costs.iter().sum::<usize>() as f64 / threads as f64);
+            prop_assert!(most as f64 <= NEARLY_EVEN * costs.iter().sum::<usize>() as f64 / threads as f64);
             prop_assert!(shares.iter().all(|share| share.is_sorted()));
         }
     }
 
     #[test]
     fn an_empty_batch_has_no_rows_and_runs_nothing() {
-        let pending = in_passes(&[] as &[usize], &work(1), |_| unreachable!("nothing to run"));
-        assert!(pending.unwrap().wait().unwrap().is_empty());
+        let (rows, ran) = Counted::run(&[], (2, 1));
+        assert!(rows.is_empty() && ran.is_empty());
     }
 
     #[test]
     fn a_failed_operation_is_internal() {
-        let result = in_passes(&[1usize], &work(1), |_| candle_core::bail!("shapes"));
+        struct Broken;
+        impl Stages<usize> for Broken {
+            fn first(&self, _: &[&usize]) -> candle_core::Result<(Tensor, Segments)> {
+                candle_core::bail!("shapes")
+            }
+            fn blocks(&self, x: Tensor, _: &Share<'_>) -> candle_core::Result<Tensor> {
+                Ok(x)
+            }
+            fn last(&self, x: &Tensor, _: &Segments) -> candle_core::Result<Tensor> {
+                Ok(x.clone())
+            }
+        }
+        let result = in_passes(&[1usize], &work(1), &Broken);
         assert!(matches!(result.unwrap_err(), Error::Internal { message } if message.contains("shapes")));
     }
 }

@@ -9,10 +9,11 @@ use serde_json::Value;
 use super::checkpoint::Checkpoint;
 use super::input::Pixels;
 use super::layers::{Block, BlockNames, Encoder, Linear, NormOrder, Part, size};
-use super::pass::{Work, in_passes};
+use super::pass::{Stages, in_passes};
+use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
-use crate::ops::{Epilogue, LayerNorm, Matrix, Reduce, embed_patches, layer_norm, linear, reduce};
+use crate::ops::{Epilogue, LayerNorm, Matrix, Reduce, Segments, embed_patches, layer_norm, linear, reduce};
 use crate::repository::Spec;
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Weights, check};
@@ -192,16 +193,21 @@ impl Vit {
         }
         Tensor::from_vec(values, (rows, self.config.patch_values()), &self.device)
     }
+}
 
-    fn run(&self, batch: &[&Pixels]) -> candle_core::Result<Tensor> {
+impl Stages<Pixels> for Vit {
+    fn first(&self, batch: &[&Pixels]) -> candle_core::Result<(Tensor, Segments)> {
         let patches = linear(&self.unfold(batch)?, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
-        let (mut x, segments) = embed_patches(&patches, &self.class.flatten_all()?, &self.positions.squeeze(0)?)?;
-        drop(patches);
-        for block in &self.blocks {
-            x = block.forward(x, &segments)?;
-        }
+        embed_patches(&patches, &self.class.flatten_all()?, &self.positions.squeeze(0)?)
+    }
+
+    fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {
+        self.blocks.iter().try_fold(x, |x, block| block.forward(x, share))
+    }
+
+    fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor> {
         // rows are normalised one by one, so only the class tokens' need be
-        self.classifier.forward(&layer_norm(&reduce(&x, &segments, Reduce::First)?, &self.norm)?)
+        self.classifier.forward(&layer_norm(&reduce(x, segments, Reduce::First)?, &self.norm)?)
     }
 }
 
@@ -213,8 +219,7 @@ fn pairs(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
 impl OneShot<Pixels> for Vit {
     fn forward(&mut self, batch: &[Pixels]) -> Result<Pending> {
         batch.iter().try_for_each(|input| self.check(input))?;
-        let (tokens, per_token) = (|_: &Pixels| self.config.tokens(), self.config.encoder.work_per_token());
-        in_passes(batch, &Work { tokens: &tokens, per_token, device: &self.device }, |pass| self.run(pass))
+        in_passes(batch, &self.config.encoder.work(&|_: &Pixels| self.config.tokens(), &self.device), self)
     }
 }
 

@@ -1,9 +1,11 @@
 //! Bidirectional attention over packed sequences of different lengths.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{Fresh, Rows, require_f32, threads};
+use super::cpu::{Fresh, Reading, Rows, require_f32, threads};
 use super::matmul::{Left, PANEL, Right, Target, Tiles, WeightLayout, multiply};
 use super::segments::Segments;
 use super::simd::{exp, max_of, wide};
@@ -25,6 +27,19 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, plan: (&Segments, usize)) -
     q.apply_op3_no_bwd(k, v, &Attention { segments, heads })
 }
 
+/// [`attention`] of some of a batch's rows: `q`, and which row of the batch its first is. Keys and values come in
+/// pieces, which together are all rows of the batch in order.
+///
+/// `[rows of q, heads * d]` comes back. On a CPU, where threads have rows of their own.
+pub fn attention_of_rows(
+    (q, first): (&Tensor, usize),
+    pieces: &[(Tensor, Tensor)],
+    (segments, heads): (&Segments, usize),
+) -> Result<Tensor> {
+    require_f32(q, "queries")?;
+    q.apply_op1_no_bwd(&AttentionOfRows { first, pieces, plan: Attention { segments, heads } })
+}
+
 /// What the CPU side needs beside its result, at most, on each of `threads` threads: the scores of one block of
 /// queries, and one head's keys and values in panels, `head_dim` wide.
 pub fn attention_scratch_bytes((longest, head_dim): (usize, usize), threads: usize) -> u64 {
@@ -36,11 +51,18 @@ struct Attention<'a> {
     heads: usize,
 }
 
+struct AttentionOfRows<'a> {
+    first: usize,
+    pieces: &'a [(Tensor, Tensor)],
+    plan: Attention<'a>,
+}
+
 /// Work that one thread does by itself: one head of one sequence.
 struct Head {
-    /// first row of the sequence, and how many
-    start: usize,
-    tokens: usize,
+    /// the sequence's rows
+    keys: Range<usize>,
+    /// those of them that ask
+    queries: Range<usize>,
     /// first column of the head
     column: usize,
 }
@@ -60,20 +82,43 @@ impl CustomOp3 for Attention<'_> {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let q = Rows::<f32>::of(s1, l1, "queries")?;
-        let k = Rows::<f32>::of(s2, l2, "keys")?;
-        let v = Rows::<f32>::of(s3, l3, "values")?;
+        let pieces = Pieces::of([(Rows::of(s2, l2, "keys")?, Rows::of(s3, l3, "values")?)])?;
+        if q.count != self.segments.total() {
+            bail!("attention over {} packed rows was given {} queries", self.segments.total(), q.count);
+        }
+        self.attend(q, 0, pieces)
+    }
+}
+
+impl CustomOp1 for AttentionOfRows<'_> {
+    fn name(&self) -> &'static str {
+        "attention-of-rows"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let q = Rows::<f32>::of(storage, layout, "queries")?;
+        let read = self.pieces.iter().map(|(k, v)| (Reading::of(k, "keys"), Reading::of(v, "values")));
+        let read: Vec<_> = read.collect();
+        let rows = read.iter().map(|(k, v)| Ok((k.rows()?, v.rows()?))).collect::<Result<Vec<_>>>()?;
+        self.plan.attend(q, self.first, Pieces::of(rows)?)
+    }
+}
+
+impl Attention<'_> {
+    /// `q`: rows of the batch from `first` on.
+    fn attend(&self, q: Rows<'_>, first: usize, pieces: Pieces<'_>) -> Result<(CpuStorage, Shape)> {
         let (total, width) = (self.segments.total(), q.width);
-        if [q, k, v].iter().any(|x| (x.count, x.width) != (total, width)) {
-            bail!("attention over {total} packed rows was given {:?}, {:?}, {:?}", l1.dims(), l2.dims(), l3.dims());
+        if pieces.count() != total || pieces.0.iter().any(|piece| piece.k.width != width) || first + q.count > total {
+            bail!("attention over {total} packed rows was given {} keys for {} queries", pieces.count(), q.count);
         }
         if self.heads == 0 || !width.is_multiple_of(self.heads) {
             bail!("{width} features do not divide into {} heads", self.heads);
         }
         let head_dim = width / self.heads;
-        let mut out = Fresh::new((total, width));
-        let heads = self.heads_of_sequences(head_dim);
-        let work: usize = self.segments.ranges().map(|range| range.len() * range.len() * width).sum();
-        let pass = Pass { q, k, v, head_dim, target: Target { start: out.start(), stride: width } };
+        let mut out = Fresh::new((q.count, width));
+        let heads = self.heads_of_sequences(head_dim, first..first + q.count);
+        let work: usize = heads.iter().map(|head| head.queries.len() * head.keys.len() * head_dim).sum();
+        let pass = Pass { q, first, pieces, head_dim, target: Target { start: out.start(), stride: width } };
         let scratch = || Scratch::new(self.segments.longest(), head_dim);
         if work < PARALLEL_WORK || threads() == 1 {
             let mut scratch = scratch();
@@ -86,16 +131,61 @@ impl CustomOp3 for Attention<'_> {
             });
         }
         #[allow(unsafe_code)]
-        // SAFETY: every head of every sequence wrote its columns of its rows, and together they are all.
+        // SAFETY: every head of every sequence wrote its columns of its queries' rows, and together they are all.
         Ok(unsafe { out.into_output() })
+    }
+
+    /// The heads of every sequence that has queries among these rows.
+    fn heads_of_sequences(&self, head_dim: usize, rows: Range<usize>) -> Vec<Head> {
+        let asked = self.segments.ranges().filter_map(|keys| {
+            let queries = overlap(&keys, &rows);
+            (!queries.is_empty()).then_some((keys, queries))
+        });
+        let heads = |(keys, queries): (Range<usize>, Range<usize>)| {
+            (0..self.heads).map(move |head| Head {
+                keys: keys.clone(),
+                queries: queries.clone(),
+                column: head * head_dim,
+            })
+        };
+        asked.flat_map(heads).collect()
     }
 }
 
-impl Attention<'_> {
-    fn heads_of_sequences(&self, head_dim: usize) -> Vec<Head> {
-        let ranges = self.segments.ranges();
-        let heads = |start, tokens| (0..self.heads).map(move |head| Head { start, tokens, column: head * head_dim });
-        ranges.flat_map(|range| heads(range.start, range.len())).collect()
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.max(b.start)..a.end.min(b.end)
+}
+
+/// Keys and values of a batch, in the pieces that they were computed in.
+struct Pieces<'a>(Vec<Piece<'a>>);
+
+struct Piece<'a> {
+    rows: Range<usize>,
+    k: Rows<'a>,
+    v: Rows<'a>,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(pieces: impl IntoIterator<Item = (Rows<'a>, Rows<'a>)>) -> Result<Self> {
+        let mut all = Pieces(Vec::new());
+        for (k, v) in pieces {
+            if (k.count, k.width) != (v.count, v.width) {
+                bail!("keys are [{}, {}], values [{}, {}]", k.count, k.width, v.count, v.width);
+            }
+            let first = all.count();
+            all.0.push(Piece { rows: first..first + k.count, k, v });
+        }
+        Ok(all)
+    }
+
+    fn count(&self) -> usize {
+        self.0.last().map_or(0, |piece| piece.rows.end)
+    }
+
+    /// The pieces that hold some of these rows, and which.
+    fn of_rows(&self, rows: &Range<usize>) -> impl Iterator<Item = (&Piece<'a>, Range<usize>)> {
+        let held = self.0.iter().map(|piece| (piece, overlap(&piece.rows, rows)));
+        held.filter(|(_, rows)| !rows.is_empty())
     }
 }
 
@@ -105,18 +195,17 @@ struct Scratch {
     scores: Vec<f32>,
     /// The keys in panels: `[⌈keys / 16⌉, head_dim, 16]`
     keys: Vec<f32>,
-    /// The values in panels where rows of them cannot be read whole: `[⌈head_dim / 16⌉, keys, 16]`
+    /// The values in panels where rows of them cannot be read as they lie: `[⌈head_dim / 16⌉, keys, 16]`
     values: Vec<f32>,
 }
 
 impl Scratch {
     fn new(longest: usize, head_dim: usize) -> Self {
         let padded = longest.next_multiple_of(PANEL);
-        let values = if head_dim.is_multiple_of(PANEL) { 0 } else { longest * head_dim.next_multiple_of(PANEL) };
         Scratch {
             scores: vec![0.0; QUERY_BLOCK.min(longest) * longest],
             keys: vec![0.0; padded * head_dim],
-            values: vec![0.0; values],
+            values: Vec::new(),
         }
     }
 
@@ -129,32 +218,34 @@ impl Scratch {
 /// One attention's operands, shared by its threads.
 struct Pass<'a> {
     q: Rows<'a>,
-    k: Rows<'a>,
-    v: Rows<'a>,
+    /// The row of the batch that the first query is of.
+    first: usize,
+    pieces: Pieces<'a>,
     head_dim: usize,
     target: Target,
 }
 
 impl Pass<'_> {
     fn attend(&self, head: &Head, scratch: &mut Scratch) {
-        let (tokens, d) = (head.tokens, self.head_dim);
-        if tokens == 0 {
-            return;
-        }
+        let (tokens, d) = (head.keys.len(), self.head_dim);
         let scale = 1.0 / (d as f32).sqrt();
         let tiles = Tiles::best();
-        let part = |rows: &Rows<'_>, row: usize| head.column + (head.start + row) * rows.stride;
-        for (row, key) in (0..tokens).map(|row| (row, &self.k.data[part(&self.k, row)..][..d])) {
-            WeightLayout::Panels.place(&mut scratch.keys, &[tokens, d], row * d, key);
+        for (piece, rows) in self.pieces.of_rows(&head.keys) {
+            for row in rows {
+                let key = &piece.k.row(row - piece.rows.start)[head.column..][..d];
+                WeightLayout::Panels.place(&mut scratch.keys, &[tokens, d], (row - head.keys.start) * d, key);
+            }
         }
         let keys = Right::panels(&scratch.keys, d, tokens);
         let values = self.values(head, &mut scratch.values);
-        for first in (0..tokens).step_by(QUERY_BLOCK) {
-            let rows = QUERY_BLOCK.min(tokens - first);
-            let queries = Left { data: &self.q.data[part(&self.q, first)..], rows, inner: d, stride: self.q.stride };
+        for first in head.queries.clone().step_by(QUERY_BLOCK) {
+            let rows = QUERY_BLOCK.min(head.queries.end - first);
+            let at = first - self.first;
+            let data = &self.q.data[at * self.q.stride + head.column..];
+            let queries = Left { data, rows, inner: d, stride: self.q.stride };
             let scores = &mut scratch.scores[..rows * tokens];
             let mut inverse_sums = [0f32; QUERY_BLOCK];
-            let out = self.target.at(head.start + first, head.column);
+            let out = self.target.at(at, head.column);
             #[allow(unsafe_code)]
             // SAFETY: `scores` is rows * tokens values of this thread. The rectangle written, these rows of this head's
             // columns, lies within the result (the caller checked every shape) and belongs to this head alone.
@@ -170,17 +261,24 @@ impl Pass<'_> {
         }
     }
 
-    /// The head's values as the right side of a product: as they lie, or copied where a row of sixteen would reach
-    /// beyond the head.
-    fn values<'a>(&'a self, head: &Head, scratch: &'a mut [f32]) -> Right<'a> {
-        let (tokens, d, stride) = (head.tokens, self.head_dim, self.v.stride);
-        let data = &self.v.data[head.column + head.start * stride..];
-        if d.is_multiple_of(PANEL) {
-            return Right { data, inner: tokens, columns: d, panel_stride: PANEL, row_stride: stride };
+    /// The head's values as the right side of a product: as they lie, or copied where they are of two pieces, or where
+    /// a row of sixteen would reach beyond the head.
+    fn values<'a>(&'a self, head: &Head, scratch: &'a mut Vec<f32>) -> Right<'a> {
+        let (tokens, d) = (head.keys.len(), self.head_dim);
+        let whole = self.pieces.of_rows(&head.keys).find(|(_, rows)| rows.len() == tokens);
+        if let Some((piece, rows)) = whole.filter(|_| d.is_multiple_of(PANEL)) {
+            let data = &piece.v.data[(rows.start - piece.rows.start) * piece.v.stride + head.column..];
+            return Right { data, inner: tokens, columns: d, panel_stride: PANEL, row_stride: piece.v.stride };
         }
-        for (row, values) in data.chunks(stride).take(tokens).enumerate() {
-            for (panel, values) in values[..d].chunks(PANEL).enumerate() {
-                scratch[(panel * tokens + row) * PANEL..][..values.len()].copy_from_slice(values);
+        // What stands beyond the head's columns is never used.
+        scratch.resize(scratch.len().max(tokens * d.next_multiple_of(PANEL)), 0.0);
+        for (piece, rows) in self.pieces.of_rows(&head.keys) {
+            for row in rows {
+                let values = &piece.v.row(row - piece.rows.start)[head.column..][..d];
+                for (panel, values) in values.chunks(PANEL).enumerate() {
+                    let at = panel * tokens + row - head.keys.start;
+                    scratch[at * PANEL..][..values.len()].copy_from_slice(values);
+                }
             }
         }
         Right::panels(scratch, tokens, d)
@@ -239,6 +337,31 @@ mod tests {
             let [q, k, v] = [0, 1, 2].map(|i| matrix(segments.total(), heads * d, seed ^ i));
             let got = attention(&q, &k, &v, (&segments, heads)).unwrap();
             assert_close(&got, &naive(&q, &k, &v, (&segments, heads)), 1e-5);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn some_rows_of_a_batch_are_what_they_are_of_the_whole(
+            lengths in prop::collection::vec(0usize..90, 1..6), heads in 1usize..4, d in 1usize..40,
+            cuts in prop::collection::vec(0.0..1.0f64, 0..3), seed: u64,
+        ) {
+            let segments = Segments::of(lengths);
+            let total = segments.total();
+            let [q, k, v] = [0, 1, 2].map(|i| matrix(total, heads * d, seed ^ i));
+            let whole = attention(&q, &k, &v, (&segments, heads)).unwrap();
+            let mut cuts: Vec<usize> = cuts.iter().map(|at| (at * total as f64) as usize).collect();
+            cuts.extend([0, total]);
+            cuts.sort_unstable();
+            let parts: Vec<(usize, usize)> = cuts.windows(2).map(|cut| (cut[0], cut[1] - cut[0])).collect();
+            let rows = |x: &Tensor, (first, count)| x.narrow(0, first, count).unwrap();
+            let pieces: Vec<_> = parts.iter().map(|part| (rows(&k, *part), rows(&v, *part))).collect();
+            for part in parts {
+                let got = attention_of_rows((&rows(&q, part), part.0), &pieces, (&segments, heads)).unwrap();
+                prop_assert_eq!(values(&got), values(&rows(&whole, part)));
+            }
+            prop_assert!(pieces.len() < 2 || attention_of_rows((&q, 0), &pieces[1..], (&segments, heads)).is_err() || pieces[0].0.dims()[0] == 0);
         }
     }
 

@@ -6,7 +6,8 @@ use super::config::Encoder;
 use super::linear::{Linear, Part};
 use crate::error;
 use crate::model::checkpoint::Checkpoint;
-use crate::ops::{Activation, LayerNorm, Segments, attention, layer_norm};
+use crate::model::together::Share;
+use crate::ops::{Activation, LayerNorm, layer_norm};
 
 /// Where the norms stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,18 +85,18 @@ impl Block {
         })
     }
 
-    /// `x`: `[tokens, hidden]`, given up as soon as it is used.
-    pub(in crate::model) fn forward(&self, x: Tensor, segments: &Segments) -> Result<Tensor> {
+    /// `x`: `[rows of the share, hidden]`, given up as soon as it is used.
+    pub(in crate::model) fn forward(&self, x: Tensor, share: &Share<'_>) -> Result<Tensor> {
         match self.order {
             NormOrder::Post => {
-                let context = self.attend(&x, segments)?;
+                let context = self.attend(&x, share)?;
                 let attended = self.attention_output.forward_added_and_normed(&context, &x, &self.attention_norm)?;
                 drop((x, context));
                 let up = self.up.forward_activated(&attended, self.activation)?;
                 self.down.forward_added_and_normed(&up, &attended, &self.feed_forward_norm)
             }
             NormOrder::Pre => {
-                let context = self.attend(&layer_norm(&x, &self.attention_norm)?, segments)?;
+                let context = self.attend(&layer_norm(&x, &self.attention_norm)?, share)?;
                 let summed = self.attention_output.forward_added(&context, &x)?;
                 drop((x, context));
                 let up = self.up.forward_activated(&layer_norm(&summed, &self.feed_forward_norm)?, self.activation)?;
@@ -104,8 +105,8 @@ impl Block {
         }
     }
 
-    fn attend(&self, x: &Tensor, segments: &Segments) -> Result<Tensor> {
+    fn attend(&self, x: &Tensor, share: &Share<'_>) -> Result<Tensor> {
         let [q, k, v] = [self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?];
-        attention(&q, &k, &v, (segments, self.heads))
+        share.attention(&q, k, v, self.heads)
     }
 }

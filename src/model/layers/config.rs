@@ -1,8 +1,10 @@
 //! The sizes of an encoder, read from `config.json` and held against sense before anything is multiplied.
 
+use candle_core::Device;
+
 use super::block::NormOrder;
 use crate::error::Result;
-use crate::model::pass::TOKENS_PER_PASS;
+use crate::model::pass::{TOKENS_PER_PASS, Work};
 use crate::ops::{Activation, attention_scratch_bytes};
 use crate::repository::Spec;
 
@@ -49,9 +51,15 @@ impl Encoder {
         })
     }
 
-    /// Multiply-adds of the linear layers for one token.
-    pub(in crate::model) fn work_per_token(&self) -> usize {
-        self.layers * (4 * self.hidden * self.hidden + 2 * self.hidden * self.intermediate)
+    /// What a batch of inputs costs.
+    pub(in crate::model) fn work<'a, I>(
+        &self,
+        tokens: &'a (dyn Fn(&I) -> usize + Sync),
+        device: &'a Device,
+    ) -> Work<'a, I> {
+        // the linear layers; and scores and mixed values of attention
+        let per_token = self.layers * (4 * self.hidden * self.hidden + 2 * self.hidden * self.intermediate);
+        Work { tokens, per_token, per_pair: self.layers * 2 * self.hidden, device }
     }
 
     /// Bytes that a pass takes beside the weights, at most, when no input is longer than `longest` tokens and the
