@@ -81,7 +81,7 @@ pub struct GateConfig {
     /// The candidate's latency over the live version's.
     #[serde(deserialize_with = "positive")]
     pub max_latency_ratio: f64,
-    /// Forward passes of each version, at most: they end when they agree.
+    /// Rounds of a few forward passes of each version, at most: they end when they agree.
     #[serde(deserialize_with = "at_least_one")]
     pub latency_rounds: usize,
     /// One golden case.
