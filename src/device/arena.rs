@@ -15,7 +15,7 @@ use std::sync::Mutex;
 
 use tikv_jemalloc_sys::{extent_hooks_t, mallctl};
 
-use super::extents::{HUGE_PAGES, LARGE};
+use super::extents::{HUGE_PAGES, LARGE, discard, keeping_holes};
 use crate::error::{Error, Result};
 
 /// Arenas that nobody holds. jemalloc has no more than 4,095, so they are used anew and never piled up.
@@ -57,13 +57,15 @@ impl Arena {
     pub fn enter<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         let before: u32 = read("thread.arena")?;
         write("thread.arena", self.index)?;
-        let guard = Restore(before);
-        let result = work();
-        drop(guard);
-        // What this thread allocates from here on must not come from what it kept of the arena.
-        flush()?;
-        self.trim()?;
-        Ok(result)
+        keeping_holes(|| {
+            let guard = Restore(before);
+            let result = work();
+            drop(guard);
+            // What this thread allocates from here on must not come from what it kept of the arena.
+            flush()?;
+            self.trim()?;
+            Ok(result)
+        })
     }
 
     /// Bytes that live allocations of this arena take.
@@ -136,6 +138,11 @@ impl Drop for Arena {
     fn drop(&mut self) {
         if let Err(error) = self.trim() {
             tracing::warn!(%error, "could not purge an arena");
+        }
+        // Where tensors live on in another generation, the holes between them stay as well.
+        if self.huge && self.used().is_ok_and(|bytes| bytes == 0) {
+            // SAFETY: it is empty, and whoever held it is gone: only its holder allocates from it.
+            unsafe { discard(self.index) };
         }
         FREE.lock().unwrap_or_else(|e| e.into_inner()).push(Free { index: self.index, huge: self.huge });
     }
@@ -233,10 +240,19 @@ fn call_named(key: &CStr) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{MutexGuard, PoisonError};
+
     use super::*;
+
+    /// Large arenas are used anew across threads, so only one test at a time may look at what becomes of one.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     #[test]
     fn an_arena_counts_what_is_loaded_into_it_and_gives_it_back_from_any_thread() {
+        let _alone = alone();
         for bytes in [0, 32 << 20] {
             it_counts_and_gives_back(bytes);
         }
@@ -260,11 +276,52 @@ mod tests {
 
     #[test]
     fn an_arena_is_used_anew_for_its_kind_only() {
+        let _alone = alone();
         let small = Arena::acquire(0).unwrap().index;
         let large = Arena::acquire(LARGE).unwrap();
         assert!(large.huge && large.index != small);
         let zeros = large.enter(|| vec![0u8; 64 << 20]).unwrap();
         assert!(zeros.iter().all(|byte| *byte == 0));
+    }
+
+    /// KiB resident, and of them in huge pages, of the mappings that hold these addresses.
+    #[cfg(target_os = "linux")]
+    fn mapped(addresses: &[usize]) -> (u64, u64) {
+        let (mut inside, mut resident, mut huge) = (false, 0, 0);
+        for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (first, second) = (words.next().unwrap(), words.next().unwrap_or_default());
+            match (first, first.split_once('-')) {
+                (_, Some((from, to))) if !first.ends_with(':') => {
+                    let [from, to] = [from, to].map(|at| usize::from_str_radix(at, 16).unwrap());
+                    inside = addresses.iter().any(|at| (from..to).contains(at));
+                }
+                ("Rss:", _) if inside => resident += second.parse::<u64>().unwrap(),
+                ("AnonHugePages:", _) if inside => huge += second.parse::<u64>().unwrap(),
+                _ => {}
+            }
+        }
+        (resident, huge)
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn weights_of_odd_sizes_stay_in_huge_pages_and_leave_nothing_behind() {
+        let _alone = alone();
+        let arena = Arena::acquire(64 << 20).unwrap();
+        // jemalloc makes room for 640 KiB and keeps the rest.
+        let tensors = arena.enter(|| (0..100).map(|_| vec![1u8; 576 << 10]).collect::<Vec<_>>()).unwrap();
+        let addresses: Vec<usize> = tensors.iter().map(|tensor| tensor.as_ptr().addr()).collect();
+        let (resident, huge) = mapped(&addresses);
+        assert!(resident >= 100 * 576, "{resident} KiB");
+        // Where the system has huge pages for those who ask.
+        let asked = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+        assert!(asked.is_empty() || asked.contains("[never]") || huge * 10 >= resident * 8, "{huge} of {resident} KiB");
+        drop(tensors);
+        flush_thread_cache();
+        drop(arena);
+        let (resident, _) = mapped(&addresses);
+        assert!(resident < 1024, "{resident} KiB");
     }
 
     #[test]

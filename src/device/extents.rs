@@ -8,8 +8,10 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::{c_uint, c_void};
 use std::ptr::null_mut;
+use std::sync::{Mutex, PoisonError};
 
 use tikv_jemalloc_sys::extent_hooks_t;
 
@@ -18,6 +20,51 @@ const HUGE: usize = 2 << 20;
 
 /// Weights below this many bytes gain nothing that is worth the last huge page's rest.
 pub(super) const LARGE: u64 = 16 << 20;
+
+/// A hole that is smaller stays in its huge page while weights are loaded: what it holds is worth less than the page.
+const HOLE: usize = 512 << 10;
+
+/// Every extent that was mapped in huge pages, with its arena. They stay mapped.
+static MAPPED: Mutex<Vec<Mapped>> = Mutex::new(Vec::new());
+
+struct Mapped {
+    arena: c_uint,
+    /// Address and bytes.
+    start: usize,
+    size: usize,
+}
+
+thread_local! {
+    static KEEPS_HOLES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` without small holes being given back on this thread. jemalloc leaves one behind every tensor, whose size
+/// it rounds, and a huge page with a hole is one no more: every walk of the page table would be back.
+pub(super) fn keeping_holes<T>(work: impl FnOnce() -> T) -> T {
+    /// Puts back what was, also when the work panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            KEEPS_HOLES.set(self.0);
+        }
+    }
+    let _restore = Restore(KEEPS_HOLES.replace(true));
+    work()
+}
+
+/// Gives back everything that an arena mapped in huge pages, holes too.
+///
+/// # Safety
+/// The arena is empty, and nobody allocates from it meanwhile.
+pub(super) unsafe fn discard(arena: c_uint) {
+    #[cfg(target_os = "linux")]
+    for mapped in MAPPED.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|mapped| mapped.arena == arena) {
+        let start = std::ptr::with_exposed_provenance_mut::<c_void>(mapped.start);
+        // SAFETY: mapped by `alloc` and never unmapped; nothing in it is in use, says the caller. A failure leaves pages
+        // resident and nothing else.
+        unsafe { libc::madvise(start, mapped.size, libc::MADV_DONTNEED) };
+    }
+}
 
 /// What jemalloc calls. Memory that it does not need any more stays mapped (no `dalloc`) without pages behind it.
 pub(super) static HUGE_PAGES: extent_hooks_t = extent_hooks_t {
@@ -40,7 +87,7 @@ unsafe extern "C" fn alloc(
     alignment: usize,
     zero: *mut bool,
     commit: *mut bool,
-    _arena: c_uint,
+    arena: c_uint,
 ) -> *mut c_void {
     if !wanted.is_null() {
         return null_mut();
@@ -70,6 +117,8 @@ unsafe extern "C" fn alloc(
         if alignment < HUGE {
             // Where there are none, common pages do.
             libc::madvise(extent, size, libc::MADV_HUGEPAGE);
+            let mapped = Mapped { arena, start: extent.expose_provenance(), size };
+            MAPPED.lock().unwrap_or_else(PoisonError::into_inner).push(mapped);
         }
         *zero = true;
         *commit = true;
@@ -77,7 +126,7 @@ unsafe extern "C" fn alloc(
     }
 }
 
-/// Gives the pages of a part back; it reads as zero afterwards. True where that failed.
+/// Gives the pages of a part back; it reads as zero afterwards. True where that failed, or is not to be.
 unsafe extern "C" fn purge(
     _hooks: *mut extent_hooks_t,
     extent: *mut c_void,
@@ -87,7 +136,7 @@ unsafe extern "C" fn purge(
     _arena: c_uint,
 ) -> bool {
     // Elsewhere the call does not promise zeros, and jemalloc has to write them.
-    if !cfg!(target_os = "linux") {
+    if !cfg!(target_os = "linux") || KEEPS_HOLES.get() && length < HOLE {
         return true;
     }
     // SAFETY: a part of an extent that `alloc` mapped, and that jemalloc does not use now.
