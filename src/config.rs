@@ -39,6 +39,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     pub read_timeout: Duration,
     pub listen_limits: ListenLimits,
+    /// Answers text-embeddings-inference's routes, which name no model.
+    pub tei_model: Option<String>,
     /// How long admitted requests may take to finish when the server stops.
     pub drain_timeout: Duration,
     pub log: LogFormat,
@@ -64,6 +66,7 @@ struct File {
     device: Device,
     log: Log,
     ledger: LedgerFile,
+    tei: Tei,
     faults: Vec<crate::faults::Fault>,
 }
 
@@ -148,6 +151,12 @@ struct Log {
 struct LedgerFile {
     keep_rollouts: Option<usize>,
     keep_events: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Tei {
+    model: Option<String>,
 }
 
 /// An address with its port, or a name of this machine with one: `localhost:8080`.
@@ -239,6 +248,7 @@ impl Config {
             max_body_bytes: file.server.max_body_bytes.unwrap_or(64 << 20),
             read_timeout,
             listen_limits,
+            tei_model: file.tei.model,
             drain_timeout: file.server.drain_timeout.unwrap_or(Duration::from_secs(30)),
             log: args.log.or(file.log.format).unwrap_or(LogFormat::Text),
             log_filter: log_filter().or(file.log.filter).unwrap_or_else(|| "info".into()),

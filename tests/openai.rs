@@ -4,15 +4,15 @@
 
 mod common;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::inputs::{distance, embedding};
+use common::python::{python, run};
 use common::{Client, Server, Site, fixture, minilm, root, skipped, until};
 use serde_json::{Value, json};
 
@@ -26,37 +26,10 @@ async fn serve() -> Option<Server> {
     Some(site.start().await)
 }
 
-/// A Python with the client's package, made once below `target`; the error is what pip or python said.
-fn python() -> Result<PathBuf, String> {
-    let wanted = fs::read_to_string(root().join("tests/clients/requirements.txt")).unwrap();
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-client");
-    fs::create_dir_all(&home).unwrap();
-    // Several runs at once make it once.
-    let lock = File::create(home.join("lock")).unwrap();
-    lock.lock().unwrap();
-    let (done, python) = (home.join("installed"), home.join("venv/bin/python"));
-    if fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home.join("venv")))?;
-    let requirements = root().join("tests/clients/requirements.txt");
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
-        .arg(requirements))?;
-    fs::write(done, wanted).unwrap();
-    Ok(python)
-}
-
-fn run(command: &mut Command) -> Result<Output, String> {
-    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
-    let said = || format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if output.status.success() { Ok(output) } else { Err(said()) }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_python_client_gets_what_it_expects() {
     let Some(server) = serve().await else { return };
-    let python = match tokio::task::spawn_blocking(python).await.unwrap() {
+    let python = match tokio::task::spawn_blocking(|| python("openai-client", "requirements.txt")).await.unwrap() {
         Ok(python) => python,
         Err(why) => return skipped(&format!("the openai package could not be installed: {why}")),
     };

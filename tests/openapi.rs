@@ -21,7 +21,7 @@ struct Told {
     seen: BTreeSet<(String, String, u16)>,
 }
 
-/// The bundled digits with a version that cannot be loaded, and one model that embeds.
+/// The bundled digits with a version that cannot be loaded, and a model of each task for texts.
 fn site() -> Site {
     let site = Site::digits();
     let broken = site.models().join("digits/broken");
@@ -29,7 +29,11 @@ fn site() -> Site {
     fs::write(broken.join("config.json"), "{}").unwrap();
     site.model("tiny", "task = 'embed'\nlive = 'one'\n");
     site.version("tiny", "one", &fixture("bert-embed-mean"));
-    site
+    site.model("mood", "task = 'classify'\nlive = 'one'\n");
+    site.version("mood", "one", &fixture("bert-classify"));
+    site.model("order", "task = 'rerank'\nlive = 'one'\n");
+    site.version("order", "one", &fixture("bert-rerank"));
+    site.config("[tei]\nmodel = 'tiny'\n")
 }
 
 impl Told {
@@ -55,7 +59,10 @@ impl Told {
             let schema = operation.spec["requestBody"]["content"]["application/json"]["schema"].clone();
             let errors = self.errors(&schema, &sent);
             // What is not as the document says is refused. (The reverse need not hold: not every rule is a schema's.)
-            assert!(errors.is_empty() || status == 400, "{method} {path} took what its schema refuses: {errors:?}");
+            assert!(
+                errors.is_empty() || matches!(status, 400 | 422),
+                "{method} {path} took what its schema refuses: {errors:?}"
+            );
         }
         let body = self.judge(&operation, status, response).await;
         self.seen.insert((operation.method, operation.path, status));
@@ -164,6 +171,7 @@ async fn every_answer_is_as_the_document_says() {
     inference(&mut server).await;
     refused_inference(&mut server).await;
     openai(&mut server).await;
+    tei(&mut server).await;
     health(&mut server).await;
     rollouts(&mut server).await;
     refused_orders(&mut server).await;
@@ -226,10 +234,30 @@ async fn openai(server: &mut Told) {
     assert_eq!(server.post("/v1/embeddings", json!({ "model": "digits", "input": "a" })).await.0, 400);
     let (status, body) = server.post("/v1/embeddings", json!({ "model": "nothing", "input": "a" })).await;
     assert_eq!((status, &body["error"]["code"]), (404, &json!("model_not_found")));
-    assert_eq!(server.get("/v1/models").await.1["data"].as_array().unwrap().len(), 2);
+    assert_eq!(server.get("/v1/models").await.1["data"].as_array().unwrap().len(), 4);
     assert_eq!(server.get("/v1/models/tiny").await.0, 200);
     assert_eq!(server.get("/v1/models/nothing").await.0, 404);
     assert_eq!(server.get("/v1/models/%ff").await.0, 400);
+}
+
+async fn tei(server: &mut Told) {
+    for inputs in [json!("a"), json!(["a", "b"]), json!([1, 2]), json!([[1], [2, 3]])] {
+        for path in ["/", "/embed"] {
+            assert_eq!(server.post(path, json!({ "inputs": inputs, "truncate": true })).await.0, 200);
+        }
+    }
+    for inputs in [json!("a"), json!(["a", "b"]), json!([["a"], ["a", "b"]])] {
+        assert_eq!(server.post("/predict", json!({ "inputs": inputs, "raw_scores": true })).await.0, 200);
+    }
+    let rerank = json!({ "query": "a", "texts": ["b", "c"], "return_text": true });
+    assert_eq!(server.post("/rerank", rerank).await.0, 200);
+    assert_eq!(server.get("/info").await.0, 200);
+    assert_eq!(server.ask(Method::POST, "/info", Ask::Nothing).await.0, 200);
+    assert_eq!(server.post("/embed", json!({ "inputs": [] })).await.0, 400);
+    for body in [json!({}), json!({ "inputs": 7 }), json!({ "inputs": "a", "truncation_direction": "left" })] {
+        assert_eq!(server.post("/embed", body).await.0, 422);
+    }
+    assert_eq!(server.post("/embed", json!({ "inputs": vec!["a"; 5000] })).await.0, 413);
 }
 
 async fn health(server: &mut Told) {
@@ -336,7 +364,7 @@ async fn refused_orders(server: &mut Told) {
 }
 
 async fn history(server: &mut Told) {
-    assert_eq!(server.get("/models").await.1["models"].as_array().unwrap().len(), 2);
+    assert_eq!(server.get("/models").await.1["models"].as_array().unwrap().len(), 4);
     assert_eq!(server.get("/models/nothing").await.0, 404);
     let (_, all) = server.get("/admin/rollouts").await;
     assert!(all["rollouts"].as_array().unwrap().len() > 5 && all["figures"]["downtime_ms"].is_object());

@@ -94,6 +94,7 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
         supervisor: Arc::clone(&supervisor),
         metrics: Arc::new(Metrics::new()),
         limits: HttpLimits { max_body_bytes: config.max_body_bytes, read_timeout: config.read_timeout },
+        tei_model: config.tei_model.clone(),
         stop: stopped.clone(),
         started: AtomicBool::new(false),
         closing: watch::Sender::new(false),

@@ -18,6 +18,7 @@ mod reply;
 mod request;
 mod rollout_reply;
 mod routes;
+mod tei;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct App {
     pub supervisor: Arc<Supervisor>,
     pub metrics: Arc<Metrics>,
     pub limits: HttpLimits,
+    /// Answers text-embeddings-inference's routes, which name no model.
+    pub tei_model: Option<String>,
     /// True when the server begins to stop: readiness turns false, admitted requests finish.
     pub stop: watch::Receiver<bool>,
     /// Set when all models were brought up once.
@@ -103,7 +106,7 @@ fn routes(serves: Serves, guard: &Guard) -> Routes {
         false => admin::lists().behind(|router| router.route_layer(listing)),
     });
     if serves != Serves::Admin {
-        let asking = native::routes().merge(openai::routes());
+        let asking = native::routes().merge(openai::routes()).merge(tei::routes());
         let key = middleware::from_fn_with_state(Arc::clone(&guard), auth::inference);
         routes = routes.merge(asking.behind(|router| router.route_layer(key)));
     }

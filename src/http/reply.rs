@@ -13,6 +13,8 @@ use crate::generation::Stamp;
 pub enum Dialect {
     Native,
     OpenAi,
+    /// text-embeddings-inference's.
+    Tei,
 }
 
 impl Dialect {
@@ -20,18 +22,27 @@ impl Dialect {
         match self {
             Dialect::Native => "native",
             Dialect::OpenAi => "openai",
+            Dialect::Tei => "tei",
         }
     }
 
     /// The dialect whose error bodies a path's clients read.
     pub fn of(path: &str) -> Self {
-        if path.starts_with("/v1/") { Dialect::OpenAi } else { Dialect::Native }
+        match path {
+            "/" | "/embed" | "/predict" | "/rerank" | "/info" => Dialect::Tei,
+            _ if path.starts_with("/v1/") => Dialect::OpenAi,
+            _ => Dialect::Native,
+        }
     }
 }
 
 /// DESIGN section 7: one status a kind.
-pub(super) fn status(kind: Kind) -> StatusCode {
+///
+/// Clients of text-embeddings-inference know two of them by other statuses.
+pub(super) fn status(dialect: Dialect, kind: Kind) -> StatusCode {
     match kind {
+        Kind::BadRequest if dialect == Dialect::Tei => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::Internal if dialect == Dialect::Tei => StatusCode::FAILED_DEPENDENCY,
         Kind::BadRequest => StatusCode::BAD_REQUEST,
         Kind::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Kind::Unauthorised => StatusCode::UNAUTHORIZED,
@@ -60,6 +71,23 @@ fn openai_words(kind: Kind) -> (&'static str, Option<&'static str>) {
         Kind::NotServing => ("server_error", Some("not_serving")),
         Kind::Deadline => ("server_error", Some("timeout")),
         Kind::Internal | Kind::NoRoom => ("server_error", None),
+    }
+}
+
+/// text-embeddings-inference's `error_type` for a kind.
+fn tei_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Overloaded => "Overloaded",
+        Kind::NotServing => "Unhealthy",
+        Kind::Internal | Kind::Deadline | Kind::NoRoom => "Backend",
+        Kind::BadRequest
+        | Kind::Unsupported
+        | Kind::Unauthorised
+        | Kind::Forbidden
+        | Kind::NotFound
+        | Kind::Conflict
+        | Kind::TooLarge
+        | Kind::Refused => "Validation",
     }
 }
 
@@ -92,7 +120,8 @@ impl IntoResponse for Failure {
             _ => self.error.to_string(),
         };
         let details = if kind == Kind::Internal { Value::Null } else { self.error.details() };
-        let mut response = (status(kind), Json(body(self.dialect, kind, &message, details))).into_response();
+        let mut response =
+            (status(self.dialect, kind), Json(body(self.dialect, kind, &message, details))).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.error.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
@@ -121,6 +150,7 @@ pub(super) fn body(dialect: Dialect, kind: Kind, message: &str, details: Value) 
             let param = details.get("param").cloned().unwrap_or(Value::Null);
             json!({ "error": { "message": message, "type": class, "param": param, "code": code } })
         }
+        Dialect::Tei => json!({ "error": message, "error_type": tei_word(kind) }),
     }
 }
 

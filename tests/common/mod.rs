@@ -6,6 +6,7 @@
 pub(crate) mod http;
 pub(crate) mod inputs;
 pub(crate) mod minilm;
+pub(crate) mod python;
 pub(crate) mod tensors;
 
 use std::fs;

@@ -25,7 +25,7 @@ const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge,
 const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
-    [inference(), lists(), orders(), history(), health()].concat()
+    [inference(), tei(), lists(), orders(), history(), health()].concat()
 }
 
 fn inference() -> Vec<(Mounted, Operation)> {
@@ -47,6 +47,32 @@ fn inference() -> Vec<(Mounted, Operation)> {
     vec![
         (("POST", "/models/{ref}/infer"), infer.refused(Dialect::Native, ASKING)),
         (("POST", "/v1/embeddings"), embeddings.refused(Dialect::OpenAi, ASKING)),
+    ]
+}
+
+/// No status but these has two kinds, so that none hides another.
+fn tei() -> Vec<(Mounted, Operation)> {
+    let tei = |what: &str, request: &str, answer: &str| {
+        Described::new("text-embeddings-inference", what)
+            .keyed()
+            .json_body(request, Required::True)
+            .stamped("200", "An answer for each input", answer)
+            .content("400", "There is no input, or an empty one", JSON, reference("TeiError"))
+            .refused(Dialect::Tei, ASKING)
+    };
+    let info = || {
+        Described::new("text-embeddings-inference", "The model that `/` asks")
+            .keyed()
+            .stamped("200", "The model", "TeiInfo")
+            .refused(Dialect::Tei, &[NotFound, Conflict, NotServing])
+    };
+    vec![
+        (("POST", "/"), tei("Ask the model, whatever its task", "TeiRequest", "TeiAnswer")),
+        (("POST", "/embed"), tei("Embed texts", "EmbedRequest", "TeiEmbeddings")),
+        (("POST", "/predict"), tei("Classify texts", "PredictRequest", "TeiPredictions")),
+        (("POST", "/rerank"), tei("Order texts by how well they fit a query", "RerankRequest", "TeiRanks")),
+        (("GET", "/info"), info()),
+        (("POST", "/info"), info()),
     ]
 }
 
@@ -240,6 +266,7 @@ impl Described {
         let schema = match dialect {
             Dialect::Native => "Error",
             Dialect::OpenAi => "OpenAiError",
+            Dialect::Tei => "TeiError",
         };
         let token: &[Kind] = if self.guarded { &[Unauthorised] } else { &[] };
         for kind in kinds.iter().chain(token).chain(&[Forbidden, Internal]) {
@@ -257,7 +284,7 @@ impl Described {
             if self.stamps && !matches!(kind, Forbidden | Unauthorised) {
                 response = stamp(response);
             }
-            self = self.response(reply::status(*kind).as_str(), response);
+            self = self.response(reply::status(dialect, *kind).as_str(), response);
         }
         self.operation.build()
     }

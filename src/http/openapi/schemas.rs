@@ -5,6 +5,7 @@
 #![expect(dead_code, reason = "mirrors are described, never made")]
 
 mod rollouts;
+mod tei;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use utoipa::openapi::schema::ArrayBuilder;
 use utoipa::openapi::{ComponentsBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::http::{admin, native, openai};
+use crate::http::{admin, native, openai, tei as asked};
 use rollouts::{Event, Outcome, Released, Rollout, Rollouts};
 
 pub(super) fn components() -> ComponentsBuilder {
@@ -25,6 +26,13 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<OpenAiModels>(&mut all);
     add::<OpenAiModel>(&mut all);
     add::<OpenAiError>(&mut all);
+    add::<asked::EmbedRequest>(&mut all);
+    add::<asked::PredictRequest>(&mut all);
+    add::<asked::RerankRequest>(&mut all);
+    add::<tei::TeiRequest>(&mut all);
+    add::<tei::TeiAnswer>(&mut all);
+    add::<tei::TeiInfo>(&mut all);
+    add::<tei::TeiError>(&mut all);
     add::<Error>(&mut all);
     add::<StreamedError>(&mut all);
     add::<Models>(&mut all);

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::*;
-use crate::http::{Access, Guard, Serves, routes};
+use crate::http::{Access, Dialect, Guard, Serves, routes};
 
 fn mounted(serves: Serves) -> Vec<Mounted> {
     described(routes(serves, &Guard { loopback: true, access: Access::default() })).mounted().to_vec()
@@ -81,7 +81,11 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
     let document = document_of(Serves::Everything);
     for (method, path) in told(&document) {
         let operation = &document["paths"][&path][method.to_lowercase()];
-        let schema = if path.starts_with("/v1/") { "OpenAiError" } else { "Error" };
+        let (schema, inside) = match Dialect::of(&path) {
+            Dialect::Native => ("Error", "500"),
+            Dialect::OpenAi => ("OpenAiError", "500"),
+            Dialect::Tei => ("TeiError", "424"),
+        };
         let responses = operation["responses"].as_object().unwrap();
         for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
             let said = response["content"]["application/json"]["schema"]["$ref"].as_str().unwrap();
@@ -90,7 +94,7 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
             assert_eq!(said.rsplit('/').next().unwrap(), expected, "{method} {path} {status}");
             assert!(response["headers"]["x-request-id"].is_object());
         }
-        assert!(responses.contains_key("403") && responses.contains_key("500"), "{method} {path}");
+        assert!(responses.contains_key("403") && responses.contains_key(inside), "{method} {path}");
         let change = method != "GET" && path.starts_with("/models") && !path.ends_with("/infer");
         let admin = path.starts_with("/admin") || change;
         let public = ["/health", "/ready", "/metrics", "/openapi.json"].contains(&path.as_str())
