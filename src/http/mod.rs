@@ -11,6 +11,7 @@ mod body;
 mod guard;
 mod listen;
 mod native;
+mod oip;
 mod openai;
 mod openapi;
 mod ops;
@@ -106,13 +107,14 @@ fn routes(serves: Serves, guard: &Guard) -> Routes {
         false => admin::lists().behind(|router| router.route_layer(listing)),
     });
     if serves != Serves::Admin {
-        let asking = native::routes().merge(openai::routes()).merge(tei::routes());
+        let asking = native::routes().merge(openai::routes()).merge(tei::routes()).merge(oip::routes());
         let key = middleware::from_fn_with_state(Arc::clone(&guard), auth::inference);
         routes = routes.merge(asking.behind(|router| router.route_layer(key)));
     }
     if serves != Serves::Inference {
         let token = middleware::from_fn_with_state(guard, auth::admin);
-        routes = routes.merge(admin::routes().behind(|router| router.route_layer(token)));
+        let orders = admin::routes().merge(oip::repository::orders());
+        routes = routes.merge(orders.behind(|router| router.route_layer(token)));
     }
     routes
 }

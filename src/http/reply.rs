@@ -15,6 +15,8 @@ pub enum Dialect {
     OpenAi,
     /// text-embeddings-inference's.
     Tei,
+    /// The Open Inference Protocol's.
+    Oip,
 }
 
 impl Dialect {
@@ -23,6 +25,7 @@ impl Dialect {
             Dialect::Native => "native",
             Dialect::OpenAi => "openai",
             Dialect::Tei => "tei",
+            Dialect::Oip => "oip",
         }
     }
 
@@ -31,6 +34,9 @@ impl Dialect {
         match path {
             "/" | "/embed" | "/predict" | "/rerank" | "/info" => Dialect::Tei,
             _ if path.starts_with("/v1/") => Dialect::OpenAi,
+            // Whether the server is there is told as everywhere.
+            _ if path.starts_with("/v2/health/") => Dialect::Native,
+            _ if path == "/v2" || path.starts_with("/v2/") => Dialect::Oip,
             _ => Dialect::Native,
         }
     }
@@ -151,6 +157,7 @@ pub(super) fn body(dialect: Dialect, kind: Kind, message: &str, details: Value) 
             json!({ "error": { "message": message, "type": class, "param": param, "code": code } })
         }
         Dialect::Tei => json!({ "error": message, "error_type": tei_word(kind) }),
+        Dialect::Oip => json!({ "error": message }),
     }
 }
 

@@ -58,6 +58,14 @@ pub(super) async fn answer(mut handle: Handle, wait: Wait) -> Response {
     }
 }
 
+/// Waits until `wait` is reached.
+///
+/// # Errors
+/// What kept it from being reached.
+pub(super) async fn reached(mut handle: Handle, wait: Wait) -> Result<()> {
+    outcome(handle.until(|view| wait.is_reached(view)).await?.as_ref())
+}
+
 /// A view as the answer to the request that waited for it.
 fn finished(view: &View) -> Response {
     match outcome(view) {

@@ -25,7 +25,7 @@ const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge,
 const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
-    [inference(), tei(), lists(), orders(), history(), health()].concat()
+    [inference(), tei(), oip(), lists(), orders(), history(), health()].concat()
 }
 
 fn inference() -> Vec<(Mounted, Operation)> {
@@ -73,6 +73,80 @@ fn tei() -> Vec<(Mounted, Operation)> {
         (("POST", "/rerank"), tei("Order texts by how well they fit a query", "RerankRequest", "TeiRanks")),
         (("GET", "/info"), info()),
         (("POST", "/info"), info()),
+    ]
+}
+
+fn oip() -> Vec<(Mounted, Operation)> {
+    let oip = |what: &str| Described::new("open inference protocol", what);
+    let told = |what: &str, answer: &str| oip(what).keyed().stamped("200", what, answer);
+    let absent: &[Kind] = &[BadRequest, NotFound, Conflict, NotServing];
+    let of = |path: &'static str, describe: &dyn Fn() -> Described, kinds: &[Kind]| -> (Mounted, Operation) {
+        let described = describe().named("model");
+        let described = if path.contains("{version}") { described.named("version") } else { described };
+        (("GET", path), described.refused(Dialect::Oip, kinds))
+    };
+    let metadata = || told("The tensors of a model", "OipModel");
+    let config = || told("A model, as Triton's configuration tells it", "OipConfig");
+    let statistics = || told("What a version has answered", "OipStatistics");
+    let ready = || oip("Whether a model answers").keyed().answers("200", "It does", "OipReady");
+    let infer = || {
+        oip("Ask a model with tensors")
+            .keyed()
+            .body(
+                RequestBodyBuilder::new()
+                    .content(JSON, Content::new(Some(reference("OipRequest"))))
+                    .content("application/octet-stream", Content::new(Some(binary())))
+                    .description(Some("Tensors as JSON, or JSON and the bytes of tensors behind it"))
+                    .required(Some(Required::True)),
+            )
+            .stamped(
+                "200",
+                "The outputs that were asked for; their bytes follow the JSON where that was asked",
+                "OipResponse",
+            )
+            .named("model")
+    };
+    let order = |what: &str| {
+        oip(what)
+            .admin()
+            .json_body("RepositoryOrder", Required::False)
+            .named("model")
+            .response("200", response("It is done"))
+    };
+    let index = oip("Every version, and whether it answers").keyed().json_body("IndexOrder", Required::False);
+    let index = index.answers("200", "The versions", "OipIndex");
+    vec![
+        (("GET", "/v2"), oip("This server").keyed().answers("200", "It", "OipServer").refused(Dialect::Oip, &[])),
+        (
+            ("GET", "/v2/models"),
+            oip("Every model").keyed().answers("200", "Their names", "OipModels").refused(Dialect::Oip, &[]),
+        ),
+        of("/v2/models/{model}", &metadata, absent),
+        of("/v2/models/{model}/versions/{version}", &metadata, absent),
+        of("/v2/models/{model}/config", &config, absent),
+        of("/v2/models/{model}/versions/{version}/config", &config, absent),
+        of("/v2/models/{model}/ready", &ready, absent),
+        of("/v2/models/{model}/versions/{version}/ready", &ready, absent),
+        of("/v2/models/{model}/stats", &statistics, absent),
+        of("/v2/models/{model}/versions/{version}/stats", &statistics, absent),
+        (
+            ("GET", "/v2/models/stats"),
+            oip("What all have answered").keyed().answers("200", "It", "OipStatistics").refused(Dialect::Oip, &[]),
+        ),
+        (("POST", "/v2/models/{model}/infer"), infer().refused(Dialect::Oip, ASKING)),
+        (
+            ("POST", "/v2/models/{model}/versions/{version}/infer"),
+            infer().named("version").refused(Dialect::Oip, ASKING),
+        ),
+        (("POST", "/v2/repository/index"), index.refused(Dialect::Oip, &[BadRequest, Unsupported, TooLarge])),
+        (
+            ("POST", "/v2/repository/models/{model}/load"),
+            order("Load, prove and promote a version").refused(Dialect::Oip, ORDERING),
+        ),
+        (
+            ("POST", "/v2/repository/models/{model}/unload"),
+            order("Drop a version that is not live").refused(Dialect::Oip, ORDERING),
+        ),
     ]
 }
 
@@ -204,6 +278,8 @@ impl Described {
     fn named(self, name: &str) -> Self {
         let what = match name {
             "ref" => "`model@version`, a model, or a version alone where only one model has it",
+            "model" => "A model, or `model@version`",
+            "version" => "A version of it that is resident",
             _ => "The rollout's id",
         };
         let path = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
@@ -267,6 +343,7 @@ impl Described {
             Dialect::Native => "Error",
             Dialect::OpenAi => "OpenAiError",
             Dialect::Tei => "TeiError",
+            Dialect::Oip => "OipError",
         };
         let token: &[Kind] = if self.guarded { &[Unauthorised] } else { &[] };
         for kind in kinds.iter().chain(token).chain(&[Forbidden, Internal]) {

@@ -4,6 +4,7 @@
 //! too many or too few fails.
 #![expect(dead_code, reason = "mirrors are described, never made")]
 
+mod oip;
 mod rollouts;
 mod tei;
 
@@ -14,6 +15,7 @@ use utoipa::openapi::schema::ArrayBuilder;
 use utoipa::openapi::{ComponentsBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::http::oip::repository::{IndexOrder, RepositoryOrder};
 use crate::http::{admin, native, openai, tei as asked};
 use rollouts::{Event, Outcome, Released, Rollout, Rollouts};
 
@@ -33,6 +35,18 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<tei::TeiAnswer>(&mut all);
     add::<tei::TeiInfo>(&mut all);
     add::<tei::TeiError>(&mut all);
+    add::<oip::OipError>(&mut all);
+    add::<oip::OipServer>(&mut all);
+    add::<oip::OipModels>(&mut all);
+    add::<oip::OipReady>(&mut all);
+    add::<oip::OipModel>(&mut all);
+    add::<oip::OipConfig>(&mut all);
+    add::<oip::OipStatistics>(&mut all);
+    add::<oip::OipRequest>(&mut all);
+    add::<oip::OipResponse>(&mut all);
+    add::<oip::OipIndex>(&mut all);
+    add::<IndexOrder>(&mut all);
+    add::<RepositoryOrder>(&mut all);
     add::<Error>(&mut all);
     add::<StreamedError>(&mut all);
     add::<Models>(&mut all);

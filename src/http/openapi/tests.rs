@@ -85,18 +85,20 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
             Dialect::Native => ("Error", "500"),
             Dialect::OpenAi => ("OpenAiError", "500"),
             Dialect::Tei => ("TeiError", "424"),
+            Dialect::Oip => ("OipError", "500"),
         };
         let responses = operation["responses"].as_object().unwrap();
         for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {
             let said = response["content"]["application/json"]["schema"]["$ref"].as_str().unwrap();
-            let ready = path.ends_with("ready") && status == "503";
+            let ready = matches!(path.as_str(), "/ready" | "/v2/health/ready") && status == "503";
             let expected = if ready { "Ready" } else { schema };
             assert_eq!(said.rsplit('/').next().unwrap(), expected, "{method} {path} {status}");
             assert!(response["headers"]["x-request-id"].is_object());
         }
         assert!(responses.contains_key("403") && responses.contains_key(inside), "{method} {path}");
         let change = method != "GET" && path.starts_with("/models") && !path.ends_with("/infer");
-        let admin = path.starts_with("/admin") || change;
+        let repository = path.ends_with("/load") || path.ends_with("/unload");
+        let admin = path.starts_with("/admin") || change || repository;
         let public = ["/health", "/ready", "/metrics", "/openapi.json"].contains(&path.as_str())
             || path.starts_with("/v2/health/");
         assert_eq!(responses.contains_key("401"), !public, "{method} {path}");

@@ -1,0 +1,135 @@
+//! The model repository extension: which versions there are, and changing which one serves.
+//!
+//! `load` is a whole promote: load beside, gate, switch; it answers when the version is live, or with why it is not.
+//! `unload` drops a version that is not live. Beside `admin` the only dialect that knows the supervisor.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::plain;
+use crate::error::{Error, Result};
+use crate::http::reply::Failure;
+use crate::http::rollout_reply::{self, Wait};
+use crate::http::routes::{Named, Routes};
+use crate::http::{App, body};
+use crate::rollout::{Answer, ModelReport, Options, Released};
+
+const MOST_ORDER_BYTES: usize = 64 << 10;
+
+pub(in crate::http) fn orders() -> Routes {
+    Routes::default()
+        .post("/v2/repository/models/{model}/load", load)
+        .post("/v2/repository/models/{model}/unload", unload)
+}
+
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+pub(in crate::http) struct IndexOrder {
+    /// Only versions that can be asked.
+    #[serde(default)]
+    ready: bool,
+}
+
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+pub(in crate::http) struct RepositoryOrder {
+    /// `version`: which one to load or unload, unless the path says it (`model@version`). `unload_dependents` means nothing here.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    parameters: Map<String, Value>,
+}
+
+pub(super) async fn index(State(app): State<Arc<App>>, request: Request) -> Response {
+    let work = async {
+        let order: IndexOrder = read(&app, request).await?;
+        let models = app.supervisor.models().await;
+        let rows = models.iter().flat_map(rows).filter(|row| !order.ready || row["state"] == "READY");
+        Ok(Json(rows.collect::<Vec<_>>()).into_response())
+    };
+    work.await.unwrap_or_else(|failure: Failure| failure.into_response())
+}
+
+/// Every version of a model: those that can be asked, and the others with why not.
+fn rows(model: &ModelReport) -> Vec<Value> {
+    let serves =
+        [&model.live, &model.previous, &model.candidate].map(|place| place.as_ref().map(|place| &place.version));
+    let mut versions: Vec<&String> = model.versions.iter().collect();
+    for version in serves.into_iter().flatten() {
+        if !versions.contains(&version) {
+            versions.push(version);
+        }
+    }
+    let row = |version: &String| {
+        let live = model.live.as_ref().is_some_and(|place| place.version == *version);
+        let previous = model.previous.as_ref().is_some_and(|place| place.version == *version);
+        let candidate = model.candidate.as_ref().filter(|place| place.version == *version);
+        let (state, reason) = match candidate {
+            _ if live || previous => ("READY", String::new()),
+            Some(place) if place.phase.name() == "ready" => ("READY", String::new()),
+            Some(place) => ("LOADING", place.phase.name().to_owned()),
+            None => ("UNAVAILABLE", model.not_serving.clone().unwrap_or_else(|| "not loaded".into())),
+        };
+        json!({ "name": model.name, "version": version, "state": state, "reason": reason })
+    };
+    versions.into_iter().map(row).collect()
+}
+
+async fn load(State(app): State<Arc<App>>, Named(model): Named, request: Request) -> Response {
+    let work = async {
+        let order: RepositoryOrder = read(&app, request).await?;
+        let unsupported = |name: &&String| *name == "config" || name.starts_with("file:");
+        if let Some(name) = order.parameters.keys().find(unsupported) {
+            let message = format!("{name} is not supported: versions are folders below the model's");
+            return Err(plain(Error::bad_param("parameters", message)));
+        }
+        let reference = match reference(&model, &order).map_err(plain)? {
+            reference if reference.contains('@') => reference,
+            // Without a version it is the one there is.
+            model => match app.supervisor.resolve(&model).await.map_err(plain)?.slot.versions().as_slice() {
+                [only] => format!("{model}@{only}"),
+                several => {
+                    let message = format!("which version of {model}? There are {}", several.join(", "));
+                    return Err(plain(Error::bad_param("parameters", format!("{message}; say it as model@version"))));
+                }
+            },
+        };
+        let options = Options { reason: Some("repository load".into()), ..Options::default() };
+        match app.supervisor.promote(&reference, options).await.map_err(plain)? {
+            Answer::Already { .. } => {}
+            Answer::Rollout(handle) => rollout_reply::reached(handle, Wait::Switched).await.map_err(plain)?,
+        }
+        Ok(StatusCode::OK.into_response())
+    };
+    work.await.unwrap_or_else(|failure: Failure| failure.into_response())
+}
+
+async fn unload(State(app): State<Arc<App>>, Named(model): Named, request: Request) -> Response {
+    let work = async {
+        let order: RepositoryOrder = read(&app, request).await?;
+        let reference = reference(&model, &order).map_err(plain)?;
+        if let Released::Ends(mut handle) = app.supervisor.release(&reference).await.map_err(plain)? {
+            handle.until(|view| view.phase.is_end()).await.map_err(plain)?;
+        }
+        Ok(StatusCode::OK.into_response())
+    };
+    work.await.unwrap_or_else(|failure: Failure| failure.into_response())
+}
+
+async fn read<T: serde::de::DeserializeOwned + Default>(app: &App, request: Request) -> Result<T, Failure> {
+    let bytes = body::read(request, MOST_ORDER_BYTES, app.limits.read_timeout).await.map_err(plain)?;
+    body::json_or_default(&bytes).map_err(plain)
+}
+
+fn reference(model: &str, order: &RepositoryOrder) -> Result<String> {
+    match order.parameters.get("version") {
+        None => Ok(model.to_owned()),
+        Some(Value::String(version)) if !model.contains('@') => Ok(format!("{model}@{version}")),
+        Some(other) => {
+            Err(Error::bad_param("parameters", format!("version: expected a name, and one only, found {other}")))
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the Open Inference Protocol's routes take and answer.
+#![expect(dead_code, reason = "mirrors are described, never made")]
+
+use serde_json::{Map, Value};
+use utoipa::openapi::schema::ArrayBuilder;
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+#[derive(ToSchema)]
+pub(super) struct OipError {
+    error: String,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipServer {
+    name: String,
+    version: String,
+    extensions: Vec<String>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipModels {
+    models: Vec<String>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipReady {
+    name: String,
+    ready: bool,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipModel {
+    name: String,
+    /// Those that can be asked now.
+    versions: Vec<String>,
+    platform: String,
+    inputs: Vec<OipTensor>,
+    outputs: Vec<OipTensor>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipTensor {
+    name: String,
+    datatype: String,
+    /// -1 is any size.
+    shape: Vec<i64>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipConfig {
+    name: String,
+    platform: String,
+    backend: String,
+    max_batch_size: u64,
+    input: Vec<OipConfigured>,
+    output: Vec<OipConfigured>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipConfigured {
+    name: String,
+    data_type: String,
+    dims: Vec<i64>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipStatistics {
+    model_stats: Vec<OipModelStatistics>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipModelStatistics {
+    name: String,
+    version: String,
+    inference_stats: OipInferenceStatistics,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipInferenceStatistics {
+    success: OipCount,
+    fail: OipCount,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipCount {
+    count: u64,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipRequest {
+    id: Option<String>,
+    /// `binary_data_output`, `timeout` in microseconds, `truncate`, `dimensions`, `normalize`, `raw_scores`; others are ignored.
+    #[schema(value_type = Option<Object>, additional_properties)]
+    parameters: Option<Map<String, Value>>,
+    inputs: Vec<OipInput>,
+    outputs: Option<Vec<OipWanted>>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipInput {
+    name: String,
+    shape: Vec<i64>,
+    datatype: String,
+    #[schema(value_type = Option<Object>, additional_properties)]
+    parameters: Option<Map<String, Value>>,
+    /// Elements, nested or not; none where their bytes follow the JSON (`binary_data_size`).
+    #[schema(value_type = Option<Vec<Value>>)]
+    data: Option<Value>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipWanted {
+    name: String,
+    #[schema(value_type = Option<Object>, additional_properties)]
+    parameters: Option<Map<String, Value>>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipResponse {
+    #[schema(nullable = false)]
+    id: Option<String>,
+    model_name: String,
+    model_version: String,
+    outputs: Vec<OipOutput>,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipOutput {
+    name: String,
+    datatype: String,
+    shape: Vec<u64>,
+    /// Row-major.
+    #[schema(value_type = Vec<Value>)]
+    data: Value,
+}
+
+#[derive(ToSchema)]
+pub(super) struct OipVersion {
+    name: String,
+    version: String,
+    /// `READY`, `LOADING` or `UNAVAILABLE`.
+    state: String,
+    /// Why it is not ready.
+    reason: String,
+}
+
+/// Every version of every model.
+pub(super) struct OipIndex;
+
+impl PartialSchema for OipIndex {
+    fn schema() -> RefOr<Schema> {
+        ArrayBuilder::new().items(Ref::from_schema_name(OipVersion::name())).into()
+    }
+}
+
+impl ToSchema for OipIndex {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((OipVersion::name().into_owned(), OipVersion::schema()));
+    }
+}
