@@ -254,6 +254,7 @@ mod tests {
     impl Counted {
         /// What came of a batch on so many threads, and what ran where.
         fn run(inputs: &[usize], (pool, per_token): (usize, usize)) -> (Vec<f32>, Vec<(usize, usize)>) {
+            let _lock = crate::model::together::alone();
             let model = Counted::default();
             let pending = on_threads(pool, || in_passes(inputs, &work(per_token), &model)).unwrap();
             let mut ran = model.0.into_inner().unwrap();

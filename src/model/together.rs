@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::hint::spin_loop;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use candle_core::{Result, Tensor, bail};
 
@@ -53,13 +53,19 @@ impl<'a> Share<'a> {
 /// Runs `blocks` on shares of `x` side by side, on the first of the current pool's threads, and returns the rows in
 /// their order. `shares`: adjacent ranges that are all of `x`.
 ///
-/// The pool's threads must have nothing else to do for long: they wait for each other.
+/// The pool's threads must have nothing else to do for long: they wait for each other. Two passes that did so on one pool
+/// could wait for each other's threads for ever, so while one does another shares its layers, as any pass can.
 pub(super) fn together(
     x: &Tensor,
     segments: &Segments,
     shares: &[Range<usize>],
     blocks: impl Fn(Tensor, &Share<'_>) -> Result<Tensor> + Sync,
 ) -> Result<Tensor> {
+    let _only = match ONLY.try_lock() {
+        Ok(only) => only,
+        Err(TryLockError::Poisoned(only)) => only.into_inner(),
+        Err(TryLockError::WouldBlock) => return blocks(x.clone(), &Share::all(segments)),
+    };
     let meeting = Meeting::of(shares.len());
     let run = |number: usize, rows: &Range<usize>| {
         // Whoever fails, by a panic too, must not be waited for.
@@ -78,6 +84,9 @@ pub(super) fn together(
     }
     Tensor::cat(&done.into_iter().collect::<Result<Vec<_>>>()?, 0)
 }
+
+/// Held while threads meet. There is one engine to a process, so nobody is kept from it there.
+static ONLY: Mutex<()> = Mutex::new(());
 
 const LEFT_ALONE: &str = "another part of the batch failed";
 
@@ -186,6 +195,13 @@ fn take(slot: &Mutex<Brought>) -> Option<KeysValues> {
     if slot.takers == 0 { slot.what.take() } else { slot.what.clone() }
 }
 
+/// For tests that look at how a pass was run, which depends on whether another one runs.
+#[cfg(test)]
+pub(super) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -222,6 +238,7 @@ mod tests {
                 }
                 Ok(x)
             };
+            let _lock = super::alone();
             let alone = blocks(x.clone(), &Share::all(&segments)).unwrap();
             let shares = even_rows(&lengths, threads, |length| 100 + length);
             let got = on_threads(threads, || together(&x, &segments, &shares, blocks)).unwrap();
@@ -250,6 +267,7 @@ mod tests {
 
     #[test]
     fn who_fails_is_not_waited_for_and_its_error_is_told() {
+        let _lock = alone();
         let segments = Segments::of([20]);
         let shares = even_rows(&[20], 2, |_| 1);
         let second = |share: &Share<'_>| share.member.as_ref().is_some_and(|member| member.number == 1);
@@ -268,6 +286,29 @@ mod tests {
         assert!(error.to_string().contains("no such kernel"), "{error}");
         let panicked = catch_unwind(AssertUnwindSafe(|| run(&|| panic!("planted"))));
         assert!(panicked.is_err());
+    }
+
+    #[test]
+    fn passes_that_share_a_pool_do_not_wait_for_each_other_for_ever() {
+        let _lock = alone();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let segments = Segments::of([40]);
+        let shares = even_rows(&[40], 2, |_| 1);
+        let expected = values(&attention(&rows(40, 4), &rows(40, 4), &rows(40, 4), (&segments, 1)).unwrap());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let run = || {
+                            together(&rows(40, 4), &segments, &shares, |x, share| {
+                                share.attention(&x, x.clone(), x.clone(), 1)
+                            })
+                        };
+                        assert_eq!(values(&pool.install(run).unwrap()), expected);
+                    }
+                });
+            }
+        });
     }
 
     #[test]
