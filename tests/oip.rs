@@ -3,35 +3,14 @@
 
 mod common;
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
 use base64::Engine as _;
 use common::inputs::{distance, embedding};
-use common::python::python;
-use common::{Server, Site, fixture, root, skipped};
+use common::{Server, Site, fixture, python};
 use serde_json::{Value, json};
 
-/// What a script with the real client prints; none where the client cannot be had.
+/// What a script with the real client prints.
 async fn client_says(script: &str, arguments: &[&str], input: Value) -> Option<String> {
-    let python = match tokio::task::spawn_blocking(|| python("oip-client", "oip.txt")).await.unwrap() {
-        Ok(python) => python,
-        Err(why) => {
-            skipped(&format!("the tritonclient package could not be installed: {why}"));
-            return None;
-        }
-    };
-    let mut client = Command::new(python);
-    client.arg(root().join("tests/clients").join(script)).args(arguments);
-    let run = move || {
-        let piped = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = piped.unwrap();
-        child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
-    };
-    let output = tokio::task::spawn_blocking(run).await.unwrap();
-    assert!(output.status.success(), "the client was not content:\n{}", String::from_utf8_lossy(&output.stderr));
-    Some(String::from_utf8(output.stdout).unwrap())
+    python::client_says(("oip-client", "oip.txt"), (script, arguments), input.to_string()).await
 }
 
 fn address(server: &Server) -> String {

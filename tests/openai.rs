@@ -5,15 +5,13 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::inputs::{distance, embedding};
-use common::python::{python, run};
-use common::{Client, Server, Site, fixture, minilm, root, skipped, until};
+use common::{Client, Server, Site, fixture, minilm, python, until};
 use serde_json::{Value, json};
 
 /// A server with minilm; none where it cannot be had.
@@ -29,15 +27,9 @@ async fn serve() -> Option<Server> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_python_client_gets_what_it_expects() {
     let Some(server) = serve().await else { return };
-    let python = match tokio::task::spawn_blocking(|| python("openai-client", "requirements.txt")).await.unwrap() {
-        Ok(python) => python,
-        Err(why) => return skipped(&format!("the openai package could not be installed: {why}")),
-    };
-    let mut client = Command::new(python);
-    client.arg(root().join("tests/clients/openai_client.py")).args([&server.url, "minilm"]);
-    let said = tokio::task::spawn_blocking(move || run(&mut client)).await.unwrap();
-    let said = said.unwrap_or_else(|said| panic!("the client was not content:\n{said}"));
-    assert!(String::from_utf8_lossy(&said.stdout).ends_with("all passed\n"));
+    let client = ("openai-client", "requirements.txt");
+    let said = python::client_says(client, ("openai_client.py", &[&server.url, "minilm"]), String::new()).await;
+    assert!(said.is_none_or(|said| said.ends_with("all passed\n")));
 }
 
 /// Inputs with the embeddings that sentence-transformers gives.

@@ -3,13 +3,11 @@
 
 mod common;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::inputs::{distance, embedding};
-use common::python::{python, run};
-use common::{Answer, Client, Site, fixture, minilm, root, skipped, until};
+use common::{Answer, Client, Site, fixture, minilm, python, until};
 use serde_json::{Value, json};
 
 fn floats(value: &Value) -> Vec<f64> {
@@ -38,18 +36,9 @@ fn refused(answer: &Answer, status: u16, word: &str, says: &str) {
 
 /// What the real client gives; none where it cannot be had.
 async fn client_says(url: &str, what: &str, text: Value) -> Option<Value> {
-    let python = match tokio::task::spawn_blocking(|| python("tei-client", "tei.txt")).await.unwrap() {
-        Ok(python) => python,
-        Err(why) => {
-            skipped(&format!("the huggingface_hub package could not be installed: {why}"));
-            return None;
-        }
-    };
-    let mut client = Command::new(python);
-    client.arg(root().join("tests/clients/tei_client.py")).args([url, what, &text.to_string()]);
-    let said = tokio::task::spawn_blocking(move || run(&mut client)).await.unwrap();
-    let said = said.unwrap_or_else(|said| panic!("the client was not content:\n{said}"));
-    Some(serde_json::from_slice(&said.stdout).unwrap())
+    let arguments = [url, what, &text.to_string()];
+    let said = python::client_says(("tei-client", "tei.txt"), ("tei_client.py", &arguments), String::new()).await;
+    said.map(|said| serde_json::from_str(&said).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

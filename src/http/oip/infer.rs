@@ -1,13 +1,13 @@
 //! One inference: from tensors to what a model is asked, and from its outputs to tensors.
 //!
-//! Pure but for nothing: it knows values and tasks, not HTTP. A model's tensors follow from its task (`inputs_of`,
-//! `outputs_of`), so that metadata and requests cannot disagree.
+//! Pure: it knows values and tasks, not HTTP. A model's tensors follow from its task (`inputs_of`, `outputs_of`), so that
+//! metadata and requests cannot disagree.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::tensor::{Asked, Input, Output, Values, Wanted, from_base64};
+use super::tensor::{Input, Output, Values, Wanted, from_base64};
 use crate::error::{Error, Result};
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::repository::Contract;
@@ -33,16 +33,45 @@ pub(super) fn inputs_of(task: Task) -> Vec<Told> {
 
 pub(super) fn outputs_of(contract: &Contract) -> Vec<Told> {
     let size = |size: usize| i64::try_from(size).unwrap_or(-1);
-    let told = |name, datatype, shape| Told { name, datatype, shape };
-    match contract.task {
-        Task::Embed => vec![told("embedding", "FP32", vec![-1, contract.dimension.map_or(-1, size)])],
-        Task::Rerank => vec![told("score", "FP32", vec![-1])],
-        Task::Classify | Task::ImageClassify => {
-            let labels = size(contract.labels.len());
-            vec![told("label", "BYTES", vec![-1, labels]), told("score", "FP32", vec![-1, labels])]
-        }
-        Task::Generate => Vec::new(),
+    let shape = match contract.task {
+        Task::Embed => vec![-1, contract.dimension.map_or(-1, size)],
+        Task::Classify | Task::ImageClassify => vec![-1, size(contract.labels.len())],
+        Task::Rerank | Task::Generate => vec![-1],
+    };
+    let told = |name: &&'static str| Told {
+        name,
+        datatype: if *name == LABEL { "BYTES" } else { "FP32" },
+        shape: shape.clone(),
+    };
+    output_names(contract.task).iter().map(told).collect()
+}
+
+const LABEL: &str = "label";
+
+fn output_names(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Embed => &["embedding"],
+        Task::Rerank => &["score"],
+        Task::Classify | Task::ImageClassify => &[LABEL, "score"],
+        Task::Generate => &[],
     }
+}
+
+/// The outputs that come back, in their order, each with whether it comes as bytes: said before anything is computed.
+///
+/// # Errors
+/// `BadRequest` for one that the task does not give.
+pub(super) fn wanted(task: Task, asked: Option<&[Wanted]>, binary: bool) -> Result<Vec<(&'static str, bool)>> {
+    let known = output_names(task);
+    let Some(asked) = asked else { return Ok(known.iter().map(|name| (*name, binary)).collect()) };
+    let find = |wanted: &Wanted| match known.iter().find(|name| **name == wanted.name) {
+        Some(name) => Ok((*name, wanted.binary.unwrap_or(binary))),
+        None => {
+            let message = format!("output '{}' is unknown; there is {}", wanted.name, known.join(" and "));
+            Err(Error::bad_param("outputs", message))
+        }
+    };
+    asked.iter().map(find).collect()
 }
 
 /// What a model with this task is asked by these tensors.
@@ -155,17 +184,12 @@ impl Options<'_> {
     }
 }
 
-/// The outputs that were asked for, each with whether it comes as bytes, in the order that they were asked for.
-pub(super) fn outputs(rows: Vec<value::Output>, asked: (&Option<Vec<Wanted>>, bool)) -> Result<Vec<(Output, bool)>> {
+/// The outputs that are wanted, in that order.
+pub(super) fn outputs(rows: Vec<value::Output>, wanted: &[(&'static str, bool)]) -> Result<Vec<(Output, bool)>> {
     let all = tensors(rows)?;
-    let (wanted, binary) = asked;
-    let Some(wanted) = wanted else { return Ok(all.into_iter().map(|output| (output, binary)).collect()) };
-    let find = |wanted: &Wanted| {
-        let found = all.iter().find(|output| output.name == wanted.name).cloned();
-        let known = || all.iter().map(|output| output.name).collect::<Vec<_>>().join(" and ");
-        let unknown =
-            || Error::bad_param("outputs", format!("output '{}' is unknown; there is {}", wanted.name, known()));
-        Ok((found.ok_or_else(unknown)?, wanted.binary.unwrap_or(binary)))
+    let find = |&(name, binary): &(&'static str, bool)| match all.iter().find(|output| output.name == name) {
+        Some(output) => Ok((output.clone(), binary)),
+        None => Err(Error::internal(format!("the model gave no '{name}'"))),
     };
     wanted.iter().map(find).collect()
 }
@@ -199,20 +223,8 @@ fn tensors(rows: Vec<value::Output>) -> Result<Vec<Output>> {
     }
     let shape = if flat { vec![count] } else { vec![count, numbers.len() / count.max(1)] };
     let told =
-        (!labels.is_empty()).then(|| Output { name: "label", shape: shape.clone(), values: Values::Bytes(labels) });
+        (!labels.is_empty()).then(|| Output { name: LABEL, shape: shape.clone(), values: Values::Bytes(labels) });
     Ok(told.into_iter().chain([Output { name, shape, values: Values::F32(numbers) }]).collect())
-}
-
-/// The tensors of a request that names its outputs must be there; said before anything is computed.
-pub(super) fn known_outputs(asked: &Asked, contract: &Contract) -> Result<()> {
-    let known: Vec<&str> = outputs_of(contract).iter().map(|told| told.name).collect();
-    match asked.outputs.iter().flatten().find(|wanted| !known.contains(&wanted.name.as_str())) {
-        None => Ok(()),
-        Some(wanted) => {
-            let message = format!("output '{}' is unknown; there is {}", wanted.name, known.join(" and "));
-            Err(Error::bad_param("outputs", message))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -291,19 +303,17 @@ mod tests {
             value::Output::Labels { labels: vec![label("x", a), label("y", 1.0 - a)] }
         };
         let rows = || vec![labels(0.75), labels(0.5)];
-        let all = outputs(rows(), (&None, true)).unwrap();
+        let asked = |asked: Option<&[Wanted]>, binary| wanted(Task::Classify, asked, binary);
+        let all = outputs(rows(), &asked(None, true).unwrap()).unwrap();
         let told: Vec<_> = all.iter().map(|(output, binary)| (output.name, output.shape.clone(), *binary)).collect();
         assert_eq!(told, [("label", vec![2, 2], true), ("score", vec![2, 2], true)]);
-        let wanted = |name: &str, binary| Wanted { name: name.into(), binary };
-        let asked = Some(vec![wanted("score", Some(false)), wanted("label", None)]);
-        let some = outputs(rows(), (&asked, true)).unwrap();
-        assert_eq!(
-            some.iter().map(|(output, binary)| (output.name, *binary)).collect::<Vec<_>>(),
-            [("score", false), ("label", true)]
-        );
-        assert_eq!(some[0].0.values, Values::F32(vec![0.75, 0.25, 0.5, 0.5]));
-        assert!(outputs(rows(), (&Some(vec![wanted("logits", None)]), false)).is_err());
-        let scores = outputs(vec![value::Output::Score { score: 1.0 }], (&None, false)).unwrap();
+        let want = |name: &str, binary| Wanted { name: name.into(), binary };
+        let some = asked(Some(&[want("score", Some(false)), want("label", None)]), true).unwrap();
+        assert_eq!(some, [("score", false), ("label", true)]);
+        assert_eq!(outputs(rows(), &some).unwrap()[0].0.values, Values::F32(vec![0.75, 0.25, 0.5, 0.5]));
+        assert!(asked(Some(&[want("logits", None)]), false).unwrap_err().to_string().contains("'logits' is unknown"));
+        let rerank = wanted(Task::Rerank, None, false).unwrap();
+        let scores = outputs(vec![value::Output::Score { score: 1.0 }], &rerank).unwrap();
         assert_eq!((scores[0].0.name, &scores[0].0.shape[..]), ("score", &[1usize][..]));
     }
 }

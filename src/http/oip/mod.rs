@@ -9,7 +9,7 @@ mod infer;
 pub(super) mod repository;
 mod tensor;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Json;
 use axum::body::Body;
@@ -23,7 +23,7 @@ use super::reply::{Dialect, Failure, put_stamp};
 use super::routes::Routes;
 use super::{App, body, request};
 use crate::error::{Error, Result};
-use crate::slot::{Admission, Slot};
+use crate::slot::{Admission, Slot, Target};
 
 /// Bytes of the body that are JSON; tensors follow. 0: the body is the one element of the only input.
 const JSON_BYTES: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -95,24 +95,26 @@ async fn infer(State(app): State<Arc<App>>, at: At, request: Request) -> Respons
 async fn answer(app: &App, at: &At, request: Request) -> Result<Response, Failure> {
     let json = json_bytes(request.headers()).map_err(plain)?;
     let bytes = body::read(request, app.limits.max_body_bytes, app.limits.read_timeout).await.map_err(plain)?;
-    let (_, admission) = at.admit(app).map_err(plain)?;
-    // What it takes and gives is the same for every version that may serve, unless a change of contract was accepted.
-    let contract = admission.generation().contract.clone();
-    drop(admission);
+    let reference = at.reference().map_err(plain)?;
+    // The same for every version of a model, and known wherever one of them serves.
+    let task = OnceLock::new();
+    let fits = |target: &Target| {
+        target.slot.task().map(|known| task.get_or_init(|| known));
+        Ok(())
+    };
     let mut asked = None;
     let ask = || {
-        let parsed = read(&bytes, json, contract.task)?;
-        infer::known_outputs(&parsed, &contract)?;
-        let tensor::Asked { id, parameters, inputs, outputs, binary } = parsed;
-        asked = Some((id, outputs, binary));
-        infer::ask(contract.task, inputs, &parameters)
+        let task = *task.get().ok_or_else(|| Error::internal("a model without a task was admitted"))?;
+        let tensor::Asked { id, parameters, inputs, outputs, binary } = read(&bytes, json, task)?;
+        let outputs = infer::wanted(task, outputs.as_deref(), binary)?;
+        asked = Some((id, outputs));
+        infer::ask(task, inputs, &parameters)
     };
-    let reference = at.reference().map_err(plain)?;
-    let answer = request::answer(app, Dialect::Oip, &reference, |_| Ok(()), bytes.len(), ask).await?;
-    let (id, outputs, binary) = asked.unwrap_or_default();
+    let answer = request::answer(app, Dialect::Oip, &reference, fits, bytes.len(), ask).await?;
+    let (id, wanted) = asked.unwrap_or_default();
     let stamp = answer.stamp;
     let failed = |error| Failure { error, dialect: Dialect::Oip, stamp: Some(stamp.clone()) };
-    let outputs = infer::outputs(answer.outputs, (&outputs, binary)).map_err(failed)?;
+    let outputs = infer::outputs(answer.outputs, &wanted).map_err(failed)?;
     let written = tensor::write((id.as_deref(), &stamp.model, &stamp.version), &outputs).map_err(failed)?;
     let mut response = Response::new(Body::from(written.body));
     let kind = if written.json.is_some() { "application/octet-stream" } else { "application/json" };

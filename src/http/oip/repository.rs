@@ -86,17 +86,18 @@ async fn load(State(app): State<Arc<App>>, Named(model): Named, request: Request
             let message = format!("{name} is not supported: versions are folders below the model's");
             return Err(plain(Error::bad_param("parameters", message)));
         }
-        let reference = match reference(&model, &order).map_err(plain)? {
-            reference if reference.contains('@') => reference,
+        let target = app.supervisor.resolve(&reference(&model, &order).map_err(plain)?).await.map_err(plain)?;
+        let (model, versions) = (target.slot.name(), target.slot.versions());
+        let version = match (&target.version, versions.as_slice()) {
+            (Some(version), _) => version,
             // Without a version it is the one there is.
-            model => match app.supervisor.resolve(&model).await.map_err(plain)?.slot.versions().as_slice() {
-                [only] => format!("{model}@{only}"),
-                several => {
-                    let message = format!("which version of {model}? There are {}", several.join(", "));
-                    return Err(plain(Error::bad_param("parameters", format!("{message}; say it as model@version"))));
-                }
-            },
+            (None, [only]) => only,
+            (None, several) => {
+                let message = format!("which version of {model}? There are {}", several.join(", "));
+                return Err(plain(Error::bad_param("parameters", format!("{message}; say it as model@version"))));
+            }
         };
+        let reference = format!("{model}@{version}");
         let options = Options { reason: Some("repository load".into()), ..Options::default() };
         match app.supervisor.promote(&reference, options).await.map_err(plain)? {
             Answer::Already { .. } => {}
