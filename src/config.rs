@@ -31,6 +31,8 @@ pub struct Config {
     pub batch_tokens: usize,
     pub listen: SocketAddr,
     pub admin_listen: Option<SocketAddr>,
+    /// Where gRPC is spoken, if anywhere.
+    pub grpc_listen: Option<SocketAddr>,
     pub admin_token: Option<String>,
     /// A certificate chain and its key: with them, every listener speaks TLS.
     pub tls: Option<TlsFiles>,
@@ -79,6 +81,8 @@ struct Server {
     listen: Option<SocketAddr>,
     #[serde(deserialize_with = "optional_address")]
     admin_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "optional_address")]
+    grpc_listen: Option<SocketAddr>,
     admin_token_file: Option<PathBuf>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
@@ -242,6 +246,7 @@ impl Config {
             batch_tokens: file.device.batch_tokens.unwrap_or(512),
             listen: args.listen.or(file.server.listen).unwrap_or(DEFAULT_LISTEN),
             admin_listen: args.admin_listen.or(file.server.admin_listen),
+            grpc_listen: args.grpc_listen.or(file.server.grpc_listen),
             admin_token: token_file.as_deref().map(read_token).transpose()?,
             tls,
             api_key_files,
@@ -262,15 +267,16 @@ impl Config {
 
     /// Admin routes that others can reach need a token, or a listener that others cannot reach.
     fn check_listeners(&self) -> Result<()> {
-        let admin = self.admin_listen.unwrap_or(self.listen);
-        if admin.ip().is_loopback() || self.admin_token.is_some() {
-            return Ok(());
-        }
+        let own = self.admin_listen.map(|address| ("--admin-listen", address));
+        let shared = [Some(("--listen", self.listen)), self.grpc_listen.map(|address| ("--grpc-listen", address))];
+        let changing = if own.is_some() { vec![own] } else { shared.to_vec() };
+        let open = changing.into_iter().flatten().find(|(_, address)| !address.ip().is_loopback());
+        let Some((key, address)) = open.filter(|_| self.admin_token.is_none()) else { return Ok(()) };
         Err(Error::Config {
             file: "command line".into(),
-            key: if self.admin_listen.is_some() { "--admin-listen" } else { "--listen" }.into(),
+            key: key.into(),
             reason: format!(
-                "{admin} can be reached from other machines and would let anybody change models; \
+                "{address} can be reached from other machines and would let anybody change models; \
                  give --admin-token-file FILE, or --admin-listen with a loopback address"
             ),
         })

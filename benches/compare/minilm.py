@@ -6,21 +6,17 @@ that was onnxruntime's best over all rounds. Medians of the rounds' ratios.
 """
 
 import argparse
-import json
-import re
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 from encoder import Encoder
+from server import THREADS, Server
 
 BATCHES = [1, 2, 4, 8, 16, 32]
 CLIENTS = [1, 8, 32]
 CORPUS = 256
-# Both get the same processors.
-THREADS = 2
 
 
 def texts(binary: str) -> list[str]:
@@ -34,29 +30,6 @@ def once(encoder: Encoder, batches: list[list[str]]) -> float:
     for batch in batches:
         encoder.embed(batch)
     return sum(map(len, batches)) / (time.perf_counter() - began)
-
-
-class Server:
-    def __init__(self, binary: str, models: str):
-        self.state = tempfile.TemporaryDirectory()
-        command = [binary, "serve", "--model", "minilm", "--models", models, "--state", self.state.name]
-        command += ["--listen", "127.0.0.1:0", "--threads", str(THREADS)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for line in self.process.stdout:
-            if found := re.search(r"listens on (\S+)", line):
-                self.url = found[1]
-                return
-        raise SystemExit("the server did not start")
-
-    def asked(self, binary: str, clients: int, seconds: int) -> dict:
-        command = [binary, "bench", "serve", "--model", "minilm", "--dialect", "openai", "--url", self.url]
-        command += ["--corpus", str(CORPUS), "--clients", str(clients), "--duration", f"{seconds}s", "--warmup", "1s"]
-        told = subprocess.run([*command, "--json", "-"], check=True, capture_output=True)
-        return json.loads(told.stdout)["levels"][0]
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
 
 
 def main() -> None:
@@ -74,7 +47,7 @@ def main() -> None:
     corpus = sorted(texts(args.binary), key=encoder.length)
     print(f"{CORPUS} texts, {statistics.mean(map(encoder.length, corpus)):.1f} tokens on average; medians of {args.rounds} rounds")
     cut = {size: [corpus[i : i + size] for i in range(0, CORPUS, size)] for size in BATCHES}
-    server = Server(args.binary, args.models)
+    server = Server(args.binary, args.models, "minilm")
     theirs = {size: [] for size in BATCHES}
     ours = {clients: [] for clients in CLIENTS}
     for number in range(args.rounds):
@@ -82,7 +55,7 @@ def main() -> None:
             encoder.embed(cut[size][-1])
             theirs[size].append(once(encoder, cut[size]))
         for clients in CLIENTS:
-            ours[clients].append(server.asked(args.binary, clients, args.seconds))
+            ours[clients].append(server.asked(clients, args.seconds, "--dialect", "openai", "--corpus", str(CORPUS)))
         told = [f"{theirs[size][-1]:.1f}" for size in BATCHES], [f"{ours[c][-1]['throughput']:.1f}" for c in CLIENTS]
         print(f"round {number}: onnxruntime {' '.join(told[0])}, server {' '.join(told[1])}", flush=True)
     server.stop()

@@ -30,6 +30,9 @@ pub struct ServeArgs {
     /// A listener of their own for the admin routes
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub admin_listen: Option<SocketAddr>,
+    /// A listener for gRPC (Open Inference Protocol); without it there is none
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    pub grpc_listen: Option<SocketAddr>,
     /// A file holding the bearer token that admin routes ask for
     #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,

@@ -11,6 +11,7 @@ use crate::slot::Slot;
 pub(super) struct Doorway {
     pub(super) clients: SocketAddr,
     pub(super) admin: SocketAddr,
+    pub(super) grpc: Option<SocketAddr>,
     /// The admin routes ask for a token.
     pub(super) token: bool,
     /// Both speak TLS.
@@ -35,6 +36,7 @@ impl Doorway {
 
 pub(super) fn text(slots: &BTreeMap<String, Arc<Slot>>, doorway: &Doorway) -> String {
     let mut lines = vec![format!("\nCutover listens on {}://{}", doorway.scheme(), doorway.clients)];
+    lines.extend(doorway.grpc.map(|grpc| format!("gRPC on {grpc}")));
     lines.extend(slots.values().map(|slot| served(slot)));
     if slots.is_empty() {
         lines.push("  no models: a folder in the models folder is one when it holds a model.toml".into());

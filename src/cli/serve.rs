@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::device::{self, Budget};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
-use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Serves, Tls};
+use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Protocol, Serves, Tls};
 use crate::ledger::{Ledger, NewEvent};
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
@@ -209,6 +209,7 @@ async fn signal() -> &'static str {
 struct Listeners {
     main: TcpListener,
     admin: Option<TcpListener>,
+    grpc: Option<TcpListener>,
 }
 
 struct Doors {
@@ -217,16 +218,17 @@ struct Doors {
 
 impl Listeners {
     fn bind(config: &Config) -> Result<Listeners> {
-        let bind = |address: SocketAddr| {
+        let bind = |key: &str, address: SocketAddr| {
             listen(address).map_err(|e| Error::Config {
                 file: "command line".into(),
-                key: "--listen".into(),
+                key: key.into(),
                 reason: format!("{address} cannot be listened on: {e}"),
             })
         };
-        let main = bind(config.listen)?;
-        let admin = config.admin_listen.map(bind).transpose()?;
-        Ok(Listeners { main, admin })
+        let main = bind("--listen", config.listen)?;
+        let admin = config.admin_listen.map(|address| bind("--admin-listen", address)).transpose()?;
+        let grpc = config.grpc_listen.map(|address| bind("--grpc-listen", address)).transpose()?;
+        Ok(Listeners { main, admin, grpc })
     }
 
     /// Where clients connect: with port 0 in the configuration, the port that the system chose.
@@ -236,6 +238,7 @@ impl Listeners {
         Doorway {
             clients,
             admin: admin.unwrap_or(clients),
+            grpc: self.grpc.as_ref().and_then(|grpc| grpc.local_addr().ok()),
             token: config.admin_token.is_some(),
             tls: config.tls.is_some(),
         }
@@ -243,17 +246,24 @@ impl Listeners {
 
     fn open(self, app: &Arc<App>, config: &Config, secrets: &Secrets, stopped: watch::Receiver<bool>) -> Doors {
         let access = Access::new(config.admin_token.as_deref(), secrets.keys.clone());
-        let limits = limits(config, if self.admin.is_some() { 2 } else { 1 });
-        let door = |listener: TcpListener, serves: Serves, address: SocketAddr| {
+        let several = u64::from(self.admin.is_some()) + u64::from(self.grpc.is_some());
+        let limits = limits(config, 1 + several);
+        let door = |listener: TcpListener, protocol: Protocol, serves: Serves, address: SocketAddr| {
             let guard = Guard { loopback: http::is_loopback(&address), access: access.clone() };
-            let router = http::router(Arc::clone(app), serves, guard);
-            let door = Door { listener, router, limits: limits.clone(), tls: secrets.tls.clone() };
+            let router = match protocol {
+                Protocol::Http1 => http::router(Arc::clone(app), serves, guard),
+                Protocol::Http2 => http::grpc_router(Arc::clone(app), serves, guard),
+            };
+            let door = Door { listener, router, limits: limits.clone(), protocol, tls: secrets.tls.clone() };
             tokio::spawn(door.serve(stopped.clone()))
         };
         let serves = if self.admin.is_some() { Serves::Inference } else { Serves::Everything };
-        let mut tasks = vec![door(self.main, serves, config.listen)];
+        let mut tasks = vec![door(self.main, Protocol::Http1, serves, config.listen)];
         if let (Some(listener), Some(address)) = (self.admin, config.admin_listen) {
-            tasks.push(door(listener, Serves::Admin, address));
+            tasks.push(door(listener, Protocol::Http1, Serves::Admin, address));
+        }
+        if let (Some(listener), Some(address)) = (self.grpc, config.grpc_listen) {
+            tasks.push(door(listener, Protocol::Http2, serves, address));
         }
         Doors { tasks }
     }

@@ -1,6 +1,7 @@
 //! A generation's bounded queue into the engine: permits first, then work.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -21,6 +22,31 @@ pub(crate) struct Submission {
     pub(crate) reply: oneshot::Sender<Result<Rows>>,
 }
 
+/// What the engine did for a lane: it writes, others read.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) passes: AtomicU64,
+    pub(crate) inputs: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) queued_nanos: AtomicU64,
+    pub(crate) ran_nanos: AtomicU64,
+}
+
+/// What `Work` said at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Worked {
+    /// Forward passes.
+    pub passes: u64,
+    /// Inputs that were in one.
+    pub inputs: u64,
+    /// Requests that are complete; the two times are of these.
+    pub requests: u64,
+    /// From a request's submission to the first pass that it was in.
+    pub queued_nanos: u64,
+    /// The passes that a request was in, each in full.
+    pub ran_nanos: u64,
+}
+
 #[derive(Debug, Clone)]
 pub struct Lane {
     engine: Engine,
@@ -28,6 +54,7 @@ pub struct Lane {
     name: String,
     limit: usize,
     room: Arc<Semaphore>,
+    work: Arc<Work>,
 }
 
 /// Room for a request's inputs in the queue, held until it is answered.
@@ -37,8 +64,19 @@ pub struct Permit {
 }
 
 impl Lane {
-    pub(super) fn new(engine: Engine, generation: GenerationId, name: String, limit: usize) -> Self {
-        Lane { engine, generation, name, limit, room: Arc::new(Semaphore::new(limit)) }
+    pub(super) fn new(engine: Engine, generation: GenerationId, name: String, limit: usize, work: Arc<Work>) -> Self {
+        Lane { engine, generation, name, limit, room: Arc::new(Semaphore::new(limit)), work }
+    }
+
+    pub fn worked(&self) -> Worked {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Worked {
+            passes: read(&self.work.passes),
+            inputs: read(&self.work.inputs),
+            requests: read(&self.work.requests),
+            queued_nanos: read(&self.work.queued_nanos),
+            ran_nanos: read(&self.work.ran_nanos),
+        }
     }
 
     /// Takes room for `inputs` inputs.

@@ -21,7 +21,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
-pub use lane::{Lane, Permit};
+pub use lane::{Lane, Permit, Worked};
 pub(crate) use resident::{guarded, panic_text};
 pub use watchdog::Stall;
 
@@ -133,7 +133,7 @@ pub(crate) enum Message {
         tensors: Vec<(TensorKey, Tensor)>,
         reply: oneshot::Sender<()>,
     },
-    Install(Box<Install>, oneshot::Sender<()>),
+    Install(Box<Install>, Arc<lane::Work>, oneshot::Sender<()>),
     /// Drops whatever the generation holds here, then what `rest` carries, on the device's thread.
     Retire {
         generation: GenerationId,
@@ -184,8 +184,9 @@ impl Engine {
     /// Makes a model resident and opens its lane.
     pub async fn install(&self, install: Install) -> Result<Lane> {
         let (generation, name, queue) = (install.generation, install.name.clone(), install.queue);
-        self.ask(|reply| Message::Install(Box::new(install), reply)).await?;
-        Ok(Lane::new(self.clone(), generation, name, queue))
+        let work = Arc::default();
+        self.ask(|reply| Message::Install(Box::new(install), Arc::clone(&work), reply)).await?;
+        Ok(Lane::new(self.clone(), generation, name, queue, work))
     }
 
     /// Runs one small forward pass when clients leave room for it.

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::lane::Submission;
+use super::lane::{Submission, Work};
 use super::{Install, Rows};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
@@ -24,6 +27,7 @@ pub(super) struct Resident {
     items: HashMap<u64, Item>,
     tickets: HashMap<u64, Ticket>,
     next: u64,
+    work: Arc<Work>,
 }
 
 /// One input that waits.
@@ -38,6 +42,12 @@ struct Item {
 struct Ticket {
     rows: Vec<Option<Vec<f32>>>,
     missing: usize,
+    arrived: Nanos,
+    /// The last pass that it was in; 0 before the first.
+    pass: u64,
+    /// Until its first pass.
+    queued: Option<Nanos>,
+    ran: Nanos,
     reply: oneshot::Sender<Result<Rows>>,
 }
 
@@ -50,7 +60,7 @@ pub(super) struct Cut {
 }
 
 impl Resident {
-    pub(super) fn new(install: Install) -> Self {
+    pub(super) fn new(install: Install, work: Arc<Work>) -> Self {
         Resident {
             name: install.name,
             model: install.model,
@@ -60,6 +70,7 @@ impl Resident {
             items: HashMap::new(),
             tickets: HashMap::new(),
             next: 0,
+            work,
         }
     }
 
@@ -72,13 +83,15 @@ impl Resident {
             let _ = submission.reply.send(Ok(Vec::new()));
             return;
         }
-        self.tickets.insert(ticket, Ticket { rows: vec![None; count], missing: count, reply: submission.reply });
+        let Submission { arrived, reply, .. } = submission;
+        let rows = vec![None; count];
+        self.tickets.insert(ticket, Ticket { rows, missing: count, arrived, pass: 0, queued: None, ran: 0, reply });
         for (index, input) in submission.inputs.into_iter().enumerate() {
             let key = self.next;
             self.next += 1;
             let tokens = input.cost(self.tokens_per_image);
             self.items.insert(key, Item { ticket, index, input });
-            self.batcher.push(Queued { key, tokens, arrived: submission.arrived, urgent: submission.urgent });
+            self.batcher.push(Queued { key, tokens, arrived, urgent: submission.urgent });
         }
     }
 
@@ -123,24 +136,45 @@ impl Resident {
         (Some(packed.map(|packed| Cut { packed, places, tokens, oldest })), cancelled)
     }
 
-    /// Runs a batch and answers whom it completes.
+    /// Runs a batch, begun at `started`, and answers whom it completes.
     ///
     /// When a batch of several fails, each input runs again alone, so that one poisonous input fails by itself
     /// and does not take its neighbours, or the generation's good name, with it.
-    pub(super) fn run(&mut self, cut: &Cut, install: &Pass<'_>) {
+    pub(super) fn run(&mut self, cut: &Cut, started: Nanos, install: &Pass<'_>) {
         let count = cut.places.len();
-        match self.serve(&cut.packed, 0, count, install) {
+        let began = Instant::now();
+        let answer = self.serve(&cut.packed, 0, count, install);
+        self.ran(&cut.places, started, began);
+        match answer {
             Ok(rows) => self.deliver(&cut.places, rows),
             Err(error) if count == 1 => self.fail(&cut.places, &error),
             Err(error) => {
                 tracing::warn!(version = self.name, inputs = count, %error, "a batch failed; running its inputs alone");
                 for at in 0..count {
                     let place = &cut.places[at..=at];
-                    match self.serve(&cut.packed, at, at + 1, install) {
+                    let began = Instant::now();
+                    let answer = self.serve(&cut.packed, at, at + 1, install);
+                    self.ran(place, started, began);
+                    match answer {
                         Ok(rows) => self.deliver(place, rows),
                         Err(error) => self.fail(place, &error),
                     }
                 }
+            }
+        }
+    }
+
+    /// Counts a pass that these places were in.
+    fn ran(&mut self, places: &[(u64, usize)], started: Nanos, began: Instant) {
+        let took = began.elapsed().as_nanos() as Nanos;
+        let pass = self.work.passes.fetch_add(1, Ordering::Relaxed) + 1;
+        self.work.inputs.fetch_add(places.len() as u64, Ordering::Relaxed);
+        for (id, _) in places {
+            // Once for all of a request's inputs.
+            if let Some(ticket) = self.tickets.get_mut(id).filter(|ticket| ticket.pass != pass) {
+                ticket.pass = pass;
+                ticket.queued.get_or_insert(started.saturating_sub(ticket.arrived));
+                ticket.ran += took;
             }
         }
     }
@@ -179,6 +213,9 @@ impl Resident {
             if ticket.missing == 0
                 && let Some(ticket) = self.tickets.remove(id)
             {
+                self.work.requests.fetch_add(1, Ordering::Relaxed);
+                self.work.queued_nanos.fetch_add(ticket.queued.unwrap_or(0), Ordering::Relaxed);
+                self.work.ran_nanos.fetch_add(ticket.ran, Ordering::Relaxed);
                 // A client that left meanwhile does not mind.
                 let _ = ticket.reply.send(Ok(ticket.rows.into_iter().flatten().collect()));
             }

@@ -119,8 +119,8 @@ impl Thread<'_> {
                 flush_thread_cache();
                 let _ = reply.send(());
             }
-            Message::Install(install, reply) => {
-                self.residents.insert(install.generation, Resident::new(*install));
+            Message::Install(install, work, reply) => {
+                self.residents.insert(install.generation, Resident::new(*install, work));
                 let _ = reply.send(());
             }
             Message::Retire { generation, rest, reply } => {
@@ -173,7 +173,7 @@ impl Thread<'_> {
             let started = self.epoch.elapsed().as_nanos() as Nanos;
             self.gaps.begins(started, cut.oldest);
             let running = Running::begin(self.shared, generation, started);
-            resident.run(&cut, &|model, packed, from, to| forward(&self.pool, model, packed, from, to));
+            resident.run(&cut, started, &|model, packed, from, to| forward(&self.pool, model, packed, from, to));
             drop(running);
             let ended = self.epoch.elapsed().as_nanos() as Nanos;
             resident.batcher.observe(cut.tokens, ended - started);

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
@@ -28,8 +28,38 @@ pub struct Stats {
     /// Requests that named this version themselves; they count in no window.
     named: AtomicU64,
     latency: Mutex<Latencies>,
+    /// By `Stage`.
+    spent: [Clock; 4],
+    /// Milliseconds since 1970; 0 before the first answer.
+    last: AtomicU64,
     /// Woken on every blamed fault, so that rules are judged at once.
     pub fault: Notify,
+}
+
+/// What time is counted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Requests that were answered, from admission to the complete output.
+    Answered,
+    /// Requests that the generation failed.
+    Failed,
+    /// Tokenizing texts, decoding images.
+    Prepared,
+    /// From rows to outputs.
+    Finished,
+}
+
+/// How often a stage was gone through, and how long that took in all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    pub times: u64,
+    pub nanos: u64,
+}
+
+#[derive(Debug, Default)]
+struct Clock {
+    times: AtomicU64,
+    nanos: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -72,6 +102,8 @@ impl Stats {
                 window: histogram(),
                 turned: Instant::now(),
             }),
+            spent: Default::default(),
+            last: AtomicU64::new(0),
             fault: Notify::new(),
         }
     }
@@ -114,6 +146,27 @@ impl Stats {
     /// A fault that the predecessor shares, so that nobody is to blame but perhaps the input.
     pub fn unexplained(&self) {
         self.unexplained.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a stage that was gone through.
+    pub fn spend(&self, stage: Stage, took: Duration) {
+        let clock = &self.spent[stage as usize];
+        clock.times.fetch_add(1, Ordering::Relaxed);
+        clock.nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        if stage == Stage::Answered {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.last.store(now.as_millis() as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub fn spent(&self, stage: Stage) -> Spent {
+        let clock = &self.spent[stage as usize];
+        Spent { times: clock.times.load(Ordering::Relaxed), nanos: clock.nanos.load(Ordering::Relaxed) }
+    }
+
+    /// When it answered last: milliseconds since 1970; 0 before the first answer.
+    pub fn last_ms(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
     }
 
     pub fn snapshot(&self) -> Snapshot {

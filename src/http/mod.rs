@@ -33,7 +33,7 @@ use tokio::sync::watch;
 
 pub use auth::{Access, ApiKeys};
 pub use guard::Guard;
-pub use listen::{Door, ListenLimits, Tls};
+pub use listen::{Door, ListenLimits, Protocol, Tls};
 pub use reply::Dialect;
 
 use self::routes::Routes;
@@ -84,7 +84,27 @@ pub enum Serves {
 
 /// The routes of one listener, behind its guard.
 pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
-    openapi::described(routes(serves, &guard))
+    guarded(openapi::described(routes(serves, &guard)), app, guard)
+}
+
+/// The methods of a listener for gRPC, behind its guard.
+pub fn grpc_router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
+    let shared = Arc::new(guard.clone());
+    let key = middleware::from_fn_with_state(Arc::clone(&shared), auth::inference);
+    let mut methods = oip::grpc::health();
+    if serves != Serves::Admin {
+        methods = methods.merge(oip::grpc::routes().behind(|router| router.route_layer(key)));
+    }
+    if serves != Serves::Inference {
+        let token = middleware::from_fn_with_state(shared, auth::admin);
+        methods = methods.merge(oip::grpc::orders().behind(|router| router.route_layer(token)));
+    }
+    guarded(methods, app, guard)
+}
+
+/// What every request passes through, whatever it asks for.
+fn guarded(routes: Routes, app: Arc<App>, guard: Guard) -> Router {
+    routes
         .into_router()
         .fallback(reply::not_found)
         .method_not_allowed_fallback(reply::method_not_allowed)

@@ -1,6 +1,7 @@
 //! The one table from error kinds to statuses and bodies, a column for each dialect.
 
 use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -17,6 +18,8 @@ pub enum Dialect {
     Tei,
     /// The Open Inference Protocol's.
     Oip,
+    /// The same over gRPC.
+    Grpc,
 }
 
 impl Dialect {
@@ -26,12 +29,14 @@ impl Dialect {
             Dialect::OpenAi => "openai",
             Dialect::Tei => "tei",
             Dialect::Oip => "oip",
+            Dialect::Grpc => "grpc",
         }
     }
 
     /// The dialect whose error bodies a path's clients read.
     pub fn of(path: &str) -> Self {
         match path {
+            _ if path.starts_with("/inference.") || path.starts_with("/grpc.") => Dialect::Grpc,
             "/" | "/embed" | "/predict" | "/rerank" | "/info" => Dialect::Tei,
             _ if path.starts_with("/v1/") => Dialect::OpenAi,
             // Whether the server is there is told as everywhere.
@@ -97,6 +102,24 @@ fn tei_word(kind: Kind) -> &'static str {
     }
 }
 
+/// gRPC's code for a kind (google.rpc.Code, and its HTTP mapping where it has one).
+fn grpc_code(kind: Kind) -> tonic::Code {
+    match kind {
+        Kind::BadRequest | Kind::TooLarge => tonic::Code::InvalidArgument,
+        Kind::Unsupported => tonic::Code::Unimplemented,
+        Kind::Unauthorised => tonic::Code::Unauthenticated,
+        Kind::Forbidden => tonic::Code::PermissionDenied,
+        Kind::NotFound => tonic::Code::NotFound,
+        Kind::Conflict | Kind::Refused => tonic::Code::FailedPrecondition,
+        Kind::Overloaded | Kind::NoRoom => tonic::Code::ResourceExhausted,
+        Kind::NotServing => tonic::Code::Unavailable,
+        Kind::Deadline => tonic::Code::DeadlineExceeded,
+        Kind::Internal => tonic::Code::Internal,
+    }
+}
+
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
 /// An error on its way out, in the words of a dialect, with the stamp where the generation is known.
 pub(super) struct Failure {
     pub(super) error: Error,
@@ -126,11 +149,18 @@ impl IntoResponse for Failure {
             _ => self.error.to_string(),
         };
         let details = if kind == Kind::Internal { Value::Null } else { self.error.details() };
-        let mut response =
-            (status(self.dialect, kind), Json(body(self.dialect, kind, &message, details))).into_response();
+        let mut response = match self.dialect {
+            // Always 200; the code is in a header (gRPC over HTTP/2, "Trailers-Only").
+            Dialect::Grpc => tonic::Status::new(grpc_code(kind), message).into_http::<Body>(),
+            dialect => (status(dialect, kind), Json(body(dialect, kind, &message, details))).into_response(),
+        };
         let headers = response.headers_mut();
         if let Some(wait) = self.error.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+            if self.dialect == Dialect::Grpc {
+                // Clients with a retry policy of their own know this one (gRPC proposal A6).
+                headers.insert(PUSHBACK, HeaderValue::from(wait.as_millis() as u64));
+            }
         }
         if kind == Kind::Unauthorised {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -157,7 +187,7 @@ pub(super) fn body(dialect: Dialect, kind: Kind, message: &str, details: Value) 
             json!({ "error": { "message": message, "type": class, "param": param, "code": code } })
         }
         Dialect::Tei => json!({ "error": message, "error_type": tei_word(kind) }),
-        Dialect::Oip => json!({ "error": message }),
+        Dialect::Oip | Dialect::Grpc => json!({ "error": message }),
     }
 }
 
@@ -190,6 +220,11 @@ fn header_text(text: &str) -> HeaderValue {
 pub(super) async fn not_found(uri: Uri) -> Response {
     let error = Error::NotFound { what: "route", id: uri.path().to_owned() };
     match Dialect::of(uri.path()) {
+        // Clients ask again elsewhere, or do without (gRPC status codes).
+        Dialect::Grpc => {
+            let reason = format!("there is no method {}", uri.path());
+            Failure::new(Dialect::Grpc, Error::Unsupported { reason }).into_response()
+        }
         // There the kind's own code speaks of models.
         Dialect::OpenAi => {
             let mut body = body(Dialect::OpenAi, Kind::NotFound, &error.to_string(), Value::Null);

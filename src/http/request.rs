@@ -12,8 +12,8 @@ use tracing::Instrument;
 
 use super::App;
 use super::auth::KeyName;
-use super::reply::{Dialect, Failure};
-use crate::error::Result;
+use super::reply::{self, Dialect, Failure};
+use crate::error::{Kind, Result};
 use crate::generation::Stamp;
 use crate::slot::{Answer, Ask};
 use crate::telemetry::Answered;
@@ -40,7 +40,12 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let stamp = response.extensions_mut().remove::<Stamp>();
     let key = response.extensions_mut().remove::<KeyName>();
     let key = key.as_ref().map_or("", |KeyName(name)| name);
-    let status = response.status().as_u16();
+    let status = match (dialect, response.extensions().get::<Kind>()) {
+        // gRPC's own is always 200; this is what the same would be elsewhere.
+        (Dialect::Grpc, Some(kind)) => reply::status(Dialect::Native, *kind),
+        _ => response.status(),
+    };
+    let status = status.as_u16();
     app.metrics.request(&Answered { route: &route, dialect, key, stamp: stamp.as_ref(), status, took });
     span.record("status", status);
     span.record("ms", took.as_secs_f64() * 1e3);

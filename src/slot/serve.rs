@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Admission;
 use crate::error::{Error, Result};
-use crate::generation::{Generation, Stamp};
+use crate::generation::{Generation, Stage, Stamp};
 use crate::model::Input;
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::value::{Output, RawInput};
@@ -78,13 +78,20 @@ impl Admission {
         let generation = self.generation();
         match first {
             Ok((outputs, tokens)) => {
+                let took = began.elapsed();
                 match self.is_named() {
                     true => generation.stats.answered_by_name(),
-                    false => generation.stats.answered(began.elapsed()),
+                    false => generation.stats.answered(took),
                 }
+                generation.stats.spend(Stage::Answered, took);
                 Ok(Answer { outputs, tokens, stamp: generation.stamp.clone(), failed_over_from: None })
             }
-            Err(fault) if fault.is_model_fault() && !self.is_named() => {
+            Err(fault) if fault.is_model_fault() && self.is_named() => {
+                generation.stats.spend(Stage::Failed, began.elapsed());
+                Err(fault)
+            }
+            Err(fault) if fault.is_model_fault() => {
+                generation.stats.spend(Stage::Failed, began.elapsed());
                 let nonfinite = matches!(fault, Error::NonFinite { .. });
                 let Some(previous) = self.failover() else {
                     generation.stats.blame(nonfinite);
@@ -120,14 +127,19 @@ async fn run(
     finish: &FinishOptions,
     urgent: bool,
 ) -> Result<(Vec<Output>, usize)> {
+    let stats = &generation.stats;
+    let began = Instant::now();
     let prepared = if inputs.iter().any(is_heavy) {
         prepare_heavy(generation, inputs, prepare).await?
     } else {
         inputs.iter().map(|input| generation.processor.prepare(input, prepare)).collect::<Result<_>>()?
     };
+    stats.spend(Stage::Prepared, began.elapsed());
     let tokens = prepared.iter().map(|input| input.cost(1)).sum();
     let rows = generation.lane.run(prepared, urgent).await?;
+    let began = Instant::now();
     let outputs = rows.into_iter().map(|row| generation.processor.finish(row, finish)).collect::<Result<_>>()?;
+    stats.spend(Stage::Finished, began.elapsed());
     Ok((outputs, tokens))
 }
 

@@ -16,14 +16,15 @@ use hyper_util::server::graceful::Watcher;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
 use super::crowd::{Seat, Turn};
 use super::patience::{Punctual, Unstalled};
-use super::{ListenLimits, Tls, turned_away};
+use super::{ListenLimits, Protocol, Tls, turned_away};
 
 /// Bytes of a request's head, all headers with it; also what is read or written at once. (Answered with 431.)
-const MOST_HEAD_BYTES: usize = 64 << 10;
+pub(super) const MOST_HEAD_BYTES: usize = 64 << 10;
 /// Headers of a request. (431.)
 const MOST_HEADERS: usize = 100;
 /// Bytes of a request's target. (414; RFC 9110, 4.1 asks for 8000 at least.)
@@ -34,14 +35,17 @@ const MOST_TARGET_BYTES: usize = 16 << 10;
 pub(super) struct Connection {
     pub(super) router: Router,
     pub(super) limits: ListenLimits,
+    pub(super) protocol: Protocol,
     pub(super) tls: Option<Arc<Tls>>,
+    /// Told when the server stops; connections of HTTP/1 know it by their `Watcher`.
+    pub(super) stopped: watch::Receiver<bool>,
 }
 
 impl Connection {
     pub(super) async fn serve(self, stream: TcpStream, seat: Seat, graceful: Watcher) {
         let Some(tls) = self.tls.clone() else {
             let stream = Unstalled::new(stream, self.limits.write);
-            return self.http(stream, &seat, graceful).await;
+            return self.speak(stream, &seat, graceful).await;
         };
         let greeted = tokio::select! {
             biased;
@@ -49,7 +53,7 @@ impl Connection {
             greeted = tokio::time::timeout(self.limits.handshake, self.greet(stream, &tls)) => greeted,
         };
         match greeted {
-            Ok(Ok(Some(stream))) => self.http(stream, &seat, graceful).await,
+            Ok(Ok(Some(stream))) => self.speak(stream, &seat, graceful).await,
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -64,22 +68,33 @@ impl Connection {
             turned_away::not_tls(stream).await;
             return Ok(None);
         }
-        tls.acceptor().accept(Unstalled::new(stream, self.limits.write)).await.map(Some)
+        tls.acceptor(self.protocol).accept(Unstalled::new(stream, self.limits.write)).await.map(Some)
     }
 
-    async fn http<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, seat: &Seat, graceful: Watcher) {
+    async fn speak<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        self,
+        stream: S,
+        seat: &Seat,
+        graceful: Watcher,
+    ) {
+        match self.protocol {
+            Protocol::Http1 => self.http1(stream, seat, graceful).await,
+            Protocol::Http2 => self.http2(stream, seat, graceful).await,
+        }
+    }
+
+    async fn http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, seat: &Seat, graceful: Watcher) {
         let stream = Punctual::new(stream, seat.place.clone(), self.limits);
         let router = TowerToHyperService::new(self.router);
         let service = service_fn(|request: Request<Incoming>| {
             let turn = seat.place.turn();
-            let too_long = request.uri().path_and_query().is_some_and(|t| t.as_str().len() > MOST_TARGET_BYTES);
-            let answer = (!too_long).then(|| router.call(request));
+            let answer = (!too_long(&request)).then(|| router.call(request));
             async move {
                 let response = match answer {
                     Some(answer) => answer.await?,
                     None => target_too_long(),
                 };
-                Ok::<_, Infallible>(response.map(|body| Attended { body, _turn: turn }))
+                Ok::<_, Infallible>(response.map(|body| Attended { body, held: turn }))
             }
         });
         let mut builder = http1::Builder::new();
@@ -96,24 +111,37 @@ impl Connection {
     }
 }
 
-fn target_too_long() -> Response<Body> {
+pub(super) fn too_long(request: &Request<Incoming>) -> bool {
+    request.uri().path_and_query().is_some_and(|target| target.as_str().len() > MOST_TARGET_BYTES)
+}
+
+pub(super) fn target_too_long() -> Response<Body> {
     let text = format!("the request's target is longer than {MOST_TARGET_BYTES} bytes\n");
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = StatusCode::URI_TOO_LONG;
     response
 }
 
-/// An answer's body, which keeps its connection busy.
-struct Attended {
-    body: Body,
-    _turn: Turn,
+/// An answer's body, and what is held until its last byte was handed over.
+pub(super) struct Attended<T> {
+    pub(super) body: Body,
+    pub(super) held: T,
 }
 
-impl HttpBody for Attended {
+pub(super) trait Held: Unpin {
+    /// More of the answer is wanted: what there was of it has been taken.
+    fn moved(&self) {}
+}
+
+/// That a client takes nothing is seen by the stream.
+impl Held for Turn {}
+
+impl<T: Held> HttpBody for Attended<T> {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.held.moved();
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

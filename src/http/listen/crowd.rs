@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) since: Instant,
     /// It has had a whole request.
     pub(super) known: bool,
+    /// Requests in hand; more than one where a connection carries several.
+    turns: usize,
     /// Bytes of an answer may still be on this side.
     pub(super) unsent: bool,
     asked_to_leave: bool,
@@ -71,7 +73,7 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn new(now: Instant) -> Self {
         let doing = Doing::Waiting;
-        let state = State { doing, since: now, known: false, unsent: false, asked_to_leave: false };
+        let state = State { doing, since: now, known: false, turns: 0, unsent: false, asked_to_leave: false };
         Place { state: Mutex::new(state), leave: Notify::new() }
     }
 
@@ -100,6 +102,7 @@ impl Place {
     pub(super) fn turn(self: &Arc<Self>) -> Turn {
         let mut state = self.state();
         (state.doing, state.known, state.asked_to_leave) = (Doing::Busy, true, false);
+        state.turns += 1;
         Turn(Arc::clone(self))
     }
 
@@ -127,7 +130,10 @@ pub(super) struct Turn(Arc<Place>);
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        (state.doing, state.since) = (Doing::Waiting, Instant::now());
+        state.turns -= 1;
+        if state.turns == 0 {
+            (state.doing, state.since) = (Doing::Waiting, Instant::now());
+        }
     }
 }
 
@@ -291,6 +297,18 @@ mod tests {
         waits_since(&stranger, STRANGER);
         assert_eq!(crowd.make_room(), Room::Asked);
         assert!(asked(&stranger) && !asked(&known));
+    }
+
+    #[test]
+    fn a_connection_is_busy_until_its_last_request_is_done() {
+        let crowd = Arc::new(Crowd::new(1));
+        let seat = crowd.sit_down().unwrap();
+        let (first, second) = (seat.place.turn(), seat.place.turn());
+        drop(first);
+        assert_eq!(crowd.make_room(), Room::None);
+        drop(second);
+        waits_since(&seat, ARRIVAL);
+        assert_eq!(crowd.make_room(), Room::Asked);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod connection;
 mod crowd;
+mod http2;
 mod patience;
 mod tls;
 mod turned_away;
@@ -44,11 +45,20 @@ pub struct ListenLimits {
     pub handshake: Duration,
 }
 
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    /// From the first byte, as gRPC's clients do (RFC 9113, 3.3 "prior knowledge"; over TLS, "h2").
+    Http2,
+}
+
 /// One listener, until it is told to stop: then its connections finish what they do.
 pub struct Door {
     pub listener: TcpListener,
     pub router: Router,
     pub limits: ListenLimits,
+    pub protocol: Protocol,
     /// Without it, plain HTTP.
     pub tls: Option<Arc<Tls>>,
 }
@@ -59,7 +69,8 @@ impl Door {
         let crowd = Arc::new(Crowd::new(self.limits.max_connections));
         let telling = Arc::new(Semaphore::new(TOLD_AT_ONCE));
         let (mut full, mut failed) = (Rarely::default(), Rarely::default());
-        let connection = Connection { router: self.router, limits: self.limits, tls: self.tls };
+        let Door { router, limits, protocol, tls, .. } = self;
+        let connection = Connection { router, limits, protocol, tls, stopped: stopped.clone() };
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -69,7 +80,8 @@ impl Door {
                 Ok((stream, _)) => match crowd.enter().await {
                     Some(seat) => open(stream, seat, &connection, &graceful),
                     None => {
-                        let plain = connection.tls.is_none();
+                        // An answer in HTTP/1.1 says nothing to a client of HTTP/2.
+                        let plain = connection.tls.is_none() && protocol == Protocol::Http1;
                         full.say(|times| tracing::warn!(times, "a connection was turned away: too many are open"));
                         // Without a permit the stream is closed here; a handshake for it would cost too much.
                         if let (true, Ok(permit)) = (plain, Arc::clone(&telling).try_acquire_owned()) {

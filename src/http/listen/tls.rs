@@ -1,6 +1,6 @@
 //! TLS: a certificate chain and its key from PEM files, exchanged while connections stay open.
 //!
-//! rustls with ring; TLS 1.2 and 1.3; HTTP/1.1 by ALPN. A connection keeps the certificate that it began with.
+//! rustls with ring; TLS 1.2 and 1.3; HTTP/1.1 by ALPN, or HTTP/2 where a listener speaks that. A connection keeps the certificate that it began with.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
+use super::Protocol;
 use crate::error::{Error, Result};
 use crate::http::auth::warn_of_readers;
 
@@ -22,7 +23,8 @@ pub struct Tls {
     certificate: PathBuf,
     key: PathBuf,
     shown: Arc<Shown>,
-    acceptor: TlsAcceptor,
+    http1: TlsAcceptor,
+    http2: TlsAcceptor,
 }
 
 /// What new connections are shown.
@@ -43,14 +45,18 @@ impl Tls {
     /// certificate's.
     pub fn open(certificate: PathBuf, key: PathBuf) -> Result<Tls> {
         let shown = Arc::new(Shown(ArcSwap::from_pointee(read(&certificate, &key)?)));
-        let resolver: Arc<dyn ResolvesServerCert> = Arc::clone(&shown) as _;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(Error::internal)?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Tls { certificate, key, shown, acceptor: TlsAcceptor::from(Arc::new(config)) })
+        let acceptor = |protocol: &str| {
+            let resolver: Arc<dyn ResolvesServerCert> = Arc::clone(&shown) as _;
+            let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+                .map_err(Error::internal)?
+                .with_no_client_auth()
+                .with_cert_resolver(resolver);
+            config.alpn_protocols = vec![protocol.into()];
+            Result::Ok(TlsAcceptor::from(Arc::new(config)))
+        };
+        let (http1, http2) = (acceptor("http/1.1")?, acceptor("h2")?);
+        Ok(Tls { certificate, key, shown, http1, http2 })
     }
 
     /// Reads the files again: connections that begin from now on are shown what is there now.
@@ -66,8 +72,11 @@ impl Tls {
         [&self.certificate, &self.key]
     }
 
-    pub(super) fn acceptor(&self) -> &TlsAcceptor {
-        &self.acceptor
+    pub(super) fn acceptor(&self, protocol: Protocol) -> &TlsAcceptor {
+        match protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::Http2 => &self.http2,
+        }
     }
 }
 

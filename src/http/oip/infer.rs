@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::tensor::{Input, Output, Values, Wanted, from_base64};
+use super::json::from_base64;
+use super::tensor::{Input, Output, Values, Wanted};
 use crate::error::{Error, Result};
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::repository::Contract;

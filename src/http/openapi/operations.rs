@@ -343,7 +343,8 @@ impl Described {
             Dialect::Native => "Error",
             Dialect::OpenAi => "OpenAiError",
             Dialect::Tei => "TeiError",
-            Dialect::Oip => "OipError",
+            // gRPC is described by its own service, not here.
+            Dialect::Oip | Dialect::Grpc => "OipError",
         };
         let token: &[Kind] = if self.guarded { &[Unauthorised] } else { &[] };
         for kind in kinds.iter().chain(token).chain(&[Forbidden, Internal]) {

@@ -85,7 +85,7 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
             Dialect::Native => ("Error", "500"),
             Dialect::OpenAi => ("OpenAiError", "500"),
             Dialect::Tei => ("TeiError", "424"),
-            Dialect::Oip => ("OipError", "500"),
+            Dialect::Oip | Dialect::Grpc => ("OipError", "500"),
         };
         let responses = operation["responses"].as_object().unwrap();
         for (status, response) in responses.iter().filter(|(status, _)| status.as_str() >= "400") {

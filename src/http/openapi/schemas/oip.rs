@@ -73,18 +73,35 @@ pub(super) struct OipStatistics {
 pub(super) struct OipModelStatistics {
     name: String,
     version: String,
+    /// Milliseconds since 1970; 0 before the first.
+    last_inference: u64,
+    /// Inputs that were run.
+    inference_count: u64,
+    /// Forward passes in which they were.
+    execution_count: u64,
     inference_stats: OipInferenceStatistics,
 }
 
 #[derive(ToSchema)]
 pub(super) struct OipInferenceStatistics {
-    success: OipCount,
-    fail: OipCount,
+    success: OipDuration,
+    fail: OipDuration,
+    /// From submission to the pass.
+    queue: OipDuration,
+    /// Tokenizing texts, decoding images.
+    compute_input: OipDuration,
+    /// The passes that requests were in, each in full.
+    compute_infer: OipDuration,
+    /// From rows to outputs.
+    compute_output: OipDuration,
 }
 
+/// How often, and how long in all.
 #[derive(ToSchema)]
-pub(super) struct OipCount {
+pub(super) struct OipDuration {
     count: u64,
+    /// Nanoseconds.
+    ns: u64,
 }
 
 #[derive(ToSchema)]
