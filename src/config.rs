@@ -39,6 +39,8 @@ pub struct Config {
     /// Files of keys that models ask for; with none they answer everybody.
     pub api_key_files: Vec<PathBuf>,
     pub max_body_bytes: usize,
+    /// Bytes of all bodies together.
+    pub max_buffered_bytes: usize,
     pub read_timeout: Duration,
     pub listen_limits: ListenLimits,
     /// Answers text-embeddings-inference's routes, which name no model.
@@ -100,6 +102,7 @@ struct Server {
 #[serde(default, deny_unknown_fields)]
 struct Limits {
     max_connections: Option<usize>,
+    max_buffered_bytes: Option<usize>,
     #[serde(deserialize_with = "optional_duration")]
     keep_alive: Option<Duration>,
     #[serde(deserialize_with = "optional_duration")]
@@ -235,6 +238,12 @@ impl Config {
             true => file.server.api_key_files.into_vec(),
             false => args.api_key_files,
         };
+        let max_body_bytes = file.server.max_body_bytes.unwrap_or(64 << 20);
+        let max_buffered_bytes = file.limits.max_buffered_bytes.unwrap_or((512 << 20).max(max_body_bytes));
+        if max_buffered_bytes < max_body_bytes {
+            let reason = format!("expected at least max_body_bytes ({max_body_bytes}), found {max_buffered_bytes}");
+            return Err(wrong("limits.max_buffered_bytes", reason));
+        }
         let config = Config {
             models: args.models.or(file.server.models).unwrap_or_else(|| "models".into()),
             only: args.model,
@@ -250,7 +259,8 @@ impl Config {
             admin_token: token_file.as_deref().map(read_token).transpose()?,
             tls,
             api_key_files,
-            max_body_bytes: file.server.max_body_bytes.unwrap_or(64 << 20),
+            max_body_bytes,
+            max_buffered_bytes,
             read_timeout,
             listen_limits,
             tei_model: file.tei.model,
@@ -361,6 +371,7 @@ mod tests {
             ("[sever]\n", "unknown field `sever`"),
             ("[device]\ndevice = \"tpu\"\n", "expected auto, cpu or cuda:N"),
             ("[device]\nthreads = 0\n", "expected at least 1"),
+            ("[limits]\nmax_buffered_bytes = 1000\n", "limits.max_buffered_bytes: expected at least max_body_bytes"),
             ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
             ("[server]\napi_key_file = 5\n", "a path, or a list of paths"),
             ("[limits]\nmax_connections = 0\n", "limits.max_connections"),

@@ -41,6 +41,8 @@ pub enum Error {
     Overloaded { model: String, limit: usize, retry_after: Duration },
     #[error("'{model}' is not serving: {reason}")]
     NotServing { model: String, reason: String, retry_after: Duration },
+    #[error("{reason}")]
+    Busy { reason: String, retry_after: Duration },
     #[error("the request was not answered within its deadline of {} ms", .limit.as_millis())]
     Deadline { limit: Duration },
     #[error("no room: {sum}")]
@@ -114,7 +116,7 @@ impl Error {
             Error::Ambiguous { .. } | Error::Conflict { .. } => Kind::Conflict,
             Error::Unloadable { .. } | Error::Gate { .. } | Error::Config { .. } => Kind::Refused,
             Error::Overloaded { .. } => Kind::Overloaded,
-            Error::NotServing { .. } => Kind::NotServing,
+            Error::NotServing { .. } | Error::Busy { .. } => Kind::NotServing,
             Error::Deadline { .. } => Kind::Deadline,
             Error::NoRoom { .. } => Kind::NoRoom,
             Error::NonFinite { .. }
@@ -133,7 +135,9 @@ impl Error {
     /// How long a client should wait before it asks again, where that makes sense.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Error::Overloaded { retry_after, .. } | Error::NotServing { retry_after, .. } => Some(*retry_after),
+            Error::Overloaded { retry_after, .. }
+            | Error::NotServing { retry_after, .. }
+            | Error::Busy { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }

@@ -126,6 +126,31 @@ async fn bodies_that_trickle_are_given_up_although_something_always_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_held_back_take_a_bounded_room_and_small_requests_need_none() {
+    let limits = "[limits]\nmax_buffered_bytes = 4194304\n[server]\nmax_body_bytes = 4194304\n";
+    let server = Site::digits().config(limits).start().await;
+    let baseline = quiet_files(&server).await;
+    let large = vec![b'x'; 2 << 20];
+    let status = async || server.another().image("digits", &large).await.status;
+    assert_eq!(status().await, 400, "it is read, and is no image");
+    // Each announces 2 MiB, sends 1 MiB, and then nothing.
+    let head = b"POST /models/digits/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2097152\r\n\r\n";
+    let holders: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut stream = connect(&server);
+            stream.write_all(head).unwrap();
+            stream.write_all(&large[..1 << 20]).unwrap();
+            stream
+        })
+        .collect();
+    until("they take what room there is", async || (status().await == 503).then_some(())).await;
+    is_served(&server).await;
+    drop(holders);
+    until("there is room again", async || (status().await == 400).then_some(())).await;
+    recovers(&server, baseline).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn floods_of_headers_and_endless_targets_are_refused_by_their_own_statuses() {
     let server = site("").start().await;
     let baseline = quiet_files(&server).await;

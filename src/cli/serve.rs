@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::device::{self, Budget};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
-use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Protocol, Serves, Tls};
+use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Protocol, Room, Serves, Tls};
 use crate::ledger::{Ledger, NewEvent};
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
@@ -93,7 +93,11 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
         registry,
         supervisor: Arc::clone(&supervisor),
         metrics: Arc::new(Metrics::new()),
-        limits: HttpLimits { max_body_bytes: config.max_body_bytes, read_timeout: config.read_timeout },
+        limits: HttpLimits {
+            max_body_bytes: config.max_body_bytes,
+            read_timeout: config.read_timeout,
+            room: Room::new(config.max_buffered_bytes),
+        },
         tei_model: config.tei_model.clone(),
         stop: stopped.clone(),
         started: AtomicBool::new(false),

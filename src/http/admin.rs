@@ -66,7 +66,7 @@ const MOST_ORDER_BYTES: usize = 64 << 10;
 impl Order {
     async fn read(app: &App, request: Request) -> Result<(Order, bool), Failure> {
         let streams = rollout_reply::wants_events(request.headers());
-        let bytes = body::read(request, MOST_ORDER_BYTES, app.limits.read_timeout).await.map_err(Failure::native)?;
+        let bytes = body::read(request, app.limits.bounds(MOST_ORDER_BYTES)).await.map_err(Failure::native)?;
         let order: Order = body::json_or_default(&bytes).map_err(Failure::native)?;
         Ok((order, streams))
     }

@@ -32,6 +32,7 @@ use axum::middleware;
 use tokio::sync::watch;
 
 pub use auth::{Access, ApiKeys};
+pub use body::Room;
 pub use guard::Guard;
 pub use listen::{Door, ListenLimits, Protocol, Tls};
 pub use reply::Dialect;
@@ -64,6 +65,15 @@ pub struct HttpLimits {
     pub max_body_bytes: usize,
     /// A request whose head or body comes slower than this is dropped.
     pub read_timeout: Duration,
+    /// For the bodies of all requests together.
+    pub room: Room,
+}
+
+impl HttpLimits {
+    /// For a body of at most so many bytes.
+    fn bounds(&self, bytes: usize) -> body::Bounds<'_> {
+        body::Bounds { bytes, patience: self.read_timeout, room: &self.room }
+    }
 }
 
 impl App {

@@ -70,8 +70,7 @@ async fn answer(app: &App, reference: &str, request: Request) -> Result<Response
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("image/"));
-    let bytes =
-        body::read(request, app.limits.max_body_bytes, app.limits.read_timeout).await.map_err(Failure::native)?;
+    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(Failure::native)?;
     let size = bytes.len();
     let ask = move || if is_image { Ok(image(bytes.to_vec())) } else { parse(&bytes) };
     let answer = request::answer(app, Dialect::Native, reference, |_| Ok(()), size, ask).await?;

@@ -69,7 +69,7 @@ async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
 
 async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
-    let bytes = body::read(request, app.limits.max_body_bytes, app.limits.read_timeout).await.map_err(plain)?;
+    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
     let parsed: EmbeddingsRequest = body::json(&bytes).map_err(plain)?;
     let encoding = parsed.encoding_format.unwrap_or(Encoding::Float);
     let (reference, dimensions) = (parsed.model, parsed.dimensions);

@@ -158,7 +158,7 @@ async fn respond(app: &App, tasks: &[Task], request: Request) -> Response {
 }
 
 async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response, Refusal> {
-    let bytes = body::read(request, app.limits.max_body_bytes, app.limits.read_timeout).await?;
+    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await?;
     let (slot, task) = choose(app, tasks)?;
     match task {
         Task::Classify => {

@@ -101,7 +101,7 @@ async fn infer(State(app): State<Arc<App>>, at: At, request: Request) -> Respons
 
 async fn answer(app: &App, at: &At, request: Request) -> Result<Response, Failure> {
     let json = json_bytes(request.headers()).map_err(plain)?;
-    let bytes = body::read(request, app.limits.max_body_bytes, app.limits.read_timeout).await.map_err(plain)?;
+    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
     let asked = Inference { dialect: Dialect::Oip, at, bytes: bytes.len(), patience: None };
     let Inferred { id, outputs, stamp } = asked.run(app, |task| read(&bytes, json, task)).await?;
     let failed = |error| Failure { error, dialect: Dialect::Oip, stamp: Some(stamp.clone()) };

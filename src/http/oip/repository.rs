@@ -71,7 +71,7 @@ async fn unload(State(app): State<Arc<App>>, Named(model): Named, request: Reque
 }
 
 async fn read<T: serde::de::DeserializeOwned + Default>(app: &App, request: Request) -> Result<T, Failure> {
-    let bytes = body::read(request, MOST_ORDER_BYTES, app.limits.read_timeout).await.map_err(plain)?;
+    let bytes = body::read(request, app.limits.bounds(MOST_ORDER_BYTES)).await.map_err(plain)?;
     body::json_or_default(&bytes).map_err(plain)
 }
 

@@ -108,7 +108,7 @@ async fn arrived(app: &App, request: Request) -> Result<(Request, usize, Option<
     let timeout = timeout?;
     let (parts, incoming) = request.into_parts();
     let most = app.limits.max_body_bytes.saturating_add(PREFIX);
-    let bytes = body::read_encoded(Request::new(incoming), most, app.limits.read_timeout).await?;
+    let bytes = body::read_encoded(Request::new(incoming), app.limits.bounds(most)).await?;
     let size = bytes.len().saturating_sub(PREFIX);
     Ok((Request::from_parts(parts, Body::from(bytes)), size, timeout))
 }
