@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
+use crate::device::{open_files, process_processor_time, resident_bytes, threads};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::http::Dialect;
@@ -141,11 +142,13 @@ impl Metrics {
         encode(&mut text, &self.registry).map_err(Error::internal)?;
         let end = text.rfind("# EOF").unwrap_or(text.len());
         text.truncate(end);
-        let mut page = Page { text };
+        let mut page = Page { text, prefix: "cutover_" };
         engine(&mut page, supervisor);
         generations(&mut page, supervisor).await;
         memory(&mut page, supervisor).await?;
         rollouts(&mut page, supervisor).await?;
+        page.prefix = "";
+        process(&mut page);
         page.text.push_str("# EOF\n");
         Ok(page.text)
     }
@@ -160,19 +163,22 @@ impl Default for Metrics {
 /// Gauges and counters that are read off their owners at the moment of a scrape.
 struct Page {
     text: String,
+    /// What every name begins with.
+    prefix: &'static str,
 }
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "# HELP cutover_{name} {help}.\n# TYPE cutover_{name} {kind}");
+        let prefix = self.prefix;
+        let _ = writeln!(self.text, "# HELP {prefix}{name} {help}.\n# TYPE {prefix}{name} {kind}");
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let _ = writeln!(self.text, "cutover_{name}{labels} {value}");
+        let _ = writeln!(self.text, "{}{name}{labels} {value}", self.prefix);
     }
 
     fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
@@ -242,9 +248,6 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     page.one("memory_capacity_bytes", "gauge", "bytes that generations may take", memory.capacity as f64);
     page.one("memory_reserved_bytes", "gauge", "bytes that are reserved", memory.reserved as f64);
     page.one("memory_abandoned_bytes", "gauge", "bytes that hanging threads may still touch", memory.abandoned as f64);
-    if let Some(resident) = memory.process_resident {
-        page.one("process_resident_memory_bytes", "gauge", "physical memory of the process", resident as f64);
-    }
     if let Some(allocated) = memory.process_allocated {
         page.one("process_allocated_bytes", "gauge", "live allocations of the process", allocated as f64);
     }
@@ -261,6 +264,22 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     Ok(())
 }
 
+/// What any process tells, under the names that Prometheus' own clients give it, so that dashboards know it.
+fn process(page: &mut Page) {
+    if let Some(time) = process_processor_time() {
+        page.one("process_cpu_seconds", "counter", "processor time, user and system", time.as_secs_f64());
+    }
+    if let Some(bytes) = resident_bytes() {
+        page.one("process_resident_memory_bytes", "gauge", "physical memory", bytes as f64);
+    }
+    if let Some(files) = open_files() {
+        page.one("process_open_fds", "gauge", "open file descriptors", files as f64);
+    }
+    if let Some(threads) = threads() {
+        page.one("process_threads", "gauge", "threads", threads as f64);
+    }
+}
+
 async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     page.family("rollout_phase", "gauge", "1 for the phase that a model's rollout is in");
     for (model, phase) in supervisor.phases().await {
@@ -272,5 +291,7 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     let switched = ["settled", "rolled_back"].iter().filter_map(|end| figures.ends.get(*end)).sum::<u64>();
     page.one("switches", "counter", "deployments that went live", switched as f64);
     page.one("rollbacks", "counter", "times that the version before was made live again", figures.rollbacks as f64);
+    let ledger = supervisor.ledger_bytes().await?;
+    page.one("ledger_bytes", "gauge", "the ledger on disk, with what waits to be merged into it", ledger as f64);
     Ok(())
 }

@@ -169,6 +169,12 @@ impl Api {
         self.json(response).await
     }
 
+    /// A document that is plain text.
+    pub(super) async fn get_text(&self, path: &str) -> Result<String, Failure> {
+        let response = self.send(self.http.get(self.route(path)).timeout(READ_TIMEOUT)).await?;
+        String::from_utf8(self.body(response).await?).map_err(|e| self.protocol(&format!("not text: {e}")))
+    }
+
     pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         match self.post_accepting(path, body, "application/json").await? {
             Reply::Json(value) => Ok(value),

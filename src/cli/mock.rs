@@ -28,6 +28,12 @@ pub(super) struct Faults {
     pub stale_for: Duration,
     /// The gate refuses every candidate.
     pub refuse: bool,
+    /// The gate refuses this version, which every model has besides.
+    pub refused: Option<&'static str>,
+    /// Bytes that the process grows by with each switch.
+    pub leak: u64,
+    /// Threads that each switch leaves behind.
+    pub stray: u64,
     /// The answers of `v2` are computed with `v1`'s weights.
     pub mixed_up: bool,
     /// The token that admin routes ask for.
@@ -47,6 +53,7 @@ struct Inner {
     faults: Faults,
     requests: AtomicU64,
     connections: AtomicU64,
+    switches: AtomicU64,
     stalled_until: Mutex<Option<Instant>>,
     slots: Mutex<Vec<Slot>>,
     /// Every admin request as `METHOD path body`.
@@ -79,6 +86,7 @@ impl Mock {
             faults,
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            switches: AtomicU64::new(0),
             stalled_until: Mutex::default(),
             slots: Mutex::new(slots),
             asked: Mutex::default(),
@@ -95,6 +103,7 @@ impl Mock {
             .route("/admin/events", get(events))
             .layer(axum::middleware::from_fn_with_state(state.clone(), admin_only));
         let app = Router::new()
+            .route("/metrics", get(metrics))
             .route("/models", get(models))
             .route("/models/{reference}", get(model))
             .route("/models/{reference}/infer", post(infer))
@@ -286,7 +295,9 @@ async fn promote(State(state): State<Arc<Inner>>, Path(reference): Path<String>,
     let (at, to, slot) = {
         let slots = state.slots.lock().unwrap();
         match find(&slots, &reference) {
-            Some((at, Some(version))) if slots[at].versions.contains(&version.as_str()) => {
+            Some((at, Some(version)))
+                if slots[at].versions.contains(&version.as_str()) || state.faults.refused == Some(version.as_str()) =>
+            {
                 (at, version, slots[at].clone())
             }
             _ => return unknown(&reference),
@@ -310,7 +321,7 @@ async fn promote(State(state): State<Arc<Inner>>, Path(reference): Path<String>,
             send("progress", body).await;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if state.faults.refuse {
+        if state.faults.refuse || state.faults.refused == Some(to.as_str()) {
             let gate = json!([
                 {"check": "golden", "passed": true, "measure": 0.9, "limit": 0.5, "case": "seven"},
                 {"check": "golden", "passed": false, "measure": 0.1, "limit": 0.5, "case": "nine"}
@@ -328,6 +339,7 @@ async fn promote(State(state): State<Arc<Inner>>, Path(reference): Path<String>,
             let generation = slot.live.1 + 1;
             slot.previous = Some(std::mem::replace(&mut slot.live, (to.clone(), generation)));
             slot.switched = Some(Instant::now());
+            state.switches.fetch_add(1, Ordering::Relaxed);
             rollout(slot, &from, &to, "observing")
         };
         send("done", body).await;
@@ -335,8 +347,13 @@ async fn promote(State(state): State<Arc<Inner>>, Path(reference): Path<String>,
     Sse::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).into_response()
 }
 
-async fn rollback(State(state): State<Arc<Inner>>) -> Json<Value> {
-    let slots = state.slots.lock().unwrap();
+async fn rollback(State(state): State<Arc<Inner>>, Json(order): Json<Value>) -> Json<Value> {
+    let mut slots = state.slots.lock().unwrap();
+    if let Some(slot) = slots.iter_mut().find(|slot| order["model"] == slot.name)
+        && let Some(previous) = slot.previous.take()
+    {
+        slot.live = previous;
+    }
     let mut body = rollout(&slots[1], "v1", "v2", "rolled_back");
     body["kind"] = json!("instant");
     Json(body)
@@ -366,6 +383,18 @@ async fn memory(State(state): State<Arc<Inner>>) -> Json<Value> {
     let generations =
         state.slots.lock().unwrap().iter().map(|slot| 1 + u64::from(slot.previous.is_some())).sum::<u64>();
     Json(json!({"devices": [{"device": "cpu", "reserved": generations << 20, "budget": 1_u64 << 30}]}))
+}
+
+async fn metrics(State(state): State<Arc<Inner>>) -> String {
+    let switches = state.switches.load(Ordering::Relaxed);
+    let Faults { leak, stray, .. } = state.faults;
+    format!(
+        "process_resident_memory_bytes {}\nprocess_threads {}\nprocess_open_fds 20\ncutover_ledger_bytes {}\n\
+         cutover_process_allocated_bytes 10485760\ncutover_memory_reserved_bytes 2097152\n",
+        (20 << 20) + leak * switches,
+        12 + stray * switches,
+        4096 * switches,
+    )
 }
 
 async fn events(State(state): State<Arc<Inner>>, headers: HeaderMap) -> Response {

@@ -197,6 +197,15 @@ fn find_gate(value: &Value) -> Option<Vec<GateCheck>> {
 
 /// Follows a rollout until the server says how it ended; gives its last body.
 pub(super) async fn follow(reply: Reply, on_progress: &mut dyn FnMut(&Rollout)) -> Result<Value, Failure> {
+    let mut on = |rollout: &Rollout| {
+        on_progress(rollout);
+        false
+    };
+    follow_until(reply, &mut on).await
+}
+
+/// Follows a rollout until `enough` says so, or the server how it ended; gives its last body.
+pub(super) async fn follow_until(reply: Reply, enough: &mut dyn FnMut(&Rollout) -> bool) -> Result<Value, Failure> {
     match reply {
         Reply::Json(value) => Ok(value),
         Reply::Events(mut events) => loop {
@@ -208,7 +217,7 @@ pub(super) async fn follow(reply: Reply, on_progress: &mut dyn FnMut(&Rollout)) 
                 reason: format!("a {} event that is not JSON: {e}", event.event),
             })?;
             match event.event.as_str() {
-                "progress" => on_progress(&Rollout::read(&body)?),
+                "progress" if enough(&Rollout::read(&body)?) => return Ok(body),
                 "done" => return Ok(body),
                 // The stream began with 200, so the refusal has no status of its own.
                 "error" => return Err(Failure::Refused(Box::new(Refusal::read(200, event.data.as_bytes())))),

@@ -46,9 +46,14 @@ pub fn resident_bytes() -> Option<u64> {
     u64::try_from(page).ok().map(|page| pages * page)
 }
 
-/// File descriptors that this process holds.
+/// File descriptors that this process holds, but for the one that it takes to look.
 pub fn open_files() -> Option<usize> {
-    fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count())
+    fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1))
+}
+
+/// Threads of this process.
+pub fn threads() -> Option<usize> {
+    fs::read_dir("/proc/self/task").ok().map(|entries| entries.count())
 }
 
 /// Lets this process open as many files as it may be allowed to without privilege, and says how many that is. The limit
@@ -68,9 +73,18 @@ pub fn allow_open_files() -> Option<u64> {
 
 /// Processor time of the calling thread since it began; `None` where the operating system does not say.
 pub fn thread_processor_time() -> Option<Duration> {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Processor time of all threads of this process, those that have ended among them.
+pub fn process_processor_time() -> Option<Duration> {
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn clock(which: libc::clockid_t) -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec that the call may write.
-    let code = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let code = unsafe { libc::clock_gettime(which, &raw mut time) };
     let (seconds, nanos) = (u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);
     (code == 0).then(|| Duration::new(seconds, nanos))
 }
@@ -128,6 +142,8 @@ mod tests {
         assert!(resident_bytes().unwrap() > 1 << 20);
         assert!(open_files().unwrap() >= 3);
         assert!(allow_open_files().unwrap() >= open_files().unwrap() as u64);
+        assert!(threads().unwrap() >= 2, "the harness has one, and this test");
+        assert!(process_processor_time().unwrap() >= thread_processor_time().unwrap());
     }
 
     #[test]

@@ -12,8 +12,8 @@ mod host;
 pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background};
 pub use budget::{Budget, Claim, Held, Reservation};
 pub use host::{
-    HostMemory, allow_open_files, lower_thread_priority, open_files, raise_thread_priority, resident_bytes,
-    thread_processor_time,
+    HostMemory, allow_open_files, lower_thread_priority, open_files, process_processor_time, raise_thread_priority,
+    resident_bytes, thread_processor_time, threads,
 };
 
 use crate::error::{Error, Result};

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Ledger;
-use super::rollouts::{Filter, RolloutRecord, select};
+use super::fault::Fault;
+use super::rollouts::{Filter, each, parsed};
 use crate::error::Result;
 
 /// Over every rollout that has ended and is still recorded. One that brought the previous version back from disk is a
@@ -36,31 +38,54 @@ pub struct Spread {
 impl Ledger {
     pub fn figures(&self, model: Option<&str>) -> Result<Figures> {
         let filter = Filter { model: model.map(str::to_owned), limit: usize::MAX, open_only: false };
-        self.read("read figures", |transaction| Ok(Figures::of(&select(transaction, &filter)?)))
+        self.read("read figures", |transaction| {
+            let mut tally = Tally::default();
+            each(transaction, &filter, &mut |record| parsed(record).map(|record| tally.count(&record)))?;
+            Ok::<_, Fault>(tally.figures())
+        })
     }
 }
 
-impl Figures {
-    fn of(records: &[RolloutRecord]) -> Figures {
-        let mut figures = Figures::default();
-        let (mut downtimes, mut rollbacks) = (Vec::new(), Vec::new());
-        for record in records.iter().filter(|record| record.ended_ms.is_some()) {
-            let went_back = record.figures.contains_key("cold_rollback");
-            if !went_back {
-                figures.deployments += 1;
-                *figures.ends.entry(record.phase.clone()).or_default() += 1;
-            }
-            let measure = |name: &str| record.figures.get(name).and_then(serde_json::Value::as_f64);
-            downtimes.extend(measure("downtime_ms"));
-            if let Some(took) = measure("cold_rollback_ms") {
-                figures.rollbacks += 1;
-                rollbacks.push(took);
-            }
-            if record.phase == "rolled_back" {
-                figures.rollbacks += 1;
-                rollbacks.extend(measure("rollback_ms"));
-            }
+/// As much of a rollout's record as is counted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Counted {
+    phase: String,
+    ended_ms: Option<i64>,
+    figures: Map<String, Value>,
+}
+
+#[derive(Default)]
+struct Tally {
+    figures: Figures,
+    downtimes: Vec<f64>,
+    rollbacks: Vec<f64>,
+}
+
+impl Tally {
+    fn count(&mut self, record: &Counted) {
+        if record.ended_ms.is_none() {
+            return;
         }
+        let went_back = record.figures.contains_key("cold_rollback");
+        if !went_back {
+            self.figures.deployments += 1;
+            *self.figures.ends.entry(record.phase.clone()).or_default() += 1;
+        }
+        let measure = |name: &str| record.figures.get(name).and_then(Value::as_f64);
+        self.downtimes.extend(measure("downtime_ms"));
+        if let Some(took) = measure("cold_rollback_ms") {
+            self.figures.rollbacks += 1;
+            self.rollbacks.push(took);
+        }
+        if record.phase == "rolled_back" {
+            self.figures.rollbacks += 1;
+            self.rollbacks.extend(measure("rollback_ms"));
+        }
+    }
+
+    fn figures(self) -> Figures {
+        let Tally { mut figures, downtimes, rollbacks } = self;
         let ended = |phase: &str| figures.ends.get(phase).copied().unwrap_or(0);
         let judged = figures.deployments - ended("aborted");
         figures.success_rate = (judged > 0).then(|| ended("settled") as f64 / judged as f64);
@@ -87,14 +112,20 @@ mod tests {
 
     use super::*;
 
-    fn ended(phase: &str, figures: serde_json::Value) -> RolloutRecord {
+    fn ended(phase: &str, figures: Value) -> Counted {
         let figures = figures.as_object().unwrap().clone();
-        RolloutRecord { phase: phase.to_owned(), ended_ms: Some(1), figures, ..RolloutRecord::default() }
+        Counted { phase: phase.to_owned(), ended_ms: Some(1), figures }
+    }
+
+    fn figures(records: &[Counted]) -> Figures {
+        let mut tally = Tally::default();
+        records.iter().for_each(|record| tally.count(record));
+        tally.figures()
     }
 
     #[test]
     fn figures_count_ends_and_spread_measures() {
-        let figures = Figures::of(&[
+        let figures = figures(&[
             ended("settled", json!({"downtime_ms": 0.5})),
             ended("settled", json!({"downtime_ms": 0.25})),
             ended("settled", json!({"downtime_ms": 0})),
@@ -102,7 +133,7 @@ mod tests {
             ended("rolled_back", json!({"downtime_ms": "much"})),
             ended("refused", json!({"rollback_ms": 99})),
             ended("aborted", json!({})),
-            RolloutRecord { phase: "loading".to_owned(), ..RolloutRecord::default() },
+            Counted { phase: "loading".to_owned(), ..Counted::default() },
         ]);
         assert_eq!((figures.deployments, figures.rollbacks), (7, 2));
         assert_eq!(figures.ends["settled"], 3);
@@ -113,12 +144,12 @@ mod tests {
 
     #[test]
     fn bringing_the_previous_version_back_from_disk_is_a_rollback_and_no_deployment() {
-        let cold = |phase, more: serde_json::Value| {
+        let cold = |phase, more: Value| {
             let mut record = ended(phase, json!({"cold_rollback": true}));
             record.figures.extend(more.as_object().unwrap().clone());
             record
         };
-        let figures = Figures::of(&[
+        let figures = figures(&[
             ended("settled", json!({})),
             cold("settled", json!({"cold_rollback_ms": 40})),
             cold("failed", json!({})),
@@ -131,8 +162,8 @@ mod tests {
 
     #[test]
     fn without_deployments_there_are_no_rates() {
-        assert_eq!(Figures::of(&[]), Figures::default());
-        let aborted = Figures::of(&[ended("aborted", json!({}))]);
+        assert_eq!(figures(&[]), Figures::default());
+        let aborted = figures(&[ended("aborted", json!({}))]);
         assert_eq!((aborted.deployments, aborted.success_rate), (1, None));
     }
 }

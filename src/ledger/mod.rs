@@ -17,7 +17,7 @@ mod schema;
 mod time;
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,6 +80,17 @@ impl Ledger {
     pub fn open_read_only(path: &Path) -> Result<Ledger> {
         let connection = schema::connect_read_only(path).map_err(|fault| fault.told(path, "open it"))?;
         Ok(Ledger { path: path.to_owned(), connection: Mutex::new(connection), _lock: None })
+    }
+
+    /// What the ledger takes on disk, its write-ahead log included.
+    pub fn bytes(&self) -> Result<u64> {
+        let size = |path: &Path| match std::fs::metadata(path) {
+            Ok(meta) => Ok(meta.len()),
+            // Between two servers, or while one has the ledger for itself, there may be no log.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(Fault::from(error).told(&self.path, "look at it")),
+        };
+        Ok(size(&self.path)? + size(&beside(&self.path, "-wal"))?)
     }
 
     /// Runs `act` as one transaction that is there whole, on disk, when this returns `Ok`, and not at all otherwise.

@@ -1,6 +1,7 @@
 //! Rollouts: one record each, as the interface shows it, replaced as the rollout goes on.
 
 use rusqlite::{Connection, Row, Transaction, named_params};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -127,6 +128,21 @@ fn save(transaction: &Transaction<'_>, rollout: &RolloutRecord, head: Head) -> R
 }
 
 pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<RolloutRecord>, Fault> {
+    let mut records = Vec::new();
+    each(connection, filter, &mut |record| {
+        records.push(parsed(record)?);
+        Ok(())
+    })?;
+    Ok(records)
+}
+
+/// Calls `see` with the text of every record that fits, the newest first. Only one is in memory at a time: a history may
+/// be long, and what a gate has checked takes tens of kilobytes.
+pub(super) fn each(
+    connection: &Connection,
+    filter: &Filter,
+    see: &mut dyn FnMut(&str) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT * FROM rollouts WHERE (:model IS NULL OR model = :model) AND (NOT :open OR ended_ms IS NULL)
          ORDER BY started_ms DESC, number DESC LIMIT :limit",
@@ -134,11 +150,10 @@ pub(super) fn select(connection: &Connection, filter: &Filter) -> Result<Vec<Rol
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
     let mut rows =
         statement.query(named_params! {":model": filter.model, ":open": filter.open_only, ":limit": limit})?;
-    let mut records = Vec::new();
     while let Some(row) = rows.next()? {
-        records.push(checked(row)?);
+        see(&sound(row)?)?;
     }
-    Ok(records)
+    Ok(())
 }
 
 /// The names of rollouts that are not as they were written.
@@ -155,8 +170,16 @@ pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
 }
 
 fn checked(row: &Row<'_>) -> Result<RolloutRecord, Fault> {
-    let record = intact(row)?.map_err(|name| Fault::Damaged(format!("{name} is not what was recorded")))?;
-    serde_json::from_str(&record)
+    parsed(&sound(row)?)
+}
+
+fn sound(row: &Row<'_>) -> Result<String, Fault> {
+    intact(row)?.map_err(|name| Fault::Damaged(format!("{name} is not what was recorded")))
+}
+
+/// A record, or as much of one as is asked for.
+pub(super) fn parsed<T: DeserializeOwned>(record: &str) -> Result<T, Fault> {
+    serde_json::from_str(record)
         .map_err(|error| Fault::Damaged(format!("the record of a rollout cannot be read: {error}")))
 }
 

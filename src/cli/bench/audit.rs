@@ -71,7 +71,8 @@ impl Audit {
     fn judge(&mut self, sample: &Sample, stamp: &Stamp, epochs: &[Epoch]) {
         // An epoch is over when the next one's promote has answered.
         let over = |at: usize| epochs.get(at + 1).map_or(u64::MAX, |next| next.answered);
-        let first = epochs.iter().skip(1).take_while(|next| next.answered < sample.started).count();
+        let later = epochs.get(1..).unwrap_or_default();
+        let first = later.partition_point(|next| next.answered < sample.started);
         let open = epochs[first..].iter().take_while(|epoch| epoch.asked <= sample.ended);
         if open.clone().any(|epoch| epoch.gave(stamp)) {
             return;

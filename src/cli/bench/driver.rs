@@ -1,4 +1,4 @@
-//! Drives the rollouts of a swap bench, one after another, and keeps the client's record of them.
+//! Drives the rollouts of a bench, one after another, and keeps the client's record of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,6 @@ use super::super::rollout::{self, Rollout};
 use super::audit::Epoch;
 use super::load::Clock;
 use super::machine::resident_bytes;
-use super::swap::SwapBench;
 use crate::repository::duration;
 
 /// How long a previous version may take to be gone after it was told to settle.
@@ -45,42 +44,67 @@ pub(super) struct Cycle {
     pub figures: serde_json::Map<String, Value>,
     pub before: Memory,
     pub after: Memory,
+    /// That it was meant to change nothing in the end, and how it ended.
+    pub mishap: Option<String>,
     /// Why the cycle did not come to its end.
     pub error: Option<String>,
 }
 
+/// What is switched, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// The bench, as it is typed: the server's history says that it was this.
+    pub bench: &'static str,
+    /// As the server was asked for it.
+    pub model: String,
+    pub versions: Vec<String>,
+    /// How often, in all.
+    pub switches: u32,
+    /// The window that each promote asks for.
+    pub observe: Duration,
+    /// How long both versions stay resident.
+    pub hold: Duration,
+    /// From one rollout to the next.
+    pub pause: Duration,
+    /// No switch begins after this long.
+    pub limit: Duration,
+    pub pid: Option<u32>,
+    /// Whether each cycle tells of memory before and after it.
+    pub follow_memory: bool,
+}
+
 /// Drives the rollouts and keeps the client's record of them.
-pub(super) struct Driver<'a> {
-    args: &'a SwapBench,
-    api: Api,
+pub(super) struct Driver {
+    pub(super) plan: Plan,
+    pub(super) api: Api,
     pub(super) model: String,
-    live: String,
+    pub(super) live: String,
     pub(super) clock: Clock,
     pub(super) cycles: Vec<Cycle>,
     pub(super) epochs: Vec<Epoch>,
 }
 
 /// What `GET /models/{ref}` says of the roles.
-struct Roles {
-    live: Option<(String, Option<String>)>,
+pub(super) struct Roles {
+    /// Version and generation.
+    pub(super) live: Option<(String, Option<String>)>,
     busy: Option<String>,
 }
 
-impl<'a> Driver<'a> {
-    pub(super) async fn new(args: &'a SwapBench, api: Api) -> Result<Driver<'a>, Failure> {
-        if args.subject.model.contains('@') {
-            return Err(Failure::Usage(
-                "bench swap asks the model, not one version: give --model without '@'".to_owned(),
-            ));
+impl Driver {
+    pub(super) async fn new(plan: Plan, api: Api) -> Result<Driver, Failure> {
+        if plan.model.contains('@') {
+            let bench = plan.bench;
+            return Err(Failure::Usage(format!("{bench} asks the model, not one version: give --model without '@'")));
         }
-        let info = api.get(&model_path(&args.subject.model, "")).await?;
-        let name = info["name"].as_str().unwrap_or(&args.subject.model).to_owned();
+        let info = api.get(&model_path(&plan.model, "")).await?;
+        let name = info["name"].as_str().unwrap_or(&plan.model).to_owned();
         let known: Vec<&str> = info["versions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        if let Some(missing) = args.versions.0.iter().find(|version| !known.contains(&version.as_str())) {
+        if let Some(missing) = plan.versions.iter().find(|version| !known.contains(&version.as_str())) {
             return Err(Failure::Usage(format!("{name} has no version {missing}; it has {}", known.join(", "))));
         }
         let clock = Clock::start();
-        Ok(Driver { args, api, model: name, live: String::new(), clock, cycles: Vec::new(), epochs: Vec::new() })
+        Ok(Driver { plan, api, model: name, live: String::new(), clock, cycles: Vec::new(), epochs: Vec::new() })
     }
 
     /// Nothing under way, and one of the versions live.
@@ -89,9 +113,9 @@ impl<'a> Driver<'a> {
         if let Some(busy) = roles.busy {
             return Err(Failure::Failed(format!("{}: {busy}; settle or abort it first", self.model)));
         }
-        let listed = |version: &str| self.args.versions.0.iter().any(|known| known == version);
+        let listed = |version: &str| self.plan.versions.iter().any(|known| known == version);
         if !roles.live.as_ref().is_some_and(|(version, _)| listed(version)) {
-            let mut cycle = Cycle { to: self.args.versions.0[0].clone(), ..Cycle::default() };
+            let mut cycle = Cycle { to: self.plan.versions[0].clone(), ..Cycle::default() };
             note(&format!("making {} live first", cycle.to));
             self.promote(&mut cycle).await?;
             self.settle(&mut cycle).await?;
@@ -106,38 +130,58 @@ impl<'a> Driver<'a> {
 
     /// Ends early when a cycle fails: what comes after would measure something else.
     pub(super) async fn switch_back_and_forth(&mut self) {
-        let limit = self.clock.now() + u64::try_from(self.args.limit.as_nanos()).unwrap_or(u64::MAX / 2);
-        for number in 1..=self.args.switches {
-            if self.clock.now() > limit {
-                note("the time limit is reached");
+        let (wanted, deadline) = (self.plan.switches, self.deadline());
+        for number in 1..=wanted {
+            if self.is_past(deadline) {
                 return;
             }
-            let mut cycle = Cycle { from: self.live.clone(), to: self.after(&self.live), ..Cycle::default() };
-            let ended = self.cycle(&mut cycle).await;
-            cycle.error = ended.err().map(|failure| failure.to_string());
-            let error = cycle.error.clone();
-            let took = cycle.answered.saturating_sub(cycle.asked) as f64 / 1e6;
-            note(&match &error {
-                None => format!(
-                    "switch {number} of {}: {} → {} in {}",
-                    self.args.switches,
-                    cycle.from,
-                    cycle.to,
-                    human_ms(took)
-                ),
-                Some(error) => format!("switch {number}: {} → {} failed: {error}", cycle.from, cycle.to),
-            });
-            self.live.clone_from(&cycle.to);
-            self.cycles.push(cycle);
-            if error.is_some() {
+            let cycle = self.switch(number).await;
+            if cycle.error.is_some() {
                 return;
             }
-            tokio::time::sleep(self.args.pause).await;
+            let took = human_ms(cycle.answered.saturating_sub(cycle.asked) as f64 / 1e6);
+            note(&format!("switch {number} of {wanted}: {} → {} in {took}", cycle.from, cycle.to));
+            tokio::time::sleep(self.plan.pause).await;
         }
     }
 
-    fn after(&self, version: &str) -> String {
-        let versions = &self.args.versions.0;
+    /// When the last switch may begin, if the first does now.
+    pub(super) fn deadline(&self) -> u64 {
+        self.clock.now() + u64::try_from(self.plan.limit.as_nanos()).unwrap_or(u64::MAX / 2)
+    }
+
+    pub(super) fn is_past(&self, deadline: u64) -> bool {
+        let past = self.clock.now() > deadline;
+        if past {
+            note("the time limit is reached");
+        }
+        past
+    }
+
+    /// One switch, and its record. One that fails is told.
+    pub(super) async fn switch(&mut self, number: u32) -> &Cycle {
+        let mut cycle = self.begin(&self.after(&self.live));
+        let ended = self.cycle(&mut cycle).await;
+        self.live.clone_from(&cycle.to);
+        self.record(cycle, ended, &format!("switch {number}"))
+    }
+
+    pub(super) fn begin(&self, to: &str) -> Cycle {
+        Cycle { from: self.live.clone(), to: to.to_owned(), asked: self.clock.now(), ..Cycle::default() }
+    }
+
+    pub(super) fn record(&mut self, mut cycle: Cycle, ended: Result<(), Failure>, what: &str) -> &Cycle {
+        cycle.error = ended.err().map(|failure| failure.to_string());
+        if let Some(error) = &cycle.error {
+            note(&format!("{what}: {} → {} failed: {error}", cycle.from, cycle.to));
+        }
+        self.cycles.push(cycle);
+        &self.cycles[self.cycles.len() - 1]
+    }
+
+    /// The version whose turn is next.
+    pub(super) fn after(&self, version: &str) -> String {
+        let versions = &self.plan.versions;
         let at = versions.iter().position(|known| known == version).map_or(0, |at| (at + 1) % versions.len());
         versions[at].clone()
     }
@@ -145,10 +189,8 @@ impl<'a> Driver<'a> {
     async fn cycle(&mut self, cycle: &mut Cycle) -> Result<(), Failure> {
         cycle.before = self.memory().await?;
         self.promote(cycle).await?;
-        let live = self.roles().await?.live;
-        let generation = live.filter(|(version, _)| *version == cycle.to).and_then(|(_, generation)| generation);
-        self.epochs.push(Epoch { version: cycle.to.clone(), generation, asked: cycle.asked, answered: cycle.answered });
-        tokio::time::sleep(self.args.hold).await;
+        self.went_live(&cycle.to, cycle.asked, cycle.answered).await?;
+        tokio::time::sleep(self.plan.hold).await;
         self.settle(cycle).await?;
         cycle.after = self.memory().await?;
         match self.roles().await?.live {
@@ -160,21 +202,31 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Writes down who answers from now on.
+    pub(super) async fn went_live(&mut self, version: &str, asked: u64, answered: u64) -> Result<(), Failure> {
+        let live = self.roles().await?.live;
+        let generation = live.filter(|(live, _)| live == version).and_then(|(_, generation)| generation);
+        self.epochs.push(Epoch { version: version.to_owned(), generation, asked, answered });
+        Ok(())
+    }
+
     /// Makes a version live and lets go of the one before, outside any measurement.
     pub(super) async fn make_live(&self, version: &str) -> Result<(), Failure> {
         let path = model_path(&format!("{}@{version}", self.model), "/promote");
-        let body =
-            json!({ "observe": "0s", "wait": "settled", "reason": "cutover bench swap", "actor": "cutover bench" });
-        self.api.post(&path, &body).await.map(drop)
+        self.api.post(&path, &self.order(json!({ "observe": "0s", "wait": "settled" }))).await.map(drop)
+    }
+
+    /// The body of an admin request, with who asks and why.
+    pub(super) fn order(&self, mut body: Value) -> Value {
+        body["reason"] = json!(format!("cutover {}", self.plan.bench));
+        body["actor"] = json!("cutover bench");
+        body
     }
 
     /// Promotes and follows the phases as they arrive, on the client's clock.
-    async fn promote(&self, cycle: &mut Cycle) -> Result<(), Failure> {
+    pub(super) async fn promote(&self, cycle: &mut Cycle) -> Result<(), Failure> {
         let reference = format!("{}@{}", self.model, cycle.to);
-        let body = json!({
-            "observe": duration::format(self.args.observe), "wait": "switched", "reason": "cutover bench swap",
-            "actor": "cutover bench",
-        });
+        let body = self.order(json!({ "observe": duration::format(self.plan.observe), "wait": "switched" }));
         let clock = self.clock;
         cycle.asked = clock.now();
         let mut marks: Vec<(String, u64)> = Vec::new();
@@ -201,30 +253,33 @@ impl<'a> Driver<'a> {
         let asked = self.clock.now();
         push_span(&mut cycle.spans, "observing", cycle.answered, asked);
         if self.roles().await?.busy.is_some() {
-            match self.api.post("/admin/settle", &json!({ "model": self.model, "actor": "cutover bench" })).await {
+            match self.api.post("/admin/settle", &self.order(json!({ "model": self.model }))).await {
                 // The window may end by itself between the question and this.
                 Err(Failure::Refused(refusal)) if refusal.status == 409 => {}
                 other => drop(other?),
             }
         }
-        let began = tokio::time::Instant::now();
-        while let Some(busy) = self.roles().await?.busy {
-            if began.elapsed() > SETTLE_LIMIT {
-                return Err(Failure::Failed(format!(
-                    "{}: {busy} after {}",
-                    self.model,
-                    duration::format(SETTLE_LIMIT)
-                )));
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        self.until_alone().await?;
         cycle.settled = self.clock.now();
         push_span(&mut cycle.spans, "reclaiming", asked, cycle.settled);
         Ok(())
     }
 
-    async fn roles(&self) -> Result<Roles, Failure> {
-        let info = self.api.get(&model_path(&self.args.subject.model, "")).await?;
+    /// Waits until the live version is the only one.
+    async fn until_alone(&self) -> Result<(), Failure> {
+        let began = tokio::time::Instant::now();
+        while let Some(busy) = self.roles().await?.busy {
+            if began.elapsed() > SETTLE_LIMIT {
+                let limit = duration::format(SETTLE_LIMIT);
+                return Err(Failure::Failed(format!("{}: {busy} after {limit}", self.model)));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn roles(&self) -> Result<Roles, Failure> {
+        let info = self.api.get(&model_path(&self.plan.model, "")).await?;
         let role = |name: &str| {
             let version = info[name]["version"].as_str()?.to_owned();
             let generation = match &info[name]["generation"] {
@@ -243,8 +298,11 @@ impl<'a> Driver<'a> {
 
     async fn memory(&self) -> Result<Memory, Failure> {
         let mut memory = Memory::new();
+        if !self.plan.follow_memory {
+            return Ok(memory);
+        }
         flatten("", &self.api.get("/admin/memory").await?, &mut memory);
-        if let Some(bytes) = self.args.pid.and_then(resident_bytes) {
+        if let Some(bytes) = self.plan.pid.and_then(resident_bytes) {
             memory.insert("process rss".to_owned(), bytes);
         }
         Ok(memory)

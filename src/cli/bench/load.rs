@@ -151,6 +151,7 @@ pub(super) struct Shared {
     /// Requests claimed so far; each takes the next payload.
     claimed: AtomicU64,
     answered: AtomicU64,
+    failed: AtomicU64,
     /// Open loop: arrivals that are due, and how many there will ever be.
     due: Semaphore,
     arrivals: AtomicU64,
@@ -174,6 +175,7 @@ impl Load {
             stopping: AtomicBool::new(false),
             claimed: AtomicU64::new(0),
             answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             due: Semaphore::new(0),
             arrivals: AtomicU64::new(u64::MAX),
             notes: Mutex::new(Notes { stamps: vec![Stamp::default()], examples: Vec::new() }),
@@ -195,6 +197,11 @@ impl Load {
     /// Requests that have ended so far.
     pub(super) fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that were not answered, or not well.
+    pub(super) fn failed(&self) -> u64 {
+        self.shared.failed.load(Ordering::Relaxed)
     }
 
     /// Begins no more requests, waits for those that have begun or were due, and gives the record.
@@ -347,6 +354,9 @@ async fn worker(shared: Arc<Shared>) -> Vec<Sample> {
         let ended = shared.clock.now();
         samples.push(Sample { intended: due.unwrap_or(started), started, ended, stamp, outcome });
         shared.answered.fetch_add(1, Ordering::Relaxed);
+        if !outcome.ok() {
+            shared.failed.fetch_add(1, Ordering::Relaxed);
+        }
         if matches!(outcome, Outcome::TimedOut | Outcome::Broken | Outcome::Unreachable) {
             // What may still come on this connection belongs to the request that was given up.
             wire.close();

@@ -1,5 +1,5 @@
-//! What the kernel says about processes: memory of the server, processor time of the generator. Linux only;
-//! elsewhere there is nothing to tell.
+//! What the kernel says about processes: what the server takes, processor time of the generator. Linux only; elsewhere
+//! there is nothing to tell.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,6 +10,20 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Resident bytes of a process; `None` when there is no such process or no `/proc`.
 pub(super) fn resident_bytes(pid: u32) -> Option<u64> {
     parse_resident(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+/// Threads of a process.
+pub(super) fn threads(pid: u32) -> Option<u64> {
+    entries(&format!("/proc/{pid}/task"))
+}
+
+/// File descriptors of a process of the same user.
+pub(super) fn open_files(pid: u32) -> Option<u64> {
+    entries(&format!("/proc/{pid}/fd"))
+}
+
+fn entries(folder: &str) -> Option<u64> {
+    fs::read_dir(folder).ok().map(|entries| entries.count() as u64)
 }
 
 fn parse_resident(status: &str) -> Option<u64> {

@@ -1,7 +1,8 @@
 //! `cutover bench`: what a server does under load, steady and while its models are switched.
 //!
 //! A client of the HTTP interface like any other: it sees what users see, and speaks to `--url` only.
-//! [`load`] makes the requests and records them; [`audit`] and [`report`] judge the record and are pure.
+//! [`load`] makes the requests and records them, [`driver`] switches versions meanwhile; [`audit`] and the reports judge
+//! the record and are pure.
 
 mod audit;
 mod capacity;
@@ -10,9 +11,15 @@ mod driver;
 mod images;
 mod load;
 mod machine;
+mod mishap;
+mod reading;
 mod report;
 mod serve;
+mod session;
+mod soak;
+mod soak_report;
 mod svg;
+mod svg_soak;
 mod swap;
 mod swap_report;
 mod target;
@@ -32,7 +39,9 @@ use super::output::Failure;
 use crate::repository::duration;
 use crate::value::Task;
 pub use serve::ServeBench;
-pub use swap::{SwapBench, Versions};
+pub use session::{Switching, Versions};
+pub use soak::SoakBench;
+pub use swap::SwapBench;
 use target::{Payload, Target};
 
 #[derive(Debug, Clone, Args)]
@@ -47,6 +56,8 @@ pub enum BenchCommand {
     Serve(ServeBench),
     /// Latency and correctness while versions are switched back and forth under load
     Swap(SwapBench),
+    /// Whether a server is after a thousand switches what it was before: resident size, threads, files, and its answers
+    Soak(SoakBench),
     /// Print the texts that the load is made of, a line each, so that others can be asked the same
     Texts(TextsArgs),
 }
@@ -79,7 +90,7 @@ pub struct Subject {
     /// Different requests that are made and used in turn
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub corpus: u32,
-    /// The texts are the same for the same seed
+    /// The texts, and the mishaps of a soak, are the same for the same seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Read every answer and compare it with the first one that the same version gave to the same request
@@ -130,6 +141,7 @@ pub(super) async fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Fai
     match &args.command {
         BenchCommand::Serve(args) => serve::run(args, out).await,
         BenchCommand::Swap(args) => swap::run(args, out).await,
+        BenchCommand::Soak(args) => soak::run(args, out).await,
         BenchCommand::Texts(args) => print_texts(args, out),
     }
 }
@@ -187,6 +199,17 @@ impl Subject {
         });
         bodies.collect()
     }
+}
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
+}
+
+/// The last line of a report.
+fn outcome(passed: bool) -> &'static str {
+    if passed { "passed" } else { "FAILED" }
 }
 
 /// Writes results to a file, whole or not at all.

@@ -9,9 +9,9 @@ use super::driver::{Cycle, Span};
 use super::load::Sample;
 use super::swap_report::Run;
 
-const WIDTH: f64 = 960.0;
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 944.0;
+pub(super) const WIDTH: f64 = 960.0;
+pub(super) const LEFT: f64 = 64.0;
+pub(super) const RIGHT: f64 = 944.0;
 const OVERVIEW: Panel = Panel { top: 78.0, bottom: 258.0 };
 const CLOSE_UP: Panel = Panel { top: 334.0, bottom: 534.0 };
 const HEIGHT: f64 = 622.0;
@@ -21,7 +21,7 @@ const BUCKET_FILL: usize = 25;
 const MAX_POINTS: usize = 1600;
 const COLOURS: usize = 8;
 
-const STYLE: &str = "\
+pub(super) const STYLE: &str = "\
 svg{color-scheme:light dark;font:12px system-ui,sans-serif;--bg:#fff;--ink:#1f2328;--dim:#656d76;--grid:#d8dee4;--p50:#0969da;--band:#54aeff;--max:#bc4c00;--bad:#cf222e;--sw:#8250df;\
 --c0:#57606a;--c1:#0969da;--c2:#bf8700;--c3:#1a7f37;--c4:#8250df;--c5:#0f8a8a;--c6:#bf3989;--c7:#953800}\
 @media(prefers-color-scheme:dark){svg{--bg:#0d1117;--ink:#e6edf3;--dim:#9198a1;--grid:#30363d;--p50:#58a6ff;--band:#1f6feb;--max:#f0883e;--bad:#ff7b72;--sw:#bc8cff;\
@@ -350,7 +350,7 @@ fn failures(svg: &mut String, samples: &[&Sample], axes: &Axes) {
     push(svg, format_args!("<path class=\"b\" d=\"{path}\"/>\n"));
 }
 
-fn text(svg: &mut String, x: f64, y: f64, class: &str, words: &str) {
+pub(super) fn text(svg: &mut String, x: f64, y: f64, class: &str, words: &str) {
     let words = escape(words);
     if class.is_empty() {
         push(svg, format_args!("<text x=\"{x:.0}\" y=\"{y:.0}\">{words}</text>"));
@@ -359,13 +359,13 @@ fn text(svg: &mut String, x: f64, y: f64, class: &str, words: &str) {
     }
 }
 
-fn push(into: &mut String, what: std::fmt::Arguments<'_>) {
+pub(super) fn push(into: &mut String, what: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _written = into.write_fmt(what);
 }
 
 /// Text for XML; control characters, which it cannot hold, are shown as what they are.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let text: String = super::super::output::printable(text).chars().take(600).collect();
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

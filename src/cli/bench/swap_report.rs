@@ -38,6 +38,11 @@ impl Run {
         self.cycles.iter().filter(|cycle| cycle.answered > 0)
     }
 
+    /// Those of them that were meant to last.
+    fn switches(&self) -> usize {
+        self.switched().filter(|cycle| cycle.mishap.is_none()).count()
+    }
+
     /// Samples that should have begun in the measured part.
     pub(super) fn measured(&self) -> impl Iterator<Item = &Sample> {
         self.recording
@@ -46,13 +51,19 @@ impl Run {
             .filter(|sample| sample.intended >= self.steady_from && sample.intended < self.until)
     }
 
+    /// The cycles that had begun by then, the latest one first. Cycles follow each other and never overlap.
+    fn begun_by(&self, at: u64) -> impl Iterator<Item = &Cycle> {
+        self.cycles[..self.cycles.partition_point(|cycle| cycle.asked <= at)].iter().rev()
+    }
+
     fn taking_over(&self, sample: &Sample) -> bool {
-        self.switched().any(|cycle| (cycle.asked..cycle.answered).contains(&sample.intended))
+        self.begun_by(sample.intended).next().is_some_and(|cycle| sample.intended < cycle.answered)
     }
 
     fn near_switch(&self, sample: &Sample) -> bool {
-        self.switched()
-            .any(|cycle| sample.intended <= cycle.answered + NEAR_NS && sample.ended + NEAR_NS >= cycle.answered)
+        let (from, to) = (sample.intended.saturating_sub(NEAR_NS), sample.ended + NEAR_NS);
+        let recent = self.begun_by(to).take_while(|cycle| cycle.asked.max(cycle.answered) >= from);
+        recent.filter(|cycle| cycle.answered > 0).any(|cycle| (from..=to).contains(&cycle.answered))
     }
 }
 
@@ -65,9 +76,8 @@ enum Place<'a> {
     Phase(&'a str),
 }
 
-fn place<'a>(cycles: &'a [Cycle], at: u64) -> Place<'a> {
-    let next = cycles.partition_point(|cycle| cycle.asked <= at);
-    let Some(cycle) = next.checked_sub(1).map(|index| &cycles[index]) else { return Place::Steady };
+fn place(run: &Run, at: u64) -> Place<'_> {
+    let Some(cycle) = run.begun_by(at).next() else { return Place::Steady };
     match cycle.spans.iter().find(|span| span.from <= at && at < span.to) {
         Some(span) => Place::Phase(&span.phase),
         None => Place::Steady,
@@ -93,12 +103,12 @@ pub(super) struct Analysis {
 impl Analysis {
     pub(super) fn of(run: &Run) -> Result<Analysis, Failure> {
         let in_place = |wanted: fn(Place<'_>) -> bool| {
-            Summary::of(run.measured().filter(|sample| wanted(place(&run.cycles, sample.intended))))
+            Summary::of(run.measured().filter(|sample| wanted(place(run, sample.intended))))
         };
         let audit = Audit::of(&run.recording.samples, &run.recording.stamps, &run.epochs);
         let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
-        let completed = run.cycles.iter().filter(|cycle| cycle.error.is_none()).count();
-        let passed = audit.clean() && audit.answers > 0 && failed == 0 && completed == run.wanted as usize;
+        let as_meant = run.cycles.iter().all(|cycle| cycle.error.is_none()) && run.switches() == run.wanted as usize;
+        let passed = audit.clean() && audit.answers > 0 && failed == 0 && as_meant;
         Ok(Analysis {
             steady: in_place(|place| place == Place::Steady)?,
             rollouts: in_place(|place| matches!(place, Place::Phase(_)))?,
@@ -122,7 +132,7 @@ impl Analysis {
         json!({
             "model": run.model, "passed": self.passed, "rate": round(run.rate), "capacity": run.capacity.map(round),
             "seconds": round((run.until - run.steady_from) as f64 / 1e9), "requests": run.recording.samples.len(),
-            "switches": run.switched().count(), "switches_wanted": run.wanted,
+            "switches": run.switches(), "switches_wanted": run.wanted,
             "audit": self.audit, "steady": self.steady, "rollouts": self.rollouts,
             "takeovers": self.takeovers, "near_switch": self.near, "p99_over_steady": { "takeovers": takeovers, "rollouts": rollouts }, "phases": phases.collect::<Vec<_>>(),
             "longest_gap_ms": { "steady": steady_gap, "rollouts": rollout_gap },
@@ -139,16 +149,14 @@ impl Analysis {
             out,
             "{}: {} of {} switches under {:.1} requests a second{capacity} for {seconds:.0} s",
             printable(&run.model),
-            run.switched().count(),
+            run.switches(),
             run.wanted,
             run.rate
         )?;
         self.write_latency(out)?;
         writeln!(out)?;
         self.write_audit(run, out)?;
-        write_memory(run, out)?;
-        writeln!(out, "{}", if self.passed { "passed" } else { "FAILED" })?;
-        Ok(())
+        write_memory(run, out)
     }
 
     fn write_latency(&self, out: &mut dyn Write) -> Result<(), Failure> {
@@ -217,7 +225,7 @@ fn phases(run: &Run) -> Result<Vec<(String, f64, Summary)>, Failure> {
         }
     }
     for sample in run.measured() {
-        if let Place::Phase(phase) = place(&run.cycles, sample.intended)
+        if let Place::Phase(phase) = place(run, sample.intended)
             && let Some((.., samples)) = found.iter_mut().find(|(known, ..)| known == phase)
         {
             samples.push(*sample);
@@ -233,7 +241,7 @@ fn longest_gaps(run: &Run) -> (f64, f64) {
     for pair in ends.windows(2) {
         let gap = pair[1] - pair[0];
         // A gap that reaches into a rollout is the rollout's.
-        match (place(&run.cycles, pair[0]), place(&run.cycles, pair[1])) {
+        match (place(run, pair[0]), place(run, pair[1])) {
             (Place::Steady, Place::Steady) => steady = steady.max(gap),
             _ => rollouts = rollouts.max(gap),
         }
@@ -245,11 +253,15 @@ fn cycle_json(cycle: &Cycle) -> Value {
     let ms = |from: u64, to: u64| (to > from).then(|| round((to - from) as f64 / 1e6));
     let phases: Map<String, Value> =
         cycle.spans.iter().map(|span| (span.phase.clone(), json!(ms(span.from, span.to).unwrap_or(0.0)))).collect();
-    json!({
+    let mut told = json!({
         "from": cycle.from, "to": cycle.to, "at_ms": round(cycle.asked as f64 / 1e6),
         "promote_ms": ms(cycle.asked, cycle.answered), "whole_ms": ms(cycle.asked, cycle.settled), "phases": phases,
         "figures": cycle.figures, "memory_before": cycle.before, "memory_after": cycle.after, "error": cycle.error,
-    })
+    });
+    if let Some(mishap) = &cycle.mishap {
+        told["mishap"] = json!(mishap);
+    }
+    told
 }
 
 /// Memory before the first cycle, after the first, the middle and the last one: a leak would climb.

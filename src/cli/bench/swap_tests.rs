@@ -3,9 +3,11 @@
 use super::super::super::mock::{Faults, Mock};
 use super::super::super::{Cli, Command};
 use super::super::driver::{Memory, Span, flatten, push_span, spans};
+use super::super::session::parse_versions;
 use super::super::{BenchArgs, BenchCommand};
 use super::*;
 use clap::Parser as _;
+use serde_json::Value;
 
 fn args(mock: &Mock, more: &[&str]) -> SwapBench {
     let url = mock.url();
@@ -96,7 +98,8 @@ async fn a_refused_version_ends_the_bench_and_is_told() {
 #[tokio::test]
 async fn versions_that_the_model_does_not_have_are_a_usage_error() {
     let mock = Mock::start(Faults::default()).await;
-    let args = SwapBench { versions: parse_versions("f32,f8").unwrap(), ..args(&mock, &[]) };
+    let mut args = args(&mock, &[]);
+    args.switching.versions = parse_versions("f32,f8").unwrap();
     let failure = run(&args, &mut Vec::new()).await.unwrap_err();
     assert!(matches!(&failure, Failure::Usage(text) if text.contains("no version f8; it has f32, f16")), "{failure}");
 }

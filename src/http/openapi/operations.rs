@@ -223,7 +223,7 @@ fn health() -> Vec<(Mounted, Operation)> {
             .answers("503", "It does not: with the reasons", "Ready")
             .refused(Dialect::Native, &[])
     };
-    let metrics = health("Metrics, for Prometheus")
+    let metrics = health("Metrics, for Prometheus: `cutover_…`, and those of any process under their usual names")
         .content("200", "The metrics", "application/openmetrics-text", text())
         .refused(Dialect::Native, &[]);
     let document = health("This description")

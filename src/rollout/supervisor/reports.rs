@@ -15,7 +15,7 @@ use crate::device::{HostMemory, allocated_bytes, resident_bytes};
 use crate::engine::Held;
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
-use crate::ledger::{Event, Figures, Filter, RolloutRecord};
+use crate::ledger::{Event, Figures, Filter, Ledger, RolloutRecord};
 use crate::value::Task;
 
 /// A model as listings show it.
@@ -88,6 +88,11 @@ impl Supervisor {
 
     pub async fn figures(&self, model: Option<String>) -> Result<Figures> {
         self.ctx.journal.with(move |ledger| ledger.figures(model.as_deref())).await
+    }
+
+    /// What the ledger takes on disk.
+    pub async fn ledger_bytes(&self) -> Result<u64> {
+        self.ctx.journal.with(Ledger::bytes).await
     }
 
     pub async fn events_after(&self, seq: i64, limit: usize) -> Result<Vec<Event>> {
