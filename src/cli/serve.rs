@@ -192,6 +192,8 @@ async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()
         // An error means that the controller ended first: the server is stopping.
         let _ = up.await;
     }
+    // Starting takes room that serving does not need: files of tokenizers as text, for one.
+    device::trim_everything();
     app.started.store(true, Ordering::Release);
     // Nobody reading standard output is no reason to stop serving.
     let _ = writeln!(std::io::stdout(), "{}", banner::text(&app.registry.slots(), &doorway));

@@ -110,6 +110,17 @@ pub(super) fn leave_arenas_of_live_traffic() -> Result<()> {
     write("thread.arena", index)
 }
 
+/// Stands for all arenas at once (jemalloc(3), `MALLCTL_ARENAS_ALL`).
+const ALL: u32 = 4096;
+
+/// Returns unused pages of all arenas to the operating system; by itself that happens only where an arena goes on being
+/// used. For moments without live traffic, which would pay a page fault for each page that it takes again.
+pub fn trim_everything() {
+    if let Err(error) = call(&format!("arena.{ALL}.purge")) {
+        tracing::warn!(%error, "memory that is not used stays resident");
+    }
+}
+
 /// Returns unused pages of background work to the operating system: nobody else's allocations would.
 pub fn trim_background() {
     let index = *BACKGROUND.lock().unwrap_or_else(|e| e.into_inner());

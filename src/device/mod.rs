@@ -9,7 +9,7 @@ mod budget;
 mod extents;
 mod host;
 
-pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background};
+pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background, trim_everything};
 pub use budget::{Budget, Claim, Held, Reservation};
 pub use host::{
     HostMemory, allow_open_files, lower_thread_priority, open_files, process_processor_time, raise_thread_priority,
