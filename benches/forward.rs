@@ -112,6 +112,13 @@ fn peak() -> f64 {
     const STEPS: usize = 200_000;
     let began = Instant::now();
     #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the feature was just found.
+        black_box(unsafe { steps_avx512(black_box(0.999), STEPS) });
+        return 12.0 * 32.0 * STEPS as f64 / began.elapsed().as_secs_f64() / 1e9;
+    }
+    #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         #[allow(unsafe_code)]
         // SAFETY: both features were just found.
@@ -120,6 +127,20 @@ fn peak() -> f64 {
     }
     black_box(steps(black_box(0.999), STEPS));
     12.0 * 16.0 * STEPS as f64 / began.elapsed().as_secs_f64() / 1e9
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn steps_avx512(factor: f32, count: usize) -> f32 {
+    use std::arch::x86_64::{_mm512_cvtss_f32, _mm512_fmadd_ps, _mm512_set1_ps};
+    let factor = _mm512_set1_ps(factor);
+    let mut sums = [_mm512_set1_ps(0.1); 12];
+    for _ in 0..count {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, factor);
+        }
+    }
+    sums.iter().map(|sum| _mm512_cvtss_f32(*sum)).sum()
 }
 
 #[cfg(target_arch = "x86_64")]

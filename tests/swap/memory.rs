@@ -130,8 +130,11 @@ async fn rollout_after_rollout_nothing_stays_behind() {
         server.memory().await["process_allocated"].as_u64().unwrap()
     };
     // What is made once and kept: caches of the ledger among it.
-    let warm = turns().await;
-    let after = turns().await;
-    let grown = after.saturating_sub(warm);
-    assert!(grown < 3 * 1024 * ROLLOUTS as u64, "{grown} bytes more after {ROLLOUTS} rollouts; {warm} before");
+    let mut counts = vec![turns().await];
+    // What threads keep of freed memory counts as allocated, and differs by chance: what stays behind grows every time.
+    for _ in 0..3 {
+        counts.push(turns().await);
+    }
+    let grown = counts.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).min().unwrap();
+    assert!(grown < 3 * 1024 * ROLLOUTS as u64, "{grown} bytes more after {ROLLOUTS} rollouts: {counts:?}");
 }

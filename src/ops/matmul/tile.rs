@@ -100,6 +100,9 @@ impl Operands {
 trait Isa {
     /// Rows of the tallest tile.
     const ROWS: usize;
+    /// Whether there are registers for two panels of that many rows. A broadcast then serves two multiply-adds, and
+    /// loads no longer take longer than these.
+    const PAIRS: bool;
 
     /// `c = start + a · b`, for so many rows and panels.
     unsafe fn tile<const ROWS: usize, const PANELS: usize>(operands: Operands);
@@ -173,20 +176,24 @@ unsafe fn strip<I: Isa>(operands: Operands, rows: usize, whole: usize, columns: 
                 I::tile::<3, 2>(operands);
                 return 2;
             }
-            _ => column_of_tiles::<I>(operands, rows),
+            _ if whole >= 2 && I::PAIRS => {
+                column_of_tiles::<I, 2>(operands, rows);
+                return 2;
+            }
+            _ => column_of_tiles::<I, 1>(operands, rows),
         }
     }
     1
 }
 
-/// One panel's tiles from top to bottom, as equal in height as they can be.
+/// The tiles of a panel, or of two, from top to bottom, as equal in height as they can be.
 #[inline(always)]
-unsafe fn column_of_tiles<I: Isa>(mut operands: Operands, rows: usize) {
+unsafe fn column_of_tiles<I: Isa, const PANELS: usize>(mut operands: Operands, rows: usize) {
     let count = rows.div_ceil(I::ROWS);
     let (height, taller) = (rows / count, rows % count);
     // The tiles of a panel fetch the next one among them, a little with every step: weights come from main memory, and
     // a burst of requests would wait for itself.
-    let next = operands.b.wrapping_add(operands.panel_stride);
+    let next = operands.b.wrapping_add(PANELS * operands.panel_stride);
     operands.pace = (operands.b_stride * size_of::<f32>()).div_ceil(count);
     for tile in 0..count {
         let rows = height + usize::from(tile < taller);
@@ -194,18 +201,18 @@ unsafe fn column_of_tiles<I: Isa>(mut operands: Operands, rows: usize) {
         // SAFETY: tiles follow one another inside the rows.
         unsafe {
             match rows {
-                1 => I::tile::<1, 1>(operands),
-                2 => I::tile::<2, 1>(operands),
-                3 => I::tile::<3, 1>(operands),
-                4 => I::tile::<4, 1>(operands),
-                5 => I::tile::<5, 1>(operands),
-                6 => I::tile::<6, 1>(operands),
-                7 => I::tile::<7, 1>(operands),
-                8 => I::tile::<8, 1>(operands),
-                9 => I::tile::<9, 1>(operands),
-                10 => I::tile::<10, 1>(operands),
-                11 => I::tile::<11, 1>(operands),
-                _ => I::tile::<12, 1>(operands),
+                1 => I::tile::<1, PANELS>(operands),
+                2 => I::tile::<2, PANELS>(operands),
+                3 => I::tile::<3, PANELS>(operands),
+                4 => I::tile::<4, PANELS>(operands),
+                5 => I::tile::<5, PANELS>(operands),
+                6 => I::tile::<6, PANELS>(operands),
+                7 => I::tile::<7, PANELS>(operands),
+                8 => I::tile::<8, PANELS>(operands),
+                9 => I::tile::<9, PANELS>(operands),
+                10 => I::tile::<10, PANELS>(operands),
+                11 => I::tile::<11, PANELS>(operands),
+                _ => I::tile::<12, PANELS>(operands),
             }
             operands.a = operands.a.add(rows * operands.a_stride);
             operands.c = operands.c.add(rows * operands.c_stride);
@@ -233,7 +240,7 @@ unsafe fn ragged<I: Isa>(operands: Operands, rows: usize, columns: usize, bias: 
         }
     }
     // SAFETY: the strip has room for a block's rows of a whole panel.
-    unsafe { column_of_tiles::<I>(inside, rows) };
+    unsafe { column_of_tiles::<I, 1>(inside, rows) };
     for (row, strip) in strip.chunks_exact(PANEL).take(rows).enumerate() {
         // SAFETY: as above, and nobody else's.
         let out = unsafe { std::slice::from_raw_parts_mut(operands.c.add(row * operands.c_stride), columns) };
@@ -246,6 +253,7 @@ struct Portable;
 
 impl Isa for Portable {
     const ROWS: usize = 4;
+    const PAIRS: bool = false;
 
     #[inline(always)]
     unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
@@ -305,6 +313,7 @@ mod x86 {
 
     impl Isa for Avx2 {
         const ROWS: usize = 6;
+        const PAIRS: bool = false;
 
         #[inline(always)]
         unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
@@ -343,11 +352,12 @@ mod x86 {
         }
     }
 
-    /// Thirty-two registers: up to twelve sums are enough to keep two multiply-adds a cycle in flight.
+    /// Thirty-two registers: twenty-four sums, a row of two panels, a broadcast.
     struct Avx512;
 
     impl Isa for Avx512 {
         const ROWS: usize = 12;
+        const PAIRS: bool = true;
 
         #[inline(always)]
         unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
@@ -362,13 +372,16 @@ mod x86 {
                 }
                 let (mut b, mut next) = (o.b, o.next);
                 for step in 0..o.inner {
-                    fetch(next);
-                    next = next.wrapping_add(o.pace);
+                    let mut lines = [_mm512_setzero_ps(); PANELS];
                     for panel in 0..PANELS {
-                        let line = _mm512_loadu_ps(b.add(panel * o.panel_stride));
-                        for row in 0..ROWS {
-                            let a = _mm512_set1_ps(*o.a.add(row * o.a_stride + step));
-                            sums[row][panel] = _mm512_fmadd_ps(a, line, sums[row][panel]);
+                        lines[panel] = _mm512_loadu_ps(b.add(panel * o.panel_stride));
+                        fetch(next.wrapping_add(panel * o.panel_stride * size_of::<f32>()));
+                    }
+                    next = next.wrapping_add(o.pace);
+                    for row in 0..ROWS {
+                        let a = _mm512_set1_ps(*o.a.add(row * o.a_stride + step));
+                        for panel in 0..PANELS {
+                            sums[row][panel] = _mm512_fmadd_ps(a, lines[panel], sums[row][panel]);
                         }
                     }
                     b = b.add(o.b_stride);
