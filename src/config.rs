@@ -277,9 +277,11 @@ impl Config {
 
     /// Admin routes that others can reach need a token, or a listener that others cannot reach.
     fn check_listeners(&self) -> Result<()> {
-        let own = self.admin_listen.map(|address| ("--admin-listen", address));
-        let shared = [Some(("--listen", self.listen)), self.grpc_listen.map(|address| ("--grpc-listen", address))];
-        let changing = if own.is_some() { vec![own] } else { shared.to_vec() };
+        let grpc = self.grpc_listen.map(|address| ("--grpc-listen", address));
+        let changing = match self.admin_listen {
+            Some(address) => [Some(("--admin-listen", address)), None],
+            None => [Some(("--listen", self.listen)), grpc],
+        };
         let open = changing.into_iter().flatten().find(|(_, address)| !address.ip().is_loopback());
         let Some((key, address)) = open.filter(|_| self.admin_token.is_none()) else { return Ok(()) };
         Err(Error::Config {

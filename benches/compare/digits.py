@@ -5,7 +5,6 @@ and prepared by its own image processor; then the server with 32 clients, which 
 batch size that was transformers' best over all rounds. The labels are held against the server's first.
 """
 
-import argparse
 import io
 import json
 import statistics
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from server import THREADS, Server
+from server import THREADS, Server, arguments
 from transformers import ViTForImageClassification, ViTImageProcessor
 
 BATCHES = [1, 4, 8, 16, 32, 64, 128]
@@ -55,12 +54,7 @@ def label(server: Server, file: bytes) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--models", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=5)
-    args = parser.parse_args()
+    args = arguments(seconds=5)
     torch.set_num_threads(THREADS)
     samples = sorted((Path(args.models) / "digits" / "samples").glob("*.png"))
     own = [sample.read_bytes() for sample in samples]

@@ -5,14 +5,13 @@ least), then the server with 1, 8 and 32 clients, each alone on the machine. The
 that was onnxruntime's best over all rounds. Medians of the rounds' ratios.
 """
 
-import argparse
 import statistics
 import subprocess
 import time
 from pathlib import Path
 
 from encoder import Encoder
-from server import THREADS, Server
+from server import THREADS, Server, arguments
 
 BATCHES = [1, 2, 4, 8, 16, 32]
 CLIENTS = [1, 8, 32]
@@ -33,12 +32,7 @@ def once(encoder: Encoder, batches: list[list[str]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--models", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=6)
-    args = parser.parse_args()
+    args = arguments(seconds=6)
     version = Path(args.models) / "minilm" / "f32"
     encoder = Encoder(version, THREADS)
     off = encoder.check(version / "golden.jsonl")

@@ -1,5 +1,6 @@
 """A server of this machine, started for a comparison and asked by `cutover bench serve`."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -7,6 +8,16 @@ import tempfile
 
 # Both sides of a comparison get the same processors.
 THREADS = 2
+
+
+def arguments(seconds: int) -> argparse.Namespace:
+    """What every comparison is told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--models", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=seconds)
+    return parser.parse_args()
 
 
 class Server:

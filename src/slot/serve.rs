@@ -76,22 +76,22 @@ impl Admission {
         began: Instant,
     ) -> Result<Answer> {
         let generation = self.generation();
+        let took = began.elapsed();
+        match &first {
+            Ok(_) => generation.stats.spend(Stage::Answered, took),
+            Err(fault) if fault.is_model_fault() => generation.stats.spend(Stage::Failed, took),
+            // The client's, or the moment's.
+            Err(_) => {}
+        }
         match first {
             Ok((outputs, tokens)) => {
-                let took = began.elapsed();
                 match self.is_named() {
                     true => generation.stats.answered_by_name(),
                     false => generation.stats.answered(took),
                 }
-                generation.stats.spend(Stage::Answered, took);
                 Ok(Answer { outputs, tokens, stamp: generation.stamp.clone(), failed_over_from: None })
             }
-            Err(fault) if fault.is_model_fault() && self.is_named() => {
-                generation.stats.spend(Stage::Failed, began.elapsed());
-                Err(fault)
-            }
-            Err(fault) if fault.is_model_fault() => {
-                generation.stats.spend(Stage::Failed, began.elapsed());
+            Err(fault) if fault.is_model_fault() && !self.is_named() => {
                 let nonfinite = matches!(fault, Error::NonFinite { .. });
                 let Some(previous) = self.failover() else {
                     generation.stats.blame(nonfinite);

@@ -1,6 +1,7 @@
 //! TLS: a certificate chain and its key from PEM files, exchanged while connections stay open.
 //!
-//! rustls with ring; TLS 1.2 and 1.3; HTTP/1.1 by ALPN, or HTTP/2 where a listener speaks that. A connection keeps the certificate that it began with.
+//! rustls with ring; TLS 1.2 and 1.3; HTTP/1.1 by ALPN, or HTTP/2 where a listener speaks that. A connection keeps the
+//! certificate that it began with.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
