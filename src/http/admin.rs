@@ -48,7 +48,8 @@ pub(super) fn lists() -> Routes {
 pub(super) struct Order {
     /// Which model, where the path does not say it and several are served.
     model: Option<String>,
-    /// How long the previous version stays resident after the switch: `90s`, `5m`.
+    /// How long the previous version stays resident after the switch: `90s`, `5m`, `1h30m`; a year at most.
+    #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
     observe: Option<String>,
     #[schema(inline)]
     wait: Option<Wait>,
@@ -118,6 +119,8 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
 async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
+        // What does not make sense here must make sense all the same.
+        order.options().map_err(Failure::native)?;
         let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Settled), streams).await
     };
@@ -191,12 +194,12 @@ async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response
 #[derive(Debug, Deserialize)]
 struct Listing {
     model: Option<String>,
-    limit: Option<usize>,
+    limit: Option<u32>,
 }
 
 async fn rollouts(State(app): State<Arc<App>>, Asked(listing): Asked<Listing>) -> Response {
     let work = async {
-        let limit = listing.limit.unwrap_or(50).min(1000);
+        let limit = listing.limit.map_or(50, |limit| limit.min(1000) as usize);
         let rollouts = app.supervisor.rollouts(listing.model.clone(), limit).await?;
         let figures = app.supervisor.figures(listing.model).await?;
         Ok(Json(json!({ "rollouts": rollouts, "figures": figures })).into_response())

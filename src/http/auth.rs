@@ -159,6 +159,10 @@ impl Access {
         self.token.is_some()
     }
 
+    pub(super) fn asks_for_key(&self) -> bool {
+        self.keys.is_some()
+    }
+
     fn is_admin(&self, headers: &HeaderMap) -> bool {
         let bears = |expected| bearers(headers).any(|token| blake3::hash(token.as_bytes()) == expected);
         self.token.is_some_and(bears)

@@ -94,7 +94,12 @@ pub enum Serves {
 
 /// The routes of one listener, behind its guard.
 pub fn router(app: Arc<App>, serves: Serves, guard: Guard) -> Router {
-    guarded(openapi::described(routes(serves, &guard)), app, guard)
+    let asks = openapi::Asks {
+        key: guard.access.asks_for_key(),
+        token: guard.access.asks_for_token(),
+        lists: lists_ask(serves, &guard),
+    };
+    guarded(openapi::described(routes(serves, &guard), asks), app, guard)
 }
 
 /// The methods of a listener for gRPC, behind its guard.
@@ -130,11 +135,10 @@ fn guarded(routes: Routes, app: Arc<App>, guard: Guard) -> Router {
 fn routes(serves: Serves, guard: &Guard) -> Routes {
     let guard = Arc::new(guard.clone());
     let mut routes = ops::routes();
-    // An admin listener that asks for no token can be reached by those only who may change everything.
     let listing = middleware::from_fn_with_state(Arc::clone(&guard), auth::lists);
-    routes = routes.merge(match serves == Serves::Admin && !guard.access.asks_for_token() {
-        true => admin::lists(),
-        false => admin::lists().behind(|router| router.route_layer(listing)),
+    routes = routes.merge(match lists_ask(serves, &guard) {
+        true => admin::lists().behind(|router| router.route_layer(listing)),
+        false => admin::lists(),
     });
     if serves != Serves::Admin {
         let asking = native::routes().merge(openai::routes()).merge(tei::routes()).merge(oip::routes());
@@ -147,6 +151,12 @@ fn routes(serves: Serves, guard: &Guard) -> Routes {
         routes = routes.merge(orders.behind(|router| router.route_layer(token)));
     }
     routes
+}
+
+/// Whether the lists of models ask who it is. An admin listener that asks for no token can be reached by those only who
+/// may change everything.
+fn lists_ask(serves: Serves, guard: &Guard) -> bool {
+    guard.access.asks_for_key() && (serves != Serves::Admin || guard.access.asks_for_token())
 }
 
 /// Whether an address can be reached from this machine only.

@@ -47,6 +47,7 @@ pub(super) struct Parameters {
     /// Logits instead of probabilities.
     raw_scores: Option<bool>,
     /// Milliseconds.
+    #[schema(schema_with = super::openapi::deadline)]
     deadline_ms: Option<u64>,
 }
 

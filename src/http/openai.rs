@@ -22,7 +22,7 @@ use crate::slot::{Ask, Slot, Target};
 use crate::value::{Output, RawInput, Task};
 
 /// Inputs of one request, as OpenAI allows.
-const MOST_INPUTS: usize = 2048;
+pub(super) const MOST_INPUTS: usize = 2048;
 
 pub(super) fn routes() -> Routes {
     Routes::default().get("/v1/models", models).get("/v1/models/{ref}", model).post("/v1/embeddings", embeddings)
@@ -33,7 +33,7 @@ pub(super) fn routes() -> Routes {
 pub(super) struct EmbeddingsRequest {
     /// A model, or `model@version`.
     model: String,
-    #[schema(inline)]
+    #[schema(schema_with = super::openapi::openai_input)]
     input: Input,
     #[schema(inline)]
     encoding_format: Option<Encoding>,
@@ -43,7 +43,7 @@ pub(super) struct EmbeddingsRequest {
 }
 
 /// Texts, or texts as token ids: one or several.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "input is a string, a list of strings, a list of token ids, or a list of such lists")]
 enum Input {
     One(String),

@@ -36,11 +36,12 @@ pub(super) fn routes() -> Routes {
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct EmbedRequest {
-    #[schema(inline)]
+    #[schema(schema_with = super::openapi::tei_embed_inputs)]
     inputs: EmbedInputs,
     /// Cut an input that is too long, rather than refuse it (the default).
     truncate: Option<bool>,
     /// Only `right`.
+    #[schema(pattern = "^[Rr][Ii][Gg][Hh][Tt]$")]
     truncation_direction: Option<String>,
     /// Embeddings of length 1 (the default), or as the model gives them.
     normalize: Option<bool>,
@@ -48,13 +49,15 @@ pub(super) struct EmbedRequest {
     #[schema(minimum = 1)]
     dimensions: Option<i64>,
     /// Not supported yet, and refused.
+    #[schema(schema_with = super::openapi::nothing)]
     prompt_name: Option<String>,
     /// Only `float`.
+    #[schema(pattern = "^float$")]
     encoding_format: Option<String>,
 }
 
 /// Texts, or texts as token ids, which are taken literally: one or several.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "inputs is a string, a list of strings, a list of token ids, or a list of such lists")]
 enum EmbedInputs {
     One(String),
@@ -68,21 +71,22 @@ struct Cut(Option<bool>, Option<String>);
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct PredictRequest {
-    #[schema(inline)]
+    #[schema(schema_with = super::openapi::tei_predict_inputs)]
     inputs: PredictInputs,
     /// Cut an input that is too long, rather than refuse it (the default).
     truncate: Option<bool>,
     /// Only `right`.
+    #[schema(pattern = "^[Rr][Ii][Gg][Hh][Tt]$")]
     truncation_direction: Option<String>,
     /// Logits instead of probabilities.
     raw_scores: Option<bool>,
     /// What Hugging Face's own service takes. Refused unless it is empty.
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = super::openapi::nothings)]
     parameters: Option<Map<String, Value>>,
 }
 
 /// A text, a list of one text or of the two of a pair, or a batch of such lists.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(
     untagged,
     expecting = "inputs is a string, a pair of strings, or a batch: a list of lists of one or two strings"
@@ -96,10 +100,12 @@ enum PredictInputs {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct RerankRequest {
     query: String,
+    #[schema(min_items = 1)]
     texts: Vec<String>,
     /// Cut an input that is too long, rather than refuse it (the default).
     truncate: Option<bool>,
     /// Only `right`.
+    #[schema(pattern = "^[Rr][Ii][Gg][Hh][Tt]$")]
     truncation_direction: Option<String>,
     /// Logits instead of scores between 0 and 1.
     raw_scores: Option<bool>,

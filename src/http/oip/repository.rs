@@ -38,9 +38,8 @@ pub(in crate::http) struct IndexOrder {
 
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 pub(in crate::http) struct RepositoryOrder {
-    /// `version`: which one to load or unload, unless the path says it (`model@version`). `unload_dependents` means nothing here.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = crate::http::openapi::RepositoryParameters)]
     parameters: Map<String, Value>,
 }
 

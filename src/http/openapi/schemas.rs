@@ -4,7 +4,8 @@
 //! too many or too few fails.
 #![expect(dead_code, reason = "mirrors are described, never made")]
 
-mod oip;
+pub(super) mod inputs;
+pub(super) mod oip;
 mod rollouts;
 mod tei;
 
@@ -78,7 +79,7 @@ pub(in crate::http) enum Input {
     /// Two texts that are judged together.
     Pair(Pair),
     /// Token ids, taken literally.
-    Tokens(Vec<u32>),
+    Tokens(Tokens),
     /// A text, or two.
     Named(NamedInput),
     Image(ImageInput),
@@ -94,6 +95,16 @@ impl PartialSchema for Pair {
 }
 
 impl ToSchema for Pair {}
+
+pub(in crate::http) struct Tokens;
+
+impl PartialSchema for Tokens {
+    fn schema() -> RefOr<Schema> {
+        ArrayBuilder::new().items(inputs::token()).min_items(Some(1)).description(Some("Token ids")).into()
+    }
+}
+
+impl ToSchema for Tokens {}
 
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -5,12 +5,14 @@ use serde_json::Value;
 use super::*;
 use crate::http::{Access, Dialect, Guard, Serves, routes};
 
+const NOTHING: Asks = Asks { key: false, token: false, lists: false };
+
 fn mounted(serves: Serves) -> Vec<Mounted> {
-    described(routes(serves, &Guard { loopback: true, access: Access::default() })).mounted().to_vec()
+    described(routes(serves, &Guard { loopback: true, access: Access::default() }), NOTHING).mounted().to_vec()
 }
 
 fn document_of(serves: Serves) -> Value {
-    serde_json::to_value(document(&mounted(serves))).unwrap()
+    serde_json::to_value(document(&mounted(serves), NOTHING)).unwrap()
 }
 
 /// Every method and path that a document tells of.
@@ -109,5 +111,26 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
         };
         let lists = path == "/models" || path == "/models/{ref}" && method == "GET";
         assert_eq!((takes("admin-token"), takes("api-key")), (admin || lists, !admin && !public), "{method} {path}");
+        assert_eq!(takes("x-api-key"), takes("api-key"), "{method} {path}");
     }
+}
+
+/// Which operations let everybody in, of those that could ask.
+fn open(asks: Asks) -> BTreeSet<String> {
+    let document = serde_json::to_value(document(&mounted(Serves::Everything), asks)).unwrap();
+    let is_open = |method: &str, path: &str| {
+        let ways = document["paths"][path][method.to_lowercase()]["security"].as_array();
+        ways.is_some_and(|ways| ways.contains(&serde_json::json!({})))
+    };
+    told(&document).iter().filter(|(method, path)| is_open(method, path)).map(|(m, p)| format!("{m} {p}")).collect()
+}
+
+#[test]
+fn a_listener_that_asks_for_credentials_says_so() {
+    let (admin, infer, lists) = ("POST /admin/settle", "POST /embed", "GET /models/{ref}");
+    let has = |asks: Asks| [admin, infer, lists].map(|name| open(asks).contains(name));
+    assert_eq!(has(NOTHING), [true, true, true]);
+    assert_eq!(has(Asks { token: true, ..NOTHING }), [false, true, true]);
+    assert_eq!(has(Asks { key: true, lists: true, ..NOTHING }), [true, false, false]);
+    assert_eq!(open(Asks { key: true, token: true, lists: true }), BTreeSet::new());
 }

@@ -1,7 +1,9 @@
 //! What the Open Inference Protocol's routes take and answer.
 #![expect(dead_code, reason = "mirrors are described, never made")]
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use serde_json::Value;
 use utoipa::openapi::schema::ArrayBuilder;
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -107,30 +109,83 @@ pub(super) struct OipDuration {
 #[derive(ToSchema)]
 pub(super) struct OipRequest {
     id: Option<String>,
-    /// `binary_data_output`, `timeout` in microseconds, `truncate`, `dimensions`, `normalize`, `raw_scores`; others are ignored.
-    #[schema(value_type = Option<Object>, additional_properties)]
-    parameters: Option<Map<String, Value>>,
+    #[schema(nullable = false)]
+    parameters: Option<OipParameters>,
+    #[schema(min_items = 1)]
     inputs: Vec<OipInput>,
     outputs: Option<Vec<OipWanted>>,
+}
+
+/// Others are ignored.
+#[derive(ToSchema)]
+pub(super) struct OipParameters {
+    /// Outputs as bytes behind the JSON, where they do not say it themselves.
+    binary_data_output: Option<bool>,
+    /// Microseconds; 0 is no limit of the client's own.
+    #[schema(minimum = 0)]
+    timeout: Option<i64>,
+    /// Cut an input that is too long (the default), rather than refuse it.
+    truncate: Option<bool>,
+    /// Only so many numbers of an embedding.
+    #[schema(minimum = 1)]
+    dimensions: Option<i64>,
+    /// Embeddings of length 1, or as the model gives them.
+    normalize: Option<bool>,
+    /// Logits instead of probabilities.
+    raw_scores: Option<bool>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 #[derive(ToSchema)]
 pub(super) struct OipInput {
     name: String,
+    #[schema(schema_with = super::inputs::shape)]
     shape: Vec<i64>,
+    /// Models here take texts and files: `BYTES`, and none of the protocol's numbers.
+    #[schema(pattern = "^BYTES$")]
     datatype: String,
-    #[schema(value_type = Option<Object>, additional_properties)]
-    parameters: Option<Map<String, Value>>,
+    #[schema(nullable = false)]
+    parameters: Option<OipInputParameters>,
     /// Elements, nested or not; none where their bytes follow the JSON (`binary_data_size`).
     #[schema(value_type = Option<Vec<Value>>)]
     data: Option<Value>,
 }
 
+/// Others are ignored.
+#[derive(ToSchema)]
+pub(super) struct OipInputParameters {
+    /// The input's bytes, which follow the JSON.
+    #[schema(nullable = false, minimum = 0)]
+    binary_data_size: Option<i64>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
 #[derive(ToSchema)]
 pub(super) struct OipWanted {
     name: String,
-    #[schema(value_type = Option<Object>, additional_properties)]
-    parameters: Option<Map<String, Value>>,
+    #[schema(nullable = false)]
+    parameters: Option<OipWantedParameters>,
+}
+
+/// Others are ignored.
+#[derive(ToSchema)]
+pub(super) struct OipWantedParameters {
+    /// As bytes behind the JSON.
+    binary_data: Option<bool>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// Others are ignored (`unload_dependents`), but for `config` and files: versions are folders below the model's.
+#[derive(ToSchema)]
+pub(in crate::http) struct RepositoryParameters {
+    /// Which one to load or unload, unless the path says it (`model@version`).
+    #[schema(nullable = false)]
+    version: Option<String>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 #[derive(ToSchema)]

@@ -1,0 +1,71 @@
+//! What no derive writes of requests: unions whose members have limits of their own, and numbers with theirs.
+
+use utoipa::PartialSchema as _;
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, SchemaType};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+
+use crate::http::openai::MOST_INPUTS;
+
+pub(in crate::http) fn openai_input() -> RefOr<Schema> {
+    texts_or_tokens("Texts, or texts as token ids: one or several", Some(MOST_INPUTS))
+}
+
+/// How many there may be is the model's to say.
+pub(in crate::http) fn tei_embed_inputs() -> RefOr<Schema> {
+    texts_or_tokens("Texts, or texts as token ids, which are taken literally: one or several", None)
+}
+
+pub(in crate::http) fn tei_predict_inputs() -> RefOr<Schema> {
+    let pair = || ArrayBuilder::new().items(String::schema()).min_items(Some(2)).max_items(Some(2));
+    let sequence = || OneOfBuilder::new().item(list(text(), Some(1))).item(pair());
+    let inputs = OneOfBuilder::new().item(text()).item(sequence()).item(list(sequence().into(), None));
+    let what = "A text, a list of one text or of the two of a pair, or a batch of such lists";
+    inputs.description(Some(what)).into()
+}
+
+fn texts_or_tokens(what: &str, most: Option<usize>) -> RefOr<Schema> {
+    let tokens = || list(token(), None);
+    let inputs = OneOfBuilder::new().item(text()).item(list(text(), most)).item(tokens()).item(list(tokens(), most));
+    inputs.description(Some(what)).into()
+}
+
+/// The largest number has to be said: formats of numbers this large are not known everywhere.
+pub(in crate::http) fn deadline() -> RefOr<Schema> {
+    let number = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Integer, Type::Null]));
+    number.minimum(Some(0)).maximum(Some(u64::MAX)).description(Some("Milliseconds")).into()
+}
+
+/// How many elements a tensor has in each dimension.
+pub(super) fn shape() -> RefOr<Schema> {
+    let size = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(i64::MAX)).build();
+    ArrayBuilder::new().items(size).into()
+}
+
+/// What is not supported, and so may be null at most.
+pub(in crate::http) fn nothing() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::Null).description(Some("Not supported yet, and refused")).into()
+}
+
+/// An object of which nothing is supported.
+pub(in crate::http) fn nothings() -> RefOr<Schema> {
+    let fields = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
+    let what = "What Hugging Face's own service takes. Refused unless it is empty";
+    let nothing = ObjectBuilder::new().schema_type(Type::Null).build();
+    fields.additional_properties(Some(Schema::from(nothing))).description(Some(what)).into()
+}
+
+/// A token's id.
+pub(super) fn token() -> RefOr<Schema> {
+    let id = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX));
+    id.into()
+}
+
+/// Not the empty one.
+fn text() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).into()
+}
+
+/// Not the empty one either.
+fn list(items: RefOr<Schema>, most: Option<usize>) -> RefOr<Schema> {
+    ArrayBuilder::new().items(items).min_items(Some(1)).max_items(most).into()
+}
