@@ -90,11 +90,12 @@ def round_of(options, seed, locked, whole):
         lay(site, locked)
         server = Server(options.cutover, site, locked)
         try:
-            found = schemathesis(options, server.url, site, seed, locked, whole)
-            problems = ["schemathesis found something, or could not go on"] if found else []
-            seen = json.loads((site / "seen.json").read_text())
-            print(f"{sum(seen.values())} answers: {by_status(seen)}", flush=True)
-            problems += unreached(server, seen) if whole else []
+            problems = schemathesis(options, server.url, site, seed, locked, whole)
+            # It is written when a run ends by itself.
+            if (site / "seen.json").exists():
+                seen = json.loads((site / "seen.json").read_text())
+                print(f"{sum(seen.values())} answers: {by_status(seen)}", flush=True)
+                problems += unreached(server, seen) if whole else []
             problems += server.still_answers()
         finally:
             problems_of_end = server.end()
@@ -188,7 +189,7 @@ class Server:
 
 
 def schemathesis(options, url, site, seed, locked, whole):
-    """One run; whether it found something."""
+    """One run; what is to be said of it."""
     command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", site / "schemathesis.toml", "run"]
     command += [f"{url}/openapi.json", "--seed", seed, "--max-examples", options.examples]
     command += ["--report", "ndjson", "--report-dir", site / "report"]
@@ -199,7 +200,10 @@ def schemathesis(options, url, site, seed, locked, whole):
         command += ["--phases", "fuzzing,stateful"]
     environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", "NO_PROXY": "127.0.0.1"}
     environment["FUZZ_SEEN"] = str(site / "seen.json")
-    return subprocess.run([str(part) for part in command], cwd=site, env=environment).returncode != 0
+    status = subprocess.run([str(part) for part in command], cwd=site, env=environment).returncode
+    if status < 0:
+        return [f"schemathesis was ended by {signal.Signals(-status).name}"]
+    return ["schemathesis found something, or could not go on"] if status else []
 
 
 def by_status(seen):
