@@ -11,19 +11,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     // what a client may get wrong
-    #[error("{message}")]
+    #[error("{}", line(.message))]
     BadRequest { message: String, param: Option<String> },
     #[error("{what} is {got}, the limit is {limit}")]
     TooLarge { what: &'static str, got: u64, limit: u64 },
-    #[error("{reason}")]
+    #[error("{}", line(.reason))]
     Unsupported { reason: String },
     #[error("{reason}")]
     Unauthorised { reason: String },
     #[error("{reason}")]
     Forbidden { reason: String },
-    #[error("no model or version is called '{reference}'{}", known_list(.known))]
+    #[error("no model or version is called '{}'{}", line(.reference), known_list(.known))]
     Unknown { reference: String, known: Vec<String> },
-    #[error("no {what} '{id}'")]
+    #[error("no {what} '{}'", line(.id))]
     NotFound { what: &'static str, id: String },
     #[error("'{reference}' is ambiguous: it could be {}", .candidates.join(", "))]
     Ambiguous { reference: String, candidates: Vec<String> },
@@ -31,7 +31,7 @@ pub enum Error {
     Conflict { message: String, details: serde_json::Value },
 
     // what a version may get wrong
-    #[error("{file}: {reason}")]
+    #[error("{}: {}", line(.file), line(.reason))]
     Unloadable { file: String, reason: String },
     #[error("the gate refused {version}: {failed} of {checks} checks failed")]
     Gate { version: String, failed: usize, checks: usize, details: serde_json::Value },
@@ -56,7 +56,7 @@ pub enum Error {
     #[error("the forward pass of '{version}' failed: {message}")]
     ForwardFailed { version: String, message: String },
     /// `key` is empty where it is about the whole file.
-    #[error("configuration: {file}: {}{reason}", keyed(.key))]
+    #[error("configuration: {}: {}{}", line(.file), keyed(.key), line(.reason))]
     Config { file: String, key: String, reason: String },
     #[error("ledger: {reason}")]
     Ledger { reason: String },
@@ -180,8 +180,26 @@ impl Error {
     }
 }
 
+/// What strangers may have written, as one line that is no page: errors go to logs, terminals and clients.
+fn line(text: &str) -> String {
+    const LONGEST: usize = 2_000;
+    let text = text.trim_end();
+    let mut line = String::new();
+    for c in text.chars().take(LONGEST) {
+        match c {
+            '\n' | '\r' | '\t' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    if text.chars().nth(LONGEST).is_some() {
+        line.push('…');
+    }
+    line
+}
+
 fn keyed(key: &str) -> String {
-    if key.is_empty() { String::new() } else { format!("{key}: ") }
+    if key.is_empty() { String::new() } else { format!("{}: ", line(key)) }
 }
 
 fn known_list(known: &[String]) -> String {

@@ -57,7 +57,7 @@
 //!   such a part, and a row's numbers do not depend on its neighbours, to the bit.
 //! - The environment is read in [`config`] (and by the command line's own parser) only.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![cfg_attr(any(test, fuzzing), allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod cli;
 pub mod config;
@@ -65,6 +65,9 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod faults;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod generation;
 pub mod http;
 pub mod ledger;

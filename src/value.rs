@@ -3,6 +3,8 @@
 //! A leaf: the one vocabulary that the HTTP dialects, the golden files and the processors share.
 //! It must not know tensors, tokenizers or HTTP.
 
+use std::sync::Arc;
+
 use serde::de::{self, Deserializer};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
@@ -43,8 +45,9 @@ impl std::fmt::Display for Task {
 #[derive(Debug, Clone, PartialEq)]
 pub enum RawInput {
     Text(String),
-    /// Two texts judged together (reranking, pair classification).
-    Pair(String, String),
+    /// Two texts judged together (reranking, pair classification). The first may be shared by many: a query of
+    /// megabytes is held once for a thousand texts.
+    Pair(Arc<str>, String),
     /// Token ids, taken literally (OpenAI embeddings allow them).
     Tokens(Vec<u32>),
     /// An encoded image file (PNG or JPEG).
@@ -64,6 +67,19 @@ pub enum Output {
 pub struct LabelScore {
     pub label: String,
     pub score: f32,
+}
+
+impl RawInput {
+    /// Of its texts or its file; token ids are few.
+    pub fn bytes(&self) -> u64 {
+        let bytes = match self {
+            RawInput::Text(text) => text.len(),
+            RawInput::Pair(a, b) => a.len() + b.len(),
+            RawInput::Tokens(_) => 0,
+            RawInput::Image(file) => file.len(),
+        };
+        bytes as u64
+    }
 }
 
 impl<'de> Deserialize<'de> for RawInput {
@@ -92,9 +108,9 @@ impl<'de> Deserialize<'de> for RawInput {
         })?;
         Ok(match wire {
             Wire::Text(text) => RawInput::Text(text),
-            Wire::Pair([a, b]) => RawInput::Pair(a, b),
+            Wire::Pair([a, b]) => RawInput::Pair(a.into(), b),
             Wire::Tokens(ids) => RawInput::Tokens(ids),
-            Wire::Named(Named { text: Some(a), pair: Some(b), image: None }) => RawInput::Pair(a, b),
+            Wire::Named(Named { text: Some(a), pair: Some(b), image: None }) => RawInput::Pair(a.into(), b),
             Wire::Named(Named { text: Some(a), pair: None, image: None }) => RawInput::Text(a),
             Wire::Named(Named { text: None, pair: None, image: Some(image) }) => {
                 RawInput::Image(decode_base64(&image).map_err(de::Error::custom)?)
@@ -108,7 +124,7 @@ impl Serialize for RawInput {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             RawInput::Text(text) => serializer.serialize_str(text),
-            RawInput::Pair(a, b) => [a, b].serialize(serializer),
+            RawInput::Pair(a, b) => [&**a, b].serialize(serializer),
             RawInput::Tokens(ids) => ids.serialize(serializer),
             RawInput::Image(bytes) => {
                 use base64::Engine as _;

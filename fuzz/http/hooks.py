@@ -55,6 +55,8 @@ BEYOND_SCHEMAS = [
     r"several models are serving; name one of",
     r"which version of \w+\?",
     r"a name, and one only",
+    # How many tokens a text comes to.
+    r"tokens long, this version takes",
     # What is in an image, or in base64.
     r"is not valid base64",
     r"in JSON, files are base64",
@@ -65,6 +67,8 @@ BEYOND_SCHEMAS = [
     r"has (neither data nor|both data and)",
     r"left behind the JSON",
     r"is no shape",
+    # Names of tensors differ; a schema can only say that whole items do.
+    r"is there twice",
     r"is \d+, the body has",
     # How long several units are together, and how large a number may be, of those that are ignored.
     r"is too long, expected at most 365d",

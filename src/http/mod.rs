@@ -37,6 +37,10 @@ pub use guard::Guard;
 pub use listen::{Door, ListenLimits, Protocol, Tls};
 pub use reply::Dialect;
 
+/// What fuzzers reach of the dialects.
+#[cfg(any(test, fuzzing))]
+pub(crate) use oip::fuzzing;
+
 use self::routes::Routes;
 use crate::rollout::Supervisor;
 use crate::slot::Registry;

@@ -13,10 +13,11 @@ use tracing::Instrument;
 use super::App;
 use super::auth::KeyName;
 use super::reply::{self, Dialect, Failure};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::generation::Stamp;
 use crate::slot::{Answer, Ask};
 use crate::telemetry::Answered;
+use crate::value::RawInput;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids of clients are not taken over.
@@ -88,9 +89,15 @@ pub(super) async fn answer(
     let limit = generation.limits.max_body_bytes;
     if body_bytes as u64 > limit {
         let got = body_bytes as u64;
-        return Err(stamped(crate::error::Error::TooLarge { what: "request body in bytes", got, limit }));
+        return Err(stamped(Error::TooLarge { what: "request body in bytes", got, limit }));
     }
     let ask = ask().map_err(stamped)?;
+    // A query that stands once for many texts is worked on once for each of them.
+    let spelled: u64 = ask.inputs.iter().map(RawInput::bytes).sum();
+    if spelled > limit {
+        let what = "request in bytes, its query counted for each text,";
+        return Err(stamped(Error::TooLarge { what, got: spelled, limit }));
+    }
     let answer = admission.answer(ask).await.map_err(stamped)?;
     if answer.failed_over_from.is_some() {
         app.metrics.failed_over(&answer.stamp.model);

@@ -298,7 +298,7 @@ fn sequence(texts: Vec<String>) -> Result<RawInput, Refusal> {
     match (texts.next(), texts.next(), texts.next()) {
         (None, ..) => Err(empty("inputs")),
         (Some(text), None, _) => Ok(RawInput::Text(text)),
-        (Some(a), Some(b), None) => Ok(RawInput::Pair(a, b)),
+        (Some(a), Some(b), None) => Ok(RawInput::Pair(a.into(), b)),
         _ => {
             Err(Error::bad_param("inputs", "a sequence is one text or a pair; a batch is a list of such lists").into())
         }
@@ -309,7 +309,8 @@ fn pairs(query: &str, texts: &[String]) -> Result<Vec<RawInput>, Refusal> {
     if texts.is_empty() {
         return Err(empty("texts"));
     }
-    Ok(texts.iter().map(|text| RawInput::Pair(query.to_owned(), text.clone())).collect())
+    let query: Arc<str> = query.into();
+    Ok(texts.iter().map(|text| RawInput::Pair(Arc::clone(&query), text.clone())).collect())
 }
 
 fn filled(inputs: Vec<RawInput>) -> Result<Vec<RawInput>, Refusal> {

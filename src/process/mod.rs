@@ -108,7 +108,7 @@ impl Processor {
     pub fn example(&self) -> Result<Input> {
         let text = || "a sentence to begin with".to_owned();
         let input = match self.task {
-            Task::Rerank => RawInput::Pair(text(), text()),
+            Task::Rerank => RawInput::Pair(text().into(), text()),
             Task::Embed | Task::Classify | Task::Generate => RawInput::Text(text()),
             Task::ImageClassify => RawInput::Image(EXAMPLE_IMAGE.to_vec()),
         };

@@ -216,7 +216,7 @@ fn limits_without_room_for_a_token_are_refused_at_load() {
 fn a_long_input_is_refused_with_the_numbers_when_it_may_not_be_cut() {
     let processor = load(&spec("bert-rerank")).unwrap();
     let options = PrepareOptions { truncate: false };
-    let long = RawInput::Pair("the ship ".repeat(50), "a".into());
+    let long = RawInput::Pair("the ship ".repeat(50).into(), "a".into());
     let error = processor.prepare(&long, &options).unwrap_err();
     assert!(matches!(error, Error::BadRequest { .. }));
     let message = error.to_string();
@@ -231,7 +231,7 @@ fn a_very_long_pair_is_cut_in_the_time_that_tokenizing_takes() {
     // the tokenizers library would keep every pair of the cut-off pieces: millions of them
     let processor = load(&spec("bert-rerank")).unwrap();
     let text = "harbour ".repeat(30_000);
-    assert_eq!(tokens(&processor, RawInput::Pair(text.clone(), text)).len(), 64);
+    assert_eq!(tokens(&processor, RawInput::Pair(text.as_str().into(), text)).len(), 64);
 }
 
 #[test]

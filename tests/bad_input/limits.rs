@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use futures_util::stream;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::inputs::digit;
-use crate::common::{Client, DIGITS, PATIENCE, Server, Site, until};
+use crate::common::{Client, DIGITS, PATIENCE, Server, Site, fixture, until};
 
 const SLOW: &str = "version = 'digits@v1'\nkind = 'delay'\nat = 'serving'\ndelay = '400ms'";
 
@@ -51,6 +51,23 @@ async fn bodies_beyond_the_limit_are_refused_whether_announced_or_not() {
     let head = "POST /models/digits/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n";
     let answer = raw(&server, head.as_bytes());
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_counts_for_every_text_that_it_is_asked_with() {
+    let site = Site::new();
+    site.model("order", "task = 'rerank'\nlive = 'one'\n[limits]\nmax_body_bytes = 50000\n");
+    site.version("order", "one", &fixture("bert-rerank"));
+    let server = site.start().await;
+    // Bodies of a few thousand bytes: 100 texts with a query of 400 bytes are work for 40 000, with one of 600 for 60 000.
+    for (query, status) in [("q".repeat(400), 200), ("q".repeat(600), 413)] {
+        let texts = vec!["a"; 100];
+        let body = json!({ "query": query, "texts": texts, "truncate": true });
+        server.post("/rerank", body).await.expect(status);
+        let tensor = |name: &str, data: Value| json!({ "name": name, "shape": [data.as_array().unwrap().len()], "datatype": "BYTES", "data": data });
+        let body = json!({ "inputs": [tensor("query", json!([query])), tensor("text", json!(texts))] });
+        server.post("/v2/models/order/infer", body).await.expect(status);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

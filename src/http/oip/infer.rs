@@ -3,6 +3,7 @@
 //! Pure: it knows values and tasks, not HTTP. A model's tensors follow from its task (`inputs_of`, `outputs_of`), so that
 //! metadata and requests cannot disagree.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -61,18 +62,23 @@ fn output_names(task: Task) -> &'static [&'static str] {
 /// The outputs that come back, in their order, each with whether it comes as bytes: said before anything is computed.
 ///
 /// # Errors
-/// `BadRequest` for one that the task does not give.
+/// `BadRequest` for one that the task does not give, and for one that is asked for twice.
 pub(super) fn wanted(task: Task, asked: Option<&[Wanted]>, binary: bool) -> Result<Vec<(&'static str, bool)>> {
     let known = output_names(task);
     let Some(asked) = asked else { return Ok(known.iter().map(|name| (*name, binary)).collect()) };
-    let find = |wanted: &Wanted| match known.iter().find(|name| **name == wanted.name) {
-        Some(name) => Ok((*name, wanted.binary.unwrap_or(binary))),
-        None => {
+    let mut found: Vec<(&'static str, bool)> = Vec::with_capacity(known.len());
+    for wanted in asked {
+        let Some(name) = known.iter().find(|name| **name == wanted.name) else {
             let message = format!("output '{}' is unknown; there is {}", wanted.name, known.join(" and "));
-            Err(Error::bad_param("outputs", message))
+            return Err(Error::bad_param("outputs", message));
+        };
+        // Each is computed once and written as often as it is asked for: a request must not make an answer of any size.
+        if found.iter().any(|(there, _)| there == name) {
+            return Err(Error::bad_param("outputs", format!("output '{name}' is asked for twice")));
         }
-    };
-    asked.iter().map(find).collect()
+        found.push((name, wanted.binary.unwrap_or(binary)));
+    }
+    Ok(found)
 }
 
 /// What a model with this task is asked by these tensors.
@@ -152,15 +158,15 @@ fn files(input: Input) -> Result<Vec<Vec<u8>>> {
 /// One query for all texts, or one for each.
 fn pairs(mut queries: Vec<String>, texts: Vec<String>) -> Result<Vec<RawInput>> {
     if queries.len() == 1 {
-        let query = queries.swap_remove(0);
-        return Ok(texts.into_iter().map(|text| RawInput::Pair(query.clone(), text)).collect());
+        let query: Arc<str> = queries.swap_remove(0).into();
+        return Ok(texts.into_iter().map(|text| RawInput::Pair(Arc::clone(&query), text)).collect());
     }
     if queries.len() != texts.len() {
         let message =
             format!("{} elements of 'query' for {} of 'text'; give one, or as many", queries.len(), texts.len());
         return Err(Error::bad_param("inputs", message));
     }
-    Ok(queries.into_iter().zip(texts).map(|(query, text)| RawInput::Pair(query, text)).collect())
+    Ok(queries.into_iter().zip(texts).map(|(query, text)| RawInput::Pair(query.into(), text)).collect())
 }
 
 /// A request's parameters. Those that nobody here knows are ignored, as the protocol has it.

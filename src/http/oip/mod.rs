@@ -8,6 +8,8 @@
 //! extensions.
 
 mod about;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub(super) mod grpc;
 mod infer;
 mod json;

@@ -192,10 +192,11 @@ fn scores(outputs: &[Output]) -> Option<Vec<f64>> {
     outputs.iter().map(score).collect()
 }
 
-/// NaN when a vector has no length or holds a NaN or an infinity. Rounding never carries it past 1.
+/// NaN when a vector has no length or holds a NaN or an infinity. Rounding never carries it past 1, and never keeps that of a
+/// vector and itself below: the root of a square is exact, the square of a root is not.
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let cosine = dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt());
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     if cosine.is_finite() { cosine.clamp(-1.0, 1.0) } else { f64::NAN }
 }
 
