@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use cutover::device::Processors;
 use cutover::engine::{Engine, EngineConfig, Install};
 use cutover::faults::Faults;
 use cutover::generation::{Generation, GenerationId, Parts, Stamp};
@@ -42,13 +43,15 @@ async fn generation(engine: &Engine, version: &str, id: u64) -> Arc<Generation> 
         processor: Arc::new(loaded.processor),
         lane,
         limits: loaded.config.limits,
+        preparing: 1,
     };
     Generation::new(parts).0
 }
 
 fn slot(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let config = EngineConfig { threads: 1, stall_after: Duration::from_secs(60), on_stall: Box::new(|_| ()) };
+    let processors = Processors::of(1);
+    let config = EngineConfig { processors, stall_after: Duration::from_secs(60), on_stall: Box::new(|_| ()) };
     let (engine, _thread) = Engine::start(config).expect("an engine");
     let (blue, green) =
         runtime.block_on(async { (generation(&engine, "v1", 1).await, generation(&engine, "v2", 2).await) });

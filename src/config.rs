@@ -24,6 +24,7 @@ pub struct Config {
     pub only: Vec<String>,
     pub state: PathBuf,
     pub device: DeviceSpec,
+    /// Processors that models may keep busy.
     pub threads: usize,
     /// Bytes that generations may take in all.
     pub memory: u64,

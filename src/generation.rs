@@ -62,8 +62,8 @@ pub struct Generation {
     pub lane: Lane,
     pub limits: Limits,
     pub stats: Arc<Stats>,
-    /// Heavy inputs that may be prepared at once: as many as there are processors. More would take no less time, and each
-    /// decoded image takes memory of its own.
+    /// Heavy inputs that may be prepared at once: as many as there are processors for models. More would take no less time,
+    /// and each decoded image takes memory of its own.
     pub preparing: Arc<Semaphore>,
     drained: Option<oneshot::Sender<()>>,
 }
@@ -87,12 +87,13 @@ pub struct Parts {
     pub processor: Arc<Processor>,
     pub lane: Lane,
     pub limits: Limits,
+    /// Heavy inputs that may be prepared at once.
+    pub preparing: usize,
 }
 
 impl Generation {
     pub fn new(parts: Parts) -> (Arc<Self>, Drained) {
         let (sender, receiver) = oneshot::channel();
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let generation = Generation {
             stamp: parts.stamp,
             digest: parts.digest,
@@ -101,7 +102,7 @@ impl Generation {
             lane: parts.lane,
             limits: parts.limits,
             stats: Arc::new(Stats::new()),
-            preparing: Arc::new(Semaphore::new(processors)),
+            preparing: Arc::new(Semaphore::new(parts.preparing)),
             drained: Some(sender),
         };
         (Arc::new(generation), Drained(receiver))

@@ -21,7 +21,8 @@ pub struct ServeArgs {
     /// Where models run: auto, cpu or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Threads of forward passes on the CPU [default: all cores]
+    /// Processors that models may keep busy: forward passes, and what loading, digests and the gate take beside them, which
+    /// give way while a pass runs. Connections, what requests are read into, and the ledger are not counted [default: all]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Where clients connect [default: 127.0.0.1:8080]

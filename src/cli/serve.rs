@@ -19,7 +19,7 @@ use super::ServeArgs;
 use super::banner::{self, Doorway};
 use super::renew::{Renewed, keep_fresh};
 use crate::config::Config;
-use crate::device::{self, Budget};
+use crate::device::{self, Budget, Processors};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
 use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Protocol, Room, Serves, Tls};
@@ -69,7 +69,7 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
     let opened = device::open(config.device)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
-        threads: config.threads,
+        processors: Processors::of(config.threads),
         stall_after: config.stall_after,
         on_stall: on_stall(Arc::clone(&ledger), Arc::clone(&registry)),
     })?;

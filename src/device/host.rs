@@ -71,6 +71,13 @@ pub fn allow_open_files() -> Option<u64> {
     Some(if code == 0 { raised.rlim_cur } else { limit.rlim_cur })
 }
 
+/// Processors that the machine has for its processes, whatever this one may use of them.
+pub(super) fn online_processors() -> Option<usize> {
+    // SAFETY: sysconf takes a constant and touches no memory of ours.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).ok().filter(|count| *count > 0)
+}
+
 /// Processor time of the calling thread since it began; `None` where the operating system does not say.
 pub fn thread_processor_time() -> Option<Duration> {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)

@@ -2,12 +2,14 @@
 //!
 //! The rightmost room: it knows bytes and devices, and must not know tensors' names, models or versions.
 //! `budget` promises room before a byte is read; `arena` measures what a load really took and gave back, and `extents` is where it gets memory;
-//! `host` asks the operating system. On the CPU an arena plays the part that a memory pool plays on a GPU.
+//! `host` asks the operating system, and `processors` keeps to a budget of its time. On the CPU an arena plays the part that a
+//! memory pool plays on a GPU.
 
 mod arena;
 mod budget;
 mod extents;
 mod host;
+mod processors;
 
 pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background, trim_everything};
 pub use budget::{Budget, Claim, Held, Reservation};
@@ -15,6 +17,7 @@ pub use host::{
     HostMemory, allow_open_files, lower_thread_priority, open_files, process_processor_time, raise_thread_priority,
     resident_bytes, thread_processor_time, threads,
 };
+pub use processors::{Pass, Processors, give_way, rested};
 
 use crate::error::{Error, Result};
 

@@ -25,6 +25,7 @@ pub use lane::{Lane, Permit, Worked};
 pub(crate) use resident::{guarded, panic_text};
 pub use watchdog::Stall;
 
+use crate::device::Processors;
 use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::generation::GenerationId;
@@ -36,8 +37,8 @@ use crate::weights::TensorKey;
 pub type Rows = Vec<Vec<f32>>;
 
 pub struct EngineConfig {
-    /// Threads for forward passes on a CPU device.
-    pub threads: usize,
+    /// What models may take of a CPU device: forward passes spread over as many threads.
+    pub processors: Arc<Processors>,
     /// A forward pass that takes longer than this has stalled, and the process with it.
     pub stall_after: Duration,
     /// Called on the watchdog's thread when that happens; it records what it can. Then the process ends.
@@ -49,6 +50,7 @@ pub struct EngineConfig {
 pub struct Engine {
     sender: mpsc::Sender<Message>,
     epoch: Instant,
+    processors: Arc<Processors>,
     pub(crate) shared: Arc<Shared>,
     fatal: watch::Receiver<Option<String>>,
 }
@@ -157,14 +159,19 @@ impl Engine {
         let shared = Arc::new(Shared::default());
         let epoch = Instant::now();
         let thread = {
-            let shared = Arc::clone(&shared);
+            let (shared, processors) = (Arc::clone(&shared), Arc::clone(&config.processors));
             std::thread::Builder::new()
                 .name("engine".into())
-                .spawn(move || thread::run(inbox, epoch, &shared, config.threads))
+                .spawn(move || thread::run(inbox, epoch, &shared, &processors))
                 .map_err(|e| Error::internal(format!("could not start the engine thread: {e}")))?
         };
         watchdog::start(Arc::downgrade(&shared), epoch, config.stall_after, fatal_sender, config.on_stall)?;
-        Ok((Engine { sender, epoch, shared, fatal }, thread))
+        Ok((Engine { sender, epoch, processors: config.processors, shared, fatal }, thread))
+    }
+
+    /// For whoever computes beside it.
+    pub fn processors(&self) -> &Arc<Processors> {
+        &self.processors
     }
 
     pub fn now(&self) -> Nanos {

@@ -10,7 +10,7 @@ use super::gaps::Gaps;
 use super::resident::Resident;
 use super::store::Store;
 use super::{Message, Piece, Shared, Timed};
-use crate::device::flush_thread_cache;
+use crate::device::{Pass, Processors, flush_thread_cache};
 use crate::error::Error;
 use crate::generation::GenerationId;
 use crate::model::{Model, Packed};
@@ -19,6 +19,7 @@ use crate::schedule::{Choice, Class, Nanos, Turns};
 struct Thread<'a> {
     epoch: Instant,
     shared: &'a Arc<Shared>,
+    processors: &'a Processors,
     pool: Option<rayon::ThreadPool>,
     residents: HashMap<GenerationId, Resident>,
     store: Store,
@@ -29,11 +30,12 @@ struct Thread<'a> {
     stopping: bool,
 }
 
-pub(super) fn run(inbox: Receiver<Message>, epoch: Instant, shared: &Arc<Shared>, threads: usize) {
+pub(super) fn run(inbox: Receiver<Message>, epoch: Instant, shared: &Arc<Shared>, processors: &Processors) {
     let mut thread = Thread {
         epoch,
         shared,
-        pool: pool(threads),
+        processors,
+        pool: pool(processors.threads()),
         residents: HashMap::new(),
         store: Store::default(),
         validation: VecDeque::new(),
@@ -172,7 +174,7 @@ impl Thread<'_> {
         if let Some(Ok(cut)) = cut {
             let started = self.epoch.elapsed().as_nanos() as Nanos;
             self.gaps.begins(started, cut.oldest);
-            let running = Running::begin(self.shared, generation, started);
+            let running = Running::begin((self.shared, self.processors), generation, started);
             resident.run(&cut, started, &|model, packed, from, to| forward(&self.pool, model, packed, from, to));
             drop(running);
             let ended = self.epoch.elapsed().as_nanos() as Nanos;
@@ -198,7 +200,7 @@ impl Thread<'_> {
         let started = self.now();
         let answer = match (self.residents.get_mut(&piece.generation), Packed::new(piece.inputs)) {
             (Some(resident), Ok(packed)) => {
-                let running = Running::begin(self.shared, piece.generation, started);
+                let running = Running::begin((self.shared, self.processors), piece.generation, started);
                 let count = packed.len();
                 let pool = &self.pool;
                 let rows = resident
@@ -232,19 +234,22 @@ fn forward(
     }
 }
 
-/// Tells the watchdog what runs, for as long as it lives.
-struct Running<'a>(&'a Shared);
+/// Tells the watchdog what runs, and those who work beside it that it does, for as long as it lives.
+struct Running<'a> {
+    shared: &'a Shared,
+    _pass: Pass<'a>,
+}
 
 impl<'a> Running<'a> {
-    fn begin(shared: &'a Shared, generation: GenerationId, now: Nanos) -> Self {
+    fn begin((shared, processors): (&'a Shared, &'a Processors), generation: GenerationId, now: Nanos) -> Self {
         shared.since.store(now, Ordering::Release);
         shared.running.store(generation.0 + 1, Ordering::Release);
-        Running(shared)
+        Running { shared, _pass: processors.pass() }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.running.store(0, Ordering::Release);
+        self.shared.running.store(0, Ordering::Release);
     }
 }

@@ -21,7 +21,7 @@ use tower::ServiceExt as _;
 use super::config::TOKENIZER;
 use super::files::{File, split, write};
 use super::safetensors::completed;
-use crate::device::{self, Budget, DeviceSpec};
+use crate::device::{self, Budget, DeviceSpec, Processors};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Error, Kind, Result};
 use crate::http::{Access, App, Guard, HttpLimits, Room, Serves, grpc_router, router};
@@ -166,7 +166,7 @@ async fn start() -> Result<(Router, Router)> {
     }
     let registry = Arc::new(Registry::default());
     let on_stall = Box::new(|stall| unreachable!("{stall:?}"));
-    let (engine, _) = Engine::start(EngineConfig { threads: 1, stall_after: PATIENCE, on_stall })?;
+    let (engine, _) = Engine::start(EngineConfig { processors: Processors::of(1), stall_after: PATIENCE, on_stall })?;
     let opened = device::open(DeviceSpec::Cpu)?;
     let parts = SupervisorConfig {
         repository: Arc::new(Repository::open(folder.path().join("models"))?),

@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::device::give_way;
 use crate::ops::{Segments, attention, attention_of_rows, serially};
 
 /// The rows of a batch that one thread computes.
@@ -40,6 +41,7 @@ impl<'a> Share<'a> {
 
     /// Attention of these rows to all rows of their sequences. `q`, `k`, `v`: `[rows of the share, heads * d]`.
     pub(super) fn attention(&self, q: &Tensor, k: Tensor, v: Tensor, heads: usize) -> Result<Tensor> {
+        give_way();
         match &self.member {
             None => attention(q, &k, &v, (self.segments, heads)),
             Some(Member { meeting, number, first, rounds }) => {

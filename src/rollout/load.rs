@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
+use super::Context;
 use super::journal::Journal;
 use super::quiet::{Urgency, quietly};
 use super::survey::Inspected;
@@ -25,14 +26,16 @@ use crate::weights::{self, Manifest, Progress, TensorKey};
 ///
 /// # Errors
 /// `Unloadable` when the folder changed after it was first seen.
-pub(super) async fn manifest(journal: &Journal, inspected: &Inspected, urgency: Urgency) -> Result<Manifest> {
+pub(super) async fn manifest(ctx: &Context, inspected: &Inspected, urgency: Urgency) -> Result<Manifest> {
+    let journal = &ctx.journal;
     if let Some(known) = recorded(journal, inspected).await?
         && known.fingerprint == inspected.fingerprint
     {
         return Ok(known);
     }
     let (dir, index) = (inspected.spec.dir.clone(), inspected.index.clone());
-    let now = quietly(urgency, "digest", move || Manifest::compute(&dir, &index)).await?;
+    let processors = ctx.engine.processors();
+    let now = quietly((urgency, processors), "digest", move || Manifest::compute(&dir, &index)).await?;
     match recorded(journal, inspected).await? {
         Some(known) if known.digest == now.digest => Ok(now),
         Some(known) => {
@@ -99,8 +102,9 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
     let (sender, receiver) = oneshot::channel();
     let work = {
         let (inspected, progress) = (Arc::clone(inspected), Arc::clone(&progress));
+        let processors = Arc::clone(engine.processors());
         move || {
-            urgency.take();
+            urgency.take(&processors);
             let name = inspected.spec.reference();
             let result = arena.enter(|| {
                 guarded_load(&name, || {

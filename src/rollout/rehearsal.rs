@@ -11,6 +11,7 @@ use super::gate::{self, Golden, Probation, Runner, SoftError, Trial};
 use super::load::{build, guarded_load};
 use super::quiet::Urgency;
 use super::survey::Survey;
+use crate::device::Processors;
 use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::ledger::GateCheck;
@@ -37,7 +38,8 @@ impl Rehearsal {
         let progress = Arc::new(Progress::new());
         let built = guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), device, &progress))?;
         let (name, faults, urgency) = (reference.clone(), Faults::default(), Urgency::Awaited);
-        let trial = Trial { name, model: built.model, faults, urgency, beside: None, progress };
+        let processors = Processors::all();
+        let trial = Trial { name, model: built.model, faults, urgency, processors, beside: None, progress };
         let probation = Probation::start(trial, &config.gate)?;
         Ok(Rehearsal {
             runner: Runner::Probation(probation),

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, mpsc};
 
 use super::journal::{Journal, event};
-use crate::device::lower_thread_priority;
+use super::quiet::Urgency;
+use crate::device::Processors;
 use crate::error::{Error, Result};
 use crate::repository::{ModelConfig, Repository, Spec};
 use crate::weights::{Index, Manifest};
@@ -25,10 +26,10 @@ struct Found {
 }
 
 impl Sight {
-    pub(super) fn start(repository: Arc<Repository>, journal: Journal) -> Result<Sight> {
+    pub(super) fn start(repository: Arc<Repository>, journal: Journal, processors: Arc<Processors>) -> Result<Sight> {
         let (found, queue) = mpsc::channel::<Found>();
         let work = move || {
-            lower_thread_priority();
+            Urgency::Quiet.take(&processors);
             for version in queue {
                 if let Err(error) = see(&repository, &journal, &version) {
                     // Whoever stages it is told the same.

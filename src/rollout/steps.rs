@@ -131,7 +131,7 @@ pub(super) async fn reserve(
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
     let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
-    let inspected = quietly(candidate.urgency, "inspect", move || {
+    let inspected = quietly((candidate.urgency, ctx.engine.processors()), "inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
         let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
         let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
@@ -184,7 +184,7 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
     let work = async {
         let inspected = candidate.inspected()?;
-        let manifest = load::manifest(&ctx.journal, &inspected, candidate.urgency).await?;
+        let manifest = load::manifest(&ctx, &inspected, candidate.urgency).await?;
         let digest = manifest.digest.clone();
         let arena = match &candidate.room {
             Some(room) => Arc::clone(&room.arena),
@@ -250,7 +250,8 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
             let (name, progress) = (candidate.reference(), Arc::clone(&candidate.progress));
             let (faults, urgency) = (Faults::of(&ctx.faults, &name), candidate.urgency);
             let beside = (urgency == Urgency::Quiet).then(|| ctx.engine.clone());
-            let trial = Trial { name, model, faults, urgency, beside, progress };
+            let processors = Arc::clone(ctx.engine.processors());
+            let trial = Trial { name, model, faults, urgency, processors, beside, progress };
             Probation::start(trial, &candidate.config.gate).map(Runner::Probation)
         }
         false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
@@ -399,7 +400,8 @@ async fn install(ctx: &Context, candidate: &mut Candidate, model: Model) -> Resu
     };
     let contract = inspected.contract.clone();
     let limits = config.limits.clone();
-    let parts = Parts { stamp, digest, contract: contract.clone(), processor, lane, limits };
+    let preparing = ctx.engine.processors().threads();
+    let parts = Parts { stamp, digest, contract: contract.clone(), processor, lane, limits, preparing };
     let (generation, drained) = Generation::new(parts);
     let room = candidate.room.take().ok_or_else(|| Error::internal("a generation without room"))?;
     let stats = Arc::clone(&generation.stats);

@@ -414,7 +414,7 @@ impl Source<'_> {
 
     /// The tensor's bytes from `at`, as many as `piece` has.
     fn fill(&mut self, read: &Read<'_>, at: usize, piece: &mut [u8], hasher: &mut blake3::Hasher) -> Result<()> {
-        self.progress.check()?;
+        self.progress.between_chunks()?;
         let offset = read.info.offset + at as u64;
         let result = self.file(read)?.read_exact_at(piece, offset);
         result.map_err(|error| match error.kind() {

@@ -125,7 +125,7 @@ impl Pass<'_> {
         let mut file = self.open(path)?;
         let mut hasher = blake3::Hasher::new();
         loop {
-            self.progress.check()?;
+            self.progress.between_chunks()?;
             let read = match file.read(&mut self.buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
@@ -164,7 +164,7 @@ impl Pass<'_> {
         let mut own = blake3::Hasher::new();
         let mut left = len;
         while left > 0 {
-            self.progress.check()?;
+            self.progress.between_chunks()?;
             let piece = left.min(CHUNK as u64) as usize;
             file.read_exact(&mut self.buffer[..piece]).map_err(|error| self.unreadable(path, error))?;
             own.update(&self.buffer[..piece]);

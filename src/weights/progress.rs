@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::device::give_way;
 use crate::error::{Error, Result};
 
 /// Shared (in an `Arc`) between the thread that reads and those who watch or cancel it.
@@ -45,6 +46,12 @@ impl Progress {
 
     pub(super) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What a reader does between two chunks: it gives way to forward passes, and ends when it was asked to.
+    pub(super) fn between_chunks(&self) -> Result<()> {
+        give_way();
+        self.check()
     }
 
     pub(super) fn check(&self) -> Result<()> {

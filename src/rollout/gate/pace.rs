@@ -29,13 +29,14 @@ impl Pace {
         Pace { engine, batches, live: None }
     }
 
-    /// Rests after a pass that took so much processor time, as long as that is due, and says how long it was.
-    pub(super) async fn rest(&mut self, worked: Duration) -> Duration {
+    /// Rests after a pass that took so much processor time, as long as that is due and it has not rested within, and says how
+    /// long it was.
+    pub(super) async fn rest(&mut self, worked: Duration, rested: Duration) -> Duration {
         let batches = self.engine.counters().batches.load(Ordering::Relaxed);
         if batches != self.batches {
             (self.batches, self.live) = (batches, Some(Instant::now()));
         }
-        let rest = due(worked, self.live.map(|at| at.elapsed()));
+        let rest = due(worked, self.live.map(|at| at.elapsed())).saturating_sub(rested);
         if !rest.is_zero() {
             tokio::time::sleep(rest).await;
         }

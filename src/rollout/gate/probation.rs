@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::super::quiet::Urgency;
 use super::SoftError;
 use super::pace::Pace;
-use crate::device::{flush_thread_cache, thread_processor_time, trim_background};
+use crate::device::{Processors, flush_thread_cache, rested, thread_processor_time, trim_background};
 use crate::engine::{Engine, Timed, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
@@ -23,10 +23,12 @@ enum Order {
     Leave(oneshot::Sender<Model>),
 }
 
-/// What a forward pass came to, and the processor time that it took: beside live traffic a pass mostly waits.
+/// What a forward pass came to, the processor time that it took (beside live traffic a pass mostly waits), and how long it
+/// gave way.
 struct Ran {
     answer: Result<Timed>,
     worked: Duration,
+    rested: Duration,
 }
 
 /// A model before its first forward pass.
@@ -36,6 +38,7 @@ pub(in crate::rollout) struct Trial {
     pub(in crate::rollout) model: Model,
     pub(in crate::rollout) faults: Faults,
     pub(in crate::rollout) urgency: Urgency,
+    pub(in crate::rollout) processors: Arc<Processors>,
     /// Whose live traffic it gives way to.
     pub(in crate::rollout) beside: Option<Engine>,
     /// When this is cancelled, nothing more is run.
@@ -51,13 +54,14 @@ pub(in crate::rollout) struct Probation {
     until: Instant,
     progress: Arc<Progress>,
     pace: Option<Pace>,
-    /// Processor time of the last pass, which the next one rests for first.
+    /// Processor time of the last pass, which the next one rests for first, and how long that one rested by itself.
     worked: Duration,
+    rested: Duration,
 }
 
 impl Probation {
     pub(in crate::rollout) fn start(trial: Trial, rules: &GateConfig) -> Result<Probation> {
-        let Trial { name, model, faults, urgency, beside, progress } = trial;
+        let Trial { name, model, faults, urgency, processors, beside, progress } = trial;
         let (orders, inbox) = mpsc::channel();
         let thread_name = name.clone();
         // The thread is a pool of its own, so that ops that ask rayon for parallelism find one of a single thread. (A pool
@@ -65,7 +69,7 @@ impl Probation {
         let thread = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .thread_name(|_| "probation".into())
-            .start_handler(move |_| urgency.take())
+            .start_handler(move |_| urgency.take(&processors))
             .exit_handler(|_| {
                 flush_thread_cache();
                 trim_background();
@@ -77,7 +81,7 @@ impl Probation {
         thread.spawn(move || serve(&thread_name, model, &faults, &inbox));
         let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
         let pace = beside.map(Pace::beside);
-        Ok(Probation { name, orders, patience, until, progress, pace, worked: Duration::ZERO })
+        Ok(Probation { name, orders, patience, until, progress, pace, worked: Duration::ZERO, rested: Duration::ZERO })
     }
 
     /// One forward pass, after the rest that the one before it calls for; abandons the thread when it takes too long.
@@ -87,14 +91,15 @@ impl Probation {
         }
         if let Some(pace) = &mut self.pace {
             // What is rested is no time of the candidate's.
-            self.until += pace.rest(self.worked).await;
+            self.until += pace.rest(self.worked, self.rested).await;
         }
         let (reply, answer) = oneshot::channel();
         self.send(Order::Run(inputs, reply))?;
         let patience = self.patience.min(self.until.saturating_duration_since(Instant::now()));
         match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(Ran { answer, worked })) => {
-                self.worked = worked;
+            Ok(Ok(Ran { answer, worked, rested })) => {
+                (self.worked, self.rested) = (worked, rested);
+                self.until += rested;
                 Ok(answer)
             }
             Ok(Err(_)) => Err(SoftError(Error::internal("the probation thread ended"))),
@@ -121,7 +126,7 @@ fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<O
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Run(inputs, reply) => {
-                let (began, processor) = (Instant::now(), thread_processor_time());
+                let (began, processor, before) = (Instant::now(), thread_processor_time(), rested());
                 let answer = Packed::new(inputs).and_then(|packed| {
                     let count = packed.len();
                     guarded(name, || {
@@ -137,7 +142,8 @@ fn serve(name: &str, mut model: Model, faults: &Faults, inbox: &mpsc::Receiver<O
                 let took = began.elapsed();
                 let worked =
                     thread_processor_time().zip(processor).map_or(took, |(now, then)| now.saturating_sub(then));
-                let _ = reply.send(Ran { answer: answer.map(|rows| Timed { rows, took }), worked });
+                let answer = answer.map(|rows| Timed { rows, took });
+                let _ = reply.send(Ran { answer, worked, rested: rested() - before });
             }
             Order::Leave(reply) => {
                 let _ = reply.send(model);

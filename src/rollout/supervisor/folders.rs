@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::super::Context;
 use super::super::controller::{Command, Controller, Reins};
-use super::super::journal::{Journal, event};
+use super::super::journal::event;
 use super::super::load::blocking;
 use super::super::sight::Sight;
 use super::Supervisor;
 use crate::error::{Error, Result};
-use crate::repository::{ModelEntry, Repository};
+use crate::repository::ModelEntry;
 use crate::slot::Slot;
 
 /// What was seen of the folders before.
@@ -25,8 +26,9 @@ pub(super) struct Folders {
 }
 
 impl Folders {
-    pub(super) fn new(repository: Arc<Repository>, journal: Journal) -> Result<Folders> {
-        Ok(Folders { sight: Sight::start(repository, journal)?, broken: BTreeMap::new() })
+    pub(super) fn new(ctx: &Context) -> Result<Folders> {
+        let (repository, processors) = (Arc::clone(&ctx.repository), Arc::clone(ctx.engine.processors()));
+        Ok(Folders { sight: Sight::start(repository, ctx.journal.clone(), processors)?, broken: BTreeMap::new() })
     }
 
     fn saw(&mut self, entry: &ModelEntry) {

@@ -78,7 +78,7 @@ impl Supervisor {
             faults: config.faults,
             lingering: Lingering::default(),
         });
-        let folders = Folders::new(Arc::clone(&ctx.repository), ctx.journal.clone())?;
+        let folders = Folders::new(&ctx)?;
         let supervisor = Arc::new(Supervisor {
             ctx,
             folders: std::sync::Mutex::new(folders),
