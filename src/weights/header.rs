@@ -138,7 +138,9 @@ fn parse(json: &[u8], header_len: u64, file_len: u64) -> Result<Vec<Entry>, Stri
     if json.first() != Some(&b'{') {
         return Err("not safetensors: its header does not begin with '{'".to_owned());
     }
-    let RawHeader(mut raw) = serde_json::from_slice(json).map_err(|error| format!("bad header: {error}"))?;
+    // All of it, also what is passed over: a file is read the same by every reader of the format, or by none.
+    let json = std::str::from_utf8(json).map_err(|error| format!("bad header: {error}"))?;
+    let RawHeader(mut raw) = serde_json::from_str(json).map_err(|error| format!("bad header: {error}"))?;
     raw.sort_by_key(|(_, info)| info.data_offsets);
     let mut entries = Vec::with_capacity(raw.len());
     let mut end = 0;
