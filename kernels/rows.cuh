@@ -66,13 +66,13 @@ __device__ inline void normalize_held(const Row& row, int width, const Norm<T>& 
             sum += sum_of(held[i]);
         }
     }
-    const float mean = warp_sum(sum) / width;
+    const float mean = __fdividef(warp_sum(sum), width);
     float spread = 0.f;
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
         if (first + i * WARP * N < width) spread += spread_of(held[i], mean);
     }
-    const float inverse = rsqrtf(warp_sum(spread) / width + norm.eps);
+    const float inverse = rsqrtf(__fdividef(warp_sum(spread), width) + norm.eps);
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
         const int column = first + i * WARP * N;
@@ -94,12 +94,12 @@ __device__ inline void normalize_streamed(const Row& row, int width, const Norm<
         row.read(column, x);
         sum += sum_of(x);
     }
-    const float mean = warp_sum(sum) / width;
+    const float mean = __fdividef(warp_sum(sum), width);
     for (int column = first; column < width; column += WARP * N) {
         row.read(column, x);
         spread += spread_of(x, mean);
     }
-    const float inverse = rsqrtf(warp_sum(spread) / width + norm.eps);
+    const float inverse = rsqrtf(__fdividef(warp_sum(spread), width) + norm.eps);
     for (int column = first; column < width; column += WARP * N) {
         row.read(column, x);
         row.keep(column, x);
