@@ -267,3 +267,65 @@ def patches(kernels, dtype, random):
             first = np.broadcast_to(read(cls), (images, 1, width))
             want = (np.concatenate([first, each], axis=1) + read(positions)).reshape(-1, width)
             yield embedding, f"{images} of {count} x {width}", out.read(), want
+
+
+# --- attention
+
+QUERIES = 64
+
+
+def tiles_of(lengths):
+    tiles = [(s, first) for s, length in enumerate(lengths) for first in range(0, length, QUERIES)]
+    return np.array(tiles, dtype=np.uint32).reshape(-1, 2)
+
+
+def attended(q, k, v, lengths, heads, scale):
+    """`q`, `k`, `v`: `[tokens, heads, width]`."""
+    out, offsets = np.zeros_like(q), offsets_of(lengths)
+    for first, end in zip(offsets[:-1], offsets[1:]):
+        for head in range(heads):
+            scores = q[first:end, head] @ k[first:end, head].T * scale
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True)) if end > first else scores
+            out[first:end, head] = weights / weights.sum(axis=1, keepdims=True) @ v[first:end, head]
+    return out
+
+
+def plain_shared(width):
+    """Bytes: queries, keys, values and probabilities, in f32."""
+    padded, keys = ceil(width, 4) * 4 + 4, 64 if width <= 64 else 32
+    return 4 * ((64 + 2 * keys) * padded + 64 * (keys + 4))
+
+
+def attention_launch(name, width):
+    """Threads of a block, and bytes of shared memory."""
+    return 256, plain_shared(width)
+
+
+@op
+def attention(kernels, dtype, random):
+    exact_widths = (32, 64, 128)
+    for width, heads, lengths, shift, spread in (
+        (32, 2, (1,), False, 1), (32, 3, (5, 0, 64, 65, 1), False, 1), (32, 1, (600,), False, 1), (32, 2, (33, 7), True, 1),
+        (64, 2, (1, 2, 63), False, 1), (64, 1, (130, 3, 200), False, 2), (64, 2, (17, 80), True, 1), (64, 2, (), False, 1),
+        (128, 1, (1, 66), False, 1), (128, 2, (31, 129), False, 2), (128, 2, (40,), True, 1),
+        (1, 2, (3, 70), False, 1), (31, 2, (65, 1), False, 1), (80, 2, (64, 100), False, 1), (96, 1, (33,), True, 1),
+        (256, 2, (1, 70), False, 1), (255, 1, (40,), False, 1),
+    ):
+        total, scale = sum(lengths), width**-0.5
+        hidden = heads * width
+        stride = 3 * hidden + (0 if not shift else 1)
+        # one matrix of which q, k and v are columns; rows of other values between would be seen
+        packed = random.normal(size=(total, stride)) * spread
+        packed[:, 3 * hidden :] = np.nan
+        memory = given(dtype, packed, shift)
+        q, k, v = (memory.columns(i * hidden) for i in range(3))
+        parts = [read(memory)[:, i * hidden : (i + 1) * hidden].reshape(total, heads, width) for i in range(3)]
+        want = attended(*parts, lengths, heads, scale).reshape(total, hidden)
+        offsets, tiles = given("u32", offsets_of(lengths)), given("u32", tiles_of(lengths))
+        for of in {width if width in exact_widths else "any", "any"}:
+            name = f"attention_{of}_{dtype}"
+            block, shared = attention_launch(name, width)
+            out = output(dtype, (total, hidden), shift)
+            arguments = (q, k, v, stride, offsets, tiles, heads, width, float(scale), out)
+            kernels.launch(name, (len(tiles.values), heads), block, *arguments, shared=shared)
+            yield name, f"{lengths} x {heads} x {width}", out.read(), want

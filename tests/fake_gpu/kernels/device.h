@@ -21,6 +21,7 @@
 #define __launch_bounds__(...)
 #endif
 #define __shared__ thread_local
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 #define threadIdx (fake_gpu::here->thread)
 #define blockIdx (fake_gpu::here->block)

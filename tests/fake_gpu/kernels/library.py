@@ -66,9 +66,20 @@ class Buffer:
             assert (round_it == 0xFF).all(), "memory beside an output was written"
         return widen(self.dtype, self.values)
 
+    def columns(self, first):
+        """The same rows from a column on."""
+        return Columns(self, first * self.values.itemsize)
+
     def __del__(self):
         if getattr(self, "base", None):
             LIBC.munmap(self.base, self.pages + PAGE)
+
+
+class Columns:
+    """A pointer into a buffer, which lives as long."""
+
+    def __init__(self, buffer, offset):
+        self.buffer, self.address = buffer, buffer.address + offset
 
 
 def given(dtype, values, shift=False):
@@ -129,7 +140,7 @@ class Kernels:
     def value(name, param, argument):
         size, is_pointer = param
         if is_pointer:
-            assert argument is None or isinstance(argument, Buffer), f"{name}: {argument} is not memory"
+            assert argument is None or isinstance(argument, (Buffer, Columns)), f"{name}: {argument} is not memory"
             return ctypes.c_void_p(argument.address if argument is not None else None)
         if isinstance(argument, float):
             assert size == 4
