@@ -4,7 +4,7 @@
 // queries of one sequence and one head; its keys and values are those of the sequence, all of them.
 #pragma once
 
-#include "common.cuh"
+#include "tensor_cores.cuh"
 
 constexpr int QUERIES = 64;  // of a tile
 extern __shared__ __align__(16) unsigned char dynamic_shared[];  // as large as the launch says
@@ -60,7 +60,7 @@ struct Softmax {
         const float before = largest;
         largest = fmaxf(largest, of_new);
         const float base = largest == -INFINITY ? 0.f : largest;
-        worth = exp2f(before - base);
+        worth = power_of_2(before - base);
         sum *= worth;
         return base;
     }

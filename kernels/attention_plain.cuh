@@ -99,7 +99,7 @@ __device__ void weigh(float (&scores)[ROWS][KEYS / SHARERS], int keys, float sca
         for (int c = 0; c < COLUMNS; ++c) result[i][c] *= worth;
 #pragma unroll
         for (int j = 0; j < KEYS / SHARERS; ++j) {
-            const float probability = exp2f(scores[i][j] - base);
+            const float probability = power_of_2(scores[i][j] - base);
             softmax[i].sum += probability;
             p[(mine.row + i) * (KEYS + 4) + mine.place + j * SHARERS] = probability;
         }

@@ -216,7 +216,7 @@ const Meeting& meet(const char* what, unsigned mask, const void* value, size_t b
     warp.what = what;
     const unsigned round = warp.rounds;
     Meeting& meeting = warp.meetings[round % 2];
-    std::memcpy(meeting.brought[lane()], value, bytes);
+    if (bytes > 0) std::memcpy(meeting.brought[lane()], value, bytes);
     warp.arrived |= 1u << lane();
     if (warp.arrived == mask) {
         if (complete != nullptr) complete(meeting);
@@ -241,7 +241,7 @@ void wait_for_copies(unsigned still_running) {
     auto finished = [&](const Copy& copy) { return copy.group + still_running < me.groups; };
     for (const Copy& copy : me.copies) {
         if (!finished(copy)) continue;
-        std::memcpy(copy.to, copy.from, copy.bytes);
+        if (copy.bytes > 0) std::memcpy(copy.to, copy.from, copy.bytes);
         std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.zeros);
     }
     me.copies.erase(std::remove_if(me.copies.begin(), me.copies.end(), finished), me.copies.end());
