@@ -303,31 +303,51 @@ def attention_launch(name, width):
     return 128, 4 * 64 * width * 2  # two buffers of keys and values
 
 
+class Packed:
+    """q, k and v as columns of one matrix; what lies between its rows is NaN, which would be seen."""
+
+    def __init__(self, dtype, values, heads, width, shift=False):
+        self.heads, self.width = heads, width
+        hidden = heads * width
+        rows = np.full((len(values), 3 * hidden + (1 if shift else 0)), np.nan)
+        rows[:, : 3 * hidden] = values.reshape(len(values), 3 * hidden)
+        self.memory, self.stride = given(dtype, rows, shift), rows.shape[1]
+        self.columns = [self.memory.columns(i * hidden) for i in range(3)]
+        stored = read(self.memory)[:, : 3 * hidden].reshape(-1, 3, heads, width)
+        self.q, self.k, self.v = (stored[:, i] for i in range(3))
+
+    def attend(self, kernels, dtype, lengths, shift=False):
+        """What every kernel of this width makes of it, and what it should."""
+        total, scale = sum(lengths), self.width**-0.5
+        want = attended(self.q, self.k, self.v, lengths, self.heads, scale).reshape(total, self.heads * self.width)
+        offsets, tiles = given("u32", offsets_of(lengths)), given("u32", tiles_of(lengths))
+        for of in [self.width] * (self.width in (32, 64, 128)) + ["any"]:
+            name = f"attention_{of}_{dtype}"
+            block, shared = attention_launch(name, self.width)
+            out = output(dtype, want.shape, shift)
+            shape = (self.stride, offsets, tiles, self.heads, self.width, float(scale), out)
+            kernels.launch(name, (len(tiles.values), self.heads), block, *self.columns, *shape, shared=shared)
+            yield name, f"{lengths} x {self.heads} x {self.width}", out.read(), want
+
+
 @op
 def attention(kernels, dtype, random):
-    exact_widths = (32, 64, 128)
     for width, heads, lengths, shift, spread in (
         (32, 2, (1,), False, 1), (32, 3, (5, 0, 64, 65, 1), False, 1), (32, 1, (600,), False, 1), (32, 2, (33, 7), True, 1),
-        (64, 2, (1, 2, 63), False, 1), (64, 1, (192, 128), False, 1), (64, 1, (130, 3, 200), False, 2), (64, 2, (17, 80), True, 1), (64, 2, (), False, 1),
+        (64, 2, (1, 2, 63), False, 1), (64, 1, (192, 128), False, 1), (64, 1, (130, 3, 200), False, 2),
+        (64, 2, (17, 80), True, 1), (64, 2, (), False, 1),
         (128, 1, (1, 66), False, 1), (128, 2, (31, 129), False, 2), (128, 2, (40,), True, 1),
         (1, 2, (3, 70), False, 1), (31, 2, (65, 1), False, 1), (80, 2, (64, 100), False, 1), (96, 1, (33,), True, 1),
         (256, 2, (1, 70), False, 1), (255, 1, (40,), False, 1),
     ):
-        total, scale = sum(lengths), width**-0.5
-        hidden = heads * width
-        stride = 3 * hidden + (0 if not shift else 1)
-        # one matrix of which q, k and v are columns; rows of other values between would be seen
-        packed = random.normal(size=(total, stride)) * spread
-        packed[:, 3 * hidden :] = np.nan
-        memory = given(dtype, packed, shift)
-        q, k, v = (memory.columns(i * hidden) for i in range(3))
-        parts = [read(memory)[:, i * hidden : (i + 1) * hidden].reshape(total, heads, width) for i in range(3)]
-        want = attended(*parts, lengths, heads, scale).reshape(total, hidden)
-        offsets, tiles = given("u32", offsets_of(lengths)), given("u32", tiles_of(lengths))
-        for of in {width if width in exact_widths else "any", "any"}:
-            name = f"attention_{of}_{dtype}"
-            block, shared = attention_launch(name, width)
-            out = output(dtype, (total, hidden), shift)
-            arguments = (q, k, v, stride, offsets, tiles, heads, width, float(scale), out)
-            kernels.launch(name, (len(tiles.values), heads), block, *arguments, shared=shared)
-            yield name, f"{lengths} x {heads} x {width}", out.read(), want
+        values = random.normal(size=(sum(lengths), 3, heads, width)) * spread
+        yield from Packed(dtype, values, heads, width, shift).attend(kernels, dtype, lengths, shift)
+    # scores of -∞ for all keys of the first step, a query and a value that are NaN: what is theirs, and no more
+    for width in (32, 64, 128, 40):
+        lengths = (130, 40, 70)
+        values = random.normal(size=(sum(lengths), 3, 2, width))
+        values[:, 0, :, 0] = np.abs(values[:, 0, :, 0]) + 0.1
+        values[:64, 1, :, 0] = -np.inf
+        values[100, 0, 0, 3] = np.nan
+        values[130 + 39, 2, 1, 5] = np.nan
+        yield from Packed(dtype, values, 2, width).attend(kernels, dtype, lengths)
