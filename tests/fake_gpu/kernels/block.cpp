@@ -118,12 +118,14 @@ void stuck() {
     }
 }
 
+// From whatever was left of the block before: a driver that catches a fault leaves it in the middle.
 void begin_block(const Index& at) {
     const Launch& launch = *block.launch;
     const Index size{launch.block[0], launch.block[1], launch.block[2]};
     const unsigned count = size.x * size.y * size.z;
     block.threads.resize(count);
-    block.warps.assign((count + WARP_LANES - 1) / WARP_LANES, Warp());
+    block.warps.resize((count + WARP_LANES - 1) / WARP_LANES);
+    for (Warp& warp : block.warps) warp.present = warp.arrived = warp.rounds = 0;
     block.at_barrier = block.barriers = 0;
     block.left = count;
     for (unsigned i = 0; i < count; ++i) {
@@ -135,6 +137,7 @@ void begin_block(const Index& at) {
         thread.number = i;
         thread.done = false;
         thread.counter = nullptr;
+        thread.copies.clear();
         thread.groups = 0;
         thread.context.begin(block.stacks.get(i), STACK_BYTES, thread_main);
         warp_of(thread).present |= 1u << i % WARP_LANES;

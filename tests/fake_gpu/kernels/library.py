@@ -40,7 +40,7 @@ class Buffer:
     """Device memory of one array."""
 
     def __init__(self, dtype, stored, shape, writable, shift):
-        self.dtype, self.shape = dtype, tuple(shape)
+        self.dtype, self.shape, self.writable = dtype, tuple(shape), writable
         kind = np.dtype(STORED[dtype])
         self.bytes = int(np.prod(self.shape, dtype=np.int64)) * kind.itemsize
         # 16 bytes are where CUDA's allocations would be aligned; one value further they are not
@@ -108,7 +108,7 @@ class Entry(ctypes.Structure):
 
 
 class Kernels:
-    """Every kernel of a library, launched by name."""
+    """Every kernel that a library names, to be launched by name; how is for those who inherit."""
 
     def __init__(self, path):
         self.library = ctypes.CDLL(path)
@@ -120,29 +120,41 @@ class Kernels:
         }
         self.launched = set()
 
-    def order_threads(self, order):
-        self.library.cutover_thread_order(ctypes.c_uint(order))
-
     def launch(self, name, grid, block, *arguments, shared=0):
         """An empty grid is not launched, as a driver would not."""
         params = self.params[name]
         assert len(params) == len(arguments), f"{name} takes {len(params)} parameters, {len(arguments)} were given"
         self.launched.add(name)
         grid = tuple(grid) + (1,) * (3 - len(grid))
-        if 0 in grid:
-            return
-        values = [self.value(name, *param) for param in zip(params, arguments)]
-        addresses = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
-        three = ctypes.c_uint * 3
-        getattr(self.library, "cpu_" + name)(three(*grid), three(block, 1, 1), ctypes.c_uint(shared), addresses)
+        if 0 not in grid:
+            self.run(name, grid, block, list(zip(params, arguments)), shared)
 
     @staticmethod
-    def value(name, param, argument):
+    def value(param, argument):
+        """A number as a kernel gets it."""
         size, is_pointer = param
         if is_pointer:
-            assert argument is None or isinstance(argument, (Buffer, Columns)), f"{name}: {argument} is not memory"
-            return ctypes.c_void_p(argument.address if argument is not None else None)
+            assert argument is None, f"{argument} is not memory"
+            return ctypes.c_void_p(None)
         if isinstance(argument, float):
             assert size == 4
             return ctypes.c_float(argument)
         return {4: ctypes.c_int32, 8: ctypes.c_int64}[size](argument)
+
+    @staticmethod
+    def addresses(values):
+        return (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+
+
+class CpuKernels(Kernels):
+    device = "the CPU"
+
+    def order_threads(self, order):
+        self.library.cutover_thread_order(ctypes.c_uint(order))
+
+    def run(self, name, grid, block, arguments, shared):
+        is_memory = lambda argument: isinstance(argument, (Buffer, Columns))
+        values = [ctypes.c_void_p(a.address) if is_memory(a) else self.value(param, a) for param, a in arguments]
+        three = ctypes.c_uint * 3
+        call = getattr(self.library, "cpu_" + name)
+        call(three(*grid), three(block, 1, 1), ctypes.c_uint(shared), self.addresses(values))
