@@ -215,7 +215,9 @@ const Meeting& meet(const char* what, unsigned mask, const void* value, size_t b
     if (mask != 0xffffffffu || warp.present != mask) {
         fault("%s by the lanes %08x where %08x are there: only whole warps meet", what, mask, warp.present);
     }
-    if (warp.arrived != 0 && std::strcmp(warp.what, what) != 0) fault("a lane is at %s, another at %s", warp.what, what);
+    if (warp.arrived != 0 && warp.what != what && std::strcmp(warp.what, what) != 0) {
+        fault("a lane is at %s, another at %s", warp.what, what);
+    }
     warp.what = what;
     const unsigned round = warp.rounds;
     Meeting& meeting = warp.meetings[round % 2];
