@@ -1,0 +1,353 @@
+"""What each kernel is given, and what must come out.
+
+An op is a function `(kernels, dtype, random)` that yields `(kernel, case, got, want)`. References are plain numpy in double
+precision, of inputs as they are stored.
+"""
+
+import math
+
+import numpy as np
+
+from library import changed, given, narrow, output, widen
+
+WIDTHS = (1, 31, 384, 768, 1000)
+# beyond what a warp holds in registers, with and without 16-byte accesses
+WIDE = (1024, 1032, 1029, 3072)
+OPS = {}
+
+
+def op(function):
+    OPS[function.__name__] = function
+    return function
+
+
+def limit(name, of_dtype):
+    """What is allowed of a kernel: of its element type, but f32's where it rounds to nothing less."""
+    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_")) else of_dtype
+
+
+def ceil(a, b):
+    return -(-a // b)
+
+
+def read(buffer):
+    return widen(buffer.dtype, buffer.values)
+
+
+# --- rows
+
+
+def normalized(x, gamma, beta, eps):
+    x, gamma, beta = x.astype(np.float64), read(gamma), read(beta)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * gamma + beta
+
+
+def norm_inputs(random, dtype, width, shift=False):
+    return [given(dtype, random.normal(size=width) + mean, shift) for mean in (1, 0)]
+
+
+@op
+def layer_norm(kernels, dtype, random):
+    name, summed = f"layer_norm_{dtype}", f"add_layer_norm_{dtype}"
+    for width in WIDTHS + WIDE:
+        for rows, shift in ((0, False), (1, False), (7, False), (5, True)):
+            eps = float(random.choice([1e-12, 1e-5]))
+            gamma, beta = norm_inputs(random, dtype, width, shift and width % 2 == 0)
+            x, residual = (given(dtype, random.normal(size=(rows, width)) * 3 + mean, shift) for mean in (8, -2))
+            case = f"{rows} x {width}{', not aligned' if shift else ''}"
+            grid = (ceil(rows, 4),)
+            out = output(dtype, (rows, width), shift)
+            kernels.launch(name, grid, 128, x, rows, width, gamma, beta, eps, out)
+            yield name, case, out.read(), normalized(read(x), gamma, beta, eps)
+            total = read(x) + read(residual)
+            for keep in (False, True):
+                out = output(dtype, (rows, width), shift)
+                kept = output(dtype, (rows, width), shift) if keep else None
+                kernels.launch(summed, grid, 128, x, residual, rows, width, gamma, beta, eps, kept, out)
+                yield summed, case, out.read(), normalized(total, gamma, beta, eps)
+                if keep:
+                    yield summed, case + ", sum", kept.read(), total
+    # written where it was read
+    for width in (384, 1000, 1032, 1029):
+        gamma, beta = norm_inputs(random, dtype, width)
+        x, residual = (changed(dtype, random.normal(size=(6, width))) for _ in range(2))
+        first, second = read(x), read(residual)
+        kernels.launch(summed, (2,), 128, x, residual, 6, width, gamma, beta, 1e-5, x, residual)
+        yield summed, f"{width}, in place", x.read(), first + second
+        yield summed, f"{width}, in place", residual.read(), normalized(first + second, gamma, beta, 1e-5)
+        x = changed(dtype, first)
+        kernels.launch(name, (2,), 128, x, 6, width, gamma, beta, 1e-5, x)
+        yield name, f"{width}, in place", x.read(), normalized(first, gamma, beta, 1e-5)
+
+
+@op
+def embed_tokens(kernels, dtype, random):
+    name, words, positions = f"embed_tokens_{dtype}", 50, 520
+    for width in WIDTHS + WIDE:
+        for tokens, typed, shift in ((0, True, False), (1, False, False), (9, True, False), (6, False, True)):
+            tables = [given(dtype, random.normal(size=(rows, width)), shift) for rows in (words, positions, 2)]
+            index = np.stack([random.integers(0, rows, tokens) for rows in (words, positions, 2)])
+            if not typed:
+                index[2] = 2**31  # not to be read
+            gamma, beta = norm_inputs(random, dtype, width)
+            out = output(dtype, (tokens, width))
+            types = tables[2] if typed else None
+            memory = given("u32", index)
+            kernels.launch(name, (ceil(tokens, 4),), 128, memory, tokens, width, *tables[:2], types, gamma, beta, 1e-12, out)
+            total = sum(read(table)[rows] for table, rows in list(zip(tables, index))[: 3 if typed else 2])
+            yield name, f"{tokens} x {width}", out.read(), normalized(total, gamma, beta, 1e-12)
+
+
+# --- values
+
+
+def exact(kind, x):
+    with np.errstate(over="ignore"):
+        sigmoid = lambda y: 1 / (1 + np.exp(-y))
+        return [
+            lambda: 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2))),
+            lambda: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+            lambda: x * sigmoid(1.702 * x),
+            lambda: np.where(x < 0, 0, x),
+            lambda: x * sigmoid(x),
+            lambda: np.tanh(x),
+            lambda: sigmoid(x),
+            lambda: x,
+        ][kind]()
+
+
+def some_values(random, shape):
+    """Where activations bend, where they are flat, and where `exp` would be infinite; NaN first."""
+    values = random.normal(size=shape) * 4
+    flat = values.reshape(-1)
+    flat[1::97] *= 30
+    if flat.size > 4:
+        flat[0], flat[1], flat[2] = np.nan, 0, -200
+    return values
+
+
+@op
+def activate(kernels, dtype, random):
+    name, biased = f"activate_{dtype}", f"bias_activate_{dtype}"
+    for kind in range(8):
+        for count, shift, blocks in ((0, False, 1), (1, False, 1), (4999, False, 3), (8192, False, 2), (515, True, 1)):
+            x = changed(dtype, some_values(random, count), shift)
+            before = read(x)
+            kernels.launch(name, (blocks,), 256, x, count, kind)
+            yield name, f"kind {kind}, {count}", x.read(), exact(kind, before)
+        for width in WIDTHS + (3072,):
+            for rows, shift, blocks in ((0, False, 0), (1, False, 1), (11, False, 2), (5, True, 3)):
+                x = changed(dtype, some_values(random, (rows, width)), shift)
+                bias = given(dtype, random.normal(size=width), shift)
+                before = read(x) + read(bias)
+                kernels.launch(biased, (blocks,), 256, x, bias, rows, width, kind)
+                yield biased, f"kind {kind}, {rows} x {width}", x.read(), exact(kind, before)
+
+
+@op
+def cast(kernels, dtype, random):
+    pairs = [(dtype, other) for other in ("f32", "f16", "bf16") if other != dtype]
+    for source, target in pairs + ([("f64", "f32")] if dtype == "f32" else []):
+        name = f"cast_{source}_{target}"
+        for count, shift, blocks in ((0, False, 1), (1, False, 1), (70001, False, 3), (4096, False, 1), (33, True, 2)):
+            values = random.normal(size=count) * 10.0 ** random.integers(-12, 12, count)
+            special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 6.1e-5, 1 + 2**-11, 1 + 3 * 2**-11]
+            values[: len(special)] = special[:count]
+            x, out = given(source, values, shift), output(target, (count,), shift)
+            kernels.launch(name, (blocks,), 256, x, count, out)
+            with np.errstate(over="ignore"):
+                single = read(x).astype(np.float32)  # as the kernel reads it
+            yield name, f"{count}", out.read(), widen(target, narrow(target, single))
+
+
+@op
+def finite(kernels, dtype, random):
+    name = f"finite_{dtype}"
+    largest = {"f32": 3.4e38, "f16": 65504.0, "bf16": 3.38e38}[dtype]
+    for count, shift, blocks in ((0, False, 1), (1, False, 1), (700, False, 1), (70001, False, 9), (33, True, 2)):
+        for bad in (None, np.nan, np.inf, -np.inf):
+            # anywhere: the first, the last, one between
+            for at in {0, count - 1, count // 3} if bad is not None and count > 0 else {0}:
+                values = random.normal(size=count)
+                values[1:3] = (largest, -largest)[: max(count - 1, 0)]
+                if bad is not None and count > 0:
+                    values[at] = bad
+                flags = changed("u32", np.array([1, 0xFFFFFFFF]))
+                kernels.launch(name, (blocks,), 256, given(dtype, values, shift), count, flags, 4)
+                want = 5 if bad is not None and count > 0 else 1
+                yield name, f"{count}, {bad} at {at}", flags.read(), np.array([want, 0xFFFFFFFF], dtype=np.float64)
+
+
+# --- sequences
+
+LENGTHS = ((1,), (3,), (17, 1, 64), (600, 2), (1, 0, 5), ())
+
+
+def offsets_of(lengths):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32)
+
+
+def pooled(x, offsets, kind):
+    rows = [x[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
+    how = [lambda r: r.mean(axis=0), lambda r: r[0], lambda r: r.max(axis=0)][kind]
+    width = x.shape[1]
+    return np.array([how(r) if len(r) else np.full(width, np.nan) for r in rows]).reshape(len(rows), width)
+
+
+def unit(x):
+    length = np.sqrt((x**2).sum(axis=-1, keepdims=True))
+    return x / np.where(length < 1e-12, 1e-12, length)
+
+
+@op
+def pool(kernels, dtype, random):
+    name, normalizing, alone = (f"{stem}_{dtype}" for stem in ("pool", "pool_normalize", "l2_normalize"))
+    for width, gap, shift in ((1, 0, False), (31, 0, False), (384, 0, False), (768, 768, False), (1000, 3, True), (1032, 8, False)):
+        for lengths in LENGTHS:
+            offsets, stride = offsets_of(lengths), width + gap
+            total, sequences = int(offsets[-1]), len(lengths)
+            values = random.normal(size=(total, stride)) + 0.5
+            values[:, width:] = np.nan
+            if total > 600:
+                values[300, 0] = np.nan  # not to be lost
+            x, memory = given(dtype, values, shift), given("u32", offsets)
+            for kind in range(3):
+                want = pooled(read(x)[:, :width], offsets, kind)
+                case = f"kind {kind}, {lengths} x {width}"
+                for blocks in (1, 3):
+                    out = output(dtype, (sequences, width), shift)
+                    kernels.launch(name, (sequences, blocks), 512, x, stride, memory, sequences, width, kind, out)
+                    yield name, case, out.read(), want
+                for normalize in (0, 1):
+                    out = output("f32", (sequences, width), shift)
+                    arguments = (x, stride, memory, sequences, width, kind, normalize, out)
+                    kernels.launch(normalizing, (sequences,), 512, *arguments)
+                    yield normalizing, case, out.read(), unit(want) if normalize else want
+    for width in WIDTHS + (1032,):
+        for rows, shift in ((0, False), (1, False), (6, False), (5, True)):
+            values = random.normal(size=(rows, width))
+            if rows > 4:
+                values[1], values[2, 0], values[3] = 0, np.nan, 1e-7
+            x, out = given(dtype, values, shift), output("f32", (rows, width))
+            kernels.launch(alone, (ceil(rows, 4),), 128, x, rows, width, out)
+            yield alone, f"{rows} x {width}", out.read(), unit(read(x))
+
+
+# --- images
+
+
+def unfolded(pixels, patch):
+    images, channels, height, width = pixels.shape
+    down, across = height // patch, width // patch
+    whole = pixels[:, :, : down * patch, : across * patch].reshape(images, channels, down, patch, across, patch)
+    return whole.transpose(0, 2, 4, 1, 3, 5).reshape(images * down * across, channels * patch * patch)
+
+
+@op
+def patches(kernels, dtype, random):
+    name, embedding = f"patches_{dtype}", f"embed_patches_{dtype}"
+    for images, channels, height, width, patch in (
+        (0, 3, 32, 32, 16), (1, 1, 8, 8, 4), (2, 3, 64, 48, 16), (3, 3, 29, 45, 14), (1, 4, 33, 40, 8), (2, 2, 7, 5, 1),
+    ):
+        pixels = given("f32", random.normal(size=(images, channels, height, width)))
+        rows = images * (height // patch) * (width // patch)
+        out = output(dtype, (rows, channels * patch * patch))
+        kernels.launch(name, (rows,), 128, pixels, images, channels, height, width, patch, out)
+        yield name, f"{pixels.shape} by {patch}", out.read(), unfolded(read(pixels), patch)
+    for width in WIDTHS + (1032,):
+        for images, count, shift in ((0, 4, False), (1, 1, False), (3, 9, False), (2, 5, True)):
+            projected, cls, positions = (
+                given(dtype, random.normal(size=(rows, width)), shift) for rows in (images * count, 1, count + 1)
+            )
+            out = output(dtype, (images * (count + 1), width), shift)
+            grid = (ceil(images * (count + 1), 4),)
+            kernels.launch(embedding, grid, 128, projected, cls, positions, images, count, width, out)
+            each = read(projected).reshape(images, count, width)
+            first = np.broadcast_to(read(cls), (images, 1, width))
+            want = (np.concatenate([first, each], axis=1) + read(positions)).reshape(-1, width)
+            yield embedding, f"{images} of {count} x {width}", out.read(), want
+
+
+# --- attention
+
+QUERIES = 64
+
+
+def tiles_of(lengths):
+    tiles = [(s, first) for s, length in enumerate(lengths) for first in range(0, length, QUERIES)]
+    return np.array(tiles, dtype=np.uint32).reshape(-1, 2)
+
+
+def attended(q, k, v, lengths, heads, scale):
+    """`q`, `k`, `v`: `[tokens, heads, width]`."""
+    out, offsets = np.zeros_like(q), offsets_of(lengths)
+    for first, end in zip(offsets[:-1], offsets[1:]):
+        for head in range(heads):
+            scores = q[first:end, head] @ k[first:end, head].T * scale
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True)) if end > first else scores
+            out[first:end, head] = weights / weights.sum(axis=1, keepdims=True) @ v[first:end, head]
+    return out
+
+
+def plain_shared(width):
+    """Bytes: queries, keys, values and probabilities, in f32."""
+    padded, keys = ceil(width, 4) * 4 + 4, 64 if width <= 64 else 32
+    return 4 * ((64 + 2 * keys) * padded + 64 * (keys + 4))
+
+
+def attention_launch(name, width):
+    """Threads of a block, and bytes of shared memory."""
+    if "_any_" in name or name.endswith("_f32"):
+        return 256, plain_shared(width)
+    return 128, 4 * 64 * width * 2  # two buffers of keys and values
+
+
+class Packed:
+    """q, k and v as columns of one matrix; what lies between its rows is NaN, which would be seen."""
+
+    def __init__(self, dtype, values, heads, width, shift=False):
+        self.heads, self.width = heads, width
+        hidden = heads * width
+        rows = np.full((len(values), 3 * hidden + (1 if shift else 0)), np.nan)
+        rows[:, : 3 * hidden] = values.reshape(len(values), 3 * hidden)
+        self.memory, self.stride = given(dtype, rows, shift), rows.shape[1]
+        self.columns = [self.memory.columns(i * hidden) for i in range(3)]
+        stored = read(self.memory)[:, : 3 * hidden].reshape(-1, 3, heads, width)
+        self.q, self.k, self.v = (stored[:, i] for i in range(3))
+
+    def attend(self, kernels, dtype, lengths, shift=False):
+        """What every kernel of this width makes of it, and what it should."""
+        total, scale = sum(lengths), self.width**-0.5
+        want = attended(self.q, self.k, self.v, lengths, self.heads, scale).reshape(total, self.heads * self.width)
+        offsets, tiles = given("u32", offsets_of(lengths)), given("u32", tiles_of(lengths))
+        for of in [self.width] * (self.width in (32, 64, 128)) + ["any"]:
+            name = f"attention_{of}_{dtype}"
+            block, shared = attention_launch(name, self.width)
+            out = output(dtype, want.shape, shift)
+            shape = (self.stride, offsets, tiles, self.heads, self.width, float(scale), out)
+            kernels.launch(name, (len(tiles.values), self.heads), block, *self.columns, *shape, shared=shared)
+            yield name, f"{lengths} x {self.heads} x {self.width}", out.read(), want
+
+
+@op
+def attention(kernels, dtype, random):
+    for width, heads, lengths, shift, spread in (
+        (32, 2, (1,), False, 1), (32, 3, (5, 0, 64, 65, 1), False, 1), (32, 1, (600,), False, 1), (32, 2, (33, 7), True, 1),
+        (64, 2, (1, 2, 63), False, 1), (64, 1, (192, 128), False, 1), (64, 1, (130, 3, 200), False, 2),
+        (64, 2, (17, 80), True, 1), (64, 2, (), False, 1),
+        (128, 1, (1, 66), False, 1), (128, 2, (31, 129), False, 2), (128, 2, (40,), True, 1),
+        (1, 2, (3, 70), False, 1), (31, 2, (65, 1), False, 1), (80, 2, (64, 100), False, 1), (96, 1, (33,), True, 1),
+        (256, 2, (1, 70), False, 1), (255, 1, (40,), False, 1),
+    ):
+        values = random.normal(size=(sum(lengths), 3, heads, width)) * spread
+        yield from Packed(dtype, values, heads, width, shift).attend(kernels, dtype, lengths, shift)
+    # scores of -∞ for all keys of the first step, a query and a value that are NaN: what is theirs, and no more
+    for width in (32, 64, 128, 40):
+        lengths = (130, 40, 70)
+        values = random.normal(size=(sum(lengths), 3, 2, width))
+        values[:, 0, :, 0] = np.abs(values[:, 0, :, 0]) + 0.1
+        values[:64, 1, :, 0] = -np.inf
+        values[100, 0, 0, 3] = np.nan
+        values[130 + 39, 2, 1, 5] = np.nan
+        yield from Packed(dtype, values, 2, width).attend(kernels, dtype, lengths)
