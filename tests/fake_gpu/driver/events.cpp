@@ -54,6 +54,7 @@ static CUresult record(CUevent handle, CUstream to) {
 
 // A stream joins the capture in which the event was recorded.
 static CUresult join_capture(const std::shared_ptr<Stream>& stream, const Event& event) {
+  if (event.capture->ended) return misuse(CAPTURED_EVENT, "the event was recorded in a capture that has ended");
   if (stream->capture && stream->capture != event.capture) {
     stream->capture->broken = event.capture->broken = true;
     return misuse(CAPTURE_MERGE, "the stream and the event belong to two captures");
@@ -104,6 +105,7 @@ EXPORT CUresult cuEventQuery(CUevent handle) {
   Event* event = find_event(handle, &code);
   if (!event) return code;
   if (event->capture) return misuse(CAPTURED_EVENT, "the event was recorded in a capture");
+  if ((code = unsafe_in_capture())) return code;
   auto mark = event->mark;
   if (!mark || passed(*mark)) return SUCCESS;
   run_some(call.lock, mark->at.stream, mark->at.upto);
@@ -117,6 +119,7 @@ EXPORT CUresult cuEventSynchronize(CUevent handle) {
   Event* event = find_event(handle, &code);
   if (!event) return code;
   if (event->capture) return misuse(CAPTURED_EVENT, "the event was recorded in a capture");
+  if ((code = unsafe_in_capture())) return code;
   auto mark = event->mark;  // the event may be recorded again, or destroyed, while this thread waits
   if (mark) code = run_to(call.lock, mark->at.stream, mark->at.upto);
   if (code == SUCCESS) observe();

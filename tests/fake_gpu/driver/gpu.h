@@ -43,7 +43,8 @@ struct Op {
   const char* what = "";
   std::vector<Point> after;
   std::vector<Touch> touches;
-  uint64_t bus_bytes = 0;  // what goes over the bus: the artificial bandwidth holds for it
+  uint64_t bus_bytes = 0;    // what goes over the bus: the artificial bandwidth holds for it
+  long long graph_bytes = 0;  // what a node of a graph allocates, or frees
   std::function<CUresult()> run;
 };
 
@@ -138,20 +139,18 @@ struct Node {
   std::vector<size_t> after;
 };
 struct Graph {
+  ~Graph();  // its own memory goes with it
   std::vector<Node> nodes;
   std::vector<uint64_t> blocks;  // bases of memory that it allocates
+  bool auto_free = false;        // memory that it left allocated is freed when it is launched again
 };
 struct Capture {
   uint64_t origin = 0;  // the stream that began it
   int mode = 0;
   uint64_t thread = 0;
-  bool broken = false;
+  bool broken = false, ended = false;
   std::shared_ptr<Graph> graph = std::make_shared<Graph>();
   std::map<uint64_t, std::vector<size_t>> tails;  // by stream: the nodes that its next one follows
-};
-struct GraphExec {
-  std::shared_ptr<Graph> graph;
-  bool auto_free = false;
 };
 
 // === The device ===
@@ -197,7 +196,7 @@ struct Gpu {
   std::unordered_map<uint64_t, Module> modules;
   std::unordered_map<uint64_t, Function> functions;
   std::unordered_map<uint64_t, std::shared_ptr<Graph>> graphs;
-  std::unordered_map<uint64_t, GraphExec> execs;
+  std::unordered_map<uint64_t, std::shared_ptr<Graph>> execs;
 
   long long misuses = 0;
   std::vector<std::string> messages;
@@ -278,6 +277,5 @@ void end_region(uint64_t base);
 CUresult capture_op(const std::shared_ptr<Stream>& stream, Op op);
 // For a call that no capture allows: CAPTURE_UNSUPPORTED and broken captures, or SUCCESS.
 CUresult unsafe_in_capture();
-void drop_graph_memory(Graph& graph);
 
 }  // namespace fake

@@ -81,17 +81,18 @@ static CUresult allocate_in_graph(CUdeviceptr* at, uint64_t bytes, const std::sh
   uint64_t base = take_block(bytes, Kind::graph);
   if (base == 0) return OUT_OF_MEMORY;
   gpu().regions[base].alive = false;
-  stream->capture->graph->blocks.push_back(base);
+  Graph* graph = stream->capture->graph.get();  // which keeps this operation
+  graph->blocks.push_back(base);
   Op op;
   op.what = "cuMemAllocAsync";
-  op.run = [base, bytes] {
+  op.graph_bytes = (long long)bytes;
+  op.run = [base, bytes, graph] {
     Gpu& g = gpu();
-    auto found = g.regions.find(base);
-    if (found == g.regions.end()) return ILLEGAL_ADDRESS;
-    if (found->second.alive) return SUCCESS;
-    found->second.alive = true;
+    Region& region = g.regions[base];
+    if (region.alive && !graph->auto_free) misuse(0, "a graph was launched again before the memory that it left was freed");
+    if (!region.alive) g.graph_used += bytes;
+    region.alive = true;
     g.arena.poison(base, bytes);
-    g.graph_used += bytes;
     g.graph_used_high = std::max(g.graph_used_high, g.graph_used);
     return SUCCESS;
   };
@@ -130,6 +131,7 @@ static CUresult allocate(CUdeviceptr* at, size_t bytes, std::shared_ptr<Pool> po
 static CUresult free_of_graph(uint64_t base, const std::shared_ptr<Stream>& stream) {
   Op op;
   op.what = "cuMemFreeAsync";
+  op.graph_bytes = -(long long)gpu().regions[base].bytes;
   op.run = [base] {
     Gpu& g = gpu();
     auto found = g.regions.find(base);

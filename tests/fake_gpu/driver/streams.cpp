@@ -205,7 +205,7 @@ EXPORT CUresult cuStreamSynchronize(CUstream handle) {
   if (call.refused()) return code;
   auto stream = find_stream(handle, &code);
   if (!stream) return code;
-  if ((code = refuse_capturing(stream))) return code;
+  if ((code = refuse_capturing(stream)) || (code = unsafe_in_capture())) return code;
   if (stream == gpu().legacy)
     for (auto& other : every_stream())
       if (other->blocking && code == SUCCESS) code = run_to(call.lock, other, other->queued);
@@ -220,7 +220,7 @@ EXPORT CUresult cuStreamQuery(CUstream handle) {
   if (call.refused()) return code;
   auto stream = find_stream(handle, &code);
   if (!stream) return code;
-  if ((code = refuse_capturing(stream))) return code;
+  if ((code = refuse_capturing(stream)) || (code = unsafe_in_capture())) return code;
   if (stream->done == stream->queued) return SUCCESS;
   run_some(call.lock, stream, stream->queued);
   return gpu().sticky ? gpu().sticky : NOT_READY;
