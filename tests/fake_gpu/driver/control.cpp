@@ -155,7 +155,7 @@ CUresult misuse(CUresult code, const char* format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    g.messages.push_back(std::string(calling) + ": " + text);
+    g.messages.push_back((*calling ? std::string(calling) + ": " : "") + text);
   }
   return code;
 }

@@ -6,18 +6,11 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__)
-#define FOR_EVERY_CPU __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define FOR_EVERY_CPU
-#endif
+#include "tile.h"
 
 namespace fake {
 
-constexpr int MR = 32, NR = 8;  // a tile in registers
 constexpr int64_t MC = 256, NC = 256, KC = 256;
-
-typedef float Lanes __attribute__((vector_size(64)));
 
 // === Numbers ===
 
@@ -70,23 +63,45 @@ static const float* widened_halves() {
   return all.data();
 }
 
-struct Load {
-  const float* halves = widened_halves();
-  Type type;
-  Round round = Round::none;
-  explicit Load(Type of, Round to = Round::none) : type(of), round(to) {}
+// One way of reading for each type and rounding, so that the loops that pack are tight.
+struct F32 {
+  float operator()(uint64_t base, int64_t index) const { return reinterpret_cast<const float*>(base)[index]; }
+};
+struct Tf32 {
+  float operator()(uint64_t base, int64_t index) const { return keep_bits(F32()(base, index), 13); }
+};
+struct F32ByBf16 {
+  float operator()(uint64_t base, int64_t index) const { return keep_bits(F32()(base, index), 16); }
+};
+struct Bf16 {
   float operator()(uint64_t base, int64_t index) const {
-    float value;
-    if (type == Type::f32) {
-      value = reinterpret_cast<const float*>(base)[index];
-      if (round == Round::none) return value;
-      if (round == Round::tf32) return keep_bits(value, 13);
-      return round == Round::bf16 ? keep_bits(value, 16) : halves[narrow_f16(value)];
-    }
-    uint16_t bits = reinterpret_cast<const uint16_t*>(base)[index];
-    return type == Type::f16 ? halves[bits] : from_bits(uint32_t(bits) << 16);
+    return from_bits(uint32_t(reinterpret_cast<const uint16_t*>(base)[index]) << 16);
   }
 };
+struct F16 {
+  const float* halves = widened_halves();
+  float operator()(uint64_t base, int64_t index) const { return halves[reinterpret_cast<const uint16_t*>(base)[index]]; }
+};
+struct F32ByF16 {
+  const float* halves = widened_halves();
+  float operator()(uint64_t base, int64_t index) const { return halves[narrow_f16(F32()(base, index))]; }
+};
+
+template <class With>
+static void with_reader(Type type, Round round, With with) {
+  if (type == Type::f16) return with(F16());
+  if (type == Type::bf16) return with(Bf16());
+  if (round == Round::tf32) return with(Tf32());
+  if (round == Round::bf16) return with(F32ByBf16());
+  if (round == Round::f16) return with(F32ByF16());
+  with(F32());
+}
+
+static float load(uint64_t base, Type type, int64_t index) {
+  float value = 0;
+  with_reader(type, Round::none, [&](auto read) { value = read(base, index); });
+  return value;
+}
 
 static void store(uint64_t base, Type type, int64_t index, float value) {
   if (type == Type::f32)
@@ -97,32 +112,28 @@ static void store(uint64_t base, Type type, int64_t index, float value) {
 
 // === The product ===
 
-// Panels of `width`, one after the other, [panel, depth, width], filled with zeros past `across`.
-static void pack(float* to, const Load& load, uint64_t base, int64_t by_across, int64_t by_depth, int64_t across, int64_t depth,
-                 int width) {
-  for (int64_t panel = 0; panel < across; panel += width) {
-    int64_t filled = std::min<int64_t>(width, across - panel);
-    for (int64_t p = 0; p < depth; ++p, to += width) {
-      for (int64_t i = 0; i < filled; ++i) to[i] = load(base, (panel + i) * by_across + p * by_depth);
-      std::fill(to + filled, to + width, 0.0f);
-    }
-  }
-}
+struct Panels {
+  uint64_t from;
+  Type type;
+  Round round;
+  int64_t by_across, by_depth, across, depth;
+};
 
-// tile[NR][MR] += a panel by a panel.
-FOR_EVERY_CPU static void add_tile(const float* a, const float* b, int64_t depth, float* tile) {
-  Lanes sums[NR][2];
-  memcpy(sums, tile, sizeof sums);
-  for (int64_t p = 0; p < depth; ++p, a += MR, b += NR) {
-    Lanes low, high;
-    memcpy(&low, a, sizeof low);
-    memcpy(&high, a + MR / 2, sizeof high);
-    for (int j = 0; j < NR; ++j) {
-      sums[j][0] += low * b[j];
-      sums[j][1] += high * b[j];
+// Panels of WIDTH, one after the other, [panel, depth, WIDTH], filled with zeros past `across`.
+template <int WIDTH>
+static void pack(float* to, const Panels& p) {
+  with_reader(p.type, p.round, [&](auto read) {
+    for (int64_t panel = 0; panel < p.across; panel += WIDTH, to += WIDTH * p.depth) {
+      int64_t filled = std::min<int64_t>(WIDTH, p.across - panel);
+      if (filled < WIDTH) std::fill(to, to + WIDTH * p.depth, 0.0f);
+      if (p.by_across == 1)  // along what lies side by side
+        for (int64_t k = 0; k < p.depth; ++k)
+          for (int64_t i = 0; i < filled; ++i) to[k * WIDTH + i] = read(p.from, panel + i + k * p.by_depth);
+      else
+        for (int64_t i = 0; i < filled; ++i)
+          for (int64_t k = 0; k < p.depth; ++k) to[k * WIDTH + i] = read(p.from, (panel + i) * p.by_across + k * p.by_depth);
     }
-  }
-  memcpy(tile, sums, sizeof sums);
+  });
 }
 
 static float activate(float x, Act act) {
@@ -137,7 +148,6 @@ struct Part {  // of d, in one batch
 };
 
 static void finish(const Product& p, const Part& part, const float* sums) {
-  Load c(p.c.type), bias(p.bias_type);
   int64_t tiles_across = (part.rows + MR - 1) / MR;
   for (int64_t j = 0; j < part.columns; ++j) {
     for (int64_t i = 0; i < part.rows; ++i) {
@@ -145,26 +155,26 @@ static void finish(const Product& p, const Part& part, const float* sums) {
       float value = p.alpha * tile[(j % NR) * MR + i % MR];
       int64_t row = part.row + i, column = part.column + j;
       // With beta 0 what lies in c is not read: it may be anything.
-      if (p.beta != 0) value += p.beta * c(p.c.at, row * p.c.by_row + column * p.c.by_column + part.batch * p.c.by_batch);
-      if (p.has_bias) value += bias(p.bias, row + part.batch * p.bias_by_batch);
+      if (p.beta != 0) value += p.beta * load(p.c.at, p.c.type, row * p.c.by_row + column * p.c.by_column + part.batch * p.c.by_batch);
+      if (p.has_bias) value += load(p.bias, p.bias_type, row + part.batch * p.bias_by_batch);
       store(p.d.at, p.d.type, row * p.d.by_row + column * p.d.by_column + part.batch * p.d.by_batch, activate(value, p.act));
     }
   }
 }
 
 static void multiply_part(const Product& p, const Part& part, std::vector<float>& a, std::vector<float>& b, std::vector<float>& sums) {
-  Load load_a(p.a.type, p.round), load_b(p.b.type, p.round);
   uint64_t from_a = p.a.at + uint64_t(part.batch * p.a.by_batch + part.row * p.a.by_row) * bytes_of(p.a.type);
   uint64_t from_b = p.b.at + uint64_t(part.batch * p.b.by_batch + part.column * p.b.by_column) * bytes_of(p.b.type);
+  static const AddTile add = add_tile();
   std::fill(sums.begin(), sums.end(), 0.0f);
   for (int64_t k = 0; k < p.k; k += KC) {
     int64_t depth = std::min(KC, p.k - k);
-    pack(a.data(), load_a, from_a + uint64_t(k * p.a.by_column) * bytes_of(p.a.type), p.a.by_row, p.a.by_column, part.rows, depth, MR);
-    pack(b.data(), load_b, from_b + uint64_t(k * p.b.by_row) * bytes_of(p.b.type), p.b.by_column, p.b.by_row, part.columns, depth, NR);
+    pack<MR>(a.data(), {from_a + uint64_t(k * p.a.by_column) * bytes_of(p.a.type), p.a.type, p.round, p.a.by_row, p.a.by_column, part.rows, depth});
+    pack<NR>(b.data(), {from_b + uint64_t(k * p.b.by_row) * bytes_of(p.b.type), p.b.type, p.round, p.b.by_column, p.b.by_row, part.columns, depth});
     float* tile = sums.data();
     for (int64_t j = 0; j < part.columns; j += NR)
       for (int64_t i = 0; i < part.rows; i += MR, tile += MR * NR)
-        add_tile(a.data() + i * depth, b.data() + j * depth, depth, tile);
+        add(a.data() + i * depth, b.data() + j * depth, depth, tile);
   }
   finish(p, part, sums.data());
 }
