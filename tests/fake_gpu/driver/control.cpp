@@ -16,7 +16,7 @@ static thread_local uint64_t this_thread = 0;
 static const std::map<std::string, long long>& defaults() {
   static const std::map<std::string, long long> all = {
       {"devices", 1},
-      {"total", 16384ll << 20},          // bytes of device memory
+      {"total", 4096ll << 20},           // bytes of device memory
       {"context_bytes", 527ll << 20},    // what a context takes of them, as measured on an H100
       {"copy_bytes_per_second", 0},      // 0: as fast as the host copies
       {"query_steps", 1},                // how many queued operations a query lets pass

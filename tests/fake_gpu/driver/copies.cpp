@@ -1,5 +1,5 @@
-// Copies and fills: cuMemcpy…, cuMemset…. The source of a copy from pageable memory is taken when it is called, that of one from
-// pinned memory when it runs; a copy into pageable memory is waited for: as the vendor documents it for each.
+// Copies and fills: cuMemcpy…, cuMemset…. The source of a copy from pageable memory is taken when it is called, that of one
+// from pinned memory when it runs; a copy into pageable memory is waited for: as the vendor documents it for each.
 #include <cstring>
 
 #include "gpu.h"
@@ -18,8 +18,9 @@ static Region* pinned(uint64_t at, uint64_t bytes) {
 static bool half_pinned(uint64_t at, uint64_t bytes) {
   if (pinned(at, bytes)) return false;
   Region* start = find_region(at, 1);
+  if (start && start->kind >= Kind::pinned) return true;
   auto next = gpu().regions.upper_bound(at);
-  return (start && start->kind >= Kind::pinned) || (next != gpu().regions.end() && next->first < at + bytes && next->second.kind >= Kind::pinned);
+  return next != gpu().regions.end() && next->first < at + bytes && next->second.kind >= Kind::pinned;
 }
 
 static void move(uint64_t to, uint64_t from, uint64_t bytes) {

@@ -91,7 +91,8 @@ EXPORT Status cublasLtDestroy(uint64_t handle) { return end(handle, Object::libr
 
 EXPORT Status cublasLtMatmulDescCreate(uint64_t* handle, int compute, int scale) {
   return make(handle, with(Object::desc,
-                           {{DESC_COMPUTE, compute}, {DESC_SCALE, scale}, {DESC_EPILOGUE, EPILOGUE_DEFAULT}, {DESC_FILL, 2}, {DESC_BIAS_TYPE, -1}},
+                           {{DESC_COMPUTE, compute}, {DESC_SCALE, scale}, {DESC_EPILOGUE, EPILOGUE_DEFAULT}, {DESC_FILL, 2},
+                            {DESC_BIAS_TYPE, -1}},
                            {{DESC_COMPUTE, 4}, {DESC_SCALE, 4}, {DESC_POINTER_MODE, 4}, {DESC_TRANS_A, 4}, {DESC_TRANS_B, 4},
                             {DESC_TRANS_C, 4}, {DESC_FILL, 4}, {DESC_EPILOGUE, 4}, {DESC_BIAS, 8}, {DESC_BIAS_BATCH_STRIDE, 8},
                             {DESC_SM_COUNT, 4}, {DESC_BIAS_TYPE, 4}}));
@@ -103,7 +104,8 @@ EXPORT Status cublasLtMatmulDescSetAttribute(uint64_t handle, int attribute, con
 
 EXPORT Status cublasLtMatrixLayoutCreate(uint64_t* handle, int type, uint64_t rows, uint64_t columns, int64_t ld) {
   return make(handle, with(Object::layout,
-                           {{LAYOUT_TYPE, type}, {LAYOUT_ROWS, int64_t(rows)}, {LAYOUT_COLUMNS, int64_t(columns)}, {LAYOUT_LD, ld}, {LAYOUT_BATCH, 1}},
+                           {{LAYOUT_TYPE, type}, {LAYOUT_ROWS, int64_t(rows)}, {LAYOUT_COLUMNS, int64_t(columns)},
+                            {LAYOUT_LD, ld}, {LAYOUT_BATCH, 1}},
                            {{LAYOUT_TYPE, 4}, {LAYOUT_ORDER, 4}, {LAYOUT_ROWS, 8}, {LAYOUT_COLUMNS, 8}, {LAYOUT_LD, 8},
                             {LAYOUT_BATCH, 4}, {LAYOUT_STRIDE, 8}, {LAYOUT_PLANE, 8}}));
 }

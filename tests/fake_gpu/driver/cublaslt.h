@@ -57,7 +57,7 @@ static_assert(sizeof(Heuristic) == 96, "cublasLtMatmulHeuristicResult_t");
 
 // Misuse of a call, told in the driver's report.
 Status wrong(Status status, const char* call, const char* why);
-// The object behind a handle, copied; null where there is none of this sort.
+// The object behind a handle, which lives until it is ended; null where there is none of this sort.
 const Described* find(uint64_t handle, Object object);
 
 }  // namespace fake

@@ -147,6 +147,13 @@ struct Part {  // of d, in one batch
   int64_t batch, row, column, rows, columns;
 };
 
+static int64_t index(const Matrix& m, int64_t batch, int64_t row, int64_t column) {
+  return row * m.by_row + column * m.by_column + batch * m.by_batch;
+}
+static uint64_t address(const Matrix& m, int64_t batch, int64_t row, int64_t column) {
+  return m.at + uint64_t(index(m, batch, row, column)) * bytes_of(m.type);
+}
+
 static void finish(const Product& p, const Part& part, const float* sums) {
   int64_t tiles_across = (part.rows + MR - 1) / MR;
   for (int64_t j = 0; j < part.columns; ++j) {
@@ -155,22 +162,22 @@ static void finish(const Product& p, const Part& part, const float* sums) {
       float value = p.alpha * tile[(j % NR) * MR + i % MR];
       int64_t row = part.row + i, column = part.column + j;
       // With beta 0 what lies in c is not read: it may be anything.
-      if (p.beta != 0) value += p.beta * load(p.c.at, p.c.type, row * p.c.by_row + column * p.c.by_column + part.batch * p.c.by_batch);
+      if (p.beta != 0) value += p.beta * load(p.c.at, p.c.type, index(p.c, part.batch, row, column));
       if (p.has_bias) value += load(p.bias, p.bias_type, row + part.batch * p.bias_by_batch);
-      store(p.d.at, p.d.type, row * p.d.by_row + column * p.d.by_column + part.batch * p.d.by_batch, activate(value, p.act));
+      store(p.d.at, p.d.type, index(p.d, part.batch, row, column), activate(value, p.act));
     }
   }
 }
 
-static void multiply_part(const Product& p, const Part& part, std::vector<float>& a, std::vector<float>& b, std::vector<float>& sums) {
-  uint64_t from_a = p.a.at + uint64_t(part.batch * p.a.by_batch + part.row * p.a.by_row) * bytes_of(p.a.type);
-  uint64_t from_b = p.b.at + uint64_t(part.batch * p.b.by_batch + part.column * p.b.by_column) * bytes_of(p.b.type);
+static void multiply_part(const Product& p, const Part& part, std::vector<float>& a, std::vector<float>& b,
+                          std::vector<float>& sums) {
   static const AddTile add = add_tile();
   std::fill(sums.begin(), sums.end(), 0.0f);
   for (int64_t k = 0; k < p.k; k += KC) {
     int64_t depth = std::min(KC, p.k - k);
-    pack<MR>(a.data(), {from_a + uint64_t(k * p.a.by_column) * bytes_of(p.a.type), p.a.type, p.round, p.a.by_row, p.a.by_column, part.rows, depth});
-    pack<NR>(b.data(), {from_b + uint64_t(k * p.b.by_row) * bytes_of(p.b.type), p.b.type, p.round, p.b.by_column, p.b.by_row, part.columns, depth});
+    uint64_t from_a = address(p.a, part.batch, part.row, k), from_b = address(p.b, part.batch, k, part.column);
+    pack<MR>(a.data(), {from_a, p.a.type, p.round, p.a.by_row, p.a.by_column, part.rows, depth});
+    pack<NR>(b.data(), {from_b, p.b.type, p.round, p.b.by_column, p.b.by_row, part.columns, depth});
     float* tile = sums.data();
     for (int64_t j = 0; j < part.columns; j += NR)
       for (int64_t i = 0; i < part.rows; i += MR, tile += MR * NR)

@@ -18,12 +18,16 @@ CUresult capture_op(const std::shared_ptr<Stream>& stream, Op op) {
   return SUCCESS;
 }
 
+// What the calling thread forbids itself: in global mode it heeds the captures of others that are in global mode, too.
+static thread_local int own_mode = CAPTURE_GLOBAL;
+
 CUresult unsafe_in_capture() {
   for (auto& capture : gpu().captures) {
-    bool forbids = capture->mode == CAPTURE_GLOBAL || (capture->mode == CAPTURE_THREAD_LOCAL && capture->thread == thread_id());
-    if (!forbids) continue;
+    bool own = capture->thread == thread_id();
+    bool forbids = own ? capture->mode != CAPTURE_RELAXED : capture->mode == CAPTURE_GLOBAL && own_mode == CAPTURE_GLOBAL;
+    if (!forbids || own_mode == CAPTURE_RELAXED) continue;
     capture->broken = true;
-    return misuse(CAPTURE_UNSUPPORTED, "not allowed while %s captures", capture->mode == CAPTURE_GLOBAL ? "any thread" : "this thread");
+    return misuse(CAPTURE_UNSUPPORTED, "not allowed while %s captures", own ? "this thread" : "another thread");
   }
   return SUCCESS;
 }
@@ -143,6 +147,14 @@ EXPORT CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
   capture->tails[stream->id];
   stream->capture = capture;
   gpu().captures.push_back(capture);
+  return SUCCESS;
+}
+
+EXPORT CUresult cuThreadExchangeStreamCaptureMode(int* mode) {
+  Call call("cuThreadExchangeStreamCaptureMode", INITIALISED);
+  if (call.refused()) return call.result;
+  if (!mode || *mode < CAPTURE_GLOBAL || *mode > CAPTURE_RELAXED) return misuse(INVALID_VALUE, "no such mode");
+  std::swap(*mode, own_mode);
   return SUCCESS;
 }
 

@@ -139,7 +139,8 @@ static const char* check_overlap(const Problem& problem) {
   if (overlap(p.d.at, problem.span[3], p.a.at, problem.span[0]) || overlap(p.d.at, problem.span[3], p.b.at, problem.span[1]))
     return "the result lies over what is multiplied";
   bool in_place = p.c.at == p.d.at && p.c.by_row == p.d.by_row && p.c.by_column == p.d.by_column && p.c.by_batch == p.d.by_batch;
-  if (p.beta != 0 && !in_place && overlap(p.d.at, problem.span[3], p.c.at, problem.span[2])) return "c and d overlap and are not the same";
+  if (p.beta != 0 && !in_place && overlap(p.d.at, problem.span[3], p.c.at, problem.span[2]))
+    return "c and d overlap and are not the same";
   return nullptr;
 }
 
@@ -190,8 +191,9 @@ EXPORT Status cublasLtMatmul(uint64_t handle, uint64_t desc, const void* alpha, 
   if (p.has_bias && !p.bias) return wrong(BAD_VALUE, call, "an epilogue with a bias, and none is set");
   if (const char* why = algo ? check_algo(problem, *algo, workspace, workspace_bytes) : nullptr) return wrong(BAD_VALUE, call, why);
   if (const char* why = check_overlap(problem)) return wrong(BAD_VALUE, call, why);
-  std::vector<FakeTouch> touches = {{a, uint64_t(problem.span[0]), 0}, {b, uint64_t(problem.span[1]), 0}, {d, uint64_t(problem.span[3]), 1}};
-  if (p.beta != 0) touches.push_back({c, uint64_t(problem.span[2]), 0});
+  auto span = [&](int i) { return uint64_t(problem.span[i]); };
+  std::vector<FakeTouch> touches = {{a, span(0), 0}, {b, span(1), 0}, {d, span(3), 1}};
+  if (p.beta != 0) touches.push_back({c, span(2), 0});
   if (p.has_bias) touches.push_back({p.bias, uint64_t(p.m + (p.batch - 1) * p.bias_by_batch) * bytes_of(p.bias_type), 0});
   uint64_t taken = algo ? algo->workspace : std::min(uint64_t(workspace_bytes), WORKSPACE);
   if (taken > 0) touches.push_back({workspace, taken, 1});

@@ -110,18 +110,19 @@ static bool run_kernel(const Kernel& kernel, Launch& launch) {
 
 static CUresult check_shape(const Function& function, const Launch& launch) {
   static const unsigned grid_most[3] = {2147483647u, 65535, 65535}, block_most[3] = {1024, 1024, 64};
-  uint64_t threads = 1;
+  const char* name = function.kernel.name.c_str();
+  unsigned threads = 1;
   for (int i = 0; i < 3; ++i) {
     if (launch.grid[i] == 0 || launch.grid[i] > grid_most[i])
-      return misuse(INVALID_VALUE, "%s: a grid of %u in dimension %d", function.kernel.name.c_str(), launch.grid[i], i);
+      return misuse(INVALID_VALUE, "%s: a grid of %u in dimension %d", name, launch.grid[i], i);
     if (launch.block[i] == 0 || launch.block[i] > block_most[i])
-      return misuse(INVALID_VALUE, "%s: a block of %u in dimension %d", function.kernel.name.c_str(), launch.block[i], i);
+      return misuse(INVALID_VALUE, "%s: a block of %u in dimension %d", name, launch.block[i], i);
     threads *= launch.block[i];
   }
-  if (threads > 1024) return misuse(INVALID_VALUE, "%s: %llu threads in a block", function.kernel.name.c_str(), (unsigned long long)threads);
+  if (threads > 1024) return misuse(INVALID_VALUE, "%s: %u threads in a block", name, threads);
   if (launch.shared_bytes > unsigned(function.max_dynamic_shared))
-    return misuse(INVALID_VALUE, "%s: %u bytes of shared memory, %d are allowed to it", function.kernel.name.c_str(),
-                  launch.shared_bytes, function.max_dynamic_shared);
+    return misuse(INVALID_VALUE, "%s: %u bytes of shared memory, %d are allowed to it", name, launch.shared_bytes,
+                  function.max_dynamic_shared);
   return SUCCESS;
 }
 
@@ -163,7 +164,7 @@ static CUresult launch(CUfunction handle, Launch launch, CUstream to, void** par
   if (!stream) return code;
   if ((code = check_shape(function, launch))) return code;
   if (extra) return misuse(NOT_SUPPORTED, "parameters in `extra` are not modelled");
-  if (!params && !kernel.sizes.empty()) return misuse(INVALID_VALUE, "%s takes %zu parameters", kernel.name.c_str(), kernel.sizes.size());
+  if (!params && !kernel.sizes.empty()) return misuse(INVALID_VALUE, "%s without its parameters", kernel.name.c_str());
   Op op;
   op.what = "a kernel";
   bool good = take_params(kernel, params, launch, op) && !fails_on_command();

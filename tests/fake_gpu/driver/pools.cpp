@@ -157,7 +157,7 @@ static CUresult free_pooled(Region& region, const std::shared_ptr<Stream>& strea
     auto& all = pool->unobserved;
     all.erase(std::remove_if(all.begin(), all.end(), [&](auto& one) { return one.token == token; }), all.end());
     Region& gone = gpu().regions[base];
-    if (!gone.alive) misuse(0, "the free of 0x%llx ran before its allocation: the streams are not ordered", (unsigned long long)base);
+    if (!gone.alive) misuse(0, "the free of 0x%llx ran before its allocation", (unsigned long long)base);
     end_region(base);
     return SUCCESS;
   };

@@ -252,7 +252,7 @@ EXPORT CUresult cuStreamGetCtx(CUstream handle, CUcontext* context) {
   return code;
 }
 
-// Of the attributes only the priority is kept; the others are hints that change no result.
+// Of the attributes only the priority is kept; the others (1 to 4) are hints that change no result.
 EXPORT CUresult cuStreamSetAttribute(CUstream handle, int attribute, const CUlaunchAttributeValue* value) {
   Call call("cuStreamSetAttribute", CONTEXT);
   CUresult code = call.result;
@@ -260,7 +260,8 @@ EXPORT CUresult cuStreamSetAttribute(CUstream handle, int attribute, const CUlau
   auto stream = find_stream(handle, &code);
   if (!stream) return code;
   if (!value) return misuse(INVALID_VALUE, "null");
-  if (attribute != LAUNCH_ATTRIBUTE_PRIORITY) return attribute >= 1 && attribute <= 4 ? SUCCESS : misuse(INVALID_VALUE, "attribute %d", attribute);
+  if (attribute >= 1 && attribute <= 4) return SUCCESS;
+  if (attribute != LAUNCH_ATTRIBUTE_PRIORITY) return misuse(INVALID_VALUE, "attribute %d", attribute);
   if (value->priority > 0 || value->priority < -5) return misuse(INVALID_VALUE, "priority %d", value->priority);
   stream->priority = value->priority;
   return SUCCESS;

@@ -95,20 +95,24 @@ def waiting_for_a_stream_that_captures_breaks_the_capture(g):
 
 
 def what_is_unsafe_in_a_capture_depends_on_its_mode(g):
-    s, got = g.stream(), {}
+    s, event, got = g.stream(), g.event(), {}
 
-    def elsewhere(mode):
+    def elsewhere(modes, call, *arguments):
         g.ok("cuCtxSetCurrent", g.context)
-        got[mode] = g("cuMemHostAlloc", ctypes.byref(U64()), 64, 0)
+        own = ctypes.c_int(modes[1])
+        g.ok("cuThreadExchangeStreamCaptureMode", ctypes.byref(own))
+        assert own.value == GLOBAL  # what a thread begins with
+        got[modes] = g(call, *arguments)
 
-    for mode in (GLOBAL, THREAD_LOCAL, RELAXED):
-        _begin(g, s, mode)
-        thread = threading.Thread(target=elsewhere, args=(mode,))
-        thread.start()
-        thread.join()
-        assert _status(g, s) == (2 if mode == GLOBAL else 1)
-        g("cuStreamEndCapture", s, ctypes.byref(U64()))
-    assert got == {GLOBAL: UNSUPPORTED, THREAD_LOCAL: OK, RELAXED: OK}
+    for call, arguments in (("cuMemHostAlloc", (ctypes.byref(U64()), 64, 0)), ("cuEventQuery", (event,)), ("cuStreamQuery", (g.stream(),))):
+        for modes in ((GLOBAL, GLOBAL), (GLOBAL, THREAD_LOCAL), (GLOBAL, RELAXED), (THREAD_LOCAL, GLOBAL), (RELAXED, GLOBAL)):
+            _begin(g, s, modes[0])
+            thread = threading.Thread(target=elsewhere, args=(modes, call, *arguments))
+            thread.start()
+            thread.join()
+            assert _status(g, s) == (2 if modes == (GLOBAL, GLOBAL) else 1)
+            g("cuStreamEndCapture", s, ctypes.byref(U64()))
+        assert [code for code in got.values()] == [UNSUPPORTED, OK, OK, OK, OK], got
     for call in ("cuMemAlloc_v2", "cuCtxSynchronize", "cuMemcpyHtoD_v2"):
         at = g.plain(4)
         arguments = {"cuMemAlloc_v2": (ctypes.byref(U64()), 4), "cuMemcpyHtoD_v2": (at, b"abcd", 4)}.get(call, ())

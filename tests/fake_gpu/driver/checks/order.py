@@ -57,10 +57,12 @@ def a_stream_that_waits_for_an_event_sees_new_bytes(g):
     a, b, device = g.stream(), g.stream(), g.plain(64)
     g.up(device, b"x" * 64, a)
     event = g.event(a)
-    g.up(device, b"y" * 64, a)
     g.ok("cuStreamWaitEvent", b, event, 0)
+    g.up(device, b"y" * 64, a)
     g.ok("cuEventRecord", event, a)  # recorded again: b waits for the first record
     assert g.down(device, 64, b) == b"x" * 64
+    g.ok("cuStreamWaitEvent", b, event, 0)
+    assert g.down(device, 64, b) == b"y" * 64
 
 
 def a_query_is_not_ready_at_first_and_ready_in_the_end(g):
