@@ -143,6 +143,33 @@ def products_larger_than_a_block_agree(g):
     _Product(g, 3, 300, 5, "f32", trans_b=True).check()
 
 
+def rows_may_lie_side_by_side(g):
+    p = _Product(g, 3, 4, 5)
+    a, b, c, d, _ = p.values
+    for layout, (rows, columns) in zip(p.layouts, ((3, 5), (5, 4), (3, 4), (3, 4))):
+        p.layout_set(layout, 1, I32(1))
+        p.layout_set(layout, 4, U64(columns))
+    assert p.heuristic() == OK and p.queue() == OK
+    want = [sum(a[i * 5 + q] * b[q * 4 + j] for q in range(5)) for i in range(3) for j in range(4)]
+    assert p.got() == want + d[12:]
+
+
+def factors_on_the_device_are_read_when_it_runs(g):
+    p = _Product(g, 1, 1, 1)
+    p.desc_set(2, I32(1))
+    factors = g.plain(8)
+    for at, value in zip(p.at, (2.0, 3.0, 5.0)):
+        g.up(at, pack([value]), p.stream)
+    assert p.heuristic() == OK
+    a, b, c, d, _ = p.at
+    la, lb, lc, ld = p.layouts
+    host = g.pinned(8)
+    g.ok("cuMemcpyHtoDAsync_v2", factors, host, 8, p.stream)
+    g.ok("cublasLtMatmul", p.lt, p.desc, factors, a, la, b, lb, factors + 4, c, lc, d, ld, p.algo, p.workspace, MIB, p.stream)
+    ctypes.memmove(host, pack([10.0, 7.0]), 8)
+    assert p.got()[0] == 10 * 6 + 7 * 5
+
+
 def with_a_beta_of_0_what_lies_in_c_does_not_matter(g):
     p = _Product(g, 4, 4, 4)
     g.up(p.at[2], pack([math.nan] * len(p.values[2])), p.stream)
@@ -155,6 +182,15 @@ def tf32_keeps_ten_bits_of_what_is_multiplied(g):
     g.up(p.at[1], pack([1.0]), p.stream)
     assert p.heuristic() == OK and p.queue() == OK
     assert p.got()[0] == 1 + 2**-10
+
+
+def fast_modes_round_what_is_multiplied(g):
+    for compute, value, want in ((74, 1 + 2**-11 + 2**-12, 1 + 2**-10), (75, 1 + 2**-8 + 2**-9, 1 + 2**-7), (75, 1 + 2**-8, 1.0)):
+        p = _Product(g, 1, 1, 1, compute=compute)
+        g.up(p.at[0], pack([value]), p.stream)
+        g.up(p.at[1], pack([1.0]), p.stream)
+        assert p.heuristic() == OK and p.queue() == OK
+        assert p.got()[0] == want, (compute, value, p.got()[0])
 
 
 def halves_are_rounded_to_the_nearest(g):

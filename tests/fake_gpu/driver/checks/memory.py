@@ -148,6 +148,19 @@ def a_threshold_keeps_memory_until_it_is_trimmed(g):
     g.ok("cuMemFreeAsync", small, s)
 
 
+def freed_memory_cannot_be_read_once_much_was_freed_after_it(g):
+    g.set("quarantine", 4096 * 4)
+    s, pool = g.stream(), g.pool()
+    at = g.pooled(pool, 4096, s)
+    for block in [at] + [g.pooled(pool, 4096, s) for _ in range(5)]:
+        g.ok("cuMemFreeAsync", block, s)
+    g.sync(s)
+    with open("/proc/self/maps") as maps:
+        ranges = [line.split()[:2] for line in maps]
+    bounds = [([int(end, 16) for end in where.split("-")], rights) for where, rights in ranges]
+    assert [rights for (low, high), rights in bounds if low <= at < high] == ["---p"]
+
+
 def a_stream_reuses_at_once_what_it_freed_and_others_do_not(g):
     a, b, pool = g.stream(), g.stream(), g.pool()
     g.ok("cuMemFreeAsync", g.pooled(pool, 32 * MIB, a), a)

@@ -217,6 +217,37 @@ def handles_are_never_given_out_twice(g):
     assert g.get("misuses") == 3
 
 
+def each_thread_has_a_default_stream_of_its_own(g):
+    device, host = g.plain(64), g.pinned(64)
+
+    def work():
+        g.ok("cuCtxSetCurrent", g.context)
+        g.ok("cuMemcpyDtoHAsync_v2", host, device, 64, 2)
+
+    g.up(device, b"x" * 64, 1)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    g.sync(2)  # this thread's, where nothing is queued
+    assert peek(host, 64) == b"\xff" * 64
+    g.sync(0)  # the legacy one waits for those of every thread
+    assert peek(host, 64) == b"x" * 64
+
+
+def what_the_device_is_can_be_asked(g):
+    asked = {10: 32, 16: 132, 75: 9, 76: 0, 97: 232448, 115: 1, 78: 1, 1: 1024}
+    for attribute, want in asked.items():
+        value = ctypes.c_int()
+        g.ok("cuDeviceGetAttribute", ctypes.byref(value), attribute, 0)
+        assert value.value == want, (attribute, value.value)
+    name, uuid = ctypes.create_string_buffer(64), ctypes.create_string_buffer(16)
+    g.ok("cuDeviceGetName", name, 64, 0)
+    g.ok("cuDeviceGetUuid_v2", uuid, 0)
+    assert b"Fake" in name.value and any(uuid.raw)
+    g.fails(101, "cuDeviceGet", ctypes.byref(ctypes.c_int()), 1)
+    assert g.out("cuCtxGetDevice", of=ctypes.c_int) == 0
+
+
 def a_priority_can_be_set_later(g):
     s, priority = g.out("cuStreamCreateWithPriority", NON_BLOCKING, -9), ctypes.c_int()
     g.ok("cuStreamGetPriority", s, ctypes.byref(priority))
