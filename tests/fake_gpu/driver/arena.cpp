@@ -3,6 +3,8 @@
 // are filled and looked at when it is freed. Knows nothing of pools, streams or the driver's counting.
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "gpu.h"
@@ -12,10 +14,18 @@ namespace fake {
 constexpr uint64_t PAGE = 4096;
 constexpr uint64_t ALIGNMENT = 256;  // what the vendor promises at least, and no more
 constexpr int MARGIN = 0xfb;
+constexpr size_t MOST_IN_QUARANTINE = 4096;  // blocks: each is a mapping of its own, and the kernel counts those
 
 static uint64_t padded(uint64_t bytes) { return round_up(bytes, ALIGNMENT); }
 static uint64_t pages(uint64_t bytes) { return round_up(padded(bytes), PAGE); }
 static uint64_t first_page(uint64_t base) { return base / PAGE * PAGE; }
+
+// Mapped anew rather than protected: what was never written merges with its neighbours into one mapping.
+static void forget(uint64_t from, uint64_t room) {
+  void* at = reinterpret_cast<void*>(from);
+  mmap(at, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  madvise(at, room, MADV_DONTDUMP);
+}
 
 bool Arena::reserve() {
   for (uint64_t size = 8ull << 40; size >= 64ull << 30; size /= 2) {
@@ -29,11 +39,17 @@ bool Arena::reserve() {
   return false;
 }
 
+// The test's machine is at its limits, not the device that it plays: this must not be taken for the other.
+static uint64_t no_room(uint64_t bytes, const char* why) {
+  fprintf(stderr, "fake gpu: the host has no room for %llu bytes: %s\n", (unsigned long long)bytes, why);
+  return 0;
+}
+
 uint64_t Arena::take(uint64_t bytes) {
-  if (first_ == 0 && !reserve()) return 0;
+  if (first_ == 0 && !reserve()) return no_room(bytes, "no range of addresses can be reserved");
   uint64_t room = pages(bytes);
-  if (next_ + room + PAGE > last_) return 0;
-  if (mprotect(reinterpret_cast<void*>(next_), room, PROT_READ | PROT_WRITE) != 0) return 0;
+  if (next_ + room + PAGE > last_) return no_room(bytes, "its range of addresses is used up");
+  if (mprotect(reinterpret_cast<void*>(next_), room, PROT_READ | PROT_WRITE) != 0) return no_room(bytes, strerror(errno));
   uint64_t base = next_ + room - padded(bytes);
   next_ += room + PAGE;
   return base;
@@ -56,17 +72,13 @@ bool Arena::margins_whole(uint64_t base, uint64_t bytes) const {
 }
 
 void Arena::retire(uint64_t base, uint64_t bytes) {
-  auto forget = [](uint64_t from, uint64_t room) {
-    madvise(reinterpret_cast<void*>(from), room, MADV_DONTNEED);
-    mprotect(reinterpret_cast<void*>(from), room, PROT_NONE);
-  };
   uint64_t begin = first_page(base), room = base + padded(bytes) - begin;
   uint64_t most = uint64_t(setting("quarantine"));
   if (room > most) return forget(begin, room);
   memset(reinterpret_cast<void*>(begin), POISON, room);
   quarantine_.push_back({begin, room});
   quarantined_ += room;
-  while (quarantined_ > most) {
+  while (quarantined_ > most || quarantine_.size() > MOST_IN_QUARANTINE) {
     auto [from, size] = quarantine_.front();
     quarantine_.pop_front();
     quarantined_ -= size;

@@ -105,6 +105,13 @@ def a_kernel_that_runs_far_past_its_memory_is_a_fault(g):
     assert "poke touched" in g.report()["misuse_messages"][0]
 
 
+def the_first_byte_past_the_padding_is_a_fault_already(g):
+    s, at, other = g.stream(), g.plain(4), g.plain(4)  # that the next block is there changes nothing
+    assert g.launch(g.function("poke"), U64(at), U64(64), stream=s) == OK
+    g.fails(ILLEGAL, "cuStreamSynchronize", s)
+    assert other > at
+
+
 def a_kernel_that_runs_a_little_past_its_memory_is_told_at_the_free(g):
     s, pool = g.stream(), g.pool()
     at = g.pooled(pool, 1000, s)

@@ -133,6 +133,11 @@ def events_take_the_time_in_which_work_ran(g):
     g.sync(s)
     g.ok("cuEventElapsedTime_v2", ctypes.byref(ms), start, end)
     assert 49 < ms.value < 500, ms.value
+    g.ok("cuEventRecord", start, s)  # again: the first record counts no more
+    g.ok("cuEventRecord", end, s)
+    g.sync(s)
+    g.ok("cuEventElapsedTime_v2", ctypes.byref(ms), start, end)
+    assert 0 <= ms.value < 49, ms.value
     timeless = g.event(s, flags=2)
     g.fails(NO_HANDLE, "cuEventElapsedTime_v2", ctypes.byref(ms), start, timeless)
 
