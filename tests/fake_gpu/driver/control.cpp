@@ -1,5 +1,7 @@
 // The door of every call, and what a test can set and ask: settings, failures on command, counters. What is left over is told by
 // report.cpp. Settings are named once, in `defaults`, and read from the environment as FAKE_GPU_<KEY IN CAPITALS>.
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
@@ -27,6 +29,8 @@ static const std::map<std::string, long long>& defaults() {
       {"fail_alloc_from", 0},            // and every one after it
       {"fail_alloc_kinds", 7},           // 1 device, 2 pinned, 4 growth of a pool
       {"fault_launch", 0},               // the N-th launch from now is an illegal address
+      {"stall_launch", 0},               // the N-th launch from now sets `stalling`, and does not end until that is 0 again
+      {"stalling", 0},
   };
   return all;
 }
@@ -60,7 +64,22 @@ static bool add_failure(Gpu& gpu, const std::string& text) {
   return true;
 }
 
+// A misspelt setting must not be a test that tests nothing.
+static void refuse_unknown(const Gpu& gpu) {
+  for (char** entry = environ; *entry; ++entry) {
+    std::string name = *entry;
+    name = name.substr(0, name.find('='));
+    if (name.rfind("FAKE_GPU_", 0) != 0 || name == "FAKE_GPU_FAIL" || name == "FAKE_GPU_REPORT") continue;
+    std::string key = name.substr(9);
+    for (char& c : key) c = c >= 'A' && c <= 'Z' ? c + 32 : c;
+    if (gpu.settings.count(key)) continue;
+    fprintf(stderr, "fake gpu: %s is no setting\n", name.c_str());
+    abort();
+  }
+}
+
 static void read_environment(Gpu& gpu) {
+  refuse_unknown(gpu);
   for (auto& [key, value] : gpu.settings) {
     std::string name = "FAKE_GPU_" + key;
     for (char& c : name) c = c >= 'a' && c <= 'z' ? c - 32 : c;
@@ -190,12 +209,14 @@ EXPORT int fake_gpu_set(const char* key, long long value) {
   }
   if (strcmp(key, "forget_failures") == 0) {
     gpu().failures.clear();
-    gpu().settings["fail_alloc"] = gpu().settings["fail_alloc_from"] = gpu().settings["fault_launch"] = 0;
+    for (const char* one : {"fail_alloc", "fail_alloc_from", "fault_launch", "stall_launch", "stalling"}) gpu().settings[one] = 0;
+    gpu().moved.notify_all();
     return 0;
   }
   auto found = gpu().settings.find(key);
   if (found == gpu().settings.end()) return 1;
   found->second = value;
+  gpu().moved.notify_all();  // somebody may wait for the end of a stall
   return 0;
 }
 

@@ -43,6 +43,7 @@ struct Op {
   const char* what = "";
   std::vector<Point> after;
   std::vector<Touch> touches;
+  bool stalls = false;       // it does not end while the setting `stalling` is on
   uint64_t bus_bytes = 0;    // what goes over the bus: the artificial bandwidth holds for it
   long long graph_bytes = 0;  // what a node of a graph allocates, or frees
   std::function<CUresult()> run;
@@ -247,7 +248,8 @@ std::shared_ptr<Stream> make_stream(unsigned flags, int priority);
 std::shared_ptr<Stream> find_stream(CUstream handle, CUresult* result);
 // Queues it, or hands it to the capture that the stream is part of.
 CUresult enqueue(const std::shared_ptr<Stream>& stream, Op op);
-CUresult run_to(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream>& stream, uint64_t upto);
+// NOT_READY where it would have to wait for what stalls, and must not.
+CUresult run_to(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream>& stream, uint64_t upto, bool may_wait = true);
 CUresult run_all(std::unique_lock<std::mutex>& lock);
 void run_some(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream>& stream, uint64_t upto);
 Op wait_for(const Point& point);

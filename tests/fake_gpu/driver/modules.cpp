@@ -149,8 +149,9 @@ static bool take_params(const Kernel& kernel, void** params, Launch& launch, Op&
   return good;
 }
 
-static bool fails_on_command() {
-  long long& left = gpu().settings["fault_launch"];
+// Counts down to the launch that is to fail, or to stall.
+static bool its_turn(const char* key) {
+  long long& left = gpu().settings[key];
   return left > 0 && --left == 0;
 }
 
@@ -167,7 +168,9 @@ static CUresult launch(CUfunction handle, Launch launch, CUstream to, void** par
   if (!params && !kernel.sizes.empty()) return misuse(INVALID_VALUE, "%s without its parameters", kernel.name.c_str());
   Op op;
   op.what = "a kernel";
-  bool good = take_params(kernel, params, launch, op) && !fails_on_command();
+  bool good = take_params(kernel, params, launch, op) && !its_turn("fault_launch");
+  op.stalls = its_turn("stall_launch");
+  if (op.stalls) gpu().settings["stalling"] = 1;
   auto shared = std::make_shared<Launch>(std::move(launch));
   op.run = [kernel, shared, good] {
     if (!good) return ILLEGAL_ADDRESS;

@@ -121,12 +121,13 @@ static CUresult run_front(std::unique_lock<std::mutex>& lock, const std::shared_
   return SUCCESS;
 }
 
-CUresult run_to(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream>& stream, uint64_t upto) {
+CUresult run_to(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream>& stream, uint64_t upto, bool may_wait) {
   Gpu& g = gpu();
   while (stream->done < upto) {
     if (g.sticky) return g.sticky;
-    if (stream->busy) {
-      g.moved.wait_for(lock, std::chrono::milliseconds(20));
+    if (stream->busy || (stream->queue.front().stalls && setting("stalling"))) {
+      if (!may_wait) return NOT_READY;
+      g.moved.wait(lock);
       continue;
     }
     // What the front waits for may run for long without the lock, and the front may be another one afterwards.
@@ -135,7 +136,7 @@ CUresult run_to(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream
       if (point.stream->done < point.upto) first = point;
     if (!first.stream) {
       if (CUresult code = run_front(lock, stream)) return code;
-    } else if (CUresult code = run_to(lock, first.stream, first.upto)) {
+    } else if (CUresult code = run_to(lock, first.stream, first.upto, may_wait)) {
       return code;
     }
   }
@@ -144,7 +145,7 @@ CUresult run_to(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream
 
 void run_some(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Stream>& stream, uint64_t upto) {
   uint64_t steps = uint64_t(std::max(0ll, setting("query_steps")));
-  run_to(lock, stream, std::min(upto, stream->done + steps));
+  run_to(lock, stream, std::min(upto, stream->done + steps), false);
 }
 
 CUresult run_all(std::unique_lock<std::mutex>& lock) {

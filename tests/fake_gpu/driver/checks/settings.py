@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 
-from .gpu import BAD, MIB, NOT_FOUND, OK, OOM, U64, Gpu
+from .gpu import BAD, MIB, NOT_FOUND, NOT_READY, OK, OOM, U64, Gpu
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -77,6 +78,32 @@ def a_sticky_error_stays_and_takes_all_work_with_it(g):
     assert text.value == b"CUDA_ERROR_ILLEGAL_ADDRESS"
     g.ok("cuGetErrorString", 700, ctypes.byref(text))
     assert g("cuGetErrorName", 12345, ctypes.byref(text)) == BAD
+
+
+def a_launch_that_stalls_holds_up_who_waits_for_it_and_nobody_else(g):
+    a, b, at, other = g.stream(), g.stream(), g.plain(64), g.plain(64)
+    g.set("stall_launch", 2)
+    poke, ended = g.function("poke"), threading.Event()
+    assert g.launch(poke, U64(at), U64(0), stream=a) == OK
+    assert g.launch(poke, U64(at), U64(1), stream=a) == OK
+    event = g.event(a)
+    assert [g("cuEventQuery", event) for _ in range(20)] == [NOT_READY] * 20
+    assert g.get("launches") == 1 and g.get("stalling") == 1
+
+    def wait():
+        g.ok("cuCtxSetCurrent", g.context)
+        g.sync(a)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    g.up(other, b"x" * 64, b)
+    assert g.down(other, 64, b) == b"x" * 64
+    assert not ended.wait(0.2)
+    g.set("stalling", 0)
+    assert ended.wait(20)
+    thread.join()
+    assert g.get("launches") == 2 and g("cuEventQuery", event) == OK
 
 
 def counters_tell_what_was_done(g):
@@ -149,6 +176,12 @@ def a_setting_that_is_no_number_ends_the_process(folder):
     done = subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({folder!r} + '/libcuda.so').cuInit(0)"],
                           env={**os.environ, "FAKE_GPU_TOTAL": "much"}, capture_output=True, text=True)
     assert done.returncode != 0 and "FAKE_GPU_TOTAL=much is no number" in done.stderr
+
+
+def a_setting_that_does_not_exist_ends_the_process(folder):
+    done = subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({folder!r} + '/libcuda.so').cuInit(0)"],
+                          env={**os.environ, "FAKE_GPU_TOTLA": "1"}, capture_output=True, text=True)
+    assert done.returncode != 0 and "FAKE_GPU_TOTLA is no setting" in done.stderr
 
 
 def nothing_works_before_cuinit(folder):
