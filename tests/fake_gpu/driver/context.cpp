@@ -64,6 +64,13 @@ static void destroy_context() {
   g.context = 0;
 }
 
+static CUresult synchronise(Call& call) {
+  if (CUresult code = unsafe_in_capture()) return code;
+  CUresult code = run_all(call.lock);
+  if (code == SUCCESS) observe();
+  return code;
+}
+
 }  // namespace fake
 
 using namespace fake;
@@ -217,6 +224,14 @@ EXPORT CUresult cuCtxGetDevice(CUdevice* device) {
   return SUCCESS;
 }
 
+EXPORT CUresult cuCtxGetDevice_v2(CUdevice* device, CUcontext context) {
+  Call call("cuCtxGetDevice_v2", context == 0 ? CONTEXT : DEVICE);
+  if (call.refused()) return call.result;
+  if (context != 0 && context != gpu().context) return misuse(INVALID_CONTEXT, "no such context");
+  *device = 0;
+  return SUCCESS;
+}
+
 EXPORT CUresult cuCtxGetFlags(unsigned* flags) {
   Call call("cuCtxGetFlags", CONTEXT);
   if (call.refused()) return call.result;
@@ -241,11 +256,14 @@ EXPORT CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 
 EXPORT CUresult cuCtxSynchronize() {
   Call call("cuCtxSynchronize", CONTEXT);
+  return call.refused() ? call.result : synchronise(call);
+}
+
+// With a context named, none needs to be current.
+EXPORT CUresult cuCtxSynchronize_v2(CUcontext context) {
+  Call call("cuCtxSynchronize_v2", context == 0 ? CONTEXT : DEVICE);
   if (call.refused()) return call.result;
-  if (CUresult code = unsafe_in_capture()) return code;
-  CUresult code = run_all(call.lock);
-  if (code == SUCCESS) observe();
-  return code;
+  return context == 0 || context == gpu().context ? synchronise(call) : misuse(INVALID_CONTEXT, "no such context");
 }
 
 EXPORT CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {

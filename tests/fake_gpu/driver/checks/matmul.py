@@ -193,16 +193,28 @@ def fast_modes_round_what_is_multiplied(g):
         assert p.got()[0] == want, (compute, value, p.got()[0])
 
 
-def halves_are_rounded_to_the_nearest(g):
+def halves_of_every_size_are_read_and_written(g):
     p = _Product(g, 1, 1, 1, "f16")
     for a, want in ((65504.0, 65504.0), (2.0**-14, 2.0**-14), (2.0**-24, 2.0**-24)):
         g.up(p.at[0], _pack([a], "f16"), p.stream)
         g.up(p.at[1], _pack([1.0], "f16"), p.stream)
         assert p.heuristic() == OK and p.queue() == OK
         assert p.got()[0] == want
-    p.alpha = 2.0
-    g.up(p.at[0], _pack([65504.0], "f16"), p.stream)
-    assert p.queue() == OK and p.got()[0] == math.inf
+
+
+def results_are_rounded_to_the_nearest_and_ties_to_the_even(g):
+    asked = {
+        "f16": {1 + 2**-11: 1.0, 1 + 3 * 2**-11: 1 + 2**-9, 1 + 2**-11 + 2**-13: 1 + 2**-10, 65519.0: 65504.0, 65520.0: math.inf,
+                1.5 * 2**-24: 2**-23, 2.5 * 2**-24: 2**-23, -3 * 2**-25: -(2**-23)},
+        "bf16": {1 + 2**-8: 1.0, 1 + 3 * 2**-8: 1 + 2**-6, 1 + 2**-8 + 2**-9: 1 + 2**-7, 2.0**-130: 2.0**-130},
+    }
+    for dtype, values in asked.items():
+        p = _Product(g, 1, 1, 1, dtype)
+        for at in p.at[:2]:
+            g.up(at, _pack([1.0], dtype), p.stream)
+        assert p.heuristic() == OK
+        for p.alpha, want in values.items():
+            assert p.queue() == OK and p.got()[0] == want, (dtype, p.alpha, p.got()[0])
 
 
 def a_product_is_queued_like_everything_else(g):
@@ -215,7 +227,13 @@ def a_product_is_queued_like_everything_else(g):
     assert g.get("matmuls") == 0
     ctypes.memmove(host, pack([5.0]), 4)
     assert p.got()[0] == 15.0 and g.get("matmuls") == 1
-    assert g.down(p.workspace, 4, p.stream) == b"\xff" * 4  # an algorithm may leave anything there
+
+
+def a_product_leaves_anything_in_its_workspace(g):
+    p = _Product(g, 1, 1, 1, workspace=8 * MIB)  # of which it takes 4
+    g.ok("cuMemsetD8Async", p.workspace, 0, 8 * MIB, p.stream)
+    assert p.heuristic() == OK and p.queue() == OK
+    assert g.down(p.workspace, 4 * MIB + 1, p.stream) == b"\xff" * 4 * MIB + b"\0"
 
 
 def a_product_can_be_captured(g):

@@ -211,6 +211,16 @@ def pooled_memory_can_be_freed_in_a_named_stream_without_a_context(g):
     assert g.used(pool) == 0
 
 
+def a_context_that_is_named_need_not_be_current(g):
+    s, at = g.stream(), g.plain(4)
+    g.up(at, b"abcd", s)
+    g.ok("cuCtxSetCurrent", 0)
+    g.ok("cuCtxSynchronize_v2", g.context)
+    assert g.get("pending") == 0 and g.out("cuCtxGetDevice_v2", g.context, of=ctypes.c_int) == 0
+    g.fails(NO_CONTEXT, "cuCtxSynchronize_v2", 0)
+    g.fails(NO_CONTEXT, "cuCtxSynchronize_v2", g.context + 1)
+
+
 def handles_are_never_given_out_twice(g):
     s, event = g.stream(), g.event()
     g.ok("cuStreamDestroy_v2", s)
