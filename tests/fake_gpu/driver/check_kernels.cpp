@@ -31,11 +31,14 @@ EXPORT void cpu_poke(const unsigned*, const unsigned*, unsigned, void** params) 
   to[param<long long>(params, 1)] = 1;
 }
 
+EXPORT void cpu_noop(const unsigned*, const unsigned*, unsigned, void**) {}
+
 static const unsigned char scale_sizes[] = {8, 8, 4}, scale_pointers[] = {1, 1, 0};
 static const unsigned char poke_sizes[] = {8, 8}, poke_pointers[] = {1, 0};
 extern "C" {
 extern __attribute__((visibility("default"))) const Entry cutover_kernels[];
 extern __attribute__((visibility("default"))) const int cutover_kernel_count;
-const Entry cutover_kernels[] = {{"scale", 3, scale_sizes, scale_pointers}, {"poke", 2, poke_sizes, poke_pointers}};
-const int cutover_kernel_count = 2;
+const Entry cutover_kernels[] = {{"scale", 3, scale_sizes, scale_pointers}, {"poke", 2, poke_sizes, poke_pointers},
+                                 {"noop", 0, nullptr, nullptr}};
+const int cutover_kernel_count = 3;
 }

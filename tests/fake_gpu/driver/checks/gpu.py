@@ -13,10 +13,10 @@ U64, I32, F32 = ctypes.c_uint64, ctypes.c_int, ctypes.c_float
 
 
 class Gpu:
-    """A process's driver; `Gpu(folder)` also makes a context current unless it is told not to."""
+    """A process's driver; `Gpu(folder)` also makes a context current unless it is told not to. Without a folder: the vendor's."""
 
     def __init__(self, folder, context=True):
-        self.cuda = ctypes.CDLL(os.path.join(folder, "libcuda.so"))
+        self.cuda = ctypes.CDLL(os.path.join(folder, "libcuda.so") if folder else "libcuda.so.1")
         self.folder = folder
         if context:
             self.ok("cuInit", 0)
@@ -34,7 +34,7 @@ class Gpu:
 
     def ok(self, name, *arguments):
         code = self(name, *arguments)
-        assert code == OK, f"{name} gave {code}; {self.report()['misuse_messages'][-1:]}"
+        assert code == OK, f"{name} gave {code}; {self.report()['misuse_messages'][-1:] if self.folder else ''}"
 
     def fails(self, code, name, *arguments):
         got = self(name, *arguments)

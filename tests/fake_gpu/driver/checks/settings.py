@@ -89,6 +89,9 @@ def a_launch_that_stalls_holds_up_who_waits_for_it_and_nobody_else(g):
     event = g.event(a)
     assert [g("cuEventQuery", event) for _ in range(20)] == [NOT_READY] * 20
     assert g.get("launches") == 1 and g.get("stalling") == 1
+    behind = g.stream()
+    g.ok("cuStreamWaitEvent", behind, event, 0)
+    assert [g("cuStreamQuery", behind) for _ in range(5)] == [NOT_READY] * 5
 
     def wait():
         g.ok("cuCtxSetCurrent", g.context)
