@@ -11,6 +11,8 @@ static thread_local std::vector<uint64_t> current;  // handles; 0 stands for non
 
 bool context_is_current() { return !current.empty() && current.back() != 0 && current.back() == gpu().context; }
 
+bool current_context_is_gone() { return !current.empty() && current.back() != gpu().context; }
+
 static bool is_device(CUdevice device) { return device == 0 && setting("devices") > 0; }
 
 // What an H100 answers where the answer shapes code, in the numbers of the vendor's attributes.

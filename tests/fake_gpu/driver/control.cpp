@@ -158,7 +158,10 @@ Call::Call(const char* name, Needs needs) : lock(gpu().lock), outer_(calling) {
     result = g.sticky;
     return;
   }
-  if (needs == CONTEXT && !context_is_current()) {
+  if (needs != CONTEXT) return;
+  if (current_context_is_gone()) {
+    result = misuse(CONTEXT_IS_DESTROYED, "the context that is current was released");
+  } else if (!context_is_current()) {
     ++g.counts["calls_without_context"];
     result = misuse(INVALID_CONTEXT, "no context is current on thread %llu", (unsigned long long)thread_id());
   }

@@ -239,6 +239,7 @@ std::string report();
 uint64_t new_handle();
 uint64_t thread_id();
 bool context_is_current();
+bool current_context_is_gone();
 const char* error_name(CUresult code);
 
 // === Streams ===

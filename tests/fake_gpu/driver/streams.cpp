@@ -154,8 +154,6 @@ CUresult run_all(std::unique_lock<std::mutex>& lock) {
   if (setting("newest_first")) std::reverse(all.begin(), all.end());
   for (auto& stream : all)
     if (CUresult code = run_to(lock, stream, stream->queued)) return code;
-  auto& departed = gpu().departed;
-  departed.erase(std::remove_if(departed.begin(), departed.end(), [](auto& s) { return s->queue.empty(); }), departed.end());
   return gpu().sticky;
 }
 
@@ -194,6 +192,8 @@ EXPORT CUresult cuStreamDestroy_v2(CUstream handle) {
   auto found = gpu().streams.find(handle);
   if (found == gpu().streams.end()) return misuse(INVALID_HANDLE, "no such stream: 0x%llx", (unsigned long long)handle);
   if (CUresult code = refuse_capturing(found->second)) return code;
+  auto& departed = gpu().departed;
+  departed.erase(std::remove_if(departed.begin(), departed.end(), [](auto& s) { return s->queue.empty(); }), departed.end());
   // It returns at once; what is queued still runs.
   if (!found->second->queue.empty()) gpu().departed.push_back(found->second);
   gpu().streams.erase(found);

@@ -149,6 +149,19 @@ def the_report_tells_what_is_left(g):
     g.fails(201, "cuDevicePrimaryCtxRelease_v2", 0)
 
 
+def a_context_that_was_released_is_of_no_use_to_anybody(g):
+    s, old = g.stream(), g.context
+    g.ok("cuDevicePrimaryCtxRelease_v2", 0)
+    g.fails(709, "cuCtxSynchronize")
+    g.fails(201, "cuCtxSetCurrent", old)
+    new = g.out("cuDevicePrimaryCtxRetain", 0)
+    assert new != old
+    g.fails(709, "cuCtxSynchronize")
+    g.ok("cuCtxSetCurrent", new)
+    g.ok("cuCtxSynchronize")
+    g.fails(400, "cuStreamSynchronize", s)
+
+
 def a_cut_report_says_how_long_it_is(g):
     buffer = ctypes.create_string_buffer(b"x" * 20)
     g.cuda.fake_gpu_report.restype = ctypes.c_longlong
