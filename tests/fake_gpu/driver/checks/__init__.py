@@ -1,0 +1,1 @@
+"""The cases of `check`, by what they are about."""
