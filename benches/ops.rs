@@ -3,9 +3,10 @@
 
 use std::hint::black_box;
 
-use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use cutover::ops::{Activation, Epilogue, LayerNorm, Matrix, Segments, attention, layer_norm, linear};
+use cutover::ops::{Activation, Device, Epilogue, LayerNorm, Matrix, Segments, Tensor, attention, layer_norm, linear};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 /// hidden and intermediate features
 const SIZES: [(&str, usize, usize); 2] = [("minilm", 384, 1536), ("bert-base", 768, 3072)];
@@ -13,11 +14,13 @@ const LENGTHS: [usize; 4] = [16, 64, 128, 512];
 const HEADS: usize = 12;
 
 fn random(rows: usize, columns: usize) -> Tensor {
-    Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu).expect("a matrix")
+    let mut random = StdRng::seed_from_u64(7);
+    let values: Vec<f32> = (0..rows * columns).map(|_| random.random_range(-1.5f32..1.5)).collect();
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("a matrix")
 }
 
 fn vector(width: usize) -> Tensor {
-    Tensor::ones(width, DType::F32, &Device::Cpu).expect("a vector")
+    Tensor::from_vec(vec![1f32; width], width, &Device::Cpu).expect("a vector")
 }
 
 fn linear_layers(criterion: &mut Criterion) {

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use cutover::device::Processors;
+use cutover::device::{Health, Processors};
 use cutover::engine::{Engine, EngineConfig, Install};
 use cutover::faults::Faults;
 use cutover::generation::{Generation, GenerationId, Parts, Stamp};
 use cutover::model::family;
+use cutover::ops::Machine;
 use cutover::schedule::BatchLimits;
 use cutover::slot::{Route, Slot};
 
@@ -51,7 +52,13 @@ async fn generation(engine: &Engine, version: &str, id: u64) -> Arc<Generation> 
 fn slot(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let processors = Processors::of(1);
-    let config = EngineConfig { processors, stall_after: Duration::from_secs(60), on_stall: Box::new(|_| ()) };
+    let config = EngineConfig {
+        processors,
+        machine: Machine::Cpu,
+        health: Health::default(),
+        stall_after: Duration::from_secs(60),
+        on_stall: Box::new(|_| ()),
+    };
     let (engine, _thread) = Engine::start(config).expect("an engine");
     let (blue, green) =
         runtime.block_on(async { (generation(&engine, "v1", 1).await, generation(&engine, "v2", 2).await) });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cli::{LogFormat, ServeArgs};
-use crate::device::{DeviceSpec, HostMemory};
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::http::ListenLimits;
 use crate::repository::duration;
@@ -27,7 +27,7 @@ pub struct Config {
     /// Processors that models may keep busy.
     pub threads: usize,
     /// Bytes that generations may take in all.
-    pub memory: u64,
+    pub memory: Option<u64>,
     pub stall_after: Duration,
     pub batch_tokens: usize,
     pub listen: SocketAddr,
@@ -251,7 +251,7 @@ impl Config {
             state: args.state.or(file.server.state).unwrap_or_else(|| ".cutover".into()),
             device,
             threads,
-            memory: file.device.memory.unwrap_or_else(default_memory),
+            memory: file.device.memory,
             stall_after: file.device.stall_after.unwrap_or(Duration::from_secs(30)),
             batch_tokens: file.device.batch_tokens.unwrap_or(512),
             listen: args.listen.or(file.server.listen).unwrap_or(DEFAULT_LISTEN),
@@ -330,11 +330,6 @@ fn read_token(path: &Path) -> Result<String> {
         "" => Err(wrong("is empty; expected a token".into())),
         token => Ok(token.to_owned()),
     }
-}
-
-/// Four fifths of the machine (or its control group), where that is known.
-fn default_memory() -> u64 {
-    HostMemory::read().map_or(u64::MAX / 2, |memory| memory.total / 5 * 4)
 }
 
 /// `CUTOVER_LOG`, in the syntax of tracing's `EnvFilter`.

@@ -28,7 +28,7 @@
 //! | [`process`] | tokenizers and image preparation |
 //! | [`model`], [`ops`] | architectures on shared layers; operations, and the matrix products under them |
 //! | [`weights`] | safetensors headers, digests, loading, sharing |
-//! | [`device`] | opening a device; budget, reservations, arenas: memory that is measured |
+//! | [`device`] | opening a device; budget, reservations, arenas and pools: memory that is measured; the GPU's driver |
 //! | [`repository`] | versions on disk: `model.toml`, spec, contract, golden cases, fingerprints |
 //! | [`ledger`] | the durable, hash-chained history in SQLite |
 //!
@@ -52,6 +52,8 @@
 //! - A request holds its `Arc<Generation>` exactly as long as it needs it; nothing counts in-flight requests by hand.
 //! - `schedule` and `rollout::state` know no clock, runtime, channel or device: time and events are arguments.
 //! - No memory map of weights: a mapped file that changes under a running model is undefined behaviour.
+//! - On a GPU (feature `cuda`) candle is not used: `ops::cuda` has our kernels and cublasLt, on one stream, in memory that is a
+//!   generation's own. Nothing of CUDA is linked; its libraries are looked for when a device is opened.
 //! - No global state but the allocator's arenas (`device::arena`) and request ids.
 //! - Parts of a batch that run side by side meet only at its end; no thread waits for another between two layers of
 //!   such a part, and a row's numbers do not depend on its neighbours, to the bit.

@@ -248,6 +248,10 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     page.one("memory_capacity_bytes", "gauge", "bytes that generations may take", memory.capacity as f64);
     page.one("memory_reserved_bytes", "gauge", "bytes that are reserved", memory.reserved as f64);
     page.one("memory_abandoned_bytes", "gauge", "bytes that hanging threads may still touch", memory.abandoned as f64);
+    if let Some(vram) = memory.vram {
+        page.one("vram_free_bytes", "gauge", "bytes of the GPU that nobody holds", vram.free as f64);
+        page.one("vram_total_bytes", "gauge", "bytes of the GPU", vram.total as f64);
+    }
     if let Some(allocated) = memory.process_allocated {
         page.one("process_allocated_bytes", "gauge", "live allocations of the process", allocated as f64);
     }

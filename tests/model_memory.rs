@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::Device;
 use cutover::model::{Input, Model, Pixels, TOKENS_PER_PASS, Tokens, family};
+use cutover::ops::{Device, Keeping};
 use cutover::repository::{ModelConfig, Spec};
 use cutover::value::Task;
 use cutover::weights::{Index, Manifest, Progress, load};
@@ -65,7 +65,7 @@ fn open(dir: &Path, task: Task) -> (Model, u64) {
     let spec = Spec::read(dir, "m", "v", &ModelConfig::new(task)).unwrap();
     let index = Index::open(dir, &spec.weight_files).unwrap();
     let family = family(&spec).unwrap();
-    let footprint = (family.footprint)(&spec, &index).unwrap();
+    let footprint = (family.footprint)(&spec, &index, Keeping::Cpu).unwrap();
     let manifest = Manifest::compute(dir, &index).unwrap();
     let (device, progress) = (Device::Cpu, Progress::new());
     let weights = load(&index, &manifest, &footprint.wanted, HashMap::new(), &device, &progress).unwrap();

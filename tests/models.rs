@@ -8,137 +8,17 @@ mod common;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use base64::Engine as _;
-use candle_core::Device;
+use common::models::{Fixture, Version, all_fixtures, assert_same, fixtures, floats, json_file, prepare_tokens, run};
 use cutover::error::{Error, Kind};
 use cutover::model::{Input, Model, Pixels, Tokens, family};
-use cutover::repository::{ModelConfig, Spec};
+use cutover::ops::Device;
 use cutover::value::Task;
-use cutover::weights::{Footprint, Index, Manifest, Progress, load};
+use cutover::weights::{Footprint, Manifest, Progress, load};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
-/// Every folder with expected outputs, by name.
-fn all_fixtures() -> Vec<String> {
-    let folders = fs::read_dir(fixtures()).expect("tests/fixtures is there").map(|entry| entry.unwrap());
-    let mut names: Vec<String> = folders
-        .filter(|entry| entry.path().join("expected.json").is_file())
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert!(names.len() >= 17, "fixtures are missing: only {names:?}");
-    names
-}
-
-fn json_file(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
-}
-
-/// A version folder, opened as the server does.
-struct Version {
-    spec: Spec,
-    index: Index,
-}
-
-impl Version {
-    fn open(dir: &Path, task: &str) -> Version {
-        let config = ModelConfig::new(serde_json::from_value(json!(task)).unwrap());
-        let spec = Spec::read(dir, "fixtures", &dir.file_name().unwrap().to_string_lossy(), &config).unwrap();
-        let dense = spec.embedding.iter().flat_map(|embedding| &embedding.dense);
-        let files: Vec<PathBuf> =
-            spec.weight_files.iter().cloned().chain(dense.map(|dense| dense.weights_file())).collect();
-        Version { index: Index::open(dir, &files).unwrap(), spec }
-    }
-
-    fn footprint(&self) -> Result<Footprint, Error> {
-        (family(&self.spec)?.footprint)(&self.spec, &self.index)
-    }
-
-    fn load(&self) -> Model {
-        let footprint = self.footprint().unwrap();
-        let manifest = Manifest::compute(&self.spec.dir, &self.index).unwrap();
-        let device = Device::Cpu;
-        let weights =
-            load(&self.index, &manifest, &footprint.wanted, HashMap::new(), &device, &Progress::new()).unwrap();
-        (family(&self.spec).unwrap().load)(&self.spec, weights, &device).unwrap()
-    }
-}
-
-/// A fixture with its inputs, prepared, and the rows that they must give.
-struct Fixture {
-    version: Version,
-    inputs: Vec<Input>,
-    expected: Vec<Vec<f32>>,
-}
-
-impl Fixture {
-    fn open(name: &str) -> Fixture {
-        let dir = fixtures().join(name);
-        let expected = json_file(&dir.join("expected.json"));
-        let version = Version::open(&dir, expected["task"].as_str().unwrap());
-        let cases = expected["cases"].as_array().unwrap();
-        assert!(cases.len() >= 4, "{name} has too few cases");
-        // raw logits where the task has them: what the probabilities were made from
-        let row = |case: &Value| floats(case.get("logits").unwrap_or(&case["output"]));
-        let inputs = cases.iter().map(|case| prepare(&version.spec, case)).collect();
-        Fixture { inputs, expected: cases.iter().map(row).collect(), version }
-    }
-}
-
-fn floats(values: &Value) -> Vec<f32> {
-    values.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
-
-fn ids(values: &Value) -> Vec<u32> {
-    values.as_array().unwrap().iter().map(|v| u32::try_from(v.as_u64().unwrap()).unwrap()).collect()
-}
-
-fn prepare(spec: &Spec, case: &Value) -> Input {
-    let Some(resized) = case["resized"].as_str() else { return prepare_tokens(case) };
-    // [height, width, channel] bytes -> [channel, height, width], rescaled and normalised
-    let bytes = base64::engine::general_purpose::STANDARD.decode(resized).unwrap();
-    let size = &spec.config["image_size"];
-    let pixels = |i: usize| size.get(i).unwrap_or(size).as_u64().unwrap() as usize;
-    let (height, width) = (pixels(0), pixels(1));
-    let channels = bytes.len() / (height * width);
-    let preprocessor = spec.preprocessor.as_ref().unwrap();
-    let (mean, std) = (floats(&preprocessor["image_mean"]), floats(&preprocessor["image_std"]));
-    let factor = preprocessor["rescale_factor"].as_f64().unwrap() as f32;
-    let value = |c: usize, i: usize| (f32::from(bytes[i * channels + c]) * factor - mean[c]) / std[c];
-    let data = (0..channels).flat_map(|c| (0..height * width).map(move |i| (c, i))).map(|(c, i)| value(c, i)).collect();
-    Input::Pixels(Pixels { data, channels, height, width })
-}
-
-fn prepare_tokens(case: &Value) -> Input {
-    let tokens = ids(&case["tokens"]);
-    let type_ids = if case["types"].is_null() { vec![0; tokens.len()] } else { ids(&case["types"]) };
-    Input::Tokens(Tokens { ids: tokens, type_ids })
-}
-
-fn run(model: &mut Model, inputs: &[Input]) -> Vec<Vec<f32>> {
-    model.forward_all(inputs.to_vec()).unwrap().wait().unwrap()
-}
-
-/// Cosine at least 0.99999, and no value further off than `tolerance` of the largest.
-#[track_caller]
-fn assert_same(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}: another width");
-    assert!(got.iter().all(|v| v.is_finite()), "{what}: not finite");
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let cosine = dot(got, want) / (dot(got, got) * dot(want, want)).sqrt();
-    assert!(cosine >= 0.99999, "{what}: cosine {cosine}");
-    let scale = want.iter().fold(0f32, |scale, v| scale.max(v.abs()));
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= tolerance * scale, "{what}: value {i} is {g}, expected {w} (scale {scale})");
-    }
-}
 
 #[test]
 fn every_fixture_gives_the_reference_outputs() {

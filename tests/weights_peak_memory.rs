@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{DType, Device};
-use cutover::ops::WeightLayout;
+use candle_core::DType;
+use cutover::ops::{Device, WeightLayout};
 use cutover::weights::{Index, Manifest, Progress, Wanted, load};
 
 struct Counting;

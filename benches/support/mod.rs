@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use cutover::device::Arena;
 use cutover::error::Result;
 use cutover::model::{Model, family};
+use cutover::ops::{Device, Keeping};
 use cutover::process::Processor;
 use cutover::repository::{Contract, ModelConfig, Repository, Spec};
 use cutover::weights::{Index, Manifest, Progress, load};
@@ -32,7 +32,7 @@ pub(crate) fn loaded(model: &str, version: &str) -> Result<Loaded> {
     let spec = Spec::read(&dir, model, version, &config)?;
     let index = Index::open(&dir, &spec.all_weight_files())?;
     let family = family(&spec)?;
-    let footprint = (family.footprint)(&spec, &index)?;
+    let footprint = (family.footprint)(&spec, &index, Keeping::Cpu)?;
     let manifest = Manifest::compute(&dir, &index)?;
     let device = Device::Cpu;
     // Never dropped: the model lives in it as long as the bench.

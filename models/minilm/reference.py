@@ -168,8 +168,10 @@ def main():
         encoders.append(encode)
         vectors = encode(TEXTS)
         lines = []
+        # A GPU computes in the format of the weights: halves are off by up to 0.00016 there.
+        most = {"f32": 0.0001, "f16": 0.0005}[version]
         for index in GOLDEN:
-            expect = {"embedding": [number(v) for v in vectors[index]], "min_cosine": 0.99999, "max_abs": 0.0001}
+            expect = {"embedding": [number(v) for v in vectors[index]], "min_cosine": 0.99999, "max_abs": most}
             lines.append(line(f"numbers-{index}", "input", TEXTS[index], expect))
         (HERE / f"golden-{version}.jsonl").write_text("".join(lines), encoding="utf-8")
         if version == "f32":

@@ -7,12 +7,12 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use serde_json::json;
 
 use super::args::{GoldenArgs, GoldenCommand, GoldenTarget, RecordArgs};
 use super::output::{human_value, note};
 use super::table::Table;
+use crate::device::{self, Opened};
 use crate::error::{Error, Result};
 use crate::ledger::{GateCheck, Ledger};
 use crate::repository::{Expect, GoldenCase, ModelConfig, Repository, read_golden};
@@ -38,7 +38,7 @@ struct Subject {
     name: String,
     dir: PathBuf,
     config: ModelConfig,
-    device: Device,
+    opened: Opened,
 }
 
 impl Subject {
@@ -47,14 +47,14 @@ impl Subject {
         let repository = Repository::open(&target.models)?;
         let config = repository.model(model)?.config?;
         let dir = repository.version_dir(model, version)?;
-        let device = crate::device::open(target.device)?.device;
-        Ok(Subject { name: target.reference.to_string(), dir, config, device })
+        let opened = device::open(target.device)?;
+        Ok(Subject { name: target.reference.to_string(), dir, config, opened })
     }
 
     fn start(&self, target: &GoldenTarget) -> Result<Rehearsal> {
         let reference = &target.reference;
-        let survey = Survey::of(&self.dir, &reference.model, &reference.version, &self.config);
-        Rehearsal::start(survey, &self.config, &self.device)
+        let survey = Survey::of(&self.dir, (&reference.model, &reference.version), &self.config, self.opened.kind());
+        Rehearsal::start(survey, &self.config, &self.opened)
     }
 }
 

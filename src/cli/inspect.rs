@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::InspectArgs;
 use super::output::{human_bytes, printable};
 use super::table::Table;
+use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::repository::{FileStat, ModelConfig, task_of};
 use crate::rollout::{Golden, Survey};
@@ -113,7 +114,7 @@ impl Report {
             // The files can be listed and digested all the same; what they should be cannot be told.
             Err(error) => (ModelConfig::new(Task::Embed), Some(error)),
         };
-        let mut survey = Survey::of(&place.dir, &place.model, &place.version, &config);
+        let mut survey = Survey::of(&place.dir, (&place.model, &place.version), &config, Kind::Cpu);
         if let Some(error) = &no_config {
             survey.problems = vec![error.clone()];
             (survey.footprint, survey.processor, survey.contract) = (None, None, None);

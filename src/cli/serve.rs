@@ -19,11 +19,12 @@ use super::ServeArgs;
 use super::banner::{self, Doorway};
 use super::renew::{Renewed, keep_fresh};
 use crate::config::Config;
-use crate::device::{self, Budget, Processors};
+use crate::device::{self, Budget, HostMemory, Kind, Opened, Processors};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
 use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Protocol, Room, Serves, Tls};
 use crate::ledger::{Ledger, NewEvent};
+use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
 use crate::slot::Registry;
@@ -35,6 +36,8 @@ const EXIT_DEVICE: i32 = 70;
 const QUEUE: u32 = 4096;
 /// Files that the process needs beside its connections: models being loaded, the ledger, its runtimes.
 const OTHER_FILES: u64 = 128;
+/// Bytes of a GPU that are left to its driver.
+const DRIVER: u64 = 256 << 20;
 /// For answers to leave after the device has failed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -67,9 +70,13 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
     // Listening comes before loading: health is answered, and a taken port is told at once.
     let listeners = Listeners::bind(&config)?;
     let opened = device::open(config.device)?;
+    let machine = Machine::start(&opened)?;
+    let budget = budget(&config, &opened)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
         processors: Processors::of(config.threads),
+        machine: machine.clone(),
+        health: opened.health(),
         stall_after: config.stall_after,
         on_stall: on_stall(Arc::clone(&ledger), Arc::clone(&registry)),
     })?;
@@ -77,8 +84,9 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
     let parts = SupervisorConfig {
         repository,
         only: config.only.clone(),
-        budget: Budget::new(opened.name.clone(), config.memory),
+        budget,
         opened,
+        machine,
         default_batch_tokens: config.batch_tokens,
         last_generation,
         faults: config.faults.clone(),
@@ -139,6 +147,17 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
     Ok(())
 }
 
+/// What generations may take: as configured, else most of the machine's memory, or what is free of a GPU's when the server
+/// starts, less what its driver may yet need.
+fn budget(config: &Config, opened: &Opened) -> Result<Arc<Budget>> {
+    let capacity = match (config.memory, opened.kind()) {
+        (Some(configured), _) => configured,
+        (None, Kind::Cpu) => HostMemory::read().map_or(u64::MAX / 2, |memory| memory.total / 5 * 4),
+        (None, Kind::Cuda) => opened.available()?.unwrap_or_default().saturating_sub(DRIVER),
+    };
+    Ok(Budget::new(opened.name(), capacity))
+}
+
 async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
     std::fs::create_dir_all(&config.state).map_err(|e| Error::Ledger {
         reason: format!("the state folder {} could not be made: {e}", config.state.display()),
@@ -155,7 +174,14 @@ async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
 /// Records, on the watchdog's thread, which generation stalled, so that the next start knows.
 fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) + Send> {
     Box::new(move |stall| {
-        tracing::error!(generation = stall.generation.0, after = ?stall.after, "a forward pass stalled; the process ends");
+        match &stall.fault {
+            Some(fault) => {
+                tracing::error!(generation = stall.generation.0, fault, "the device failed; the process ends")
+            }
+            None => {
+                tracing::error!(generation = stall.generation.0, after = ?stall.after, "a forward pass stalled; the process ends");
+            }
+        }
         for slot in registry.slots().values() {
             let Some(route) = slot.route() else { continue };
             let of = |generation: &Arc<crate::generation::Generation>| generation.id() == stall.generation;
@@ -175,8 +201,8 @@ fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) +
                 at_ms: now_ms(),
                 actor: None,
                 body: serde_json::json!({
-                    "what": "stall", "generation": stall.generation, "version": generation.version(),
-                    "after_ms": stall.after.as_millis() as u64,
+                    "what": if stall.fault.is_some() { "device" } else { "stall" }, "generation": stall.generation, "version": generation.version(),
+                    "after_ms": stall.after.as_millis() as u64, "fault": stall.fault,
                 }),
             };
             if let Err(error) = ledger.append(&event) {

@@ -7,8 +7,11 @@
 
 mod arena;
 mod budget;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod extents;
 mod host;
+mod memory;
 mod processors;
 
 pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background, trim_everything};
@@ -17,6 +20,7 @@ pub use host::{
     HostMemory, allow_open_files, lower_thread_priority, open_files, process_processor_time, raise_thread_priority,
     resident_bytes, thread_processor_time, threads,
 };
+pub use memory::{Measured, Memory};
 pub use processors::{Pass, Processors, give_way, rested};
 
 use crate::error::{Error, Result};
@@ -47,31 +51,116 @@ impl std::str::FromStr for DeviceSpec {
     }
 }
 
-/// An opened device.
-#[derive(Debug, Clone)]
-pub struct Opened {
-    pub device: candle_core::Device,
-    pub name: String,
+/// What computes: which instructions, and whose memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Cpu,
+    Cuda,
 }
 
-/// Opens the device that serves. `auto` says in the log which one it chose.
+/// Bytes of a GPU, as its driver tells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Vram {
+    pub free: u64,
+    pub total: u64,
+}
+
+/// Whether a device still works: once it has failed for good, why.
+#[derive(Debug, Clone, Default)]
+pub struct Health(std::sync::Arc<std::sync::OnceLock<String>>);
+
+impl Health {
+    pub fn fault(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+
+    /// Whether this is the first that is heard of it.
+    #[cfg(feature = "cuda")]
+    fn lost(&self, why: String) -> bool {
+        self.0.set(why).is_ok()
+    }
+}
+
+/// An opened device.
+#[derive(Debug, Clone)]
+pub enum Opened {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(std::sync::Arc<cuda::Cuda>),
+}
+
+impl Opened {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Opened::Cpu => Kind::Cpu,
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(_) => Kind::Cuda,
+        }
+    }
+
+    pub fn health(&self) -> Health {
+        match self {
+            Opened::Cpu => Health::default(),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => cuda.health().clone(),
+        }
+    }
+
+    /// As it is told: `cpu`, or `cuda:0 (NVIDIA H200)`.
+    pub fn name(&self) -> String {
+        match self {
+            Opened::Cpu => "cpu".into(),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => format!("cuda:{} ({})", cuda.ordinal(), cuda.name()),
+        }
+    }
+
+    /// A GPU's memory, as its driver tells it.
+    pub fn vram(&self) -> Result<Option<Vram>> {
+        match self {
+            Opened::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => cuda.memory().map(Some),
+        }
+    }
+
+    /// Bytes that could be taken right now, as the system or the driver says.
+    pub fn available(&self) -> Result<Option<u64>> {
+        match self {
+            Opened::Cpu => Ok(HostMemory::read().map(|memory| memory.available)),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => cuda.memory().map(|memory| Some(memory.free)),
+        }
+    }
+}
+
+/// Opens the device that serves. `auto` says in the log which one it chose, and why not a GPU.
 pub fn open(spec: DeviceSpec) -> Result<Opened> {
     match spec {
-        DeviceSpec::Cpu => Ok(cpu()),
-        DeviceSpec::Auto => {
-            tracing::info!(device = "cpu", "this build serves from the cpu");
-            Ok(cpu())
-        }
-        DeviceSpec::Cuda(_) => Err(Error::Config {
+        DeviceSpec::Cpu => Ok(Opened::Cpu),
+        DeviceSpec::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
+            tracing::info!(device = "cpu", reason, "serving from the cpu");
+            Opened::Cpu
+        })),
+        DeviceSpec::Cuda(ordinal) => gpu(ordinal).map_err(|reason| Error::Config {
             file: "command line".into(),
             key: "--device".into(),
-            reason: "this build has no cuda support; use --device cpu or auto".into(),
+            reason: format!("{reason}; use --device cpu or auto"),
         }),
     }
 }
 
-fn cpu() -> Opened {
-    Opened { device: candle_core::Device::Cpu, name: "cpu".into() }
+#[cfg(feature = "cuda")]
+fn gpu(ordinal: usize) -> Result<Opened, String> {
+    let cuda = cuda::Cuda::open(ordinal)?;
+    let (major, minor) = cuda.capability();
+    tracing::info!(device = ordinal, name = cuda.name(), capability = format!("{major}.{minor}"), "serving from a GPU");
+    Ok(Opened::Cuda(cuda))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_: usize) -> Result<Opened, String> {
+    Err("this build has no cuda support".into())
 }
 
 #[cfg(test)]
@@ -90,6 +179,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "cuda"))]
     fn a_build_without_cuda_says_so() {
         assert!(open(DeviceSpec::Cuda(0)).unwrap_err().to_string().contains("no cuda support"));
     }

@@ -17,7 +17,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
@@ -25,11 +24,12 @@ pub use lane::{Lane, Permit, Worked};
 pub(crate) use resident::{guarded, panic_text};
 pub use watchdog::Stall;
 
-use crate::device::Processors;
+use crate::device::{Health, Processors};
 use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::generation::GenerationId;
 use crate::model::{Input, Model};
+use crate::ops::{Machine, Tensor};
 use crate::schedule::{BatchLimits, Class, Nanos};
 use crate::weights::TensorKey;
 
@@ -40,6 +40,9 @@ pub struct EngineConfig {
     /// What models may take of a CPU device: forward passes spread over as many threads.
     pub processors: Arc<Processors>,
     /// A forward pass that takes longer than this has stalled, and the process with it.
+    /// What runs them, and whether it still can: when it has failed for good, so has the process.
+    pub machine: Machine,
+    pub health: Health,
     pub stall_after: Duration,
     /// Called on the watchdog's thread when that happens; it records what it can. Then the process ends.
     pub on_stall: Box<dyn Fn(Stall) + Send>,
@@ -66,6 +69,8 @@ impl std::fmt::Debug for Engine {
 pub(crate) struct Shared {
     /// The generation whose forward pass runs now plus one; zero when none does.
     pub(crate) running: AtomicU64,
+    /// The one whose pass ran last, plus one.
+    pub(crate) last: AtomicU64,
     /// When it began.
     pub(crate) since: AtomicU64,
     pub(crate) counters: Counters,
@@ -160,12 +165,14 @@ impl Engine {
         let epoch = Instant::now();
         let thread = {
             let (shared, processors) = (Arc::clone(&shared), Arc::clone(&config.processors));
+            let machine = config.machine;
             std::thread::Builder::new()
                 .name("engine".into())
-                .spawn(move || thread::run(inbox, epoch, &shared, &processors))
+                .spawn(move || thread::run(inbox, epoch, &shared, (&processors, &machine)))
                 .map_err(|e| Error::internal(format!("could not start the engine thread: {e}")))?
         };
-        watchdog::start(Arc::downgrade(&shared), epoch, config.stall_after, fatal_sender, config.on_stall)?;
+        let watched = watchdog::Watched { shared: Arc::downgrade(&shared), epoch, health: config.health };
+        watchdog::start(watched, config.stall_after, fatal_sender, config.on_stall)?;
         Ok((Engine { sender, epoch, processors: config.processors, shared, fatal }, thread))
     }
 

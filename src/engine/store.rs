@@ -2,10 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use candle_core::Tensor;
-
 use super::Held;
 use crate::generation::GenerationId;
+use crate::ops::Tensor;
 use crate::weights::TensorKey;
 
 #[derive(Debug, Default)]

@@ -14,12 +14,14 @@ use crate::device::{Pass, Processors, flush_thread_cache};
 use crate::error::Error;
 use crate::generation::GenerationId;
 use crate::model::{Model, Packed};
+use crate::ops::Machine;
 use crate::schedule::{Choice, Class, Nanos, Turns};
 
 struct Thread<'a> {
     epoch: Instant,
     shared: &'a Arc<Shared>,
     processors: &'a Processors,
+    machine: &'a Machine,
     pool: Option<rayon::ThreadPool>,
     residents: HashMap<GenerationId, Resident>,
     store: Store,
@@ -30,11 +32,17 @@ struct Thread<'a> {
     stopping: bool,
 }
 
-pub(super) fn run(inbox: Receiver<Message>, epoch: Instant, shared: &Arc<Shared>, processors: &Processors) {
+pub(super) fn run(
+    inbox: Receiver<Message>,
+    epoch: Instant,
+    shared: &Arc<Shared>,
+    (processors, machine): (&Processors, &Machine),
+) {
     let mut thread = Thread {
         epoch,
         shared,
         processors,
+        machine,
         pool: pool(processors.threads()),
         residents: HashMap::new(),
         store: Store::default(),
@@ -132,6 +140,10 @@ impl Thread<'_> {
                 drop(self.residents.remove(&generation));
                 let held = self.store.release(generation);
                 flush_thread_cache();
+                // Frees count once they were waited for; only then is there something to measure.
+                if let Err(error) = self.machine.synchronize() {
+                    tracing::error!(%error, "what a generation held may be counted as held still");
+                }
                 let _ = reply.send(held);
             }
             Message::Memory(reply) => {
@@ -244,6 +256,7 @@ impl<'a> Running<'a> {
     fn begin((shared, processors): (&'a Shared, &'a Processors), generation: GenerationId, now: Nanos) -> Self {
         shared.since.store(now, Ordering::Release);
         shared.running.store(generation.0 + 1, Ordering::Release);
+        shared.last.store(generation.0 + 1, Ordering::Release);
         Running { shared, _pass: processors.pass() }
     }
 }

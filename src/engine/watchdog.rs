@@ -10,19 +10,28 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Shared;
+use crate::device::Health;
 use crate::error::{Error, Result};
 use crate::generation::GenerationId;
 
-/// A forward pass that did not end in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A forward pass that did not end in time, or that the device did not survive.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stall {
     pub generation: GenerationId,
     pub after: Duration,
+    /// Of the device, where that is what happened.
+    pub fault: Option<String>,
+}
+
+/// What is watched.
+pub(super) struct Watched {
+    pub(super) shared: Weak<Shared>,
+    pub(super) epoch: Instant,
+    pub(super) health: Health,
 }
 
 pub(super) fn start(
-    shared: Weak<Shared>,
-    epoch: Instant,
+    Watched { shared, epoch, health }: Watched,
     limit: Duration,
     fatal: watch::Sender<Option<String>>,
     on_stall: Box<dyn Fn(Stall) + Send>,
@@ -31,9 +40,13 @@ pub(super) fn start(
         let step = (limit / 20).clamp(Duration::from_millis(10), Duration::from_millis(500));
         // The engine's end is the watchdog's: the handle is weak.
         while let Some(shared) = shared.upgrade() {
-            if let Some(stall) = look(&shared, epoch.elapsed(), limit) {
+            let lost = || health.fault().map(|fault| broken(&shared, fault));
+            if let Some(stall) = look(&shared, epoch.elapsed(), limit).or_else(lost) {
+                let reason = match &stall.fault {
+                    Some(fault) => format!("the device failed in a pass of generation {}: {fault}", stall.generation),
+                    None => format!("generation {} stalled for {} ms", stall.generation, stall.after.as_millis()),
+                };
                 on_stall(stall);
-                let reason = format!("generation {} stalled for {} ms", stall.generation, stall.after.as_millis());
                 fatal.send_replace(Some(reason));
                 return;
             }
@@ -55,7 +68,13 @@ fn look(shared: &Shared, now: Duration, limit: Duration) -> Option<Stall> {
     // Read again: a pass that ended meanwhile and one that began are not one long pass.
     let same = shared.running.load(Ordering::Acquire) == running
         && shared.since.load(Ordering::Acquire) == since.as_nanos() as u64;
-    (running != 0 && same && after > limit).then(|| Stall { generation: GenerationId(running - 1), after })
+    (running != 0 && same && after > limit).then(|| Stall { generation: GenerationId(running - 1), after, fault: None })
+}
+
+/// Who ran last when the device was lost.
+fn broken(shared: &Shared, fault: &str) -> Stall {
+    let last = shared.last.load(Ordering::Acquire).saturating_sub(1);
+    Stall { generation: GenerationId(last), after: Duration::ZERO, fault: Some(fault.to_owned()) }
 }
 
 #[cfg(test)]
@@ -71,6 +90,9 @@ mod tests {
         shared.running.store(8, Ordering::Release);
         assert_eq!(look(&shared, Duration::from_secs(6), limit), None);
         let stall = look(&shared, Duration::from_millis(6_001), limit);
-        assert_eq!(stall, Some(Stall { generation: GenerationId(7), after: Duration::from_millis(1_001) }));
+        assert_eq!(
+            stall,
+            Some(Stall { generation: GenerationId(7), after: Duration::from_millis(1_001), fault: None })
+        );
     }
 }

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use candle_core::Device;
 use serde_json::Value;
 
 use super::files::{File, Version, split};
@@ -16,6 +15,7 @@ use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::{Family, Pending, family};
+use crate::ops::{Device, Keeping};
 use crate::process::{FinishOptions, Processor};
 use crate::repository::{Contract, ModelConfig, Spec, safe_relative, task_of};
 use crate::weights::{Footprint, Index, Manifest, Progress, load};
@@ -105,7 +105,7 @@ fn described(version: &Version, config: &ModelConfig) -> Result<()> {
     }
     let processor = Processor::load(&spec, &config.limits)?;
     let index = Index::open(&version.dir, &spec.all_weight_files())?;
-    let footprint = (family.footprint)(&spec, &index)?;
+    let footprint = (family.footprint)(&spec, &index, Keeping::Cpu)?;
     match footprint.total() <= SMALL && resizes_little(&spec) {
         true => answers(&spec, family, &processor, (&index, &footprint)),
         false => Ok(()),

@@ -21,11 +21,12 @@ use tower::ServiceExt as _;
 use super::config::TOKENIZER;
 use super::files::{File, split, write};
 use super::safetensors::completed;
-use crate::device::{self, Budget, DeviceSpec, Processors};
+use crate::device::{self, Budget, DeviceSpec, Health, Processors};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Error, Kind, Result};
 use crate::http::{Access, App, Guard, HttpLimits, Room, Serves, grpc_router, router};
 use crate::ledger::Ledger;
+use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig};
 use crate::slot::Registry;
@@ -166,12 +167,19 @@ async fn start() -> Result<(Router, Router)> {
     }
     let registry = Arc::new(Registry::default());
     let on_stall = Box::new(|stall| unreachable!("{stall:?}"));
-    let (engine, _) = Engine::start(EngineConfig { processors: Processors::of(1), stall_after: PATIENCE, on_stall })?;
+    let (engine, _) = Engine::start(EngineConfig {
+        processors: Processors::of(1),
+        machine: Machine::Cpu,
+        health: Health::default(),
+        stall_after: PATIENCE,
+        on_stall,
+    })?;
     let opened = device::open(DeviceSpec::Cpu)?;
     let parts = SupervisorConfig {
         repository: Arc::new(Repository::open(folder.path().join("models"))?),
         only: Vec::new(),
-        budget: Budget::new(opened.name.clone(), 1 << 30),
+        budget: Budget::new(opened.name(), 1 << 30),
+        machine: Machine::Cpu,
         opened,
         default_batch_tokens: 512,
         last_generation: 0,

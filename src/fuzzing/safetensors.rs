@@ -5,13 +5,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use safetensors::SafeTensors;
 
 use super::accepted;
 use super::files::{File, Version, split};
 use crate::error::{Kind, Result};
-use crate::ops::WeightLayout;
+use crate::ops::{Device, WeightLayout};
 use crate::repository::{ModelConfig, Spec};
 use crate::value::Task;
 use crate::weights::{Index, Manifest, Progress, SourceDtype, TensorInfo, Wanted, check as fits, load};
@@ -90,7 +90,11 @@ fn loads(dir: &Path, index: &Index) -> Result<()> {
         let tensor = weights.take(name).unwrap();
         assert_eq!((tensor.dims(), tensor.dtype()), (&*layout.stored(shape), *dtype), "{name}");
         if *dtype == DType::F32 {
-            let values = tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).unwrap();
+            let values = tensor
+                .host()
+                .and_then(candle_core::Tensor::flatten_all)
+                .and_then(|tensor| tensor.to_vec1::<f32>())
+                .unwrap();
             assert!(values.iter().all(|value| value.is_finite()), "{name}: {values:?}");
         }
     }

@@ -3,8 +3,6 @@
 //! They are one architecture with different names, keys and small rules, which are data here ([`VARIANTS`]).
 //! Source: `modeling_bert.py`, `modeling_roberta.py`, `modeling_distilbert.py` of transformers 4.57.
 
-use candle_core::{Device, Tensor};
-
 use super::checkpoint::Checkpoint;
 use super::input::Tokens;
 use super::layers::{Block, BlockNames, EmbeddingHead, Encoder, Linear, NormOrder, Part, size};
@@ -12,7 +10,7 @@ use super::pass::{Stages, in_passes};
 use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Reduce, Segments, TokenTables, embed_tokens, reduce};
+use crate::ops::{Activation, Device, Keeping, Reduce, Segments, Tensor, TokenTables, embed_tokens, reduce};
 use crate::repository::Spec;
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Weights, check};
@@ -188,12 +186,12 @@ impl Config {
     }
 }
 
-fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
+fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
     let config = Config::read(spec)?;
     // the sum of the tables' rows, and the three indices
     let first = config.encoder.hidden + 3;
-    let workspace = config.encoder.workspace(config.variant.blocks.order, config.longest(), first);
-    let mut checkpoint = Checkpoint::headers(index, config.variant.prefix);
+    let workspace = config.encoder.workspace(config.variant.blocks.order, (config.longest(), first), keeping);
+    let mut checkpoint = Checkpoint::headers(index, config.variant.prefix, keeping);
     Bert::build(spec, config, &mut checkpoint, &Device::Cpu)?;
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
@@ -202,7 +200,7 @@ fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
     let config = Config::read(spec)?;
-    let mut checkpoint = Checkpoint::loaded(weights, config.variant.prefix);
+    let mut checkpoint = Checkpoint::loaded(weights, config.variant.prefix, device.keeping());
     Ok(Model::Text(Box::new(Bert::build(spec, config, &mut checkpoint, device)?)))
 }
 
@@ -223,6 +221,7 @@ struct Bert {
     device: Device,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a model has one")]
 enum Head {
     Embed(EmbeddingHead),
     Classify { first: Linear, activation: Activation, second: Linear },
@@ -282,7 +281,7 @@ impl Bert {
 
 impl Stages<Tokens> for Bert {
     fn first(&self, batch: &[&Tokens]) -> candle_core::Result<(Tensor, Segments)> {
-        let segments = Segments::of(batch.iter().map(|input| input.ids.len()));
+        let segments = Segments::of(batch.iter().map(|input| input.ids.len())).on(&self.device)?;
         Ok((embed_tokens(&self.index(batch, segments.total())?, &self.tables)?, segments))
     }
 

@@ -3,11 +3,11 @@
 //! The same constructor runs both times, so that what is declared, checked and reserved cannot differ from what
 //! is built. Against headers it gets stand-ins: views of a single zero in the right shape, which take no memory.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 
 use super::pass::failed;
 use crate::error::{Error, Result};
-use crate::ops::{LayerNorm, Matrix, WeightLayout};
+use crate::ops::{Keeping, LayerNorm, Matrix, Tensor, WeightLayout};
 use crate::weights::{Index, Wanted, Weights};
 
 /// The tensors of a version, under the names that its checkpoint uses.
@@ -15,6 +15,7 @@ pub(super) struct Checkpoint<'a> {
     source: Source<'a>,
     /// What the base model's names begin with in checkpoints that hold more than it (`bert.`, `vit.`).
     prefix: &'static str,
+    keeping: Keeping,
 }
 
 enum Source<'a> {
@@ -23,12 +24,12 @@ enum Source<'a> {
 }
 
 impl<'a> Checkpoint<'a> {
-    pub(super) fn headers(index: &'a Index, prefix: &'static str) -> Self {
-        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix }
+    pub(super) fn headers(index: &'a Index, prefix: &'static str, keeping: Keeping) -> Self {
+        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix, keeping }
     }
 
-    pub(super) fn loaded(weights: Weights, prefix: &'static str) -> Self {
-        Checkpoint { source: Source::Loaded(weights), prefix }
+    pub(super) fn loaded(weights: Weights, prefix: &'static str, keeping: Keeping) -> Self {
+        Checkpoint { source: Source::Loaded(weights), prefix, keeping }
     }
 
     /// What was asked for while there were only headers.
@@ -51,14 +52,21 @@ impl<'a> Checkpoint<'a> {
 
     /// The weight of a linear layer of the base model, `[out, …]`, whose other dimensions are its input.
     pub(super) fn base_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix> {
-        let panels = self.first(&self.base_names(name), shape, WeightLayout::Panels)?;
-        matrix(panels, shape)
+        self.matrix(&self.base_names(name), shape)
     }
 
     /// The same beside the base model.
     pub(super) fn head_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix> {
-        let panels = self.first(&[name.to_owned()], shape, WeightLayout::Panels)?;
-        matrix(panels, shape)
+        self.matrix(&[name.to_owned()], shape)
+    }
+
+    fn matrix(&mut self, names: &[String], shape: &[usize]) -> Result<Matrix> {
+        let layout = match self.keeping {
+            Keeping::Cpu => WeightLayout::Panels,
+            Keeping::Cuda(_) => WeightLayout::Rows,
+        };
+        let stored = self.first(names, shape, layout)?;
+        Matrix::new(stored, layout, shape.first().copied().unwrap_or(1)).map_err(failed)
     }
 
     fn base_names(&self, name: &str) -> [String; 2] {
@@ -79,12 +87,16 @@ impl<'a> Checkpoint<'a> {
     /// when the footprint is checked.
     fn first(&mut self, names: &[String], shape: &[usize], layout: WeightLayout) -> Result<Tensor> {
         let stored = layout.stored(shape);
+        let dtype = match self.keeping {
+            Keeping::Cpu => DType::F32,
+            Keeping::Cuda(dtype) => dtype,
+        };
         match &mut self.source {
             Source::Headers { index, wanted } => {
                 let name = names.iter().find(|name| index.get(name).is_some()).or(names.first());
                 let name = name.cloned().unwrap_or_default();
-                wanted.push(Wanted { name, shape: shape.to_vec(), dtype: DType::F32, layout });
-                Tensor::zeros((), DType::F32, &Device::Cpu).and_then(|zero| zero.broadcast_as(stored)).map_err(failed)
+                wanted.push(Wanted { name, shape: shape.to_vec(), dtype, layout });
+                Tensor::stand_in(stored).map_err(failed)
             }
             Source::Loaded(weights) => {
                 let tensor = names.iter().find_map(|name| weights.take_optional(name));
@@ -98,8 +110,4 @@ impl<'a> Checkpoint<'a> {
             }
         }
     }
-}
-
-fn matrix(panels: Tensor, shape: &[usize]) -> Result<Matrix> {
-    Matrix::from_panels(panels, shape.first().copied().unwrap_or(1)).map_err(failed)
 }

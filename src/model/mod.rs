@@ -15,12 +15,11 @@ mod vit;
 
 use std::ops::Range;
 
-use candle_core::Device;
-
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
 pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};
 use crate::error::{Error, Result};
+use crate::ops::{Device, Keeping};
 use crate::repository::Spec;
 use crate::weights::{Footprint, Index, Weights};
 
@@ -31,7 +30,7 @@ pub struct Family {
     pub model_types: &'static [&'static str],
     /// From headers alone: every tensor that is wanted, with its shape, and the memory that a forward pass takes.
     /// Fails, naming file and reason, for configurations and checkpoints that this architecture cannot be built from.
-    pub footprint: fn(&Spec, &Index) -> Result<Footprint>,
+    pub footprint: fn(&Spec, &Index, Keeping) -> Result<Footprint>,
     /// Builds the model from the tensors of its footprint.
     pub load: fn(&Spec, Weights, &Device) -> Result<Model>,
     /// Tensors that checkpoints hold and that are not needed: buffers, heads of pre-training.

@@ -3,12 +3,11 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::together::{Share, even_rows, together};
 use crate::error::{Error, Result};
-use crate::ops::{Segments, serially, threads};
+use crate::ops::{Device, Segments, Tensor, serially, threads};
 
 /// Tokens that one pass computes at once. A larger batch runs as several passes, so this bounds a model's memory
 /// whatever the scheduler packs. Matrix products are as fast as they get well before it.
@@ -46,7 +45,7 @@ impl Pending {
     pub fn wait(self) -> Result<Vec<Vec<f32>>> {
         let mut all = vec![Vec::new(); self.parts.iter().map(|part| part.places.len()).sum()];
         for Part { places, rows } in self.parts {
-            let rows = rows.to_dtype(DType::F32).and_then(|rows| rows.to_vec2::<f32>()).map_err(failed)?;
+            let rows = rows.to_rows().map_err(failed)?;
             if rows.len() != places.len() {
                 return Err(Error::internal(format!("{} rows for {} inputs", rows.len(), places.len())));
             }

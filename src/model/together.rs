@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use crate::device::give_way;
-use crate::ops::{Segments, attention, attention_of_rows, serially};
+use crate::ops::{Segments, Tensor, attention, attention_of_rows, serially};
 
 /// The rows of a batch that one thread computes.
 pub(super) struct Share<'a> {
@@ -73,7 +73,7 @@ pub(super) fn together(
         // Whoever fails, by a panic too, must not be waited for.
         let leaving = Leaving(&meeting);
         let member = Some(Member { meeting: &meeting, number, first: rows.start, rounds: Cell::new(0) });
-        let x = x.narrow(0, rows.start, rows.len())?;
+        let x = x.narrow_rows(rows.start, rows.len())?;
         let done = serially(|| blocks(x, &Share { segments, member }))?;
         std::mem::forget(leaving);
         Ok(done)
@@ -84,7 +84,7 @@ pub(super) fn together(
     if let Some(error) = failed.into_iter().filter_map(Result::err).min_by_key(is_left_alone) {
         return Err(error);
     }
-    Tensor::cat(&done.into_iter().collect::<Result<Vec<_>>>()?, 0)
+    Tensor::stack_rows(&done.into_iter().collect::<Result<Vec<_>>>()?)
 }
 
 /// Held while threads meet. There is one engine to a process, so nobody is kept from it there.
@@ -208,10 +208,10 @@ pub(super) fn alone() -> MutexGuard<'static, ()> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ops::Device;
 
     fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
@@ -222,8 +222,13 @@ mod tests {
         Tensor::from_vec(values, (count, width), &Device::Cpu).unwrap()
     }
 
+    fn sum(x: &Tensor, y: &Tensor, scale: f64) -> Tensor {
+        let sum = (x.host().unwrap() + y.host().unwrap()).unwrap();
+        Tensor::Host((sum * scale).unwrap())
+    }
+
     fn values(x: &Tensor) -> Vec<Vec<f32>> {
-        x.to_vec2().unwrap()
+        x.to_rows().unwrap()
     }
 
     proptest! {
@@ -236,7 +241,7 @@ mod tests {
             let x = rows(segments.total(), 8);
             let blocks = |mut x: Tensor, share: &Share<'_>| {
                 for _ in 0..layers {
-                    x = (share.attention(&x, (&x * 0.5)?, x.clone(), 2)? + x)?;
+                    x = sum(&share.attention(&x, sum(&x, &x, 0.25), x.clone(), 2)?, &x, 1.0);
                 }
                 Ok(x)
             };

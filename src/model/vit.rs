@@ -3,7 +3,6 @@
 //! An image is cut into patches, each a token beside one class token; the blocks are pre-norm.
 //! Source: `modeling_vit.py` (`ViTForImageClassification`) of transformers 4.57.
 
-use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use super::checkpoint::Checkpoint;
@@ -13,7 +12,9 @@ use super::pass::{Stages, in_passes};
 use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
-use crate::ops::{Epilogue, LayerNorm, Matrix, Reduce, Segments, embed_patches, layer_norm, linear, reduce};
+use crate::ops::{
+    Device, Epilogue, Keeping, LayerNorm, Matrix, Reduce, Segments, Tensor, embed_patches, layer_norm, linear, reduce,
+};
 use crate::repository::Spec;
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Weights, check};
@@ -106,12 +107,12 @@ fn height_and_width(spec: &Spec, key: &str) -> Result<[usize; 2]> {
     }
 }
 
-fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
+fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
     let config = Config::read(spec)?;
     // unfolded pixels and what they are projected to
     let first = config.patch_values() + config.encoder.hidden;
-    let workspace = config.encoder.workspace(BLOCKS.order, config.tokens(), first);
-    let mut checkpoint = Checkpoint::headers(index, PREFIX);
+    let workspace = config.encoder.workspace(BLOCKS.order, (config.tokens(), first), keeping);
+    let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping);
     Vit::build(spec, config, &mut checkpoint, &Device::Cpu)?;
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
@@ -119,7 +120,7 @@ fn footprint(spec: &Spec, index: &Index) -> Result<Footprint> {
 }
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
-    let mut checkpoint = Checkpoint::loaded(weights, PREFIX);
+    let mut checkpoint = Checkpoint::loaded(weights, PREFIX, device.keeping());
     Ok(Model::Image(Box::new(Vit::build(spec, Config::read(spec)?, &mut checkpoint, device)?)))
 }
 
@@ -191,14 +192,17 @@ impl Vit {
                 }
             }
         }
-        Tensor::from_vec(values, (rows, self.config.patch_values()), &self.device)
+        Tensor::activations(values, (rows, self.config.patch_values()), &self.device)
     }
 }
 
 impl Stages<Pixels> for Vit {
     fn first(&self, batch: &[&Pixels]) -> candle_core::Result<(Tensor, Segments)> {
         let patches = linear(&self.unfold(batch)?, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
-        embed_patches(&patches, &self.class.flatten_all()?, &self.positions.squeeze(0)?)
+        let hidden = self.config.encoder.hidden;
+        let (class, positions) = (self.class.reshape(hidden)?, self.positions.reshape((self.config.tokens(), hidden))?);
+        let (x, segments) = embed_patches(&patches, &class, &positions)?;
+        Ok((x, segments.on(&self.device)?))
     }
 
     fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {

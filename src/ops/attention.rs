@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
 use super::cpu::{Fresh, Reading, Rows, require_f32, threads};
 use super::matmul::{Left, PANEL, Right, Target, Tiles, WeightLayout, multiply};
 use super::segments::Segments;
 use super::simd::{exp, max_of, wide};
+use super::tensor::Tensor;
 
 /// Queries whose scores are held at once: a block against 512 keys is 120 KiB, within a core's L2 cache.
 const QUERY_BLOCK: usize = 60;
@@ -20,11 +21,15 @@ const PARALLEL_WORK: usize = 2 << 20;
 ///
 /// `q`, `k`, `v`: `[tokens, heads * d]`, rows possibly strided; `[tokens, heads * d]` comes back.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, plan: (&Segments, usize)) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Tensor::Cuda(q), Tensor::Cuda(k), Tensor::Cuda(v)) = (q, k, v) {
+        return super::cuda::attention([q, k, v], plan).map(Tensor::Cuda);
+    }
     for (tensor, what) in [(q, "queries"), (k, "keys"), (v, "values")] {
         require_f32(tensor, what)?;
     }
     let (segments, heads) = plan;
-    q.apply_op3_no_bwd(k, v, &Attention { segments, heads })
+    q.apply3((k, v), &Attention { segments, heads })
 }
 
 /// [`attention`] of some of a batch's rows: `q`, and which row of the batch its first is. Keys and values come in
@@ -37,7 +42,7 @@ pub fn attention_of_rows(
     (segments, heads): (&Segments, usize),
 ) -> Result<Tensor> {
     require_f32(q, "queries")?;
-    q.apply_op1_no_bwd(&AttentionOfRows { first, pieces, plan: Attention { segments, heads } })
+    q.apply1(&AttentionOfRows { first, pieces, plan: Attention { segments, heads } })
 }
 
 /// What the CPU side needs beside its result, at most, on each of `threads` threads: the scores of one block of
@@ -97,8 +102,8 @@ impl CustomOp1 for AttentionOfRows<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let q = Rows::<f32>::of(storage, layout, "queries")?;
-        let read = self.pieces.iter().map(|(k, v)| (Reading::of(k, "keys"), Reading::of(v, "values")));
-        let read: Vec<_> = read.collect();
+        let read = self.pieces.iter().map(|(k, v)| Ok((Reading::of(k, "keys")?, Reading::of(v, "values")?)));
+        let read = read.collect::<Result<Vec<_>>>()?;
         let rows = read.iter().map(|(k, v)| Ok((k.rows()?, v.rows()?))).collect::<Result<Vec<_>>>()?;
         self.plan.attend(q, self.first, Pieces::of(rows)?)
     }
@@ -304,7 +309,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::testing::{assert_close, matrix, values};
+    use crate::ops::Device;
+    use crate::ops::testing::{assert_close, columns, contiguous, matrix, values};
 
     /// The definition, in f64, one query of one head at a time.
     fn naive(q: &Tensor, k: &Tensor, v: &Tensor, (segments, heads): (&Segments, usize)) -> Vec<f64> {
@@ -355,7 +361,7 @@ mod tests {
             cuts.extend([0, total]);
             cuts.sort_unstable();
             let parts: Vec<(usize, usize)> = cuts.windows(2).map(|cut| (cut[0], cut[1] - cut[0])).collect();
-            let rows = |x: &Tensor, (first, count)| x.narrow(0, first, count).unwrap();
+            let rows = |x: &Tensor, (first, count)| x.narrow_rows(first, count).unwrap();
             let pieces: Vec<_> = parts.iter().map(|part| (rows(&k, *part), rows(&v, *part))).collect();
             for part in parts {
                 let got = attention_of_rows((&rows(&q, part), part.0), &pieces, (&segments, heads)).unwrap();
@@ -369,8 +375,8 @@ mod tests {
     fn queries_keys_and_values_may_be_slices_of_one_projection() {
         let segments = Segments::of([70, 1, 13]);
         let all = matrix(84, 3 * 24, 9);
-        let [q, k, v] = [0, 1, 2].map(|i| all.narrow(1, i * 24, 24).unwrap());
-        let [qc, kc, vc] = [&q, &k, &v].map(|x| x.contiguous().unwrap());
+        let [q, k, v] = [0, 1, 2].map(|i| columns(&all, i * 24, 24));
+        let [qc, kc, vc] = [&q, &k, &v].map(contiguous);
         let got = attention(&q, &k, &v, (&segments, 3)).unwrap();
         assert_close(&got, &naive(&qc, &kc, &vc, (&segments, 3)), 1e-5);
     }
@@ -389,11 +395,12 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow_and_nan_reaches_only_its_own_sequence() {
         let segments = Segments::of([2, 2]);
-        let q = (matrix(4, 8, 1) * 1e3).unwrap();
+        let large = values(&matrix(4, 8, 1)).into_iter().map(|x| x as f32 * 1e3).collect();
+        let q = Tensor::from_vec(large, (4, 8), &Device::Cpu).unwrap();
         assert!(values(&attention(&q, &q, &q, (&segments, 1)).unwrap()).iter().all(|x| x.is_finite()));
         let mut poisoned: Vec<f32> = values(&q).iter().map(|&x| x as f32).collect();
         poisoned[3] = f32::NAN;
-        let q = Tensor::from_vec(poisoned, (4, 8), q.device()).unwrap();
+        let q = Tensor::from_vec(poisoned, (4, 8), &Device::Cpu).unwrap();
         let out = values(&attention(&q, &q, &q, (&segments, 1)).unwrap());
         assert!(out[..8].iter().all(|x| x.is_nan()) && out[16..].iter().all(|x| x.is_finite()));
     }

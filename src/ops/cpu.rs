@@ -2,9 +2,11 @@
 
 use std::cell::Cell;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, WithDType, bail};
 use parking_lot::RwLockReadGuard;
 use rayon::prelude::*;
+
+use super::tensor::Tensor;
 
 /// Values that one task should touch before another thread is worth waking.
 const GRAIN: usize = 16 * 1024;
@@ -52,9 +54,9 @@ pub(super) struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     /// `what`: its name in errors.
-    pub(super) fn of(tensor: &'a Tensor, what: &'static str) -> Self {
-        let (storage, layout) = tensor.storage_and_layout();
-        Reading { storage, layout, what }
+    pub(super) fn of(tensor: &'a Tensor, what: &'static str) -> Result<Self> {
+        let (storage, layout) = tensor.host()?.storage_and_layout();
+        Ok(Reading { storage, layout, what })
     }
 
     pub(super) fn rows(&self) -> Result<Rows<'_>> {

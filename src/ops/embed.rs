@@ -1,10 +1,11 @@
 //! The first layer: what a token or an image patch becomes before any block.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, bail};
 
 use super::cpu::{Reading, Rows, for_row_blocks, output};
 use super::layer_norm::LayerNorm;
 use super::segments::Segments;
+use super::tensor::Tensor;
 
 /// The tables that a token's embedding is summed from, and the norm of the sum.
 #[derive(Debug, Clone)]
@@ -23,7 +24,11 @@ pub struct TokenTables {
 /// `index`: u32 `[3, tokens]`, rows ids, positions and types, one upload for the batch. An index beyond its table
 /// is an error here; a device kernel cannot say so, therefore callers check on the host first.
 pub fn embed_tokens(index: &Tensor, tables: &TokenTables) -> Result<Tensor> {
-    index.apply_op1_no_bwd(tables)
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(index) = index {
+        return super::cuda::embed_tokens(index, tables).map(Tensor::Cuda);
+    }
+    index.apply1(tables)
 }
 
 impl CustomOp1 for TokenTables {
@@ -37,15 +42,15 @@ impl CustomOp1 for TokenTables {
             bail!("token indices have shape {:?}, expected [3, tokens]", layout.dims());
         }
         let [ids, positions, types] = [0, 1, 2].map(|row| index.row(row));
-        let words = Reading::of(&self.words, "the word embeddings");
+        let words = Reading::of(&self.words, "the word embeddings")?;
         let words = words.rows()?;
         let mut out = vec![0f32; ids.len() * words.width];
         gather(&mut out, words, ids)?;
-        gather(&mut out, Reading::of(&self.positions, "the position embeddings").rows()?, positions)?;
+        gather(&mut out, Reading::of(&self.positions, "the position embeddings")?.rows()?, positions)?;
         if let Some(table) = &self.types {
-            gather(&mut out, Reading::of(table, "the type embeddings").rows()?, types)?;
+            gather(&mut out, Reading::of(table, "the type embeddings")?.rows()?, types)?;
         }
-        let parameters = self.norm.read();
+        let parameters = self.norm.read()?;
         let norm = parameters.of_width(words.width)?;
         for_row_blocks(&mut out, words.width, |_, block| norm.apply(block));
         Ok(output(out, (ids.len(), words.width)))
@@ -74,7 +79,14 @@ fn gather(out: &mut [f32], table: Rows<'_>, index: &[u32]) -> Result<()> {
 /// `patches`: `[images * p, width]`; `class`: `[width]`; `positions`: `[p + 1, width]`. The packed batch
 /// `[images * (p + 1), width]` comes back with its segments.
 pub fn embed_patches(patches: &Tensor, class: &Tensor, positions: &Tensor) -> Result<(Tensor, Segments)> {
-    let embedded = patches.apply_op3_no_bwd(class, positions, &EmbedPatches)?;
+    let embedded = match patches {
+        #[cfg(feature = "cuda")]
+        Tensor::Cuda(patches) => {
+            let (class, positions) = (class.on_gpu("a class token")?, positions.on_gpu("position embeddings")?);
+            Tensor::Cuda(super::cuda::embed_patches(patches, class, positions)?)
+        }
+        Tensor::Host(_) => patches.apply3((class, positions), &EmbedPatches)?,
+    };
     let length = positions.dims2()?.0;
     let images = embedded.dims2()?.0 / length;
     Ok((embedded, Segments::of(std::iter::repeat_n(length, images))))
@@ -123,12 +135,11 @@ impl CustomOp3 for EmbedPatches {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::layer_norm;
     use crate::ops::testing::{assert_close, matrix, values, vector};
+    use crate::ops::{Device, layer_norm};
 
     fn tables(width: usize, types: bool) -> TokenTables {
         TokenTables {
@@ -151,7 +162,7 @@ mod tests {
             tokens in prop::collection::vec((0u32..19, 0u32..11, 0u32..2), 1..200), width in 2usize..300, types: bool,
         ) {
             let tables = tables(width, types);
-            let at = |table: &Tensor, row: u32| values(&table.narrow(0, row as usize, 1).unwrap());
+            let at = |table: &Tensor, row: u32| values(&table.narrow_rows(row as usize, 1).unwrap());
             let sums = tokens.iter().flat_map(|&(word, position, kind)| {
                 let mut sum = at(&tables.words, word);
                 sum.iter_mut().zip(at(&tables.positions, position)).for_each(|(x, y)| *x += y);
@@ -180,7 +191,7 @@ mod tests {
     fn every_image_gets_a_class_token_and_its_own_patches() {
         let (patches, class, positions) = (matrix(6, 5, 1), vector(5, 2), matrix(4, 5, 3));
         let (out, segments) = embed_patches(&patches, &class, &positions).unwrap();
-        assert_eq!(segments, Segments::of([4, 4]));
+        assert_eq!(segments.ranges().collect::<Vec<_>>(), [0..4, 4..8]);
         let (p, c, e) = (values(&patches), values(&class), values(&positions));
         let content = [&c[..], &p[..15], &c[..], &p[15..]].concat();
         let want: Vec<f64> = content.iter().zip(e.iter().cycle()).map(|(a, b)| a + b).collect();
@@ -192,7 +203,7 @@ mod tests {
     /// `Reading::vector` guards parameters; make sure a matrix is not mistaken for one.
     #[test]
     fn a_matrix_is_not_a_vector() {
-        assert!(Reading::of(&matrix(2, 3, 1), "x").vector(6).is_err());
-        assert_eq!(Reading::of(&vector(6, 1), "x").vector(6).unwrap().len(), 6);
+        assert!(Reading::of(&matrix(2, 3, 1), "x").unwrap().vector(6).is_err());
+        assert_eq!(Reading::of(&vector(6, 1), "x").unwrap().vector(6).unwrap().len(), 6);
     }
 }

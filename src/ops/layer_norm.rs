@@ -3,10 +3,11 @@
 //! Mean first, then the mean of squared deviations: the one-pass form `E[x²] − E[x]²` (candle's) cancels when
 //! a row's mean is large beside its spread.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 
 use super::cpu::{Reading, Rows, for_row_blocks, output, require_f32};
 use super::simd::{madd, sum_of, wide};
+use super::tensor::Tensor;
 
 /// A layer norm's parameters: `(x − mean) / √(variance + eps) · weight + bias`, each row by itself.
 #[derive(Debug, Clone)]
@@ -20,8 +21,12 @@ pub struct LayerNorm {
 
 /// Normalises every row of `[rows, width]`.
 pub fn layer_norm(x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        return super::cuda::layer_norm(x, norm).map(Tensor::Cuda);
+    }
     require_f32(x, "a layer norm's input")?;
-    x.apply_op1_no_bwd(norm)
+    x.apply1(norm)
 }
 
 /// A layer norm's parameters while they are read.
@@ -40,9 +45,9 @@ pub(super) struct Norm<'a> {
 }
 
 impl LayerNorm {
-    pub(super) fn read(&self) -> Parameters<'_> {
-        let weight = Reading::of(&self.weight, "a layer norm's weight");
-        Parameters { weight, bias: Reading::of(&self.bias, "a layer norm's bias"), eps: self.eps }
+    pub(super) fn read(&self) -> Result<Parameters<'_>> {
+        let weight = Reading::of(&self.weight, "a layer norm's weight")?;
+        Ok(Parameters { weight, bias: Reading::of(&self.bias, "a layer norm's bias")?, eps: self.eps })
     }
 }
 
@@ -63,7 +68,7 @@ impl CustomOp1 for LayerNorm {
             bail!("a layer norm of rows without values");
         }
         let mut out = vec![0f32; x.count * x.width];
-        let parameters = self.read();
+        let parameters = self.read()?;
         let norm = parameters.of_width(x.width)?;
         for_row_blocks(&mut out, x.width, |first, block| {
             for (i, row) in block.chunks_exact_mut(x.width).enumerate() {
@@ -99,10 +104,10 @@ wide! {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ops::Device;
     use crate::ops::testing::{assert_close, matrix, values, vector};
 
     /// The definition, in f64.

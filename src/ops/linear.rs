@@ -1,6 +1,6 @@
 //! `x · weightᵀ + bias`, with what follows it applied to the product while it is at hand.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
 use super::activation::Activation;
@@ -8,6 +8,7 @@ use super::cpu::{Fresh, Reading, Rows, require_f32, threads, values_of};
 use super::layer_norm::{LayerNorm, Norm, Parameters};
 use super::matmul::{Left, Matrix, PANEL, Right, Target, Tiles, multiply};
 use super::simd::wide;
+use super::tensor::Tensor;
 
 /// What a linear layer ends with.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +23,12 @@ pub enum Epilogue<'a> {
 
 /// `[rows, in] · [out, in]ᵀ + [out]`, then the epilogue: `[rows, out]`.
 pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>, epilogue: Epilogue<'_>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        return super::cuda::linear(x, weight, bias, epilogue).map(Tensor::Cuda);
+    }
     require_f32(x, "a linear layer's input")?;
-    x.apply_op2_no_bwd(weight.panels(), &Linear { weight, bias, epilogue })
+    x.apply2(weight.stored(), &Linear { weight, bias, epilogue })
 }
 
 /// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
@@ -53,9 +58,9 @@ impl CustomOp2 for Linear<'_> {
         let right = Right::panels(values_of(s2, l2, "a weight")?, k, n);
         let left = Left { data: x.data, rows: x.count, inner: k, stride: x.stride };
         let mut out = Fresh::new((x.count, n));
-        let bias = self.bias.map(|bias| Reading::of(bias, "a bias"));
+        let bias = self.bias.map(|bias| Reading::of(bias, "a bias")).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.vector(n)).transpose()?;
-        let after = After::of(&self.epilogue);
+        let after = After::of(&self.epilogue)?;
         let then = after.then((x.count, n))?;
         product(left, right, &Finish { bias, then }, &mut out);
         #[allow(unsafe_code)]
@@ -73,14 +78,14 @@ enum After<'a> {
 }
 
 impl<'a> After<'a> {
-    fn of(epilogue: &Epilogue<'a>) -> Self {
+    fn of(epilogue: &Epilogue<'a>) -> Result<Self> {
         let residual = |tensor| Reading::of(tensor, "a residual");
-        match *epilogue {
+        Ok(match *epilogue {
             Epilogue::None => After::Nothing,
             Epilogue::Activate(by) => After::Activate(by),
-            Epilogue::Add(tensor) => After::Add(residual(tensor)),
-            Epilogue::AddNorm(tensor, norm) => After::AddNorm(residual(tensor), norm.read()),
-        }
+            Epilogue::Add(tensor) => After::Add(residual(tensor)?),
+            Epilogue::AddNorm(tensor, norm) => After::AddNorm(residual(tensor)?, norm.read()?),
+        })
     }
 
     /// Its values, checked against the result's shape.
@@ -188,7 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::testing::{assert_close, matrix, values, vector};
+    use crate::ops::testing::{assert_close, columns, contiguous, matrix, values, vector};
 
     fn panels(rows: &Tensor) -> Matrix {
         Matrix::from_rows(rows).unwrap()
@@ -247,8 +252,8 @@ mod tests {
     #[test]
     fn strided_inputs_are_read_in_place() {
         let wide = matrix(6, 20, 4);
-        let (x, w) = (wide.narrow(1, 3, 11).unwrap(), matrix(20, 11, 5).narrow(0, 2, 8).unwrap());
-        let want = naive(&x.contiguous().unwrap(), &w.contiguous().unwrap(), None, None);
+        let (x, w) = (columns(&wide, 3, 11), matrix(20, 11, 5).narrow_rows(2, 8).unwrap());
+        let want = naive(&contiguous(&x), &contiguous(&w), None, None);
         assert_close(&linear(&x, &panels(&w), None, Epilogue::None).unwrap(), &want, 1e-5);
     }
 
@@ -272,12 +277,15 @@ mod tests {
         assert!(linear(&x, &panels(&matrix(4, 3, 1)), Some(&vector(5, 1)), Epilogue::None).is_err());
         assert!(linear(&x, &panels(&matrix(4, 3, 1)), None, Epilogue::Add(&matrix(1, 4, 1))).is_err());
         assert!(linear(&x, &panels(&matrix(4, 3, 1)), None, Epilogue::Add(&matrix(4, 2, 1))).is_err());
-        assert!(linear(&x.t().unwrap(), &panels(&matrix(4, 2, 1)), None, Epilogue::None).is_err());
+        assert!(
+            linear(&Tensor::Host(x.host().unwrap().t().unwrap()), &panels(&matrix(4, 2, 1)), None, Epilogue::None)
+                .is_err()
+        );
     }
 
     #[test]
     fn no_rows_give_no_rows() {
-        let x = Tensor::zeros((0, 3), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let x = Tensor::from_vec(Vec::<f32>::new(), (0, 3), &crate::ops::Device::Cpu).unwrap();
         assert_eq!(linear(&x, &panels(&matrix(4, 3, 1)), None, Epilogue::None).unwrap().dims(), [0, 4]);
     }
 }

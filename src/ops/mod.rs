@@ -10,6 +10,8 @@
 mod activation;
 mod attention;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -17,6 +19,7 @@ mod matmul;
 mod pool;
 mod segments;
 mod simd;
+mod tensor;
 #[cfg(test)]
 mod testing;
 
@@ -29,3 +32,4 @@ pub use linear::{Epilogue, linear};
 pub use matmul::{Matrix, PANEL, WeightLayout};
 pub use pool::{Reduce, l2_normalize, reduce};
 pub use segments::Segments;
+pub use tensor::{Device, Keeping, Machine, Tensor};

@@ -1,10 +1,11 @@
 //! From the rows of a sequence to one row.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 
 use super::cpu::{Rows, output, require_f32};
 use super::segments::Segments;
 use super::simd::sum_of;
+use super::tensor::Tensor;
 
 /// How the rows of a sequence become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +18,12 @@ pub enum Reduce {
 
 /// One row for each sequence: `[tokens, width]` becomes `[sequences, width]`.
 pub fn reduce(x: &Tensor, segments: &Segments, how: Reduce) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        return super::cuda::reduce(x, segments, how).map(Tensor::Cuda);
+    }
     require_f32(x, "what is pooled")?;
-    x.apply_op1_no_bwd(&Pool { segments, how })
+    x.apply1(&Pool { segments, how })
 }
 
 struct Pool<'a> {
@@ -62,8 +67,12 @@ impl CustomOp1 for Pool<'_> {
 
 /// Divides each row by its Euclidean length, or by 1e-12 when that is shorter.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        return super::cuda::l2_normalize(x).map(Tensor::Cuda);
+    }
     require_f32(x, "what is normalised")?;
-    x.apply_op1_no_bwd(&L2Normalize)
+    x.apply1(&L2Normalize)
 }
 
 struct L2Normalize;
@@ -89,10 +98,10 @@ impl CustomOp1 for L2Normalize {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ops::Device;
     use crate::ops::testing::{assert_close, matrix, values};
 
     proptest! {

@@ -3,12 +3,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::Result;
+
+use super::tensor::Device;
+
 /// Sequence `i` is rows `offsets[i]..offsets[i + 1]` of every `[tokens, width]` tensor of the batch.
 ///
 /// Planned once per batch and shared by every layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Segments {
     offsets: Arc<[usize]>,
+    /// As kernels read it.
+    #[cfg(feature = "cuda")]
+    plan: Option<Arc<super::cuda::Plan>>,
 }
 
 impl Segments {
@@ -19,7 +26,31 @@ impl Segments {
             end += length;
             end
         });
-        Segments { offsets: std::iter::once(0).chain(ends).collect() }
+        Segments {
+            offsets: std::iter::once(0).chain(ends).collect(),
+            #[cfg(feature = "cuda")]
+            plan: None,
+        }
+    }
+
+    /// The same, where ops of `device` can read it.
+    pub fn on(self, device: &Device) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(self),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(place) => {
+                let plan = Some(Arc::new(super::cuda::Plan::upload(&self, place)?));
+                Ok(Segments { plan, ..self })
+            }
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn plan(&self) -> Result<&super::cuda::Plan> {
+        match &self.plan {
+            Some(plan) => Ok(plan),
+            None => candle_core::bail!("segments that were not put on the GPU"),
+        }
     }
 
     /// How many sequences.

@@ -1,8 +1,9 @@
 //! What the ops' tests share: seeded tensors, and comparison with a reference in f64.
 
-use candle_core::{Device, Tensor};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+use super::{Device, Tensor};
 
 pub(super) fn matrix(rows: usize, columns: usize, seed: u64) -> Tensor {
     let mut random = StdRng::seed_from_u64(seed);
@@ -11,12 +12,23 @@ pub(super) fn matrix(rows: usize, columns: usize, seed: u64) -> Tensor {
 }
 
 pub(super) fn vector(width: usize, seed: u64) -> Tensor {
-    matrix(1, width, seed).reshape(width).unwrap()
+    let row = matrix(1, width, seed);
+    Tensor::Host(row.host().unwrap().reshape(width).unwrap())
+}
+
+/// Some columns of a matrix, without a copy.
+pub(super) fn columns(matrix: &Tensor, first: usize, count: usize) -> Tensor {
+    Tensor::Host(matrix.host().unwrap().narrow(1, first, count).unwrap())
+}
+
+/// The same values one after the other.
+pub(super) fn contiguous(tensor: &Tensor) -> Tensor {
+    Tensor::Host(tensor.host().unwrap().contiguous().unwrap())
 }
 
 /// Every value, widened.
 pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
-    let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values = tensor.host().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     values.into_iter().map(f64::from).collect()
 }
 

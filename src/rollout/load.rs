@@ -7,19 +7,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
 use super::Context;
 use super::journal::Journal;
 use super::quiet::{Urgency, quietly};
 use super::survey::Inspected;
-use crate::device::{Arena, flush_thread_cache};
+use crate::device::{Memory, flush_thread_cache};
 use crate::engine::{Engine, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults};
 use crate::generation::GenerationId;
 use crate::model::Model;
+use crate::ops::{Machine, Tensor};
 use crate::weights::{self, Manifest, Progress, TensorKey};
 
 /// The version's digests: those of its first sight when its files are the same, else computed now and compared.
@@ -62,8 +62,8 @@ pub(super) async fn recorded(journal: &Journal, inspected: &Inspected) -> Result
 pub(super) struct Loading {
     pub(super) generation: GenerationId,
     pub(super) manifest: Manifest,
-    pub(super) device: Device,
-    pub(super) arena: Arc<Arena>,
+    pub(super) machine: Machine,
+    pub(super) memory: Arc<Memory>,
     pub(super) progress: Arc<Progress>,
     /// A load that reads nothing for this long hangs and is abandoned.
     pub(super) patience: Duration,
@@ -94,7 +94,7 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, device, arena, progress, patience, faults, urgency } = loading;
+    let Loading { generation, manifest, machine, memory, progress, patience, faults, urgency } = loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
     let resident = engine.lookup(generation, keys).await?;
@@ -106,10 +106,10 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         move || {
             urgency.take(&processors);
             let name = inspected.spec.reference();
-            let result = arena.enter(|| {
+            let result = memory.enter(|| {
                 guarded_load(&name, || {
                     faults.strike(At::Load)?;
-                    build(&inspected, &manifest, resident, &device, &progress)
+                    build(&inspected, &manifest, resident, (&machine, &memory), &progress)
                 })
             });
             // Nobody listens when the load was given up; then everything is dropped here.
@@ -148,9 +148,10 @@ pub(super) fn build(
     inspected: &Inspected,
     manifest: &Manifest,
     resident: HashMap<TensorKey, Tensor>,
-    device: &Device,
+    (machine, memory): (&Machine, &Memory),
     progress: &Progress,
 ) -> Result<Built> {
+    let device = &machine.device(memory, (inspected.footprint.workspace, inspected.keeping))?;
     let weights = weights::load(&inspected.index, manifest, &inspected.footprint.wanted, resident, device, progress)?;
     let (bytes, shared) = (weights.exclusive_bytes(), weights.shared_bytes());
     let entries = weights.entries().map(|(key, tensor)| (key.clone(), tensor.clone())).collect();

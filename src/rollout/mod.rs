@@ -25,8 +25,6 @@ pub mod watch;
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 pub use controller::{Answer, Candidate as CandidateStatus, Options, Status};
 pub use gate::Golden;
 pub use journal::{Journal, now_ms};
@@ -36,9 +34,10 @@ pub use residents::Reclaimed;
 pub use supervisor::{MemoryReport, ModelReport, Released, Supervisor, SupervisorConfig};
 pub use survey::Survey;
 
-use crate::device::Budget;
+use crate::device::{Budget, Opened};
 use crate::engine::Engine;
 use crate::generation::GenerationIds;
+use crate::ops::Machine;
 use crate::repository::Repository;
 use residents::Lingering;
 
@@ -48,7 +47,8 @@ pub struct Context {
     pub(self) runtime: tokio::runtime::Handle,
     pub(crate) repository: Arc<Repository>,
     pub(crate) engine: Engine,
-    pub(crate) device: Device,
+    pub(crate) opened: Opened,
+    pub(crate) machine: Machine,
     pub(crate) budget: Arc<Budget>,
     pub(crate) journal: Journal,
     pub(crate) ids: GenerationIds,

@@ -5,16 +5,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use super::gate::{self, Golden, Probation, Runner, SoftError, Trial};
 use super::load::{build, guarded_load};
 use super::quiet::Urgency;
 use super::survey::Survey;
-use crate::device::Processors;
+use crate::device::{Memory, Opened, Processors};
 use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::ledger::GateCheck;
+use crate::ops::Machine;
 use crate::process::{FinishOptions, PrepareOptions, Processor};
 use crate::repository::{Contract, ModelConfig};
 use crate::value::{Output, RawInput};
@@ -30,13 +29,16 @@ pub struct Rehearsal {
 
 impl Rehearsal {
     /// Loads the version. Blocks, and reads every byte twice: for the digests, and against them.
-    pub fn start(survey: Survey, config: &ModelConfig, device: &Device) -> Result<Rehearsal> {
+    pub fn start(survey: Survey, config: &ModelConfig, opened: &Opened) -> Result<Rehearsal> {
         let mut inspected = survey.into_inspected()?;
         let processor = inspected.take_processor()?;
         let reference = inspected.spec.reference();
         let manifest = Manifest::compute(&inspected.spec.dir, &inspected.index)?;
         let progress = Arc::new(Progress::new());
-        let built = guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), device, &progress))?;
+        let machine = Machine::start(opened)?;
+        let memory = Memory::acquire(opened, inspected.footprint.weight_bytes())?;
+        let built =
+            guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), (&machine, &memory), &progress))?;
         let (name, faults, urgency) = (reference.clone(), Faults::default(), Urgency::Awaited);
         let processors = Processors::all();
         let trial = Trial { name, model: built.model, faults, urgency, processors, beside: None, progress };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::device::{Arena, Reservation, resident_bytes};
+use crate::device::{Measured, Memory, Reservation, resident_bytes};
 use crate::engine::{Engine, Held};
 use crate::error::Result;
 use crate::generation::{Drained, GenerationId, Stats};
@@ -19,7 +19,7 @@ use crate::repository::Contract;
 /// Memory that a candidate took before it became a generation.
 #[derive(Debug)]
 pub(super) struct Room {
-    pub(super) arena: Arc<Arena>,
+    pub(super) memory: Arc<Memory>,
     pub(super) reservation: Reservation,
 }
 
@@ -47,6 +47,11 @@ pub struct Reclaimed {
     pub kept_shared: u64,
     pub resident_before: Option<u64>,
     pub resident_after: Option<u64>,
+    /// Of a GPU: before anything was dropped, and at the end, when used and reserved are what others share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vram_before: Option<Measured>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vram_after: Option<Measured>,
     /// Waiting for requests that were still on it.
     pub drain_ms: f64,
     /// Dropping, purging, measuring.
@@ -73,7 +78,7 @@ impl Lingering {
     /// Lowers each reservation to what its arena still holds and lets go of those that hold nothing.
     pub(super) fn sweep(&self) -> Result<()> {
         let mut shared = self.shared.lock().unwrap_or_else(|e| e.into_inner());
-        let used = Arena::used_by(shared.iter().map(|room| room.arena.as_ref()))?;
+        let used = Memory::used_by(shared.iter().map(|room| room.memory.as_ref()))?;
         let mut used = used.into_iter();
         shared.retain(|room| {
             let used = used.next().unwrap_or_default();
@@ -122,10 +127,10 @@ async fn free(
     drain_ms: f64,
 ) -> Result<Reclaimed> {
     let began = Instant::now();
-    let (used_before, resident_before) = (room.arena.used()?, resident_bytes());
+    let (used_before, resident_before, vram_before) = (room.memory.used()?, resident_bytes(), room.memory.measured()?);
     let Held { exclusive, shared } = engine.retire(id, model).await?;
-    room.arena.trim()?;
-    let used_after = room.arena.used()?;
+    room.memory.trim()?;
+    let (used_after, vram_after) = (room.memory.used()?, room.memory.measured()?);
     lingering.linger(room);
     lingering.sweep()?;
     Ok(Reclaimed {
@@ -135,6 +140,8 @@ async fn free(
         kept_shared: shared,
         resident_before,
         resident_after: resident_bytes(),
+        vram_before,
+        vram_after,
         drain_ms,
         free_ms: began.elapsed().as_secs_f64() * 1e3,
     })
@@ -150,6 +157,8 @@ impl Reclaimed {
             kept_shared: 0,
             resident_before: None,
             resident_after: None,
+            vram_before: None,
+            vram_after: None,
             drain_ms: 0.0,
             free_ms: 0.0,
         }

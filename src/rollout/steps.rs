@@ -14,7 +14,7 @@ use super::quiet::{Urgency, quietly};
 use super::residents::{Resident, Room};
 use super::state::Event;
 use super::survey::{Inspected, Survey};
-use crate::device::{Arena, HostMemory};
+use crate::device::{Kind, Memory};
 use crate::engine::Install;
 use crate::error::{Error, Result};
 use crate::faults::Faults;
@@ -130,10 +130,11 @@ pub(super) async fn reserve(
     accept_change: bool,
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
+    let kind = ctx.opened.kind();
     let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
     let inspected = quietly((candidate.urgency, ctx.engine.processors()), "inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
-        let mut inspected = Survey::of(&dir, &model, &version, &config).into_inspected()?;
+        let mut inspected = Survey::of(&dir, (&model, &version), &config, kind).into_inspected()?;
         let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
         let cases = gate::prepare(&golden, &processor, &inspected.contract)?;
@@ -175,10 +176,10 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
         shared = resident.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
     }
     let claim = inspected.claim(shared);
-    let available = if ctx.device.is_cpu() { HostMemory::read().map(|memory| memory.available) } else { None };
-    let reservation = ctx.budget.reserve(&claim, available)?;
+    let reservation = ctx.budget.reserve(&claim, ctx.opened.available()?)?;
     let bytes = inspected.footprint.weight_bytes();
-    Ok((Room { arena: Arc::new(Arena::acquire(bytes - bytes.min(shared))?), reservation }, bytes))
+    let memory = Arc::new(Memory::acquire(&ctx.opened, bytes - bytes.min(shared))?);
+    Ok((Room { memory, reservation }, bytes))
 }
 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
@@ -186,16 +187,16 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let inspected = candidate.inspected()?;
         let manifest = load::manifest(&ctx, &inspected, candidate.urgency).await?;
         let digest = manifest.digest.clone();
-        let arena = match &candidate.room {
-            Some(room) => Arc::clone(&room.arena),
+        let memory = match &candidate.room {
+            Some(room) => Arc::clone(&room.memory),
             None => return Err(LoadError::Failed(Error::internal("a load began without room"))),
         };
         let (generation, progress) = (candidate.id, Arc::clone(&candidate.progress));
-        let device = ctx.device.clone();
+        let machine = ctx.machine.clone();
         let faults = Faults::of(&ctx.faults, &candidate.reference());
         let patience = candidate.config.rollout.load_timeout;
         let urgency = candidate.urgency;
-        let loading = Loading { generation, manifest, device, arena, progress, faults, patience, urgency };
+        let loading = Loading { generation, manifest, machine, memory, progress, faults, patience, urgency };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
     };
     match work.await {
@@ -204,7 +205,9 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
                 // Sharing is proven now, so the promise can fall to what was really taken.
                 let inspected = candidate.inspected.as_ref();
                 let workspace = inspected.map_or(0, |inspected| inspected.footprint.workspace);
-                room.reservation.settle(loaded.bytes + workspace);
+                // What a GPU's driver holds is known better than by adding up.
+                let measured = room.memory.measured().ok().flatten().map(|measured| measured.reserved);
+                room.reservation.settle(measured.unwrap_or(loaded.bytes + workspace));
             }
             let seconds = loaded.took.as_secs_f64();
             let figures = vec![
@@ -245,8 +248,8 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         }
         (None, Ok(_)) => return candidate.failed(Error::internal("nothing was loaded")),
     };
-    let runner = match ctx.device.is_cpu() {
-        true => {
+    let runner = match ctx.opened.kind() {
+        Kind::Cpu => {
             let (name, progress) = (candidate.reference(), Arc::clone(&candidate.progress));
             let (faults, urgency) = (Faults::of(&ctx.faults, &name), candidate.urgency);
             let beside = (urgency == Urgency::Quiet).then(|| ctx.engine.clone());
@@ -254,7 +257,7 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
             let trial = Trial { name, model, faults, urgency, processors, beside, progress };
             Probation::start(trial, &candidate.config.gate).map(Runner::Probation)
         }
-        false => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
+        Kind::Cuda => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
     };
     let mut runner = match runner {
         Ok(runner) => runner,

@@ -6,12 +6,17 @@
 use std::path::{Path, PathBuf};
 
 use super::gate::{self, Golden};
-use crate::device::Claim;
+use crate::device::{Claim, Kind};
 use crate::error::{Error, Result};
 use crate::model::{self, Family};
+use crate::ops::Keeping;
 use crate::process::Processor;
 use crate::repository::{Contract, Fingerprint, ModelConfig, Spec};
 use crate::weights::{self, Footprint, Index};
+
+/// A GPU's memory pool grows by so much, and what is allocated in it begins on such a border (measured on an H100). Bytes.
+const POOL_GROWTH: u64 = 32 << 20;
+const POOL_BORDER: u64 = 512;
 
 /// Everything of a version but its weights; what is `None` is explained in `problems`.
 pub struct Survey {
@@ -21,6 +26,8 @@ pub struct Survey {
     pub family: Option<&'static Family>,
     pub index: Option<Index>,
     pub footprint: Option<Footprint>,
+    /// How the device would keep it.
+    pub keeping: Keeping,
     pub processor: Option<Processor>,
     pub contract: Option<Contract>,
     /// What an image costs in a batch, in tokens; 1 for text.
@@ -30,8 +37,8 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Looks at the folder `dir` of `model@version`. Blocks.
-    pub fn of(dir: &Path, model: &str, version: &str, config: &ModelConfig) -> Survey {
+    /// Looks at the folder `dir` of `model@version`, for a device of this kind. Blocks.
+    pub fn of(dir: &Path, (model, version): (&str, &str), config: &ModelConfig, kind: Kind) -> Survey {
         let mut problems = Vec::new();
         let fingerprint = kept(Fingerprint::of(dir), &mut problems);
         let spec = kept(Spec::read(dir, model, version, config), &mut problems);
@@ -42,24 +49,29 @@ impl Survey {
             family: None,
             index: None,
             footprint: None,
+            keeping: Keeping::Cpu,
             processor: None,
             contract: None,
             tokens_per_image: None,
             problems,
         };
         if let Some(spec) = spec {
-            survey.look_into(&spec, config);
+            survey.look_into(&spec, config, kind);
             survey.spec = Some(spec);
         }
         survey
     }
 
-    fn look_into(&mut self, spec: &Spec, config: &ModelConfig) {
+    fn look_into(&mut self, spec: &Spec, config: &ModelConfig, kind: Kind) {
         let problems = &mut self.problems;
         self.family = kept(model::family(spec), problems);
         self.index = kept(Index::open(&self.dir, &spec.all_weight_files()), problems);
         if let (Some(family), Some(index)) = (self.family, &self.index) {
-            self.footprint = kept((family.footprint)(spec, index), problems);
+            self.keeping = match kind {
+                Kind::Cpu => Keeping::Cpu,
+                Kind::Cuda => Keeping::Cuda(index.main_format()),
+            };
+            self.footprint = kept((family.footprint)(spec, index, self.keeping), problems);
             if let Some(footprint) = &self.footprint {
                 kept(weights::check(index, &footprint.wanted, &family.ignored), problems);
             }
@@ -95,6 +107,7 @@ impl Survey {
             family: self.family.ok_or_else(incomplete)?,
             index: self.index.ok_or_else(incomplete)?,
             footprint: self.footprint.ok_or_else(incomplete)?,
+            keeping: self.keeping,
             processor: Some(self.processor.ok_or_else(incomplete)?),
             contract: self.contract.ok_or_else(incomplete)?,
             fingerprint: self.fingerprint.ok_or_else(incomplete)?,
@@ -113,6 +126,7 @@ pub(super) struct Inspected {
     pub(super) family: &'static Family,
     pub(super) index: Index,
     pub(super) footprint: Footprint,
+    pub(super) keeping: Keeping,
     processor: Option<Processor>,
     pub(super) contract: Contract,
     pub(super) fingerprint: Fingerprint,
@@ -128,10 +142,16 @@ impl Inspected {
 
     /// What to reserve. Unshared, unless a manifest of the very same files says which tensors are resident.
     pub(super) fn claim(&self, shared: u64) -> Claim {
-        Claim {
-            holder: self.spec.reference(),
-            weights: self.footprint.weight_bytes().saturating_sub(shared),
-            workspace: self.footprint.workspace,
-        }
+        let weights = self.footprint.weight_bytes().saturating_sub(shared);
+        let workspace = match self.keeping {
+            Keeping::Cpu => self.footprint.workspace,
+            // What a pool takes of its driver for these.
+            Keeping::Cuda(_) => {
+                let borders = self.footprint.wanted.len() as u64 * POOL_BORDER;
+                let all = weights.saturating_add(borders).saturating_add(self.footprint.workspace);
+                all.next_multiple_of(POOL_GROWTH).saturating_sub(weights)
+            }
+        };
+        Claim { holder: self.spec.reference(), weights, workspace }
     }
 }

@@ -48,6 +48,15 @@ pub(super) fn bytes_mut<T: Element>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
 }
 
+/// Memory that begins on a border of eight bytes, as room for numbers: as many as fit.
+#[cfg(feature = "cuda")]
+pub(super) fn numbers_mut<T: Element>(bytes: &mut [u8]) -> &mut [T] {
+    const { assert!(align_of::<T>() <= align_of::<u64>()) };
+    debug_assert!(bytes.as_ptr().cast::<u64>().is_aligned());
+    // SAFETY: every bit pattern is a T, and every T is valid bytes (`Element`); what is not aligned is left out.
+    unsafe { bytes.align_to_mut::<T>() }.1
+}
+
 /// Bytes on their way from a file to a tensor of another number format.
 pub(super) struct Buffer {
     // u64 for its alignment.

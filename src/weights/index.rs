@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
+use candle_core::DType;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -50,6 +51,19 @@ pub(super) struct HeaderId {
 }
 
 impl Index {
+    /// The floating-point format that most bytes are in, of those that a GPU computes with; f32 where there is none.
+    pub fn main_format(&self) -> DType {
+        let bytes = |format: SourceDtype| {
+            self.iter().filter(|tensor| tensor.dtype == format).map(|tensor| tensor.len).sum::<u64>()
+        };
+        let [half, brain, single] = [SourceDtype::F16, SourceDtype::Bf16, SourceDtype::F32].map(bytes);
+        match half.max(brain) > single {
+            true if half > brain => DType::F16,
+            true => DType::BF16,
+            false => DType::F32,
+        }
+    }
+
     /// Reads and checks the headers of `files`, which are relative to `dir`.
     ///
     /// Refuses (as [`Error::Unloadable`], naming the file) a file that is missing, truncated or padded, a header that is too

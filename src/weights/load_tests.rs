@@ -1,8 +1,11 @@
 use candle_core::WithDType;
+use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
+use super::super::CHUNK;
 use super::super::fixtures::{Folder, Given, f32s, given, serialised};
+use super::super::read::Source;
 use super::*;
 
 const CPU: Device = Device::Cpu;
@@ -17,7 +20,7 @@ fn load_all(folder: &Folder, wanted: &[Wanted]) -> Result<Weights> {
 }
 
 fn values<T: WithDType>(tensor: &Tensor) -> Vec<T> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
+    tensor.host().unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {
@@ -133,7 +136,7 @@ fn resident_tensors_are_not_read() {
     let (index, manifest) = folder.indexed();
     let wanted = [want("kept", &[2], DType::F32), want("new", &[2], DType::F32)];
     let key = key_of(&wanted[0], &index, &manifest).unwrap();
-    let tensor = Tensor::new(&[1f32, 2.0], &CPU).unwrap();
+    let tensor = Tensor::from_vec(vec![1f32, 2.0], 2, &CPU).unwrap();
     // Its bytes in the file are garbage now: whoever reads them fails.
     folder.patch("model.safetensors", index.get("kept").unwrap().offset, &[0xff; 8]);
     let progress = Progress::new();
@@ -141,10 +144,11 @@ fn resident_tensors_are_not_read() {
     let mut weights = load(&index, &manifest, &wanted, resident, &CPU, &progress).unwrap();
     assert_eq!((progress.done(), progress.total()), (8, 8));
     assert_eq!((weights.exclusive_bytes(), weights.shared_bytes()), (8, 8));
-    let entries: HashMap<_, _> = weights.entries().map(|(key, tensor)| (key.clone(), tensor.id())).collect();
+    let entries: HashMap<_, _> =
+        weights.entries().map(|(key, tensor)| (key.clone(), tensor.host().unwrap().id())).collect();
     assert_eq!(entries.len(), 2);
-    assert_eq!(entries[&key], tensor.id());
-    assert_eq!(weights.take("kept").unwrap().id(), tensor.id());
+    assert_eq!(entries[&key], tensor.host().unwrap().id());
+    assert_eq!(weights.take("kept").unwrap().host().unwrap().id(), tensor.host().unwrap().id());
     assert_eq!(values::<f32>(&weights.take("new").unwrap()), [3.0, 4.0]);
     assert!(load(&index, &manifest, &wanted, HashMap::new(), &CPU, &progress).is_err());
 }
@@ -155,7 +159,7 @@ fn a_resident_tensor_of_the_wrong_kind_is_an_error_not_a_wrong_answer() {
     let (index, manifest) = folder.indexed();
     let wanted = [want("kept", &[2], DType::F32)];
     let key = key_of(&wanted[0], &index, &manifest).unwrap();
-    let resident = HashMap::from([(key, Tensor::new(&[1f64, 2.0], &CPU).unwrap())]);
+    let resident = HashMap::from([(key, Tensor::from_vec(vec![1f64, 2.0], 2, &CPU).unwrap())]);
     let error = load(&index, &manifest, &wanted, resident, &CPU, &Progress::new()).unwrap_err();
     assert!(error.to_string().contains("not what its key says"), "{error}");
 }
@@ -184,7 +188,7 @@ fn equal_tensors_under_two_names_are_read_and_held_once() {
     let wanted = [want("in", &[2], DType::F32), want("out", &[2], DType::F32)];
     let mut weights = load_all(&folder, &wanted).unwrap();
     assert_eq!(weights.exclusive_bytes(), 8);
-    assert_eq!(weights.take("in").unwrap().id(), weights.take("out").unwrap().id());
+    assert_eq!(weights.take("in").unwrap().host().unwrap().id(), weights.take("out").unwrap().host().unwrap().id());
 }
 
 #[test]
@@ -197,11 +201,20 @@ fn cancelling_stops_between_chunks() {
     let mut source = Source { index: &index, progress: &progress, open: None };
     let info = index.get("large").unwrap();
     let layout = WeightLayout::Rows;
-    let read = Read { info, dtype: DType::F32, layout, digest: &manifest.tensors["large"], names: vec![] };
+    let digest = manifest.tensors["large"].as_str();
+    let read = Read {
+        info,
+        dtype: DType::F32,
+        layout,
+        digest,
+        names: vec![],
+        #[cfg(feature = "cuda")]
+        room: None,
+    };
     let mut piece = vec![0; CHUNK];
-    source.fill(&read, 0, &mut piece, &mut blake3::Hasher::new()).unwrap();
+    source.fill(&read, 0, &mut piece, Some(&mut blake3::Hasher::new())).unwrap();
     progress.cancel();
-    let error = source.fill(&read, CHUNK, &mut piece, &mut blake3::Hasher::new()).unwrap_err();
+    let error = source.fill(&read, CHUNK, &mut piece, Some(&mut blake3::Hasher::new())).unwrap_err();
     assert_eq!(error.to_string(), "reading the weights was cancelled");
     assert_eq!(progress.done(), CHUNK as u64);
     let error = load(&index, &manifest, &wanted, HashMap::new(), &CPU, &progress).unwrap_err();

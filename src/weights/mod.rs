@@ -12,6 +12,9 @@ mod index;
 mod load;
 mod manifest;
 mod progress;
+mod read;
+#[cfg(feature = "cuda")]
+mod staged;
 
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};

@@ -71,8 +71,13 @@ impl Client {
         self.try_image(model, png).await.unwrap()
     }
 
+    pub(crate) async fn try_texts(&self, model: &str, texts: &[&str]) -> reqwest::Result<Answer> {
+        let request = self.request(Method::POST, &format!("/models/{model}/infer"));
+        answered(request.json(&json!({ "inputs": texts }))).await
+    }
+
     pub(crate) async fn texts(&self, model: &str, texts: &[&str]) -> Answer {
-        self.post(&format!("/models/{model}/infer"), json!({ "inputs": texts })).await
+        self.try_texts(model, texts).await.unwrap()
     }
 
     pub(crate) async fn promote(&self, version: &str, body: Value) -> Answer {

@@ -3,9 +3,11 @@
 //! Nothing here knows the server's rooms: what tests see of it is HTTP, files, signals and log lines.
 #![allow(dead_code, unused_imports, reason = "every test file takes what it needs")]
 
+pub(crate) mod fake_gpu;
 pub(crate) mod http;
 pub(crate) mod inputs;
 pub(crate) mod minilm;
+pub(crate) mod models;
 pub(crate) mod python;
 pub(crate) mod tensors;
 
@@ -50,6 +52,9 @@ pub(crate) struct Site {
     dir: Arc<TempDir>,
     config: String,
     args: Vec<String>,
+    /// Where it serves from.
+    device: String,
+    environment: Vec<(String, String)>,
     /// A command that the server is started through: `sh -c` gets it, with the server's own line as `"$@"`.
     wrapper: Option<String>,
 }
@@ -59,7 +64,14 @@ impl Site {
     pub(crate) fn new() -> Site {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         fs::create_dir(dir.path().join("models")).unwrap();
-        Site { dir, config: String::new(), args: Vec::new(), wrapper: None }
+        Site {
+            dir,
+            config: String::new(),
+            args: Vec::new(),
+            device: "cpu".into(),
+            environment: Vec::new(),
+            wrapper: None,
+        }
     }
 
     /// `digits` with `v1` live, `v2`, and the broken `v3`.
@@ -120,6 +132,16 @@ impl Site {
         self
     }
 
+    pub(crate) fn device(mut self, device: &str) -> Site {
+        self.device = device.into();
+        self
+    }
+
+    pub(crate) fn variable(mut self, name: &str, value: impl Into<String>) -> Site {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     pub(crate) fn wrapped(mut self, command: &str) -> Site {
         self.wrapper = Some(command.into());
         self
@@ -148,7 +170,8 @@ impl Site {
                 shell
             }
         };
-        command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu"]);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--device", &self.device]);
+        command.envs(self.environment.iter().cloned());
         command.arg("--models").arg(self.models()).arg("--state").arg(self.state()).arg("--config").arg(file);
         command.args(&self.args).current_dir(self.dir.path()).env_remove("CUTOVER_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -157,6 +180,17 @@ impl Site {
 
     /// Starts a server and waits until it has brought up its models, or has failed to.
     pub(crate) async fn start(&self) -> Server {
+        let server = self.announced().await;
+        // The pipe was closed, or nothing came: the log, which is printed on the way out, says why.
+        server.unwrap_or_else(|_server| panic!("the server did not announce itself"))
+    }
+
+    /// The same where a server may end at once.
+    pub(crate) async fn try_start(&self) -> Option<Server> {
+        self.announced().await.ok()
+    }
+
+    async fn announced(&self) -> Result<Server, Server> {
         let mut child = self.command().spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (found, url) = oneshot::channel();
@@ -165,10 +199,9 @@ impl Site {
         let mut server = Server { child, log, client: Client::new(""), status: None, _dir: Arc::clone(&self.dir) };
         match tokio::time::timeout(PATIENCE, url).await {
             Ok(Ok(url)) => server.client = Client::new(&url),
-            // The pipe was closed, or nothing came: the log, which is printed on the way out, says why.
-            _ => panic!("the server did not announce itself"),
+            _ => return Err(server),
         }
-        server
+        Ok(server)
     }
 
     /// Starts a server that must refuse to; its exit code and what it said.

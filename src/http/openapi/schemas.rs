@@ -336,6 +336,9 @@ struct Memory {
     process_allocated: Option<u64>,
     #[schema(required)]
     host_available: Option<u64>,
+    /// Where models are served from a GPU.
+    #[schema(nullable = false)]
+    vram: Option<Vram>,
     /// By model.
     last_reclaims: BTreeMap<String, Reclaimed>,
 }
@@ -359,6 +362,21 @@ struct GenerationMemory {
     shared: u64,
 }
 
+/// Bytes of a GPU, as its driver counts them: of the generation's pool, and free whoever uses the rest.
+#[derive(ToSchema)]
+struct Measured {
+    used: u64,
+    reserved: u64,
+    free: u64,
+}
+
+/// Bytes of a GPU, as its driver counts them.
+#[derive(ToSchema)]
+struct Vram {
+    free: u64,
+    total: u64,
+}
+
 /// What a reclaim promised, and what it measured.
 #[derive(ToSchema)]
 struct Reclaimed {
@@ -370,6 +388,10 @@ struct Reclaimed {
     resident_before: Option<u64>,
     #[schema(required)]
     resident_after: Option<u64>,
+    #[schema(nullable = false)]
+    vram_before: Option<Measured>,
+    #[schema(nullable = false)]
+    vram_after: Option<Measured>,
     drain_ms: f64,
     free_ms: f64,
 }

@@ -1,13 +1,13 @@
 //! A transformer encoder block: self-attention and feed-forward, each with a residual and a layer norm.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::config::Encoder;
 use super::linear::{Linear, Part};
 use crate::error;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::together::Share;
-use crate::ops::{Activation, LayerNorm, layer_norm};
+use crate::ops::{Activation, LayerNorm, Tensor, layer_norm};
 
 /// Where the norms stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

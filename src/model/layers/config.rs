@@ -1,15 +1,16 @@
 //! The sizes of an encoder, read from `config.json` and held against sense before anything is multiplied.
 
-use candle_core::Device;
-
 use super::block::NormOrder;
 use crate::error::Result;
 use crate::model::pass::{TOKENS_PER_PASS, Work};
-use crate::ops::{Activation, attention_scratch_bytes};
+use crate::ops::{Activation, Device, Keeping, attention_scratch_bytes};
 use crate::repository::Spec;
 
 /// No dimension of a model comes near; products of two of them stay far from overflow.
 const LARGEST: usize = 1 << 24;
+
+/// Beside what grows with tokens: indices, tables of sequences and tiles, rows of results, and borders between blocks. Bytes.
+const ON_A_GPU: u64 = 4 << 20;
 
 /// What every block of an encoder has in common.
 #[derive(Debug, Clone)]
@@ -67,7 +68,12 @@ impl Encoder {
     ///
     /// The live tensors at the widest point, f32, and what attention takes on each thread. `tests/model_memory.rs` holds
     /// it against what is really allocated.
-    pub(in crate::model) fn workspace(&self, order: NormOrder, longest: usize, first: usize) -> u64 {
+    pub(in crate::model) fn workspace(
+        &self,
+        order: NormOrder,
+        (longest, first): (usize, usize),
+        keeping: Keeping,
+    ) -> u64 {
         let (hidden, intermediate) = (self.hidden, self.intermediate);
         let live = match order {
             // x, q, k, v, context, or x, context, attended; or attended, up, down
@@ -75,7 +81,13 @@ impl Encoder {
             // x, norm(x), q, k, v, context; or x, norm(x), up, down
             NormOrder::Pre => (6 * hidden).max(3 * hidden + intermediate),
         };
-        let values = live.max(first) as u64 * TOKENS_PER_PASS.max(longest) as u64;
+        let tokens = TOKENS_PER_PASS.max(longest) as u64;
+        if let Keeping::Cuda(dtype) = keeping {
+            // Sums and norms of them are apart there, and what a pass begins with comes as f32.
+            let beside = (live + self.hidden) as u64 * dtype.size_in_bytes() as u64;
+            return tokens * beside.max(first as u64 * 8) + ON_A_GPU;
+        }
+        let values = live.max(first) as u64 * tokens;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let scratch = attention_scratch_bytes((longest, hidden / self.heads), threads);
         values * size_of::<f32>() as u64 + scratch

@@ -1,11 +1,11 @@
 //! From the states of a sequence to one embedding, as sentence-transformers' modules say.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::linear::{Linear, Part};
 use crate::error;
 use crate::model::checkpoint::Checkpoint;
-use crate::ops::{Activation, Reduce, Segments, l2_normalize, reduce};
+use crate::ops::{Activation, Reduce, Segments, Tensor, l2_normalize, reduce};
 use crate::repository::Spec;
 use crate::repository::spec::{DenseSpec, Pooling};
 

@@ -1,11 +1,9 @@
 //! A linear layer: its parameters and where a checkpoint keeps them.
 
-use candle_core::Tensor;
-
 use crate::device::give_way;
 use crate::error::Result;
 use crate::model::checkpoint::Checkpoint;
-use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, linear};
+use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, Tensor, linear};
 
 /// Which side of a checkpoint a name is on: only the base model's may carry its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

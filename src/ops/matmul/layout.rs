@@ -4,7 +4,9 @@
 //! a CPU it is kept in *panels*: `[⌈out / 16⌉, in, 16]`, where a panel holds sixteen rows side by side and rows that
 //! do not fill the last one are zero. The loader writes panels as it reads, so that no second copy ever exists.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
+
+use crate::ops::tensor::{Device, Tensor};
 
 /// Outputs in a panel: two AVX2 registers of f32, one of AVX-512, four of NEON.
 pub const PANEL: usize = 16;
@@ -58,37 +60,40 @@ fn rows_and_columns(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// The weight of a linear layer, in panels.
+/// The weight of a linear layer, as its device reads it.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    /// `[⌈out / 16⌉, in, 16]`, f32
-    panels: Tensor,
+    /// Panels, `[⌈out / 16⌉, in, 16]`, f32; or rows, `[out, …]`.
+    stored: Tensor,
+    layout: WeightLayout,
     out: usize,
 }
 
 impl Matrix {
-    /// Takes panels of `out` outputs.
-    pub fn from_panels(panels: Tensor, out: usize) -> Result<Matrix> {
-        match panels.dims() {
-            &[count, _, PANEL] if count == out.div_ceil(PANEL) => Ok(Matrix { panels, out }),
-            dims => bail!("{dims:?} are not the panels of a weight of {out} outputs"),
+    /// Takes a weight of `out` outputs that was arranged for its device.
+    pub fn new(stored: Tensor, layout: WeightLayout, out: usize) -> Result<Matrix> {
+        match (layout, stored.dims()) {
+            (WeightLayout::Panels, &[count, _, PANEL]) if count == out.div_ceil(PANEL) => {
+                Ok(Matrix { stored, layout, out })
+            }
+            (WeightLayout::Rows, &[count, _, ..]) if count == out => Ok(Matrix { stored, layout, out }),
+            (_, dims) => bail!("{dims:?} is no weight of {out} outputs in {layout:?}"),
         }
     }
 
     /// Arranges rows, `[out, in]` f32, as panels: for weights that no loader arranged.
     pub fn from_rows(rows: &Tensor) -> Result<Matrix> {
         let (out, columns) = rows.dims2()?;
-        let values = rows.flatten_all()?.to_vec1::<f32>()?;
+        let values = rows.host()?.flatten_all()?.to_vec1::<f32>()?;
         let layout = WeightLayout::Panels;
         let shape = layout.stored(&[out, columns]);
         let mut stored = vec![0f32; shape.iter().product()];
         layout.place(&mut stored, &[out, columns], 0, &values);
-        Matrix::from_panels(Tensor::from_vec(stored, shape, rows.device())?, out)
+        Matrix::new(Tensor::from_vec(stored, shape, &Device::Cpu)?, layout, out)
     }
 
-    /// `[⌈out / 16⌉, in, 16]`
-    pub(in crate::ops) fn panels(&self) -> &Tensor {
-        &self.panels
+    pub(in crate::ops) fn stored(&self) -> &Tensor {
+        &self.stored
     }
 
     pub fn out_features(&self) -> usize {
@@ -96,7 +101,10 @@ impl Matrix {
     }
 
     pub fn in_features(&self) -> usize {
-        self.panels.dims()[1]
+        match self.layout {
+            WeightLayout::Panels => self.stored.dims()[1],
+            WeightLayout::Rows => self.stored.dims()[1..].iter().product(),
+        }
     }
 }
 

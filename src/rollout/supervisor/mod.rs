@@ -20,6 +20,7 @@ use crate::device::{Budget, Opened};
 use crate::engine::{Counters, Engine};
 use crate::error::{Error, Result};
 use crate::generation::GenerationIds;
+use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::slot::{Registry, Target};
 use folders::Folders;
@@ -30,6 +31,7 @@ pub struct SupervisorConfig {
     /// Serve only these models; empty means all.
     pub only: Vec<String>,
     pub opened: Opened,
+    pub machine: Machine,
     pub budget: Arc<Budget>,
     pub default_batch_tokens: usize,
     /// The last generation id that the ledger knows.
@@ -41,7 +43,6 @@ pub struct Supervisor {
     ctx: Arc<Context>,
     registry: Arc<Registry>,
     only: Vec<String>,
-    device: String,
     controllers: Mutex<BTreeMap<String, Reins>>,
     folders: std::sync::Mutex<Folders>,
 }
@@ -70,7 +71,8 @@ impl Supervisor {
             runtime: tokio::runtime::Handle::current(),
             repository: config.repository,
             engine,
-            device: config.opened.device,
+            opened: config.opened,
+            machine: config.machine,
             budget: config.budget,
             journal,
             ids: GenerationIds::after(config.last_generation),
@@ -84,7 +86,6 @@ impl Supervisor {
             folders: std::sync::Mutex::new(folders),
             registry,
             only: config.only,
-            device: config.opened.name,
             controllers: Mutex::default(),
         });
         let up = supervisor.take_in_all().await?;

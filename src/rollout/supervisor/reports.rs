@@ -11,7 +11,7 @@ use super::super::record::{Handle, View};
 use super::super::residents::Reclaimed;
 use super::super::state::Phase;
 use super::Supervisor;
-use crate::device::{HostMemory, allocated_bytes, resident_bytes};
+use crate::device::{HostMemory, Vram, allocated_bytes, resident_bytes};
 use crate::engine::Held;
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
@@ -55,6 +55,8 @@ pub struct MemoryReport {
     /// What live allocations take of it.
     pub process_allocated: Option<u64>,
     pub host_available: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vram: Option<Vram>,
     pub last_reclaims: BTreeMap<String, Reclaimed>,
 }
 
@@ -167,7 +169,7 @@ impl Supervisor {
             .iter()
             .filter_map(|(name, reins)| Some((name.clone(), reins.status.last_reclaim.load_full()?.as_ref().clone())));
         Ok(MemoryReport {
-            device: self.device.clone(),
+            device: self.ctx.opened.name(),
             capacity: self.ctx.budget.capacity(),
             reserved: self.ctx.budget.reserved(),
             reservations: self.ctx.budget.holders(),
@@ -176,6 +178,7 @@ impl Supervisor {
             process_resident: resident_bytes(),
             process_allocated: allocated_bytes(),
             host_available: HostMemory::read().map(|memory| memory.available),
+            vram: self.ctx.opened.vram()?,
             last_reclaims: last.collect(),
         })
     }

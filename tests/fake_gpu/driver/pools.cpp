@@ -46,7 +46,7 @@ void pool_return(Pool& pool, uint64_t bytes) {
 }
 
 static void release(Pool& pool, uint64_t keep) {
-  pool.reserved = std::min(pool.reserved, round_up(std::max(keep, pool.held()), POOL_STEP));
+  pool.reserved = std::min(pool.reserved, round_up(std::max(std::min(keep, pool.reserved), pool.held()), POOL_STEP));
 }
 
 void observe() {

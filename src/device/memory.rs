@@ -1,0 +1,88 @@
+//! The memory of one generation: counted by itself, and measured to have come back.
+//!
+//! On a CPU it is an arena of the allocator. On a GPU it is a pool of its driver, beside an arena for what stays in the
+//! process; only the pool is counted, since that is what a budget is for.
+
+use super::{Arena, Opened};
+use crate::error::Result;
+
+/// Bytes, as the driver of a GPU counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Measured {
+    /// Allocated of a generation's pool.
+    pub used: u64,
+    /// Held for that pool.
+    pub reserved: u64,
+    /// Free of the device, whoever uses the rest.
+    pub free: u64,
+}
+
+#[derive(Debug)]
+pub struct Memory {
+    arena: Arena,
+    #[cfg(feature = "cuda")]
+    pool: Option<std::sync::Arc<super::cuda::Pool>>,
+}
+
+impl Memory {
+    /// Empty, to hold about `bytes` of weights.
+    pub fn acquire(opened: &Opened, bytes: u64) -> Result<Memory> {
+        match opened {
+            Opened::Cpu => Ok(Memory {
+                arena: Arena::acquire(bytes)?,
+                #[cfg(feature = "cuda")]
+                pool: None,
+            }),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => Ok(Memory { arena: Arena::acquire(0)?, pool: Some(super::cuda::Pool::new(cuda)?) }),
+        }
+    }
+
+    /// What weights on a GPU are allocated from.
+    #[cfg(feature = "cuda")]
+    pub fn pool(&self) -> Option<&std::sync::Arc<super::cuda::Pool>> {
+        self.pool.as_ref()
+    }
+
+    /// Runs `work` with what this thread allocates in the process counted here.
+    pub fn enter<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        self.arena.enter(work)
+    }
+
+    /// Bytes that are allocated.
+    pub fn used(&self) -> Result<u64> {
+        #[cfg(feature = "cuda")]
+        if let Some(pool) = &self.pool {
+            return pool.used();
+        }
+        self.arena.used()
+    }
+
+    /// What a GPU's driver says; none where there is no GPU.
+    pub fn measured(&self) -> Result<Option<Measured>> {
+        #[cfg(feature = "cuda")]
+        if let Some(pool) = &self.pool {
+            let (used, reserved, free) = (pool.used()?, pool.reserved()?, pool.cuda().memory()?.free);
+            return Ok(Some(Measured { used, reserved, free }));
+        }
+        Ok(None)
+    }
+
+    /// Bytes that are allocated of each, in one snapshot.
+    pub fn used_by<'a>(all: impl Iterator<Item = &'a Memory> + Clone) -> Result<Vec<u64>> {
+        #[cfg(feature = "cuda")]
+        if all.clone().any(|memory| memory.pool.is_some()) {
+            return all.map(Memory::used).collect();
+        }
+        Arena::used_by(all.map(|memory| &memory.arena))
+    }
+
+    /// Returns what is not used to the system, or to the driver. What was freed on a GPU must have been waited for.
+    pub fn trim(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(pool) = &self.pool {
+            pool.trim()?;
+        }
+        self.arena.trim()
+    }
+}

@@ -1,0 +1,283 @@
+//! Matrix products by cublasLt, with a bias, an activation or a residual applied to the product while it is at hand.
+//!
+//! Which algorithm suits a product is asked once for each width and each power of two of rows, and kept: asking takes
+//! longer than many products do.
+//!
+//! Source: cuBLAS 13.0, "Using the cublasLt API".
+
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::DType;
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::{
+    cublasComputeType_t as Compute, cublasLtEpilogue_t as Ending, cublasLtHandle_t, cublasLtMatmulAlgo_t,
+    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t, cublasStatus_t as Status,
+    cudaDataType as Format, is_culib_present,
+};
+
+use cudarc::driver::sys::CUstream;
+
+use crate::device::cuda::{Buffer, Cuda, Pool, Stream};
+use crate::error::{Error, Result};
+
+/// What algorithms may use beside operands; NVIDIA recommends this much for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// `CUBLAS_OP_T` of `cublas_api.h`, which cudarc has elsewhere.
+const TRANSPOSED: i32 = 1;
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Then {
+    Nothing,
+    /// Adds a bias to each row.
+    Bias,
+    /// And applies the tanh form of GELU.
+    BiasGeluTanh,
+    BiasRelu,
+}
+
+/// `d = x · weightᵀ`, then [`Then`]: `[rows, inner] · [columns, inner]ᵀ`, all of one format.
+pub(super) struct Product {
+    pub(super) dtype: DType,
+    pub(super) rows: usize,
+    pub(super) inner: usize,
+    pub(super) columns: usize,
+    pub(super) x: u64,
+    pub(super) weight: u64,
+    /// `[columns]`; what it is does not matter where nothing is added.
+    pub(super) bias: u64,
+    /// `[rows, columns]`, added to the product.
+    pub(super) residual: Option<u64>,
+    pub(super) then: Then,
+    pub(super) out: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Blas {
+    handle: cublasLtHandle_t,
+    workspace: Buffer,
+    chosen: Mutex<HashMap<Choice, cublasLtMatmulAlgo_t>>,
+}
+
+// SAFETY: a handle may be used from any thread; what it is used with is guarded.
+unsafe impl Send for Blas {}
+// SAFETY: as above.
+unsafe impl Sync for Blas {}
+
+/// Products that one algorithm is chosen for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Choice {
+    dtype: DType,
+    rows: usize,
+    inner: usize,
+    columns: usize,
+    added: bool,
+    then: Then,
+}
+
+impl Blas {
+    pub(super) fn start(cuda: &Arc<Cuda>, pool: &Arc<Pool>, stream: &Arc<Stream>) -> Result<Blas> {
+        // SAFETY: only looks whether the library can be opened.
+        if !unsafe { is_culib_present() } {
+            return Err(Error::internal("libcublasLt.so.13 cannot be opened: CUDA's libraries are not installed"));
+        }
+        cuda.bind()?;
+        let handle = result::create_handle().map_err(|error| failed("cublasLtCreate", &error))?;
+        let blas = |workspace| Blas { handle, workspace, chosen: Mutex::default() };
+        pool.allocate(WORKSPACE, stream).map(blas).inspect_err(|_| {
+            // SAFETY: just made, and used by nobody.
+            let _ = unsafe { result::destroy_handle(handle) };
+        })
+    }
+
+    /// Queues a product.
+    ///
+    /// # Safety
+    /// Every address has as much memory behind it as its shape says, and what is written is used on this stream only.
+    pub(super) unsafe fn multiply(&self, stream: &Stream, product: &Product) -> Result<()> {
+        if product.rows == 0 || product.columns == 0 {
+            return Ok(());
+        }
+        let raw = stream.bound()?;
+        let described = Described::of(product)?;
+        // The same for all rows up to the next power of two: which algorithm is best changes slowly with them.
+        let rows = product.rows.next_power_of_two();
+        let Product { dtype, inner, columns, then, .. } = *product;
+        let choice = Choice { dtype, rows, inner, columns, added: product.residual.is_some(), then };
+        let algorithm = self.algorithm(choice, &described)?;
+        // SAFETY: the caller's promise.
+        match unsafe { self.run(raw, product, &described, &algorithm) } {
+            // Chosen for another number of rows, which it takes and these it does not.
+            Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) => {
+                let algorithm = self.ask(&described)?;
+                // SAFETY: as above.
+                unsafe { self.run(raw, product, &described, &algorithm) }
+            }
+            answer => answer,
+        }
+        .map_err(|error| failed("cublasLtMatmul", &error))
+    }
+
+    /// # Safety
+    /// As for [`Blas::multiply`].
+    unsafe fn run(
+        &self,
+        raw: CUstream,
+        product: &Product,
+        described: &Described,
+        algorithm: &cublasLtMatmulAlgo_t,
+    ) -> Result<(), CublasError> {
+        let (one, beta) = (1f32, if product.residual.is_some() { 1f32 } else { 0f32 });
+        let pointer = |address: u64| address as *const c_void;
+        let out = product.out as *mut c_void;
+        let Described { product: what, weight, x, out: to } = described;
+        // SAFETY: descriptors live until this returns, operands by the caller's promise, and scalars are read at once.
+        unsafe {
+            result::matmul(
+                self.handle,
+                what.0,
+                (&raw const one).cast(),
+                (&raw const beta).cast(),
+                pointer(product.weight),
+                weight.0,
+                pointer(product.x),
+                x.0,
+                product.residual.map_or(out.cast_const(), pointer),
+                to.0,
+                out,
+                to.0,
+                algorithm,
+                self.workspace.address() as *mut c_void,
+                WORKSPACE,
+                raw.cast(),
+            )
+        }
+    }
+
+    fn algorithm(&self, choice: Choice, described: &Described) -> Result<cublasLtMatmulAlgo_t> {
+        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(algorithm) = chosen.get(&choice) {
+            return Ok(*algorithm);
+        }
+        let algorithm = self.ask(described)?;
+        chosen.insert(choice, algorithm);
+        Ok(algorithm)
+    }
+
+    /// What cublasLt takes to be the fastest.
+    fn ask(&self, described: &Described) -> Result<cublasLtMatmulAlgo_t> {
+        let Described { product, weight, x, out } = described;
+        let preference =
+            result::create_matmul_pref().map_err(|error| failed("cublasLtMatmulPreferenceCreate", &error))?;
+        let most = WORKSPACE;
+        // SAFETY: the preference was just made; everything else lives; the value is read at once and has the attribute's type.
+        let answer = unsafe {
+            let which = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            let set =
+                result::set_matmul_pref_attribute(preference, which, (&raw const most).cast(), size_of_val(&most));
+            let found = set.and_then(|()| {
+                result::get_matmul_algo_heuristic(self.handle, product.0, weight.0, x.0, out.0, out.0, preference)
+            });
+            let _ = result::destroy_matmul_pref(preference);
+            found
+        };
+        Ok(answer.map_err(|error| failed("cublasLtMatmulAlgoGetHeuristic", &error))?.algo)
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: made in `start`, destroyed once; whatever was queued goes on without it.
+        if let Err(error) = unsafe { result::destroy_handle(self.handle) } {
+            tracing::warn!(?error, "a cublasLt handle stays");
+        }
+    }
+}
+
+/// A product as cublasLt is told of it. It thinks in columns, so it is told of the transposed one: `dᵀ = weight · xᵀ`, where
+/// a row of ours is a column of its.
+struct Described {
+    product: Description,
+    weight: Layout,
+    x: Layout,
+    out: Layout,
+}
+
+impl Described {
+    fn of(product: &Product) -> Result<Described> {
+        let format = match product.dtype {
+            DType::F16 => Format::CUDA_R_16F,
+            DType::BF16 => Format::CUDA_R_16BF,
+            _ => Format::CUDA_R_32F,
+        };
+        let Product { rows, inner, columns, .. } = *product;
+        let description = Description::new(product)?;
+        Ok(Described {
+            product: description,
+            weight: Layout::new(format, inner, columns)?,
+            x: Layout::new(format, inner, rows)?,
+            out: Layout::new(format, columns, rows)?,
+        })
+    }
+}
+
+struct Description(cublasLtMatmulDesc_t);
+
+impl Description {
+    fn new(product: &Product) -> Result<Description> {
+        let made = result::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, Format::CUDA_R_32F);
+        let description = Description(made.map_err(|error| failed("cublasLtMatmulDescCreate", &error))?);
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
+        let ending = match product.then {
+            Then::Nothing => return Ok(description),
+            Then::Bias => Ending::CUBLASLT_EPILOGUE_BIAS,
+            Then::BiasGeluTanh => Ending::CUBLASLT_EPILOGUE_GELU_BIAS,
+            Then::BiasRelu => Ending::CUBLASLT_EPILOGUE_RELU_BIAS,
+        };
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, ending)?;
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias)?;
+        Ok(description)
+    }
+
+    fn set<T: Copy>(&self, which: Attribute, value: T) -> Result<()> {
+        // SAFETY: the description lives, and the value is read at once; callers give each attribute its type.
+        let answer = unsafe {
+            result::set_matmul_desc_attribute(self.0, which, (&raw const value).cast::<c_void>(), size_of::<T>())
+        };
+        answer.map_err(|error| failed("cublasLtMatmulDescSetAttribute", &error))
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // SAFETY: made once, destroyed once.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+struct Layout(cublasLtMatrixLayout_t);
+
+impl Layout {
+    /// Of a matrix that lies column by column, one right after the other.
+    fn new(format: Format, rows: usize, columns: usize) -> Result<Layout> {
+        let made = result::create_matrix_layout(format, rows as u64, columns as u64, rows as i64);
+        made.map(Layout).map_err(|error| failed("cublasLtMatrixLayoutCreate", &error))
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: made once, destroyed once.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+fn failed(what: &str, error: &CublasError) -> Error {
+    Error::internal(format!("{what}: {error}"))
+}

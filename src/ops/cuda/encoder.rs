@@ -1,0 +1,142 @@
+//! What an encoder is made of beside products: embeddings, norms, attention, pooling.
+
+use candle_core::{DType, Result, bail};
+
+use super::kernels::{Arguments, Kernel, Shape, launch};
+use super::{Tensor, failed};
+use crate::ops::{LayerNorm, Reduce, Segments, TokenTables};
+
+pub(in crate::ops) fn embed_tokens(index: &Tensor, tables: &TokenTables) -> Result<Tensor> {
+    let words = tables.words.on_gpu("the word embeddings")?;
+    let dtype = words.dtype();
+    let (_, width) = words.matrix("the word embeddings", dtype)?;
+    let table = |table: &crate::ops::Tensor, what: &str| {
+        let table = table.on_gpu(what)?;
+        match table.matrix(what, dtype)? {
+            (_, found) if found == width => Ok(table.address()),
+            (_, found) => bail!("{what} are {found} wide, the words' are {width}"),
+        }
+    };
+    let positions = table(&tables.positions, "the position embeddings")?;
+    let types = tables.types.as_ref().map_or(Ok(0), |types| table(types, "the type embeddings"))?;
+    let (rows, tokens) = index.matrix("token indices", DType::U32)?;
+    if rows != 3 {
+        bail!("token indices have shape {:?}, expected [3, tokens]", index.dims());
+    }
+    let norm = Norm::of(&tables.norm, width, dtype)?;
+    let out = index.beside(&[tokens, width], dtype)?;
+    let arguments = Arguments::new(index).size(tokens).size(width).address(words.address()).address(positions);
+    let arguments = norm.add_to(arguments.address(types)).address(out.address());
+    // `embed_tokens_T(const unsigned*, int, int, const T*, const T*, const T*, const T*, const T*, float, T*)`
+    run(index, (Kernel::EmbedTokens, dtype), Shape::warp_each(tokens), arguments)?;
+    Ok(out)
+}
+
+pub(in crate::ops) fn embed_patches(patches: &Tensor, class: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    let dtype = patches.dtype();
+    let (count, width) = patches.matrix("patches", dtype)?;
+    let class = class.vector("a class token", width, dtype)?;
+    let (places, found) = positions.matrix("position embeddings", dtype)?;
+    let Some(each) = places.checked_sub(1).filter(|each| *each > 0 && count.is_multiple_of(*each)) else {
+        bail!("{count} patches do not fill images of {places} positions");
+    };
+    if found != width {
+        bail!("patches are {width} wide, the positions {found}");
+    }
+    let images = count / each;
+    let out = patches.beside(&[images * places, width], dtype)?;
+    let arguments = Arguments::new(patches).address(class).address(positions.address()).size(images).size(each);
+    // `embed_patches_T(const T*, const T*, const T*, int, int, int, T*)`
+    let arguments = arguments.size(width).address(out.address());
+    run(patches, (Kernel::EmbedPatches, dtype), Shape::warp_each(images * places), arguments)?;
+    Ok(out)
+}
+
+pub(in crate::ops) fn layer_norm(x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let (rows, width) = x.matrix("a layer norm's input", dtype)?;
+    let norm = Norm::of(norm, width, dtype)?;
+    let out = x.beside(x.dims(), dtype)?;
+    let arguments = norm.add_to(Arguments::new(x).size(rows).size(width)).address(out.address());
+    // `layer_norm_T(const T*, int, int, const T*, const T*, float, T*)`
+    run(x, (Kernel::LayerNorm, dtype), Shape::warp_each(rows), arguments)?;
+    Ok(out)
+}
+
+/// A layer norm's parameters, where they lie.
+struct Norm {
+    weight: u64,
+    bias: u64,
+    eps: f32,
+}
+
+impl Norm {
+    fn of(norm: &LayerNorm, width: usize, dtype: DType) -> Result<Norm> {
+        let vector = |tensor: &crate::ops::Tensor, what| tensor.on_gpu(what)?.vector(what, width, dtype);
+        let weight = vector(&norm.weight, "a layer norm's weight")?;
+        Ok(Norm { weight, bias: vector(&norm.bias, "a layer norm's bias")?, eps: norm.eps as f32 })
+    }
+
+    fn add_to(&self, arguments: Arguments) -> Arguments {
+        arguments.address(self.weight).address(self.bias).float(self.eps)
+    }
+}
+
+pub(in crate::ops) fn attention([q, k, v]: [&Tensor; 3], (segments, heads): (&Segments, usize)) -> Result<Tensor> {
+    let (dtype, plan) = (q.dtype(), segments.plan()?);
+    let (rows, width) = q.matrix("queries", dtype)?;
+    for (tensor, what) in [(k, "keys"), (v, "values")] {
+        if tensor.matrix(what, dtype)? != (rows, width) {
+            bail!("queries are [{rows}, {width}], {what} {:?}", tensor.dims());
+        }
+    }
+    if heads == 0 || !width.is_multiple_of(heads) || rows != segments.total() {
+        bail!("{rows} rows of {width} for {heads} heads and {} tokens", segments.total());
+    }
+    let each = width / heads;
+    let (kernel, shape) = Shape::attention(plan.tiles(), heads, each, dtype)?;
+    let out = q.beside(&[rows, width], dtype)?;
+    let arguments = Arguments::new(q).address(k.address()).address(v.address()).size(width);
+    let arguments = arguments.address(plan.offsets()).address(plan.tile_table()).size(heads).size(each);
+    let arguments = arguments.float(1.0 / (each as f32).sqrt()).address(out.address());
+    // `attention_W_T(const T*, const T*, const T*, int, const unsigned*, const unsigned*, int, int, float, T*)`
+    run(q, (kernel, dtype), shape, arguments)?;
+    Ok(out)
+}
+
+pub(in crate::ops) fn reduce(x: &Tensor, segments: &Segments, how: Reduce) -> Result<Tensor> {
+    let (dtype, plan) = (x.dtype(), segments.plan()?);
+    let (rows, width) = x.matrix("what is pooled", dtype)?;
+    if rows != segments.total() || segments.ranges().any(|range| range.is_empty()) {
+        bail!("{rows} rows for sequences of {} tokens, none of which may be empty", segments.total());
+    }
+    let sequences = plan.sequences();
+    let out = x.beside(&[sequences, width], dtype)?;
+    let kind = match how {
+        Reduce::Mean => 0,
+        Reduce::First => 1,
+        Reduce::Max => 2,
+    };
+    let arguments = Arguments::new(x).size(width).address(plan.offsets()).size(sequences).size(width).size(kind);
+    // `pool_T(const T*, int, const unsigned*, int, int, int, T*)`
+    run(x, (Kernel::Pool, dtype), Shape::pool(sequences, width), arguments.address(out.address()))?;
+    Ok(out)
+}
+
+pub(in crate::ops) fn l2_normalize(x: &Tensor) -> Result<Tensor> {
+    let (rows, width) = x.matrix("what is normalised", x.dtype())?;
+    let out = x.beside(x.dims(), DType::F32)?;
+    let arguments = Arguments::new(x).size(rows).size(width).address(out.address());
+    // `l2_normalize_T(const T*, int, int, float*)`
+    run(x, (Kernel::L2Normalize, x.dtype()), Shape::warp_each(rows), arguments)?;
+    Ok(out)
+}
+
+/// Queues a kernel on `x`'s stream. Callers in this file hold shapes against each other first, and write to new tensors.
+fn run(x: &Tensor, (kernel, dtype): (Kernel, DType), shape: Shape, arguments: Arguments) -> Result<()> {
+    let gpu = x.gpu();
+    let function = gpu.kernels.get(kernel, dtype).map_err(failed)?;
+    #[allow(unsafe_code)]
+    // SAFETY: the arguments are the kernel's, as is said where each is called, of tensors of the shapes that were checked.
+    unsafe { launch(&gpu.stream, function, shape, arguments) }.map_err(failed)
+}

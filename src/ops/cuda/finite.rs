@@ -1,0 +1,59 @@
+//! Whether values on a GPU are numbers, asked for many tensors and answered at once.
+
+use std::collections::HashSet;
+
+use super::kernels::{Arguments, Kernel, Shape, launch};
+use super::{FORMATS, Gpu, Place};
+use crate::device::cuda::Buffer;
+use crate::error::Result;
+use crate::ops;
+
+/// A bit for each of some tensors that come up on the staging stream.
+#[derive(Debug)]
+pub struct Finite {
+    gpu: std::sync::Arc<Gpu>,
+    /// u32 words.
+    flags: Buffer,
+    words: usize,
+}
+
+impl Finite {
+    /// For so many tensors, none of them bad.
+    pub fn of(place: &Place, count: usize) -> Result<Finite> {
+        let words = count.div_ceil(32).max(1);
+        let mut rooms = place.rooms(&[words * size_of::<u32>()])?;
+        let flags = rooms.remove(0);
+        let gpu = std::sync::Arc::clone(&place.gpu);
+        gpu.staging.stream().clear(&flags)?;
+        Ok(Finite { gpu, flags, words })
+    }
+
+    /// Queues a look at a tensor whose last piece was sent before.
+    pub fn look_at(&self, tensor: &ops::Tensor, number: usize) -> Result<()> {
+        let ops::Tensor::Cuda(tensor) = tensor else { return Ok(()) };
+        if !FORMATS.contains(&tensor.dtype()) {
+            return Ok(());
+        }
+        let word = self.flags.part(number / 32 * size_of::<u32>(), size_of::<u32>())?;
+        let function = self.gpu.kernels.get(Kernel::Finite, tensor.dtype())?;
+        let arguments = Arguments::new(tensor).count(tensor.count()).address(word).bits(1 << (number % 32));
+        #[allow(unsafe_code)]
+        // SAFETY: `finite_T(const T*, long long, unsigned*, int)`, of a tensor that was written on the same stream.
+        unsafe {
+            launch(self.gpu.staging.stream(), function, Shape::each(tensor.count()), arguments)
+        }
+    }
+
+    /// The numbers of those that hold something else, once the stream has come past all looks.
+    pub fn bad(&self) -> Result<HashSet<usize>> {
+        let mut flags = Vec::with_capacity(self.words);
+        self.gpu.land_from(self.gpu.staging.stream(), (self.flags.address(), self.flags.bytes()), |bytes| {
+            flags.extend(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)));
+        })?;
+        let bits = flags
+            .iter()
+            .enumerate()
+            .flat_map(|(word, flags)| (0..32).map(move |bit| (word * 32 + bit, flags >> bit & 1)));
+        Ok(bits.filter(|(_, set)| *set == 1).map(|(number, _)| number).collect())
+    }
+}

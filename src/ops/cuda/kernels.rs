@@ -1,0 +1,305 @@
+//! The kernels of `kernels/`, loaded once, and how one is launched.
+//!
+//! `build.rs` compiles each file for every architecture that is served; all of them are loaded when a device is opened, so
+//! that no request and no swap ever waits for that.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use candle_core::DType;
+use cudarc::driver::{result, sys};
+
+use super::Tensor;
+use crate::device::cuda::{Cuda, Stream};
+use crate::error::{Error, Result};
+
+/// One file of `kernels/`, compiled, and the kernels in it.
+struct Image {
+    file: &'static str,
+    bytes: &'static [u8],
+}
+
+macro_rules! images {
+    ($($file:literal),* $(,)?) => {
+        &[$(Image { file: $file, bytes: include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".fatbin")) }),*]
+    };
+}
+
+const IMAGES: &[Image] =
+    images!["activate", "attention", "cast", "embed_tokens", "finite", "layer_norm", "patches", "pool"];
+
+macro_rules! kernels {
+    ($($name:ident: $file:literal $symbol:literal),* $(,)?) => {
+        /// A kernel, for each of [`FORMATS`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Kernel { $($name),* }
+
+        impl Kernel {
+            const ALL: &[(Kernel, &str, &str)] = &[$((Kernel::$name, $file, $symbol)),*];
+        }
+    };
+}
+
+kernels! {
+    EmbedTokens: "embed_tokens" "embed_tokens",
+    LayerNorm: "layer_norm" "layer_norm",
+    Activate: "activate" "activate",
+    BiasActivate: "activate" "bias_activate",
+    AttentionAny: "attention" "attention_any",
+    Attention32: "attention" "attention_32",
+    Attention64: "attention" "attention_64",
+    Attention128: "attention" "attention_128",
+    Pool: "pool" "pool",
+    L2Normalize: "pool" "l2_normalize",
+    EmbedPatches: "patches" "embed_patches",
+    Finite: "finite" "finite",
+}
+
+/// The number formats that activations and weights are kept in on a GPU.
+pub(crate) const FORMATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+fn suffix(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => Some("f32"),
+        DType::F16 => Some("f16"),
+        DType::BF16 => Some("bf16"),
+        _ => None,
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Kernels {
+    cuda: Arc<Cuda>,
+    modules: Vec<sys::CUmodule>,
+    /// By kernel, then by format.
+    functions: Vec<[sys::CUfunction; FORMATS.len()]>,
+    /// From one format to another.
+    casts: HashMap<(DType, DType), sys::CUfunction>,
+}
+
+#[allow(unsafe_code)]
+// SAFETY: modules and functions are used by any thread that has bound their context.
+unsafe impl Send for Kernels {}
+#[allow(unsafe_code)]
+// SAFETY: as above; nothing of it changes after it was made.
+unsafe impl Sync for Kernels {}
+
+impl Kernels {
+    pub(super) fn load(cuda: &Arc<Cuda>) -> Result<Kernels> {
+        cuda.bind()?;
+        let mut kernels =
+            Kernels { cuda: Arc::clone(cuda), modules: Vec::new(), functions: Vec::new(), casts: HashMap::new() };
+        let mut by_file = HashMap::new();
+        for image in IMAGES {
+            #[allow(unsafe_code)]
+            // SAFETY: a whole fat binary, which says itself how long it is, and lives as long as the program.
+            let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast::<c_void>()) };
+            let module = cuda.check(&format!("the kernels of {} do not load", image.file), module)?;
+            kernels.modules.push(module);
+            by_file.insert(image.file, module);
+        }
+        let module = |file: &str| {
+            by_file.get(file).copied().ok_or_else(|| Error::internal(format!("no kernels called {file} were built")))
+        };
+        for (kernel, file, symbol) in Kernel::ALL {
+            debug_assert_eq!(*kernel as usize, kernels.functions.len());
+            let mut functions = [std::ptr::null_mut(); FORMATS.len()];
+            for (function, dtype) in functions.iter_mut().zip(FORMATS) {
+                let name = format!("{symbol}_{}", suffix(dtype).unwrap_or_default());
+                *function = find(cuda, module(file)?, &name)?;
+            }
+            kernels.functions.push(functions);
+        }
+        for (kernel, width) in ATTENTION {
+            for dtype in FORMATS {
+                allow_shared(cuda, kernels.get(kernel, dtype)?, attention_block(width, dtype).1)?;
+            }
+        }
+        for from in FORMATS.into_iter().chain([DType::F64]) {
+            for to in FORMATS.into_iter().filter(|to| *to != from && (from != DType::F64 || *to == DType::F32)) {
+                let from_name = suffix(from).unwrap_or("f64");
+                let name = format!("cast_{from_name}_{}", suffix(to).unwrap_or_default());
+                kernels.casts.insert((from, to), find(cuda, module("cast")?, &name)?);
+            }
+        }
+        Ok(kernels)
+    }
+
+    pub(super) fn get(&self, kernel: Kernel, dtype: DType) -> Result<sys::CUfunction> {
+        let format = FORMATS.iter().position(|format| *format == dtype);
+        let found = self.functions.get(kernel as usize).zip(format).map(|(functions, format)| functions[format]);
+        found.ok_or_else(|| Error::internal(format!("no kernel {kernel:?} for {}", dtype.as_str())))
+    }
+
+    pub(super) fn cast(&self, from: DType, to: DType) -> Result<sys::CUfunction> {
+        let found = self.casts.get(&(from, to)).copied();
+        found.ok_or_else(|| Error::internal(format!("no cast from {} to {}", from.as_str(), to.as_str())))
+    }
+}
+
+fn find(cuda: &Cuda, module: sys::CUmodule, name: &str) -> Result<sys::CUfunction> {
+    let symbol = CString::new(name).map_err(Error::internal)?;
+    #[allow(unsafe_code)]
+    // SAFETY: the module was loaded and is not unloaded while `Kernels` lives.
+    let function = unsafe { result::module::get_function(module, symbol) };
+    cuda.check(&format!("the kernel {name}"), function)
+}
+
+/// Lets a kernel take so many bytes of shared memory as a launch asks for; without it, 48 KiB.
+fn allow_shared(cuda: &Cuda, function: sys::CUfunction, bytes: u32) -> Result<()> {
+    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    #[allow(unsafe_code)]
+    // SAFETY: a function of a module that is loaded.
+    let answer = unsafe { result::function::set_function_attribute(function, which, bytes as i32) };
+    cuda.check("cuFuncSetAttribute", answer)
+}
+
+/// The kernels of attention, and the widest head that each takes.
+const ATTENTION: [(Kernel, usize); 4] =
+    [(Kernel::Attention32, 32), (Kernel::Attention64, 64), (Kernel::Attention128, 128), (Kernel::AttentionAny, 256)];
+
+/// Threads of a block, and bytes of shared memory that it takes, for heads of this width (`kernels/README.md`).
+fn attention_block(width: usize, dtype: DType) -> (u32, u32) {
+    if dtype != DType::F32 && matches!(width, 32 | 64 | 128) {
+        // On tensor cores: two buffers of 64 keys and two of as many values.
+        return (128, (4 * 64 * width * dtype.size_in_bytes()) as u32);
+    }
+    let (queries, keys) = (64, if width <= 64 { 64 } else { 32 });
+    let row = width.next_multiple_of(4) + 4;
+    let values = (queries + 2 * keys) * row + queries * (keys + 4);
+    (256, (values * size_of::<f32>()) as u32)
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        if self.cuda.bind().is_err() {
+            return;
+        }
+        for module in self.modules.drain(..) {
+            #[allow(unsafe_code)]
+            // SAFETY: loaded in `load`, unloaded once.
+            let answer = unsafe { result::module::unload(module) };
+            if let Err(error) = self.cuda.check("cuModuleUnload", answer) {
+                tracing::warn!(%error, "kernels stay loaded");
+            }
+        }
+    }
+}
+
+/// How many threads: blocks, and threads in each; and bytes of shared memory that a block takes beside what it declares.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) grid: (u32, u32, u32),
+    pub(super) block: u32,
+    pub(super) shared: u32,
+}
+
+impl Shape {
+    /// For kernels that go over values in any number of steps: a thread for each eight of them.
+    pub(super) fn each(count: usize) -> Shape {
+        const THREADS: usize = 256;
+        const MOST: usize = 1 << 16;
+        Shape { grid: (count.div_ceil(8 * THREADS).min(MOST) as u32, 1, 1), block: THREADS as u32, shared: 0 }
+    }
+
+    /// For kernels in which a warp does a row, four to a block (`kernels/rows.cuh`).
+    pub(super) fn warp_each(rows: usize) -> Shape {
+        Shape { grid: (rows.div_ceil(4) as u32, 1, 1), block: 128, shared: 0 }
+    }
+
+    /// For `pool`: blocks of 512 threads for each sequence, which share its columns.
+    pub(super) fn pool(sequences: usize, width: usize) -> Shape {
+        Shape { grid: (sequences as u32, width.div_ceil(256).clamp(1, 64) as u32, 1), block: 512, shared: 0 }
+    }
+
+    /// For attention over so many tiles, and which of its kernels has heads of this width.
+    pub(super) fn attention(
+        tiles: usize,
+        heads: usize,
+        each: usize,
+        dtype: DType,
+    ) -> candle_core::Result<(Kernel, Shape)> {
+        let kernel = match each {
+            32 => Kernel::Attention32,
+            64 => Kernel::Attention64,
+            128 => Kernel::Attention128,
+            1..=256 => Kernel::AttentionAny,
+            _ => candle_core::bail!("heads of {each} numbers: at most 256 on a GPU"),
+        };
+        let (block, shared) = attention_block(each, dtype);
+        Ok((kernel, Shape { grid: (tiles as u32, heads as u32, 1), block, shared }))
+    }
+}
+
+/// What a kernel is called with, in the order of its parameters.
+#[derive(Default)]
+pub(super) struct Arguments {
+    values: Vec<u64>,
+    /// A size that is no `int`.
+    beyond: Option<usize>,
+}
+
+impl Arguments {
+    /// Beginning with a tensor.
+    pub(super) fn new(x: &Tensor) -> Self {
+        Arguments::default().address(x.address())
+    }
+
+    /// An address, which may be null.
+    pub(super) fn address(mut self, address: u64) -> Self {
+        self.values.push(address);
+        self
+    }
+
+    /// Rows, columns and the like: an `int`.
+    pub(super) fn size(mut self, size: usize) -> Self {
+        match i32::try_from(size) {
+            Ok(size) => self.values.push(u64::from(size as u32)),
+            Err(_) => self.beyond = Some(size),
+        }
+        self
+    }
+
+    /// An `int` of which every bit counts.
+    pub(super) fn bits(mut self, bits: u32) -> Self {
+        self.values.push(u64::from(bits));
+        self
+    }
+
+    pub(super) fn count(mut self, count: usize) -> Self {
+        self.values.push(count as u64);
+        self
+    }
+
+    pub(super) fn float(mut self, value: f32) -> Self {
+        self.values.push(u64::from(value.to_bits()));
+        self
+    }
+}
+
+/// Queues a kernel.
+///
+/// # Safety
+/// The arguments are those that the kernel declares, every address has as much memory behind it as the kernel reads or writes
+/// there, and nothing else on other streams uses what it writes.
+#[allow(unsafe_code)]
+pub(super) unsafe fn launch(
+    stream: &Stream,
+    function: sys::CUfunction,
+    Shape { grid, block, shared }: Shape,
+    mut arguments: Arguments,
+) -> Result<()> {
+    if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+        return Ok(());
+    }
+    if let Some(size) = arguments.beyond {
+        return Err(Error::internal(format!("{size} is too large for a kernel")));
+    }
+    let raw = stream.bound()?;
+    // Values of fewer than eight bytes lie in the first of them: GPUs are served from little-endian machines only.
+    let mut parameters: Vec<*mut c_void> = arguments.values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+    // SAFETY: the caller's promise; parameters are read before this returns.
+    let answer = unsafe { result::launch_kernel(function, grid, (block, 1, 1), shared, raw, &mut parameters) };
+    stream.cuda().check("cuLaunchKernel", answer)
+}

@@ -1,0 +1,133 @@
+//! Memory for activations: one slab of a generation's pool, and blocks that come and go in it.
+//!
+//! Everything in a slab runs on one stream, in the order in which it was queued. So a block may be given to the next
+//! tensor as soon as the process has let go of the last: what still reads it was queued before whatever will write it. That
+//! costs no call of the driver, and nothing can be short of memory in the middle of a pass that fits its slab.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::device::cuda::Buffer;
+use crate::error::{Error, Result};
+
+/// Blocks begin on such borders: of whole cache lines, and of the widest access of any kernel.
+const ALIGNMENT: usize = 256;
+
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    slab: Buffer,
+    free: Mutex<Free>,
+}
+
+impl Scratch {
+    pub(crate) fn new(slab: Buffer) -> Arc<Scratch> {
+        let free = Mutex::new(Free::all(slab.bytes() / ALIGNMENT * ALIGNMENT));
+        Arc::new(Scratch { slab, free })
+    }
+
+    /// `bytes`, of undefined content.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<Block> {
+        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        match free.take(bytes) {
+            Some(at) => Ok(Block { scratch: Arc::clone(self), at, bytes }),
+            None => {
+                let (left, all) = (free.bytes(), self.slab.bytes());
+                Err(Error::internal(format!(
+                    "activations need {bytes} bytes more, {left} of {all} are free, in pieces"
+                )))
+            }
+        }
+    }
+}
+
+/// Some of a slab, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Block {
+    scratch: Arc<Scratch>,
+    at: usize,
+    bytes: usize,
+}
+
+impl Block {
+    pub(crate) fn address(&self) -> u64 {
+        self.scratch.slab.address() + self.at as u64
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.scratch.free.lock().unwrap_or_else(PoisonError::into_inner).give((self.at, self.bytes));
+    }
+}
+
+/// What is free of a slab: pieces by where they begin, none touching another.
+#[derive(Debug)]
+struct Free {
+    pieces: BTreeMap<usize, usize>,
+}
+
+impl Free {
+    fn all(bytes: usize) -> Free {
+        Free { pieces: BTreeMap::from([(0, bytes)]) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.pieces.values().sum()
+    }
+
+    /// The smallest piece that is large enough, the first of those: the same calls give the same places.
+    fn take(&mut self, bytes: usize) -> Option<usize> {
+        let fits = self.pieces.iter().filter(|(_, length)| **length >= bytes);
+        let (&at, &length) = fits.min_by_key(|(at, length)| (**length, **at))?;
+        self.pieces.remove(&at);
+        if length > bytes {
+            self.pieces.insert(at + bytes, length - bytes);
+        }
+        Some(at)
+    }
+
+    fn give(&mut self, (mut at, mut length): (usize, usize)) {
+        if let Some((&before, &size)) = self.pieces.range(..at).next_back()
+            && before + size == at
+        {
+            self.pieces.remove(&before);
+            (at, length) = (before, length + size);
+        }
+        if let Some(after) = self.pieces.remove(&(at + length)) {
+            length += after;
+        }
+        self.pieces.insert(at, length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn blocks_never_overlap_and_all_comes_back(
+            calls in prop::collection::vec((1usize..40, any::<prop::sample::Index>(), any::<bool>()), 0..200),
+        ) {
+            let mut free = Free::all(400);
+            let mut held: Vec<(usize, usize)> = Vec::new();
+            for (bytes, which, gives) in calls {
+                if gives && !held.is_empty() {
+                    free.give(held.swap_remove(which.index(held.len())));
+                } else if let Some(at) = free.take(bytes) {
+                    prop_assert!(at + bytes <= 400);
+                    prop_assert!(held.iter().all(|(other, length)| at + bytes <= *other || other + length <= at));
+                    held.push((at, bytes));
+                } else {
+                    prop_assert!(free.pieces.values().all(|length| *length < bytes));
+                }
+                prop_assert_eq!(free.bytes() + held.iter().map(|(_, length)| length).sum::<usize>(), 400);
+            }
+            held.into_iter().for_each(|piece| free.give(piece));
+            prop_assert_eq!(free.pieces, BTreeMap::from([(0, 400)]));
+        }
+    }
+}

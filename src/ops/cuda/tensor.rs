@@ -1,0 +1,167 @@
+//! A tensor on a GPU: where its numbers lie, in what shape and format.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result, bail};
+use half::{bf16, f16};
+
+use super::kernels::{Arguments, Shape, launch};
+use super::scratch::Block;
+use super::{Gpu, Place, Scratch, failed};
+use crate::device::cuda::Buffer;
+
+/// Rows of numbers, each row right after the one before. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    gpu: Arc<Gpu>,
+    memory: Memory,
+    /// Bytes from the memory's start.
+    offset: usize,
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+#[derive(Debug, Clone)]
+enum Memory {
+    /// Written once, and shared by generations that have the same weight.
+    Weight(Arc<Buffer>),
+    /// What a pass makes.
+    Activation(Arc<Block>, Arc<Scratch>),
+}
+
+impl Tensor {
+    pub(super) fn weight(gpu: &Arc<Gpu>, buffer: Arc<Buffer>, shape: &[usize], dtype: DType) -> Tensor {
+        let (gpu, memory) = (Arc::clone(gpu), Memory::Weight(buffer));
+        Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), dtype }
+    }
+
+    /// Room in a place's scratch memory, to be written whole by what is queued next.
+    pub(super) fn uninitialised(place: &Place, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        Self::in_scratch(&place.gpu, &place.scratch, shape, dtype)
+    }
+
+    fn in_scratch(gpu: &Arc<Gpu>, scratch: &Arc<Scratch>, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
+        let block = scratch.take(bytes).map_err(failed)?;
+        let (gpu, memory) = (Arc::clone(gpu), Memory::Activation(Arc::new(block), Arc::clone(scratch)));
+        Ok(Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), dtype })
+    }
+
+    /// Room beside this one, which is an activation.
+    pub(super) fn beside(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        match &self.memory {
+            Memory::Activation(_, scratch) => Self::in_scratch(&self.gpu, scratch, shape, dtype),
+            Memory::Weight(_) => bail!("an op on a weight alone has nowhere to put its result"),
+        }
+    }
+
+    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    pub(in crate::ops) fn dims(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub(in crate::ops) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(in crate::ops) fn is_on(&self, place: &Place) -> bool {
+        Arc::ptr_eq(&self.gpu, &place.gpu)
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        let start = match &self.memory {
+            Memory::Weight(buffer) => buffer.address(),
+            Memory::Activation(block, _) => block.address(),
+        };
+        start + self.offset as u64
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.count() * self.dtype.size_in_bytes()
+    }
+
+    /// Rows and columns of a matrix of this format; a vector is one row.
+    pub(super) fn matrix(&self, what: &str, dtype: DType) -> Result<(usize, usize)> {
+        if self.dtype != dtype {
+            bail!("{what} is {}, expected {}", self.dtype.as_str(), dtype.as_str());
+        }
+        match self.shape[..] {
+            [columns] => Ok((1, columns)),
+            [rows, columns] => Ok((rows, columns)),
+            _ => bail!("{what} has shape {:?}, expected a vector or a matrix", self.shape),
+        }
+    }
+
+    /// The same where all dimensions but the first are read as one.
+    pub(super) fn flattened_matrix(&self, what: &str, dtype: DType) -> Result<(usize, usize)> {
+        let rows = self.shape.first().copied().unwrap_or(1);
+        self.reshape(&[rows, self.count() / rows.max(1)])?.matrix(what, dtype)
+    }
+
+    /// A vector of this width and format.
+    pub(super) fn vector(&self, what: &str, width: usize, dtype: DType) -> Result<u64> {
+        match self.matrix(what, dtype)? {
+            (1, columns) if columns == width => Ok(self.address()),
+            _ => bail!("{what} has shape {:?}, expected [{width}]", self.shape),
+        }
+    }
+
+    pub(in crate::ops) fn narrow_rows(&self, first: usize, count: usize) -> Result<Tensor> {
+        let rows = self.shape.first().copied().unwrap_or(1);
+        if first.checked_add(count).is_none_or(|end| end > rows) {
+            bail!("rows {first} and {count} more, of {rows}");
+        }
+        let each = self.bytes() / rows.max(1);
+        let mut part = self.clone();
+        part.offset += first * each;
+        if let Some(rows) = part.shape.first_mut() {
+            *rows = count;
+        }
+        Ok(part)
+    }
+
+    pub(in crate::ops) fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        if shape.iter().product::<usize>() != self.count() {
+            bail!("{:?} cannot become {shape:?}", self.shape);
+        }
+        Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// The same numbers in another format.
+    pub(super) fn cast(&self, place: &Place, to: DType) -> Result<Tensor> {
+        let out = Tensor::uninitialised(place, &self.shape, to)?;
+        let function = self.gpu.kernels.cast(self.dtype, to).map_err(failed)?;
+        let arguments = Arguments::new(self).count(self.count()).address(out.address());
+        #[allow(unsafe_code)]
+        // SAFETY: `cast_A_B(const A*, long long, B*)`, of tensors of as many numbers.
+        unsafe { launch(&self.gpu.stream, function, Shape::each(self.count()), arguments) }.map_err(failed)?;
+        Ok(out)
+    }
+
+    /// The rows of a matrix as f32, once whatever computes them is done.
+    pub(in crate::ops) fn to_rows(&self) -> Result<Vec<Vec<f32>>> {
+        let [rows, columns] = self.shape[..] else { bail!("rows of a tensor of shape {:?}", self.shape) };
+        let mut values = Vec::with_capacity(rows * columns);
+        let landed = self.gpu.land(self.address(), self.bytes(), |bytes| match self.dtype {
+            DType::F16 => values.extend(numbers(bytes).map(|bytes| f16::from_le_bytes(bytes).to_f32())),
+            DType::BF16 => values.extend(numbers(bytes).map(|bytes| bf16::from_le_bytes(bytes).to_f32())),
+            _ => values.extend(numbers(bytes).map(f32::from_le_bytes)),
+        });
+        landed.map_err(failed)?;
+        if !super::FORMATS.contains(&self.dtype) {
+            bail!("rows of {}", self.dtype.as_str());
+        }
+        Ok(values.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
+    }
+}
+
+fn numbers<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks::<N>().0.iter().copied()
+}

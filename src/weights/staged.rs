@@ -1,0 +1,184 @@
+//! The way of tensors to a GPU: file, pinned slot, their own memory there.
+//!
+//! Several readers fill slots while others are copied; nothing of a tensor ever lies in the process whole. Whether values are
+//! numbers is looked at on the GPU, when they are there. What is in another format than the wanted one is cast on the way.
+//!
+//! Bytes are not hashed a second time here, which would take longer than everything else: they are those of the manifest as
+//! long as the folder's files are the very ones that it was computed from, by size, time of change and inode, before
+//! the first read and after the last.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cast::{CastFrom, Element, bytes_mut, numbers_mut};
+use super::read::{Read, Reader, Seen};
+use super::{Index, Manifest, Progress, quoted};
+use crate::device::cuda::SLOT;
+use crate::error::{Error, Result};
+use crate::ops::cuda::{Finite, Place};
+use crate::ops::{Device, Tensor};
+use crate::repository::Fingerprint;
+
+/// Threads that read: each copies 7 to 8 GB/s out of the page cache, and eight of them nearly fill the bus (measured on an
+/// H100). At most half of the processors: the others answer clients.
+const READERS: usize = 8;
+
+/// Fills a slot from an element on; the bytes that it filled.
+type Fill<'a> = fn(&mut Reader<'a>, &Read<'_>, usize, (&mut [u8], &mut Seen)) -> Result<usize>;
+
+/// A tensor under the names that it goes by.
+type Named = (Vec<String>, Tensor);
+
+/// Brings everything to the GPU, and waits for it: from here on any stream may read it.
+pub(super) fn upload(
+    place: &Place,
+    files: (&Index, &Manifest),
+    mut reads: Vec<Read<'_>>,
+    progress: &Progress,
+) -> Result<Vec<Named>> {
+    unchanged(files)?;
+    let sizes: Vec<usize> = reads.iter().map(|read| read.elements() * read.dtype.size_in_bytes()).collect();
+    let rooms = place.rooms(&sizes)?;
+    let finite = Finite::of(place, reads.len())?;
+    for (read, room) in reads.iter_mut().zip(rooms) {
+        read.room = Some(room);
+    }
+    let device = Device::Cuda(place.clone());
+    let work = Work {
+        finite: &finite,
+        queue: Mutex::new(reads),
+        done: Mutex::default(),
+        failed: Mutex::default(),
+        stop: AtomicBool::new(false),
+    };
+    let readers = std::thread::available_parallelism().map_or(1, |processors| processors.get() / 2).clamp(1, READERS);
+    std::thread::scope(|scope| {
+        for _ in 1..readers {
+            scope.spawn(|| work.read((files.0, progress), &device));
+        }
+        work.read((files.0, progress), &device);
+    });
+    // Whatever was sent must have arrived before its room may be freed, or read.
+    let arrived = place.gpu().staging().stream().synchronize();
+    if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    arrived?;
+    progress.check()?;
+    let done = work.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let bad = finite.bad()?;
+    if let Some((_, (names, _))) = done.iter().find(|(number, _)| bad.contains(number)) {
+        let name = names.first().map(|name| quoted(name)).unwrap_or_default();
+        return Err(Error::unloadable(files.0.label(""), format!("tensor {name} holds non-finite values")));
+    }
+    unchanged(files)?;
+    Ok(done.into_iter().map(|(_, named)| named).collect())
+}
+
+fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
+    let now = Fingerprint::of(&index.dir)?;
+    if now == manifest.fingerprint {
+        return Ok(());
+    }
+    let what = manifest.fingerprint.differences(&now).join(", ");
+    Err(Error::unloadable(index.label(""), format!("the version folder changed while it was loaded: {what}")))
+}
+
+/// What readers share.
+struct Work<'a> {
+    finite: &'a Finite,
+    queue: Mutex<Vec<Read<'a>>>,
+    /// By number.
+    done: Mutex<Vec<(usize, Named)>>,
+    /// What went wrong first.
+    failed: Mutex<Option<Error>>,
+    stop: AtomicBool,
+}
+
+impl<'a> Work<'a> {
+    /// Takes tensors until there are none, or until somebody failed.
+    fn read(&self, source: (&Index, &Progress), device: &Device) {
+        let mut reader = Reader::new(source, device);
+        while !self.stop.load(Ordering::Relaxed)
+            && let Some((number, mut read)) = self.next()
+        {
+            let brought = reader.read(&mut read).and_then(|tensor| {
+                self.finite.look_at(&tensor, number)?;
+                Ok((number, (read.names, tensor)))
+            });
+            match brought {
+                Ok(done) => self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done),
+                Err(error) => {
+                    self.stop.store(true, Ordering::Relaxed);
+                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    /// The next in the order of files, and its number.
+    fn next(&self) -> Option<(usize, Read<'a>)> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = queue.pop()?;
+        Some((queue.len(), read))
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn staged(&mut self, place: &Place, read: &mut Read<'_>, fill: Fill<'a>) -> Result<Tensor> {
+        let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
+        let room = Arc::new(room);
+        let (mut seen, mut element) = (Seen::nothing(), 0);
+        let each = read.dtype.size_in_bytes();
+        let sent = (|| {
+            while element < read.elements() {
+                let mut slot = place.gpu().staging().take()?;
+                let filled = fill(self, read, element, (slot.bytes_mut(), &mut seen))?;
+                slot.send(filled, &room, element * each)?;
+                element += filled / each;
+            }
+            self.numbers(read, &seen)
+        })();
+        if let Err(error) = sent {
+            // What was sent must have arrived before its room is freed.
+            place.gpu().staging().stream().synchronize()?;
+            return Err(error);
+        }
+        Ok(Tensor::Cuda(place.weight(room, &read.info.shape, read.dtype)))
+    }
+
+    /// The file's own format: straight into the slot.
+    pub(super) fn pieces_as_they_are<T: Element>(
+        &mut self,
+        read: &Read<'_>,
+        from: usize,
+        (slot, _): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        let end = read.elements().min(from + SLOT / size_of::<T>());
+        let values = &mut numbers_mut::<T>(slot)[..end - from];
+        self.source.fill(read, from * size_of::<T>(), bytes_mut(values), None)?;
+        Ok(size_of_val(values))
+    }
+
+    /// Through the buffer into the wanted format.
+    pub(super) fn pieces_cast<S: Element, T: CastFrom<S>>(
+        &mut self,
+        read: &Read<'_>,
+        from: usize,
+        (slot, seen): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        let end = read.elements().min(from + SLOT / size_of::<T>());
+        let values = &mut numbers_mut::<T>(slot)[..end - from];
+        let mut at = 0;
+        while at < values.len() {
+            let piece = self.buffer.numbers::<S>(values.len() - at);
+            self.source.fill(read, (from + at) * size_of::<S>(), bytes_mut(piece), None)?;
+            seen.finite &= S::all_finite(piece);
+            let target = &mut values[at..at + piece.len()];
+            T::cast(piece, target);
+            seen.fits &= T::all_finite(target);
+            at += piece.len();
+        }
+        Ok(size_of_val(values))
+    }
+}

@@ -1,0 +1,141 @@
+//! Models on a GPU against what Hugging Face's own implementation answered, and the memory that they take.
+//!
+//! Where there is no GPU the tests say that they were skipped; then the last one runs them all the same, on a driver that
+//! only keeps books and kernels that the processor runs (`tests/fake_gpu`).
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use candle_core::DType;
+use common::fake_gpu::libraries;
+use common::models::{Fixture, all_fixtures, assert_alike, assert_same, run};
+use common::skipped;
+use cutover::device::{self, DeviceSpec, Memory, Opened};
+use cutover::model::{Model, TOKENS_PER_PASS};
+use cutover::ops::{Device, Keeping, Machine};
+
+/// The GPU, for all tests of the process.
+fn gpu() -> Option<&'static (Opened, Machine)> {
+    static GPU: OnceLock<Option<(Opened, Machine)>> = OnceLock::new();
+    let opened = GPU.get_or_init(|| match device::open(DeviceSpec::Cuda(0)) {
+        Ok(opened) => {
+            let machine = Machine::start(&opened).unwrap();
+            Some((opened, machine))
+        }
+        Err(error) => {
+            skipped(&format!("no GPU: {error}"));
+            None
+        }
+    });
+    opened.as_ref()
+}
+
+/// A fixture's model on the GPU, in a number format, with the memory that it has there.
+fn loaded(fixture: &Fixture, (opened, machine): &(Opened, Machine), format: DType) -> (Model, Memory) {
+    let keeping = Keeping::Cuda(format);
+    let footprint = fixture.version.footprint_for(keeping).unwrap();
+    let memory = Memory::acquire(opened, footprint.weight_bytes()).unwrap();
+    let device: Device = machine.device(&memory, (footprint.workspace, keeping)).unwrap();
+    (fixture.version.load_on(&device), memory)
+}
+
+/// The least cosine, and the largest difference as a part of the largest value.
+fn tolerance(format: DType) -> (f64, f32) {
+    match format {
+        DType::F32 => (0.99999, 1e-4),
+        DType::F16 => (0.9999, 1e-2),
+        _ => (0.999, 5e-2),
+    }
+}
+
+#[test]
+fn every_fixture_gives_the_reference_outputs_in_every_format() {
+    let Some(gpu) = gpu() else { return };
+    for name in all_fixtures() {
+        let fixture = Fixture::open(&name);
+        for format in [DType::F32, DType::F16, DType::BF16] {
+            let (mut model, _memory) = loaded(&fixture, gpu, format);
+            // All cases of a fixture as one: of a single logit near zero nothing can be said in sixteen bits.
+            let alone = fixture.inputs.iter().flat_map(|input| run(&mut model, std::slice::from_ref(input)));
+            let got: Vec<f32> = alone.flatten().collect();
+            let what = format!("{name} in {}", format.as_str());
+            assert_alike(&got, &fixture.expected.concat(), tolerance(format), &what);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_is_the_row_it_would_be_alone() {
+    let Some(gpu) = gpu() else { return };
+    for name in all_fixtures() {
+        let fixture = Fixture::open(&name);
+        let (mut model, _memory) = loaded(&fixture, gpu, DType::F32);
+        let mut batch = fixture.inputs.clone();
+        batch.rotate_left(1);
+        let rows = run(&mut model, &batch);
+        for (row, input) in rows.iter().zip(&batch) {
+            let alone = run(&mut model, std::slice::from_ref(input));
+            assert_same(row, &alone[0], 1e-5, &name);
+        }
+    }
+}
+
+#[test]
+fn what_a_model_takes_is_what_it_declares_and_all_of_it_comes_back() {
+    let Some(gpu) = gpu() else { return };
+    let free = || gpu.0.vram().unwrap().unwrap().free;
+    // What other tests let go of.
+    gpu.1.synchronize().unwrap();
+    let before = free();
+    for name in all_fixtures() {
+        let fixture = Fixture::open(&name);
+        let footprint = fixture.version.footprint_for(Keeping::Cuda(DType::F32)).unwrap();
+        let (mut model, memory) = loaded(&fixture, gpu, DType::F32);
+        run(&mut model, &fixture.inputs);
+        let held = memory.measured().unwrap().unwrap();
+        let borders = footprint.wanted.len() as u64 * 512;
+        assert!((footprint.weight_bytes()..=footprint.total() + borders).contains(&held.used), "{name}: {held:?}");
+        drop(model);
+        gpu.1.synchronize().unwrap();
+        memory.trim().unwrap();
+        let left = memory.measured().unwrap().unwrap();
+        assert_eq!((left.used, left.reserved), (0, 0), "{name}");
+    }
+    assert_eq!(free(), before);
+}
+
+#[test]
+fn the_largest_batch_that_a_pass_takes_fits_what_is_declared() {
+    let Some(gpu) = gpu() else { return };
+    for name in ["bert-embed-mean", "roberta-classify", "vit-classify"] {
+        let fixture = Fixture::open(name);
+        let (mut model, _memory) = loaded(&fixture, gpu, DType::F16);
+        let most = fixture.inputs.iter().max_by_key(|input| input.cost(1)).unwrap();
+        let batch = vec![most.clone(); TOKENS_PER_PASS / most.cost(17).max(1) + 1];
+        let rows = run(&mut model, &batch);
+        assert!(rows.len() == batch.len() && rows.iter().all(|row| row == &rows[0]), "{name}");
+    }
+}
+
+/// The tests above, in a process that finds the fake driver.
+#[test]
+fn the_same_holds_on_a_fake_driver() {
+    if device::open(DeviceSpec::Cuda(0)).is_ok() {
+        // A real one, or this is that process.
+        return;
+    }
+    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu-tests.json");
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.env("LD_LIBRARY_PATH", libraries()).env("FAKE_GPU_REPORT", &report).args(["--test-threads", "1"]);
+    let output = again.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains("5 passed"), "{told}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
+    assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");
+}

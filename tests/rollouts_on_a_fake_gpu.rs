@@ -1,0 +1,194 @@
+//! Whole rollouts of the `cuda` build where there is no GPU: on a fake driver that keeps books (`tests/fake_gpu`).
+//!
+//! The same kernels run on the processor, so answers are held against those of a server on the CPU; and when a server has
+//! ended the driver says what it left behind.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::fake_gpu::{nothing_is_left, on_fake_gpu};
+use common::tensors::with_tensors;
+use common::{Server, Site, fixture, inputs};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn digits_are_answered_as_on_the_cpu_and_nothing_is_left_behind() {
+    let cpu = Site::digits().start().await;
+    let (site, report) = on_fake_gpu(Site::digits());
+    let gpu = site.start().await;
+    for digit in 0..10 {
+        let png = inputs::digit(digit);
+        let (on_cpu, on_gpu) = (cpu.image("digits", &png).await, gpu.image("digits", &png).await);
+        let far = inputs::distance(&inputs::scores(&on_cpu.body), &inputs::scores(&on_gpu.body));
+        assert!(far < 1e-4, "{digit}: {} {}", on_cpu.body, on_gpu.body);
+    }
+    gpu.promote("v2", json!({})).await.expect(200);
+    assert_eq!(gpu.image("digits", &inputs::digit(3)).await.expect(200).version(), "v2");
+    gpu.post("/admin/settle", json!({})).await.expect(200);
+    nothing_is_left(gpu, &report).await;
+}
+
+/// A text model of a few kilobytes in two versions that differ in one layer, judged by nothing but finite answers.
+fn texts() -> Site {
+    let site = Site::new();
+    site.model("texts", TEXTS);
+    site.version("texts", "mean", &fixture("bert-embed-mean"));
+    let tuned = site.version("texts", "tuned", &fixture("bert-embed-mean"));
+    with_tensors(&tuned, |tensors| {
+        let layer = tensors.header.as_object().unwrap().keys().filter(|name| name.contains("layer.1."));
+        for name in layer.cloned().collect::<Vec<_>>() {
+            // The lowest bits of numbers: other weights, of no other meaning.
+            tensors.bytes(&name).iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
+        }
+    });
+    site
+}
+
+const TEXTS: &str = r#"
+task = "embed"
+live = "mean"
+[gate]
+max_latency_ratio = 1000.0
+latency_rounds = 1
+[observe]
+window = "1h"
+golden_every = "1h"
+max_p99_ratio = 1000.0
+"#;
+
+async fn embedding(server: &Server) -> Vec<f64> {
+    inputs::embedding(&server.texts("texts", &["a boat in the harbour"]).await.expect(200).body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn minilm_changes_its_precision_and_its_memory_comes_back_to_the_byte() {
+    if !common::minilm::is_here() {
+        return;
+    }
+    let (cpu, gpu) = (Site::new(), Site::new());
+    cpu.add_minilm();
+    gpu.add_minilm();
+    let (site, report) = on_fake_gpu(gpu);
+    let (cpu, gpu) = (cpu.start().await, site.start().await);
+    let texts = ["a boat in the harbour", "quarterly revenue rose, said the company in its report to investors"];
+    let ask = async |server: &Server| {
+        let answer = server.texts("minilm", &texts).await.expect(200);
+        (answer.version().to_owned(), inputs::embedding(&answer.body))
+    };
+    let (_, want) = ask(&cpu).await;
+    let (version, got) = ask(&gpu).await;
+    assert!(version == "f32" && inputs::distance(&want, &got) < 1e-5);
+    let before = gpu.memory().await;
+    gpu.promote("f16", json!({ "observe": "0s" })).await.expect(200);
+    let (version, got) = ask(&gpu).await;
+    assert!(version == "f16" && inputs::distance(&want, &got) < 2e-3);
+    let reclaim = common::until("f32 is reclaimed", async || {
+        let memory = gpu.memory().await;
+        memory["last_reclaims"]["minilm"].is_object().then(|| memory["last_reclaims"]["minilm"].clone())
+    });
+    let reclaim = reclaim.await;
+    let (held, left) = (&reclaim["vram_before"], &reclaim["vram_after"]);
+    assert_eq!((&left["used"], &left["reserved"]), (&json!(0), &json!(0)), "{reclaim:#}");
+    assert_eq!(
+        left["free"].as_u64().unwrap() - held["free"].as_u64().unwrap(),
+        held["reserved"].as_u64().unwrap(),
+        "{reclaim:#}"
+    );
+    let after = gpu.memory().await;
+    assert!(after["reserved"].as_u64() < before["reserved"].as_u64(), "{before:#} {after:#}");
+    nothing_is_left(gpu, &report).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_swaps_leave_not_a_byte_behind() {
+    let (site, report) = on_fake_gpu(texts());
+    let server = site.start().await;
+    let free = async || server.memory().await["vram"]["free"].as_u64().unwrap();
+    let want = embedding(&server).await;
+    // What the versions share stays in the pool of the first of them, beside that of whichever is live.
+    let mut start = 0;
+    for swap in 0..1000 {
+        let to = if swap % 2 == 0 { "tuned" } else { "mean" };
+        server.promote(to, json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+        if swap == 1 {
+            start = free().await;
+        }
+        if swap % 100 == 99 {
+            assert_eq!(free().await, start, "after {} swaps", swap + 1);
+            assert_eq!(embedding(&server).await, want);
+        }
+    }
+    nothing_is_left(server, &report).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_allocation_fails_blue_serves_on_and_nothing_is_lost() {
+    let (site, report) = on_fake_gpu(texts());
+    let allocations = async |site: &Site| {
+        let server = site.start().await;
+        let promoted = server.promote("tuned", json!({ "observe": "0s", "wait": "settled" })).await;
+        let served = server.texts("texts", &["a boat"]).await;
+        let live = server.live("texts").await;
+        let log = server.log();
+        (promoted, served, live, nothing_is_left(server, &report).await, log)
+    };
+    let (promoted, _, live, whole, _) = allocations(&site).await;
+    assert_eq!((promoted.status, live.as_str()), (200, "tuned"));
+    let counts = &whole["counts"];
+    let all = ["allocations", "pinned_allocations", "pool_growths"].map(|kind| counts[kind].as_u64().unwrap());
+    let (mut refused_start, mut refused_green) = (0, 0);
+    for failing in 1..=all.iter().sum::<u64>() {
+        let (site, _) = on_fake_gpu(texts());
+        let report = site.path().join("gpu.json");
+        let site = site.variable("FAKE_GPU_FAIL_ALLOC", failing.to_string());
+        let Some(server) = site.try_start().await else {
+            // What the process itself needs is not to be had: it says so and ends.
+            refused_start += 1;
+            continue;
+        };
+        let blue = server.texts("texts", &["a boat"]).await;
+        let promoted = server.promote("tuned", json!({ "observe": "0s", "wait": "settled" })).await;
+        if blue.status == 200 && promoted.status != 200 {
+            refused_green += 1;
+            assert_eq!((promoted.status, promoted.kind()), (507, "no_room"), "{failing}: {}", promoted.body);
+            assert_eq!(server.texts("texts", &["a boat"]).await.expect(200).version(), "mean", "{failing}");
+            // There is room again.
+            server.promote("tuned", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+        }
+        assert_eq!(server.texts("texts", &["a boat"]).await.expect(200).version(), "tuned", "{failing}");
+        nothing_is_left(server, &report).await;
+    }
+    assert!(refused_start > 5 && refused_green > 10, "{refused_start} starts, {refused_green} promotes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_that_the_context_does_not_survive_ends_the_process_and_says_so() {
+    let (site, _) = on_fake_gpu(texts());
+    // Somewhere in what the example and the first requests launch.
+    let site = site.variable("FAKE_GPU_FAULT_LAUNCH", "60");
+    let mut server = site.start().await;
+    common::until("the device has failed", async || {
+        let lost = server.try_texts("texts", &["a boat"]).await.map_or(true, |answer| answer.status != 200);
+        lost.then_some(())
+    })
+    .await;
+    assert_eq!(server.ended().await, 70, "{}", server.log());
+    assert!(server.log().contains("the device failed"), "{}", server.log());
+}
+
+#[test]
+fn without_a_gpu_it_says_so_and_auto_falls_back() {
+    let (code, told) = Site::digits().device("cuda:0").refused();
+    assert!(code == 1 && told.contains("no NVIDIA driver") && told.contains("--device"), "{code}: {told}");
+    let (site, _) = on_fake_gpu(Site::digits());
+    let (code, told) = site.device("cuda:3").refused();
+    assert!(code == 1 && told.contains("there is one device, cuda:0"), "{code}: {told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn auto_serves_from_the_cpu_where_there_is_no_gpu_and_says_why() {
+    let server = Site::digits().device("auto").start().await;
+    assert_eq!(server.memory().await["device"], "cpu");
+    assert!(server.log().contains("no NVIDIA driver"), "{}", server.log());
+}
