@@ -206,14 +206,20 @@ impl Config {
             return Err(wrong("faults", reason.into()));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        if args.threads == Some(0) {
-            let (file, key) = ("command line".into(), "--threads".into());
-            return Err(Error::Config { file, key, reason: "expected at least 1".into() });
-        }
-        let threads = args.threads.or(file.device.threads).unwrap_or(cores);
-        if threads == 0 {
-            return Err(wrong("device.threads", "expected at least 1".into()));
-        }
+        let most = MOST_THREADS.max(4 * cores);
+        let bounds = |threads: usize| match threads {
+            0 => Err("expected at least 1".to_owned()),
+            more if more > most => Err(format!("expected at most {most} on {cores} processors, found {more}")),
+            fits => Ok(fits),
+        };
+        let threads = match (args.threads, file.device.threads) {
+            (Some(given), _) => bounds(given).map_err(|reason| {
+                let (file, key) = ("command line".into(), "--threads".into());
+                Error::Config { file, key, reason }
+            })?,
+            (None, Some(given)) => bounds(given).map_err(|reason| wrong("device.threads", reason))?,
+            (None, None) => cores,
+        };
         let token_file = args.admin_token_file.or(file.server.admin_token_file);
         let read_timeout = file.server.read_timeout.unwrap_or(Duration::from_secs(30));
         if file.limits.max_connections == Some(0) {
@@ -338,6 +344,9 @@ fn log_filter() -> Option<String> {
     std::env::var("CUTOVER_LOG").ok().filter(|text| !text.is_empty())
 }
 
+/// Threads for forward passes that may be asked for on any machine; more than four to a processor only cost.
+const MOST_THREADS: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -369,6 +378,7 @@ mod tests {
             ("[sever]\n", "unknown field `sever`"),
             ("[device]\ndevice = \"tpu\"\n", "expected auto, cpu or cuda:N"),
             ("[device]\nthreads = 0\n", "expected at least 1"),
+            ("[device]\nthreads = 100000\n", "expected at most"),
             ("[limits]\nmax_buffered_bytes = 1000\n", "limits.max_buffered_bytes: expected at least max_body_bytes"),
             ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
             ("[server]\napi_key_file = 5\n", "a path, or a list of paths"),

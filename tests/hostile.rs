@@ -403,3 +403,13 @@ async fn a_process_without_descriptors_neither_ends_nor_spins_and_recovers() {
     let told = server.log().matches("could not be accepted").count();
     assert!((1..10).contains(&told), "told of {told} times");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_two_hosts_is_refused() {
+    let server = Site::digits().start().await;
+    let answer = raw(
+        &server,
+        b"GET /models HTTP/1.1\r\nhost: localhost\r\nhost: elsewhere.example\r\nconnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("more than one Host"), "{answer}");
+}

@@ -38,10 +38,15 @@ pub(super) fn start(
 ) -> Result<()> {
     let watch = move || {
         let step = (limit / 20).clamp(Duration::from_millis(10), Duration::from_millis(500));
+        let mut seen = Seen::default();
+        let mut before = epoch.elapsed();
         // The engine's end is the watchdog's: the handle is weak.
         while let Some(shared) = shared.upgrade() {
+            let now = epoch.elapsed();
+            seen.tick(&shared, (now - before).min(2 * step));
+            before = now;
             let lost = || health.fault().map(|fault| broken(&shared, fault));
-            if let Some(stall) = look(&shared, epoch.elapsed(), limit).or_else(lost) {
+            if let Some(stall) = seen.stall(limit).or_else(lost) {
                 let reason = match &stall.fault {
                     Some(fault) => format!("the device failed in a pass of generation {}: {fault}", stall.generation),
                     None => format!("generation {} stalled for {} ms", stall.generation, stall.after.as_millis()),
@@ -61,14 +66,31 @@ pub(super) fn start(
         .map_err(|e| Error::internal(format!("could not start the watchdog: {e}")))
 }
 
-fn look(shared: &Shared, now: Duration, limit: Duration) -> Option<Stall> {
-    let running = shared.running.load(Ordering::Acquire);
-    let since = Duration::from_nanos(shared.since.load(Ordering::Acquire));
-    let after = now.saturating_sub(since);
-    // Read again: a pass that ended meanwhile and one that began are not one long pass.
-    let same = shared.running.load(Ordering::Acquire) == running
-        && shared.since.load(Ordering::Acquire) == since.as_nanos() as u64;
-    (running != 0 && same && after > limit).then(|| Stall { generation: GenerationId(running - 1), after, fault: None })
+/// The pass that was seen running, and for how long it was.
+///
+/// Its age is that of the looks at it, each worth two steps at most: where the watchdog itself did not run (a process that is
+/// stopped, a machine that is suspended, processors that others have), neither could the pass.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Which generation's, plus one, and when it began.
+    pass: (u64, u64),
+    age: Duration,
+}
+
+impl Seen {
+    fn tick(&mut self, shared: &Shared, gap: Duration) {
+        let read = || (shared.running.load(Ordering::Acquire), shared.since.load(Ordering::Acquire));
+        let pass = read();
+        // Read again: a pass that ended meanwhile and one that began are not one long pass.
+        let same = pass.0 != 0 && pass == self.pass && pass == read();
+        self.age = if same { self.age + gap } else { Duration::ZERO };
+        self.pass = pass;
+    }
+
+    fn stall(&self, limit: Duration) -> Option<Stall> {
+        let stalled = self.pass.0 != 0 && self.age > limit;
+        stalled.then(|| Stall { generation: GenerationId(self.pass.0 - 1), after: self.age, fault: None })
+    }
 }
 
 /// Who ran last when the device was lost.
@@ -81,18 +103,34 @@ fn broken(shared: &Shared, fault: &str) -> Stall {
 mod tests {
     use super::*;
 
+    /// Ticks a second apart for so long, the last that was seen.
+    fn after(seen: &mut Seen, shared: &Shared, seconds: u64) -> Option<Stall> {
+        (0..seconds).for_each(|_| seen.tick(shared, Duration::from_secs(1)));
+        seen.stall(Duration::from_secs(5))
+    }
+
     #[test]
     fn a_pass_that_takes_too_long_is_seen_and_an_idle_engine_is_not() {
-        let shared = Shared::default();
-        let limit = Duration::from_secs(1);
-        assert_eq!(look(&shared, Duration::from_secs(100), limit), None);
+        let (shared, mut seen) = (Shared::default(), Seen::default());
+        assert_eq!(after(&mut seen, &shared, 100), None);
         shared.since.store(5_000_000_000, Ordering::Release);
         shared.running.store(8, Ordering::Release);
-        assert_eq!(look(&shared, Duration::from_secs(6), limit), None);
-        let stall = look(&shared, Duration::from_millis(6_001), limit);
-        assert_eq!(
-            stall,
-            Some(Stall { generation: GenerationId(7), after: Duration::from_millis(1_001), fault: None })
-        );
+        assert_eq!(after(&mut seen, &shared, 6), None);
+        let stall = after(&mut seen, &shared, 1);
+        assert_eq!(stall, Some(Stall { generation: GenerationId(7), after: Duration::from_secs(6), fault: None }));
+    }
+
+    #[test]
+    fn passes_that_follow_each_other_are_not_one_and_time_in_which_nobody_looked_does_not_count() {
+        let (shared, mut seen) = (Shared::default(), Seen::default());
+        shared.running.store(8, Ordering::Release);
+        for pass in 1..100 {
+            shared.since.store(pass, Ordering::Release);
+            assert_eq!(after(&mut seen, &shared, 3), None);
+        }
+        // A minute in which the process was stopped is one late look, worth two steps.
+        let step = Duration::from_millis(250);
+        seen.tick(&shared, Duration::from_secs(60).min(2 * step));
+        assert_eq!(seen.stall(Duration::from_secs(5)), None);
     }
 }

@@ -72,6 +72,18 @@ impl Order {
         Ok((order, streams))
     }
 
+    /// Of a version that the path names; what the body says must not be another model's.
+    async fn options_for(&self, app: &App, reference: &str) -> Result<Options> {
+        if let Some(model) = &self.model {
+            let named = app.supervisor.resolve(reference).await?;
+            if model != named.slot.name() {
+                let told = format!("model: the body says '{model}', the path names one of '{}'", named.slot.name());
+                return Err(Error::bad_param("model", told));
+            }
+        }
+        self.options()
+    }
+
     fn options(&self) -> Result<Options> {
         let observe = self.observe.as_deref().map(|text| {
             duration::parse(text).map_err(|reason| Error::bad_param("observe", format!("observe: {reason}")))
@@ -88,7 +100,7 @@ impl Order {
 async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
-        let options = order.options().map_err(Failure::native)?;
+        let options = order.options_for(&app, &reference).await.map_err(Failure::native)?;
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
     };
@@ -98,7 +110,7 @@ async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Re
 async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
-        let options = order.options().map_err(Failure::native)?;
+        let options = order.options_for(&app, &reference).await.map_err(Failure::native)?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };

@@ -24,8 +24,12 @@ pub struct Guard {
     pub access: Access,
 }
 
-/// Refuses foreign origins on a loopback listener.
+/// Refuses a request for two hosts (RFC 9112, 3.2), and foreign origins on a loopback listener.
 pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
+        let dialect = Dialect::of(request.uri().path());
+        return Failure::new(dialect, Error::bad_request("the request has more than one Host")).into_response();
+    }
     if guard.loopback
         && let Err(reason) = local(request.headers(), request.uri())
     {

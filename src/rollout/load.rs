@@ -25,8 +25,12 @@ use crate::weights::{self, Manifest, Progress, TensorKey};
 /// The version's digests: those of its first sight when its files are the same, else computed now and compared.
 ///
 /// # Errors
-/// `Unloadable` when the folder changed after it was first seen.
-pub(super) async fn manifest(ctx: &Context, inspected: &Inspected, urgency: Urgency) -> Result<Manifest> {
+/// `Unloadable` when the folder changed after it was first seen; `Conflict` when `progress` was cancelled.
+pub(super) async fn manifest(
+    ctx: &Context,
+    inspected: &Inspected,
+    (urgency, progress): (Urgency, &Arc<Progress>),
+) -> Result<Manifest> {
     let journal = &ctx.journal;
     if let Some(known) = recorded(journal, inspected).await?
         && known.fingerprint == inspected.fingerprint
@@ -34,8 +38,9 @@ pub(super) async fn manifest(ctx: &Context, inspected: &Inspected, urgency: Urge
         return Ok(known);
     }
     let (dir, index) = (inspected.spec.dir.clone(), inspected.index.clone());
-    let processors = ctx.engine.processors();
-    let now = quietly((urgency, processors), "digest", move || Manifest::compute(&dir, &index)).await?;
+    let (processors, progress) = (ctx.engine.processors(), Arc::clone(progress));
+    let digests = move || Manifest::compute_watched(&dir, &index, &progress);
+    let now = quietly((urgency, processors), "digest", digests).await?;
     match recorded(journal, inspected).await? {
         Some(known) if known.digest == now.digest => Ok(now),
         Some(known) => {

@@ -185,7 +185,7 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
     let work = async {
         let inspected = candidate.inspected()?;
-        let manifest = load::manifest(&ctx, &inspected, candidate.urgency).await?;
+        let manifest = load::manifest(&ctx, &inspected, (candidate.urgency, &candidate.progress)).await?;
         let digest = manifest.digest.clone();
         let memory = match &candidate.room {
             Some(room) => Arc::clone(&room.memory),

@@ -114,6 +114,35 @@ async fn an_abort_stops_a_rollout_in_any_phase_before_its_switch() {
     }
 }
 
+/// A folder that takes minutes to read for its digests.
+fn add_large_file(site: &Site) {
+    let file = std::fs::File::create(site.models().join("digits/v2/optimizer.bin")).unwrap();
+    // Sparse: it takes no room, and its zeros have to be read all the same.
+    file.set_len(1 << 39).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_an_abort_nor_a_stop_waits_for_digests() {
+    let site = Site::digits();
+    add_large_file(&site);
+    let mut server = site.start().await;
+    for ending in ["abort", "stop"] {
+        let began = server.promote("v2", json!({ "wait": "none" })).await.expect(202).id();
+        until("digests are computed", async || (server.rollout(&began).await["phase"] == "loading").then_some(()))
+            .await;
+        let asked = std::time::Instant::now();
+        match ending {
+            "abort" => drop(server.post(&format!("/admin/rollouts/{began}/abort"), json!({})).await.expect(200)),
+            _ => {
+                server.terminate();
+                assert_eq!(server.ended().await, 0);
+            }
+        }
+        // Minutes, if it waited.
+        assert!(asked.elapsed() < std::time::Duration::from_secs(10), "{ending} took {:?}", asked.elapsed());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_after_the_switch_or_of_nothing_is_refused() {
     let site = Site::digits();

@@ -49,6 +49,15 @@ async fn unknown_and_ambiguous_references_are_told_apart() {
     let ambiguous = server.image("v1", &digit(1)).await.expect(409);
     assert_eq!(ambiguous.body["error"]["details"]["candidates"], json!(["digits@v1", "numbers@v1"]));
     server.image("digits@v1", &digit(1)).await.expect(200);
+    // A body that means another model than the path does is nobody's order.
+    for order in ["stage", "promote"] {
+        let path = format!("/models/digits@v2/{order}");
+        let refused = server.post(&path, json!({ "model": "numbers" })).await.expect(400);
+        assert!(refused.message().contains("'numbers'") && refused.message().contains("'digits'"), "{}", refused.body);
+        server.post(&path, json!({ "model": "nope" })).await.expect(400);
+    }
+    assert_eq!(server.live("digits").await, "v1");
+    server.promote("digits@v2", json!({ "model": "digits" })).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
