@@ -87,12 +87,32 @@ fn decode_png(bytes: &[u8], limits: &Limits) -> Result<DynamicImage> {
         return Err(Error::bad_request("the image cannot be decoded: the PNG has no header"));
     };
     limits.check(width, height)?;
+    if chunks(bytes).any(|(kind, length)| kind == b"PLTE" && length % 3 != 0) {
+        // The decoder reads past the end of what is left of the last colour (png 0.18.1).
+        return Err(Error::bad_request("the image cannot be decoded: its palette ends within a colour"));
+    }
     let mut allowed = image::Limits::no_limits();
     // As much as the pixels come to, at 16 bits and four channels: a small image needs no room for a large profile.
     let pixels = u64::from(width) * u64::from(height) * 8;
     allowed.max_alloc = Some(limits.bytes.min(pixels) + ANCILLARY_BYTES);
     let decoder = PngDecoder::with_limits(Cursor::new(bytes), allowed).map_err(undecodable)?;
     read_pixels(decoder, limits)
+}
+
+/// The kinds of a PNG's chunks and how long each says that it is, in the order of the file.
+///
+/// Source: PNG specification (third edition), 5.3, "Chunk layout".
+fn chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
+    let mut rest = bytes.get(PNG_SIGNATURE.len()..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk()?;
+        let length = u32::from_be_bytes(*length);
+        let kind = after.get(..4)?;
+        // Its kind, its data and a checksum.
+        let next = usize::try_from(length).ok()?.checked_add(8)?;
+        rest = after.get(next..).unwrap_or_default();
+        Some((kind, length))
+    })
 }
 
 fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<DynamicImage> {
