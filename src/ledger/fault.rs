@@ -61,6 +61,12 @@ impl Fault {
 }
 
 fn remedy(error: &rusqlite::Error) -> Option<&'static str> {
+    if let rusqlite::Error::SqliteFailure(_, Some(text)) | rusqlite::Error::SqlInputError { msg: text, .. } = error
+        && text.starts_with("no such ")
+    {
+        // A table or a column that this program made.
+        return Some(RESTORE);
+    }
     match error.sqlite_error_code()? {
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Some(RESTORE),
         ErrorCode::DiskFull => Some("make room on its disk; what was recorded before is intact"),

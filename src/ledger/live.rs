@@ -82,7 +82,13 @@ impl Ledger {
         self.read("read what is live", |transaction| {
             let mut statement = transaction.prepare_cached("SELECT * FROM live WHERE model = ?")?;
             let mut rows = statement.query([model])?;
-            rows.next()?.map(Live::checked).transpose()
+            match rows.next()? {
+                Some(row) => Live::checked(row).map(Some),
+                None => match gone(transaction)?.into_iter().find(|(gone, _)| gone == model) {
+                    Some(gone) => Err(Fault::Damaged(gone_name(&gone))),
+                    None => Ok(None),
+                },
+            }
         })
     }
 
@@ -139,7 +145,15 @@ fn manifest(transaction: &Transaction<'_>, model: &str, version: &str) -> Result
         .prepare_cached("SELECT manifest, seal FROM manifests WHERE model = ? AND version = ?")?
         .query_row([model, version], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((text, seal)) = row else { return Ok(None) };
+    let Some((text, seal)) = row else {
+        let seen: bool = transaction
+            .prepare_cached(&format!("SELECT EXISTS ({SEEN} AND model = ? AND json_extract(body, '$.version') = ?)"))?
+            .query_row([model, version], |row| row.get(0))?;
+        return match seen {
+            true => Err(Fault::Damaged(format!("{} is gone", manifest_name(model, version)))),
+            false => Ok(None),
+        };
+    };
     let damaged = || Fault::Damaged(format!("{} is not what was recorded", manifest_name(model, version)));
     if digest(MANIFEST_SCHEME, &[Some(model), Some(version), Some(&text)]) != seal {
         return Err(damaged());
@@ -151,7 +165,25 @@ fn manifest_name(model: &str, version: &str) -> String {
     format!("the manifest of '{model}@{version}'")
 }
 
-/// The names of live rows and manifests that are not as they were written.
+/// Models that the chain says have a live version, with the event that made it so, and that have no row of it.
+fn gone(connection: &Connection) -> Result<Vec<(String, i64)>, Fault> {
+    // Kinds that are written together with a row (`commit_live`), and the one that takes it away.
+    let mut statement = connection.prepare_cached(
+        "SELECT model, max(seq), kind FROM events WHERE kind IN ('seeded', 'switched', 'rolled_back', 'forgotten')
+            GROUP BY model HAVING kind <> 'forgotten' AND model NOT IN (SELECT model FROM live) ORDER BY model",
+    )?;
+    let models = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(models.collect::<rusqlite::Result<_>>()?)
+}
+
+fn gone_name((model, since): &(String, i64)) -> String {
+    format!("the live version of '{model}' is gone: event {since} made it so")
+}
+
+/// Events that say that a manifest was recorded.
+const SEEN: &str = "SELECT model, json_extract(body, '$.version') FROM events WHERE kind = 'manifest'";
+
+/// The names of live rows and manifests that are not as they were written, or are gone.
 pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
     let mut bad = Vec::new();
     let mut statement = connection.prepare_cached("SELECT * FROM live ORDER BY model")?;
@@ -169,6 +201,14 @@ pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
         if digest(MANIFEST_SCHEME, &[Some(&model), Some(&version), Some(&text)]) != seal {
             bad.push(manifest_name(&model, &version));
         }
+    }
+    bad.extend(gone(connection)?.iter().map(gone_name));
+    let mut statement =
+        connection.prepare_cached(&format!("{SEEN} EXCEPT SELECT model, version FROM manifests ORDER BY 1, 2"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (model, version): (String, Option<String>) = (row.get(0)?, row.get(1)?);
+        bad.push(format!("{} is gone", manifest_name(&model, &version.unwrap_or_default())));
     }
     Ok(bad)
 }

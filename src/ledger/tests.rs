@@ -369,3 +369,34 @@ fn a_ledger_that_did_not_note_where_the_chain_ended_is_read_and_noted_from_then_
     forge(&place.path, "UPDATE live SET head_seq = 0");
     assert!(reason(Ledger::open(&place.path)).contains("the live version of 'a'"));
 }
+
+#[test]
+fn rows_that_were_deleted_are_missed() {
+    for (delete, told) in [
+        ("DELETE FROM live", "the live version of 'a' is gone: event 2"),
+        ("DELETE FROM manifests", "the manifest of 'a@v1' is gone"),
+        ("DROP TABLE live", "restore a copy"),
+    ] {
+        let place = place();
+        let ledger = Ledger::open(&place.path).unwrap();
+        ledger.record_manifest("a", "v1", &json!({ "digest": "d" })).unwrap();
+        let seen = NewEvent { body: json!({ "version": "v1", "digest": "d" }), ..event("a", "manifest", None) };
+        ledger.append(&seen).unwrap();
+        ledger.commit_live(&live("a", "v1"), &event("a", "switched", None)).unwrap();
+        assert!(ledger.verify().unwrap().ok);
+        drop(ledger);
+        Connection::open(&place.path).unwrap().execute_batch(delete).unwrap();
+        let refused = Ledger::open(&place.path).and_then(|ledger| {
+            let report = ledger.verify()?;
+            assert!(!report.ok && report.bad_rows.iter().any(|row| row.contains(told)), "{delete}: {report:?}");
+            // And nobody is told that there never was one.
+            ledger.live("a").and_then(|_| ledger.manifest("a", "v1"))
+        });
+        assert!(reason(refused).contains(told), "{delete}");
+    }
+    // A model that was forgotten has no row, and that is right.
+    let ledger = Ledger::open(&place().path).unwrap();
+    ledger.commit_live(&live("a", "v1"), &event("a", "seeded", None)).unwrap();
+    ledger.forget(&event("a", "forgotten", None)).unwrap();
+    assert!(ledger.verify().unwrap().ok && ledger.live("a").unwrap().is_none());
+}
