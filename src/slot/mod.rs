@@ -154,7 +154,12 @@ impl Slot {
 
     /// Whether it serves, or has nothing that it should serve.
     pub fn is_ready(&self) -> bool {
-        self.route.load().is_some() || (self.absence.load().vacant && self.versions.load().is_empty())
+        self.route.load().is_some() || self.is_vacant()
+    }
+
+    /// Whether it has served nothing yet because there was nothing to serve.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.route.load().is_none() && self.absence.load().vacant
     }
 
     pub fn versions(&self) -> Arc<Vec<String>> {

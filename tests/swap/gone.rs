@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::common::inputs::digit;
-use super::common::{Server, Site};
+use super::common::{DIGITS, Server, Site, root, until};
 
 /// Two models with `v2` live in both; their server has ended.
 async fn two_models() -> Site {
@@ -115,4 +115,21 @@ async fn a_folder_that_goes_while_it_serves_changes_nothing_until_the_next_start
     let refused = server.delete("/models/digits").await.expect(409);
     assert!(refused.message().contains("live"), "{}", refused.message());
     server.get("/ready").await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_version_of_a_known_model_is_served_unasked_and_nothing_was_unready_before() {
+    let site = Site::digits();
+    site.model("numbers", DIGITS);
+    let server = site.start().await;
+    server.get("/ready").await.expect(200);
+    assert_eq!(server.image("numbers", &digit(4)).await.expect(503).kind(), "not_serving");
+    site.version("numbers", "v1", &root().join("models/digits/v1"));
+    // Nobody lists models, and nobody promotes.
+    let served = until("the first version is served", async || {
+        assert_eq!(server.get("/ready").await.status, 200);
+        let answer = server.image("numbers", &digit(4)).await;
+        (answer.status == 200).then_some(answer)
+    });
+    assert_eq!(served.await.version(), "v1");
 }

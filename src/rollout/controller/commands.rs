@@ -35,6 +35,9 @@ impl Controller {
                 let answer = self.release(&version).await;
                 let _ = reply.send(answer);
             }
+            // It may have come up meanwhile, or be on its way by a rollout.
+            Command::ComeUp if self.slot.is_vacant() && self.active.is_none() => self.boot().await,
+            Command::ComeUp => {}
             // Taken by the loop itself.
             Command::Shutdown(done) => {
                 let _ = done.send(());

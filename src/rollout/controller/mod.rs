@@ -55,6 +55,8 @@ pub(super) enum Command {
     Settle(oneshot::Sender<Result<Answer>>),
     Abort(Option<String>, Options, oneshot::Sender<Result<Answer>>),
     Release(String, oneshot::Sender<Result<Answer>>),
+    /// The first version of a model that had none is here.
+    ComeUp,
     Shutdown(oneshot::Sender<()>),
 }
 

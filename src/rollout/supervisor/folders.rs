@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -17,6 +19,9 @@ use super::Supervisor;
 use crate::error::{Error, Result};
 use crate::repository::ModelEntry;
 use crate::slot::Slot;
+
+/// How often folders are looked at unasked: a few system calls for each model.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What was seen of the folders before.
 pub(super) struct Folders {
@@ -67,6 +72,9 @@ impl Supervisor {
     /// Looks at the folders again: new models get controllers, known ones their list of versions.
     pub(super) async fn refresh(&self) -> Result<Vec<oneshot::Receiver<()>>> {
         let mut controllers = self.controllers.lock().await;
+        if self.stopping.load(Ordering::Acquire) {
+            return Ok(Vec::new());
+        }
         let repository = Arc::clone(&self.ctx.repository);
         let mut entries = blocking(move || repository.scan()).await?;
         entries.retain(|entry| self.serves(&entry.name));
@@ -83,12 +91,37 @@ impl Supervisor {
             if let Ok(config) = &entry.config {
                 slot.learn_task(config.task);
             }
+            let arrived = slot.is_vacant() && !entry.versions.is_empty();
             slot.set_versions(entry.versions);
+            if let Some(reins) = controllers.get(slot.name()).filter(|_| arrived) {
+                // A full queue means that it has enough to do; the next look asks again.
+                let _ = reins.commands.try_send(Command::ComeUp);
+            }
             if known.is_none() {
                 starting.push(self.add(&mut controllers, slot));
             }
         }
         Ok(starting)
+    }
+
+    /// Looks at the folders every now and then for as long as the supervisor lives, so that what appears is served without
+    /// anybody asking for it.
+    pub(super) fn keep_looking(supervisor: &Arc<Self>) {
+        let supervisor = Arc::downgrade(supervisor);
+        tokio::spawn(async move {
+            let mut looks = tokio::time::interval(LOOK_EVERY);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            // The first is at once, and the start has just looked.
+            looks.tick().await;
+            loop {
+                looks.tick().await;
+                let Some(supervisor) = supervisor.upgrade() else { return };
+                if let Err(error) = supervisor.refresh().await {
+                    // Whoever lists models is told the same.
+                    tracing::debug!(%error, "the model folders could not be read");
+                }
+            }
+        });
     }
 
     /// Drops a model that serves nothing and whose folder is gone, from the process and from what the next start looks for.

@@ -8,6 +8,7 @@ mod reports;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -45,6 +46,7 @@ pub struct Supervisor {
     only: Vec<String>,
     controllers: Mutex<BTreeMap<String, Reins>>,
     folders: std::sync::Mutex<Folders>,
+    stopping: AtomicBool,
 }
 
 /// What became of a version whose memory was to be freed.
@@ -87,6 +89,7 @@ impl Supervisor {
             registry,
             only: config.only,
             controllers: Mutex::default(),
+            stopping: AtomicBool::new(false),
         });
         let up = supervisor.take_in_all().await?;
         for name in &supervisor.only {
@@ -95,6 +98,7 @@ impl Supervisor {
                 return Err(Error::Unknown { reference: name.clone(), known });
             }
         }
+        Supervisor::keep_looking(&supervisor);
         Ok((supervisor, up))
     }
 
@@ -159,6 +163,7 @@ impl Supervisor {
     /// Ends every rollout and controller.
     pub async fn shut_down(&self) {
         let controllers = self.controllers.lock().await;
+        self.stopping.store(true, Ordering::Release);
         let mut ending = Vec::new();
         for reins in controllers.values() {
             let (done, ended) = oneshot::channel();
