@@ -55,6 +55,7 @@ BEYOND_SCHEMAS = [
     r"several models are serving; name one of",
     r"which version of \w+\?",
     r"a name, and one only",
+    r"the body says .*, the path names one of",
     # How many tokens a text comes to.
     r"tokens long, this version takes",
     # What is in an image, or in base64.
