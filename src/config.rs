@@ -14,6 +14,11 @@ use crate::error::{Error, Result};
 use crate::http::ListenLimits;
 use crate::repository::duration;
 
+/// Threads beyond these are a slip of the hand: they would only wait for each other.
+const MOST_THREADS_A_CORE: usize = 4;
+const MOST_THREADS_AT_LEAST: usize = 64;
+/// A shorter token could be guessed, as a shorter key.
+const SHORTEST_TOKEN: usize = 16;
 /// Read when `--config` names no other.
 const DEFAULT_FILE: &str = "cutover.toml";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -53,6 +58,46 @@ pub struct Config {
     pub keep_rollouts: usize,
     pub keep_events: usize,
     pub faults: Vec<crate::faults::Fault>,
+    pub places: Places,
+}
+
+/// Where a value stands, for whoever finds out later that it does not do.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    file: String,
+    key: String,
+}
+
+/// Of what only shows itself to be wrong when it is used.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub device: Place,
+    pub log_filter: Place,
+    pub listen: Place,
+    pub admin_listen: Place,
+    pub grpc_listen: Place,
+}
+
+impl Place {
+    fn new(file: &str, key: &str) -> Self {
+        Place { file: file.into(), key: key.into() }
+    }
+
+    fn argument(key: &str) -> Self {
+        Place::new("command line", key)
+    }
+
+    pub fn wrong(&self, reason: String) -> Error {
+        Error::Config { file: self.file.clone(), key: self.key.clone(), reason }
+    }
+
+    /// A configuration's error as one of this place.
+    pub fn blame(&self, error: Error) -> Error {
+        match error {
+            Error::Config { reason, .. } => self.wrong(reason),
+            other => other,
+        }
+    }
 }
 
 /// Both in PEM.
@@ -196,6 +241,21 @@ impl Config {
     pub fn load(args: ServeArgs) -> Result<Config> {
         let (file, label) = read_file(args.config.as_deref())?;
         let wrong = |key: &str, reason: String| Error::Config { file: label.clone(), key: key.into(), reason };
+        // Of what the command line does not say, the file does.
+        let place = |in_file: bool, argument: &str, key: &str| match in_file {
+            true => Place::new(&label, key),
+            false => Place::argument(argument),
+        };
+        let places = Places {
+            device: place(args.device.is_none() && file.device.device.is_some(), "--device", "device.device"),
+            log_filter: match (log_filter(), &file.log.filter) {
+                (None, Some(_)) => Place::new(&label, "log.filter"),
+                _ => Place::new("environment", "CUTOVER_LOG"),
+            },
+            listen: place(args.listen.is_none() && file.server.listen.is_some(), "--listen", "server.listen"),
+            admin_listen: place(args.admin_listen.is_none(), "--admin-listen", "server.admin_listen"),
+            grpc_listen: place(args.grpc_listen.is_none(), "--grpc-listen", "server.grpc_listen"),
+        };
         let device = match (args.device, &file.device.device) {
             (Some(device), _) => device,
             (None, Some(text)) => text.parse().map_err(|reason| wrong("device.device", reason))?,
@@ -205,26 +265,19 @@ impl Config {
             let reason = "faults are for rehearsals: start with --allow-faults, or take the section out";
             return Err(wrong("faults", reason.into()));
         }
+        for (at, fault) in (1..).zip(&file.faults) {
+            fault.check().map_err(|(key, reason)| wrong(&format!("faults[{at}].{key}"), reason))?;
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let most = MOST_THREADS.max(4 * cores);
-        let bounds = |threads: usize| match threads {
-            0 => Err("expected at least 1".to_owned()),
-            more if more > most => Err(format!("expected at most {most} on {cores} processors, found {more}")),
-            fits => Ok(fits),
-        };
-        let threads = match (args.threads, file.device.threads) {
-            (Some(given), _) => bounds(given).map_err(|reason| {
-                let (file, key) = ("command line".into(), "--threads".into());
-                Error::Config { file, key, reason }
-            })?,
-            (None, Some(given)) => bounds(given).map_err(|reason| wrong("device.threads", reason))?,
-            (None, None) => cores,
-        };
+        let threads = args.threads.or(file.device.threads).unwrap_or(cores);
+        let most = (MOST_THREADS_A_CORE * cores).max(MOST_THREADS_AT_LEAST);
+        if threads == 0 || threads > most {
+            let reason = format!("expected at least 1 and, with {cores} processors, at most {most}; found {threads}");
+            return Err(place(args.threads.is_none(), "--threads", "device.threads").wrong(reason));
+        }
+        file.check_some().map_err(|(key, expected)| wrong(key, format!("expected {expected}")))?;
         let token_file = args.admin_token_file.or(file.server.admin_token_file);
         let read_timeout = file.server.read_timeout.unwrap_or(Duration::from_secs(30));
-        if file.limits.max_connections == Some(0) {
-            return Err(wrong("limits.max_connections", "expected at least 1".into()));
-        }
         let listen_limits = ListenLimits {
             max_connections: file.limits.max_connections.unwrap_or(4096),
             head: read_timeout,
@@ -233,12 +286,19 @@ impl Config {
             write: file.limits.write_timeout.unwrap_or(Duration::from_secs(30)),
             handshake: file.limits.handshake_timeout.unwrap_or(Duration::from_secs(10)),
         };
+        let (certificate_in_file, key_in_file) = (args.tls_cert.is_none(), args.tls_key.is_none());
         let tls = match (args.tls_cert.or(file.server.tls_cert), args.tls_key.or(file.server.tls_key)) {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
             (None, None) => None,
             (given, _) => {
-                let (there, missing) = if given.is_some() { ("tls_cert", "tls_key") } else { ("tls_key", "tls_cert") };
-                return Err(wrong(&format!("server.{missing}"), format!("is missing beside {there}")));
+                // Told where the other one stands.
+                let [certificate, key] = match if given.is_some() { certificate_in_file } else { key_in_file } {
+                    true => ["tls_cert", "tls_key"],
+                    false => ["--tls-cert", "--tls-key"],
+                };
+                let (there, missing) = if given.is_some() { (certificate, key) } else { (key, certificate) };
+                let place = place(!there.starts_with('-'), missing, &format!("server.{missing}"));
+                return Err(place.wrong(format!("is missing beside {there}")));
             }
         };
         let api_key_files = match args.api_key_files.is_empty() {
@@ -277,6 +337,7 @@ impl Config {
             keep_rollouts: file.ledger.keep_rollouts.unwrap_or(1_000),
             keep_events: file.ledger.keep_events.unwrap_or(100_000),
             faults: file.faults,
+            places,
         };
         config.check_listeners()?;
         Ok(config)
@@ -284,21 +345,45 @@ impl Config {
 
     /// Admin routes that others can reach need a token, or a listener that others cannot reach.
     fn check_listeners(&self) -> Result<()> {
-        let grpc = self.grpc_listen.map(|address| ("--grpc-listen", address));
+        let grpc = self.grpc_listen.map(|address| (&self.places.grpc_listen, address));
         let changing = match self.admin_listen {
-            Some(address) => [Some(("--admin-listen", address)), None],
-            None => [Some(("--listen", self.listen)), grpc],
+            Some(address) => [Some((&self.places.admin_listen, address)), None],
+            None => [Some((&self.places.listen, self.listen)), grpc],
         };
         let open = changing.into_iter().flatten().find(|(_, address)| !address.ip().is_loopback());
-        let Some((key, address)) = open.filter(|_| self.admin_token.is_none()) else { return Ok(()) };
-        Err(Error::Config {
-            file: "command line".into(),
-            key: key.into(),
-            reason: format!(
-                "{address} can be reached from other machines and would let anybody change models; \
-                 give --admin-token-file FILE, or --admin-listen with a loopback address"
-            ),
-        })
+        let Some((place, address)) = open.filter(|_| self.admin_token.is_none()) else { return Ok(()) };
+        Err(place.wrong(format!(
+            "{address} can be reached from other machines and would let anybody change models; \
+             give --admin-token-file FILE, or --admin-listen with a loopback address"
+        )))
+    }
+}
+
+impl File {
+    /// What must not be nothing: the key, and what was expected of it.
+    fn check_some(&self) -> Result<(), (&'static str, &'static str)> {
+        let Limits { max_connections, keep_alive, write_timeout, handshake_timeout, .. } = &self.limits;
+        for (key, number) in [
+            ("server.max_body_bytes", self.server.max_body_bytes),
+            ("limits.max_connections", *max_connections),
+            ("device.batch_tokens", self.device.batch_tokens),
+        ] {
+            if number == Some(0) {
+                return Err((key, "at least 1"));
+            }
+        }
+        for (key, duration) in [
+            ("server.read_timeout", self.server.read_timeout),
+            ("limits.keep_alive", *keep_alive),
+            ("limits.write_timeout", *write_timeout),
+            ("limits.handshake_timeout", *handshake_timeout),
+            ("device.stall_after", self.device.stall_after),
+        ] {
+            if duration == Some(Duration::ZERO) {
+                return Err((key, "more than 0s"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -334,6 +419,9 @@ fn read_token(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("could not be read: {e}")))?;
     match text.trim() {
         "" => Err(wrong("is empty; expected a token".into())),
+        token if token.len() < SHORTEST_TOKEN => {
+            Err(wrong(format!("is too short; expected a token of at least {SHORTEST_TOKEN} characters")))
+        }
         token => Ok(token.to_owned()),
     }
 }
@@ -343,9 +431,6 @@ fn read_token(path: &Path) -> Result<String> {
 fn log_filter() -> Option<String> {
     std::env::var("CUTOVER_LOG").ok().filter(|text| !text.is_empty())
 }
-
-/// Threads for forward passes that may be asked for on any machine; more than four to a processor only cost.
-const MOST_THREADS: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -378,11 +463,14 @@ mod tests {
             ("[sever]\n", "unknown field `sever`"),
             ("[device]\ndevice = \"tpu\"\n", "expected auto, cpu or cuda:N"),
             ("[device]\nthreads = 0\n", "expected at least 1"),
-            ("[device]\nthreads = 100000\n", "expected at most"),
             ("[limits]\nmax_buffered_bytes = 1000\n", "limits.max_buffered_bytes: expected at least max_body_bytes"),
             ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
             ("[server]\napi_key_file = 5\n", "a path, or a list of paths"),
-            ("[limits]\nmax_connections = 0\n", "limits.max_connections"),
+            ("[limits]\nmax_connections = 0\n", "limits.max_connections: expected at least 1"),
+            ("[server]\nmax_body_bytes = 0\n", "server.max_body_bytes: expected at least 1"),
+            ("[server]\nread_timeout = \"0s\"\n", "server.read_timeout: expected more than 0s"),
+            ("[device]\nthreads = 100000\n", "device.threads: expected at least 1 and, with"),
+            ("[server]\nlisten = \"0.0.0.0:1\"\n", "server.listen: 0.0.0.0:1 can be reached"),
             ("[server]\ntls_cert = \"chain.pem\"\n", "server.tls_key: is missing beside tls_cert"),
         ] {
             let message = load(&[], Some(file)).unwrap_err().to_string();
@@ -404,8 +492,60 @@ mod tests {
                 .contains("empty")
         );
         std::fs::write(token.path(), "secret\n").unwrap();
+        let short = load(&["--admin-token-file", path], None).unwrap_err().to_string();
+        assert!(short.contains("at least 16 characters") && !short.contains("secret"), "{short}");
+        std::fs::write(token.path(), "a secret that is long\n").unwrap();
         let config = load(&["--listen", "0.0.0.0:1", "--admin-token-file", path], None).unwrap();
-        assert_eq!(config.admin_token.as_deref(), Some("secret"));
+        assert_eq!(config.admin_token.as_deref(), Some("a secret that is long"));
+    }
+
+    #[test]
+    fn errors_blame_the_place_where_it_was_said() {
+        for threads in ["0", "100000"] {
+            let message = load(&["--threads", threads], None).unwrap_err().to_string();
+            assert!(message.contains("command line: --threads: expected at least 1"), "{message}");
+        }
+        let message = load(&["--tls-cert", "x"], None).unwrap_err().to_string();
+        assert!(message.contains("command line: --tls-key: is missing beside --tls-cert"), "{message}");
+        let message = load(&["--tls-key", "x"], None).unwrap_err().to_string();
+        assert!(message.contains("command line: --tls-cert: is missing beside --tls-key"), "{message}");
+
+        let file = "[server]\ngrpc_listen = \"127.0.0.1:3\"\n[device]\ndevice = \"cuda:0\"\n[log]\nfilter = \"!\"\n";
+        let blamed = |place: &Place| place.blame(device_error()).to_string();
+        fn device_error() -> Error {
+            Place::argument("--device").wrong("no such device".into())
+        }
+        let places = load(&["--listen", "127.0.0.1:2"], Some(file)).unwrap().places;
+        for (place, part) in [
+            (&places.device, "c.toml: device.device: no such device"),
+            (&places.log_filter, "c.toml: log.filter: "),
+            (&places.listen, "command line: --listen: "),
+            (&places.grpc_listen, "c.toml: server.grpc_listen: "),
+        ] {
+            assert!(blamed(place).contains(part), "{}", blamed(place));
+        }
+        let places = load(&["--device", "cpu"], Some(file)).unwrap().places;
+        assert!(blamed(&places.device).contains("command line: --device"));
+    }
+
+    #[test]
+    fn faults_that_could_not_strike_are_refused() {
+        for (lines, part) in [
+            ("kind = \"panic\"\nrate = 1.5", "faults[1].rate: expected a number above 0 and at most 1"),
+            ("kind = \"panic\"\nrate = -1.0", "faults[1].rate"),
+            ("kind = \"panic\"\nrate = 0.0", "faults[1].rate"),
+            ("kind = \"panic\"\nrate = nan", "faults[1].rate"),
+            ("kind = \"panic\"\nrate = inf", "faults[1].rate"),
+            ("kind = \"delay\"", "faults[1].delay: is missing beside kind = \"delay\""),
+            ("kind = \"error\"\ndelay = \"1s\"", "faults[1].delay: is for kind = \"delay\" only"),
+        ] {
+            let file = format!("[[faults]]\nversion = \"digits@v2\"\n{lines}\n");
+            let message = load(&["--allow-faults"], Some(&file)).unwrap_err().to_string();
+            assert!(message.contains(part) && message.contains("c.toml"), "{lines}: {message}");
+        }
+        let file = "[[faults]]\nversion = \"v2\"\nkind = \"panic\"\n";
+        let message = load(&["--allow-faults"], Some(file)).unwrap_err().to_string();
+        assert!(message.contains("faults[1].version: expected model@version"), "{message}");
     }
 
     #[test]

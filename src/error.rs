@@ -25,6 +25,8 @@ pub enum Error {
     Unknown { reference: String, known: Vec<String> },
     #[error("no {what} '{}'", line(.id))]
     NotFound { what: &'static str, id: String },
+    #[error("no model for the task '{task}'{}", known_list(.known))]
+    NoModelFor { task: String, known: Vec<String> },
     #[error("'{reference}' is ambiguous: it could be {}", .candidates.join(", "))]
     Ambiguous { reference: String, candidates: Vec<String> },
     #[error("{message}")]
@@ -112,7 +114,7 @@ impl Error {
             Error::Unsupported { .. } => Kind::Unsupported,
             Error::Unauthorised { .. } => Kind::Unauthorised,
             Error::Forbidden { .. } => Kind::Forbidden,
-            Error::Unknown { .. } | Error::NotFound { .. } => Kind::NotFound,
+            Error::Unknown { .. } | Error::NotFound { .. } | Error::NoModelFor { .. } => Kind::NotFound,
             Error::Ambiguous { .. } | Error::Conflict { .. } => Kind::Conflict,
             Error::Unloadable { .. } | Error::Gate { .. } | Error::Config { .. } => Kind::Refused,
             Error::Overloaded { .. } => Kind::Overloaded,
@@ -204,4 +206,17 @@ fn keyed(key: &str) -> String {
 
 fn known_list(known: &[String]) -> String {
     if known.is_empty() { String::new() } else { format!("; known here: {}", known.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_model_is_for_is_told_beside_those_that_are_there() {
+        let known = vec!["digits (image-classify)".into(), "minilm (embed)".into()];
+        let error = Error::NoModelFor { task: "classify".into(), known };
+        let told = "no model for the task 'classify'; known here: digits (image-classify), minilm (embed)";
+        assert_eq!((error.to_string().as_str(), error.kind()), (told, Kind::NotFound));
+    }
 }

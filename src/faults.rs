@@ -22,12 +22,32 @@ pub struct Fault {
     pub kind: Kind,
     #[serde(default = "serving")]
     pub at: At,
-    /// The share of forward passes that it strikes.
+    /// The share of forward passes that it strikes; all of them when it is not said.
     #[serde(default = "always")]
     pub rate: f64,
-    /// For `delay`.
-    #[serde(default = "a_moment", deserialize_with = "duration::deserialize")]
-    pub delay: Duration,
+    /// For `delay`, and for it only.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub delay: Option<Duration>,
+}
+
+impl Fault {
+    /// Whether it could strike as it is meant to: else the key, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let named = self.version.split_once('@').is_some_and(|(model, version)| {
+            [model, version].into_iter().all(|part| crate::repository::name::check(part).is_ok())
+        });
+        if !named {
+            return Err(("version", format!("expected model@version, found {:?}", self.version)));
+        }
+        if !(self.rate > 0.0 && self.rate <= 1.0) {
+            return Err(("rate", format!("expected a number above 0 and at most 1, found {}", self.rate)));
+        }
+        match (self.kind == Kind::Delay, self.delay.is_some()) {
+            (true, false) => Err(("delay", "is missing beside kind = \"delay\"".into())),
+            (false, true) => Err(("delay", "is for kind = \"delay\" only".into())),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -62,8 +82,8 @@ fn always() -> f64 {
     1.0
 }
 
-fn a_moment() -> Duration {
-    Duration::from_millis(100)
+fn some_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration::deserialize(deserializer).map(Some)
 }
 
 /// The faults of one version; usually none.
@@ -111,7 +131,7 @@ impl Faults {
                 }
                 Kind::Panic => panic!("a fault on purpose"),
                 Kind::NonFinite => strike = Strike::Poison,
-                Kind::Delay => std::thread::sleep(fault.delay),
+                Kind::Delay => std::thread::sleep(fault.delay.unwrap_or_default()),
                 Kind::Hang => loop {
                     std::thread::park();
                 },
@@ -131,7 +151,7 @@ mod tests {
     use super::*;
 
     fn fault(kind: Kind, at: At, rate: f64) -> Fault {
-        Fault { version: "m@v".into(), kind, at, rate, delay: Duration::from_millis(1) }
+        Fault { version: "m@v".into(), kind, at, rate, delay: None }
     }
 
     #[test]

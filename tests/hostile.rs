@@ -161,6 +161,27 @@ async fn floods_of_headers_and_endless_targets_are_refused_by_their_own_statuses
     for (what, head, status) in [
         ("many headers", format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{many}\r\n"), 431),
         ("large headers", format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{large}\r\n"), 431),
+        (
+            "a head just over 64 KiB",
+            format!(
+                "GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx: {}\r\n\r\n",
+                "y".repeat(65_600)
+            ),
+            431,
+        ),
+        (
+            "a head of less",
+            format!(
+                "GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx: {}\r\n\r\n",
+                "y".repeat(65_000)
+            ),
+            200,
+        ),
+        (
+            "two hosts",
+            "GET /health HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_owned(),
+            400,
+        ),
         ("one endless header", format!("GET /health HTTP/1.1\r\nx: {}", "y".repeat(1 << 20)), 431),
         (
             "a long target",

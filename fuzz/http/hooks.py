@@ -55,7 +55,7 @@ BEYOND_SCHEMAS = [
     r"several models are serving; name one of",
     r"which version of \w+\?",
     r"a name, and one only",
-    r"the body says .*, the path names one of",
+    r"as the path says, found",
     # How many tokens a text comes to.
     r"tokens long, this version takes",
     # What is in an image, or in base64.

@@ -121,7 +121,7 @@ async fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
     };
     written.map_err(unwritten)?;
     let folder = args.target.reference.model.clone();
-    warn_of_failures(&mut rehearsal, Golden { model: behaviour, version: Vec::new(), folder }).await
+    warn_of_failures(&mut rehearsal, Golden { model: behaviour, folder, ..Golden::default() }).await
 }
 
 /// What was recorded is what the version answers; whether that is right, only the model's own cases say.

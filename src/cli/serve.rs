@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::ServeArgs;
 use super::banner::{self, Doorway};
 use super::renew::{Renewed, keep_fresh};
-use crate::config::Config;
+use crate::config::{Config, Place};
 use crate::device::{self, Budget, HostMemory, Kind, Opened, Processors};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
-        telemetry::start_logs(config.log, &config.log_filter)?;
+        telemetry::start_logs(config.log, &config.log_filter).map_err(|e| config.places.log_filter.blame(e))?;
         let failed = |e: std::io::Error| Error::internal(format!("could not start the runtime: {e}"));
         let clients = Builder::new_multi_thread().thread_name("http").enable_all().build().map_err(failed)?;
         // What a rollout does takes a processor for longer than most requests do. On threads of its own it does not keep
@@ -65,11 +65,12 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
 async fn serve(config: Config, control: &Handle) -> Result<()> {
     let secrets = Secrets::read(&config)?;
     let repository = Arc::new(Repository::open(&config.models)?);
+    warn_of_faults(&config, &repository);
     let ledger = open_ledger(&config).await?;
     let last_generation = ledger.last_seq()?.max(0) as u64;
     // Listening comes before loading: health is answered, and a taken port is told at once.
     let listeners = Listeners::bind(&config)?;
-    let opened = device::open(config.device)?;
+    let opened = device::open(config.device).map_err(|e| config.places.device.blame(e))?;
     let machine = Machine::start(&opened)?;
     let budget = budget(&config, &opened)?;
     let registry = Arc::new(Registry::default());
@@ -156,6 +157,18 @@ fn budget(config: &Config, opened: &Opened) -> Result<Arc<Budget>> {
         (None, Kind::Cuda) => opened.available()?.unwrap_or_default().saturating_sub(DRIVER),
     };
     Ok(Budget::new(opened.name(), capacity))
+}
+
+/// A server that fails on purpose says so.
+fn warn_of_faults(config: &Config, repository: &Repository) {
+    for fault in &config.faults {
+        let (version, kind, at, rate) = (&fault.version, fault.kind, fault.at, fault.rate);
+        tracing::warn!(version, ?kind, ?at, rate, "a fault on purpose is armed (--allow-faults)");
+        let there = version.split_once('@').is_some_and(|(model, name)| repository.version_dir(model, name).is_ok());
+        if !there {
+            tracing::warn!(version, "there is no such version for the fault on purpose to strike");
+        }
+    }
 }
 
 async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
@@ -250,16 +263,13 @@ struct Doors {
 
 impl Listeners {
     fn bind(config: &Config) -> Result<Listeners> {
-        let bind = |key: &str, address: SocketAddr| {
-            listen(address).map_err(|e| Error::Config {
-                file: "command line".into(),
-                key: key.into(),
-                reason: format!("{address} cannot be listened on: {e}"),
-            })
+        let places = &config.places;
+        let bind = |place: &Place, address: SocketAddr| {
+            listen(address).map_err(|e| place.wrong(format!("{address} cannot be listened on: {e}")))
         };
-        let main = bind("--listen", config.listen)?;
-        let admin = config.admin_listen.map(|address| bind("--admin-listen", address)).transpose()?;
-        let grpc = config.grpc_listen.map(|address| bind("--grpc-listen", address)).transpose()?;
+        let main = bind(&places.listen, config.listen)?;
+        let admin = config.admin_listen.map(|address| bind(&places.admin_listen, address)).transpose()?;
+        let grpc = config.grpc_listen.map(|address| bind(&places.grpc_listen, address)).transpose()?;
         Ok(Listeners { main, admin, grpc })
     }
 

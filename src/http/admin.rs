@@ -46,7 +46,7 @@ pub(super) fn lists() -> Routes {
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Order {
-    /// Which model, where the path does not say it and several are served.
+    /// Which model, where the path does not say it and several are served. Beside a path that does, the same one.
     model: Option<String>,
     /// How long the previous version stays resident after the switch: `90s`, `5m`, `1h30m`; a year at most.
     #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
@@ -72,16 +72,23 @@ impl Order {
         Ok((order, streams))
     }
 
-    /// Of a version that the path names; what the body says must not be another model's.
-    async fn options_for(&self, app: &App, reference: &str) -> Result<Options> {
-        if let Some(model) = &self.model {
-            let named = app.supervisor.resolve(reference).await?;
-            if model != named.slot.name() {
-                let told = format!("model: the body says '{model}', the path names one of '{}'", named.slot.name());
-                return Err(Error::bad_param("model", told));
+    /// The path decides; a body that says otherwise was meant for something else.
+    fn agrees(&self, model: &str) -> Result<()> {
+        match self.model.as_deref() {
+            Some(named) if named != model => {
+                Err(Error::bad_param("model", format!("model: expected '{model}', as the path says, found '{named}'")))
             }
+            _ => Ok(()),
         }
-        self.options()
+    }
+
+    /// The same for a path that names a version, which is only looked up where there is something to compare.
+    async fn agrees_with(&self, app: &App, reference: &str) -> Result<(), Failure> {
+        if self.model.is_none() {
+            return Ok(());
+        }
+        let target = app.supervisor.resolve(reference).await.map_err(Failure::native)?;
+        self.agrees(target.slot.name()).map_err(Failure::native)
     }
 
     fn options(&self) -> Result<Options> {
@@ -100,7 +107,8 @@ impl Order {
 async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
-        let options = order.options_for(&app, &reference).await.map_err(Failure::native)?;
+        let options = order.options().map_err(Failure::native)?;
+        order.agrees_with(&app, &reference).await?;
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
     };
@@ -110,7 +118,8 @@ async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Re
 async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
-        let options = order.options_for(&app, &reference).await.map_err(Failure::native)?;
+        let options = order.options().map_err(Failure::native)?;
+        order.agrees_with(&app, &reference).await?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };
@@ -143,6 +152,10 @@ async fn abort(State(app): State<Arc<App>>, Named(id): Named, request: Request) 
     let work = async {
         let (order, _) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
+        if order.model.is_some() {
+            let view = app.supervisor.rollout(&id).await.map_err(Failure::native)?;
+            order.agrees(&view.record.model).map_err(Failure::native)?;
+        }
         match app.supervisor.abort(&id, options).await.map_err(Failure::native)? {
             Answer::Rollout(mut handle) => {
                 // It was asked to end aborted, so that is no error here.

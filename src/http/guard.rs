@@ -24,11 +24,12 @@ pub struct Guard {
     pub access: Access,
 }
 
-/// Refuses a request for two hosts (RFC 9112, 3.2), and foreign origins on a loopback listener.
+/// Refuses foreign origins on a loopback listener, and on every one what does not say where it is meant for.
 pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
-        let dialect = Dialect::of(request.uri().path());
-        return Failure::new(dialect, Error::bad_request("the request has more than one Host")).into_response();
+    // Whoever reads another one of them than we do sends elsewhere what we answer (RFC 9112, 3.2).
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        let error = Error::bad_request("the request has more than one Host");
+        return Failure::new(Dialect::of(request.uri().path()), error).into_response();
     }
     if guard.loopback
         && let Err(reason) = local(request.headers(), request.uri())

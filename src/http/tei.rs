@@ -260,8 +260,7 @@ fn choose(app: &App, tasks: &[Task]) -> Result<(Arc<Slot>, Task)> {
         Ok([one]) => Ok(one),
         Err(none) if none.is_empty() => {
             let told = |slot: &Arc<Slot>| format!("{} ({})", slot.name(), slot.task().map_or("?", Task::name));
-            let all = slots.values().map(told).collect::<Vec<_>>().join(", ");
-            Err(Error::NotFound { what: "model for the task", id: format!("{wanted}; here are: {all}") })
+            Err(Error::NoModelFor { task: wanted, known: slots.values().map(told).collect() })
         }
         Err(several) => {
             let candidates = several.iter().map(|(slot, _)| slot.name().to_owned()).collect();

@@ -37,10 +37,10 @@ pub struct FileStat {
 impl Fingerprint {
     /// Looks at every file below `dir`.
     ///
-    /// Errors: [`Error::Unloadable`] with the path that cannot be part of a version.
+    /// Errors: [`Error::Unloadable`] with the path that cannot be part of a version: `model/version/path`.
     pub fn of(dir: &Path) -> Result<Fingerprint> {
         let mut files = Vec::new();
-        collect(dir, "", 0, &mut files)?;
+        collect(dir, "", 0, &mut files).map_err(|error| named(dir, error))?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Fingerprint(files))
     }
@@ -59,6 +59,17 @@ impl Fingerprint {
         paths.sort();
         paths.dedup();
         paths
+    }
+}
+
+/// The error, told of a path in this version of this model.
+fn named(dir: &Path, error: Error) -> Error {
+    let part = |dir: Option<&Path>| dir.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    match error {
+        Error::Unloadable { file, reason } => {
+            Error::unloadable(format!("{}/{}/{file}", part(dir.parent()), part(Some(dir))), reason)
+        }
+        other => other,
     }
 }
 
@@ -175,12 +186,14 @@ mod tests {
     fn what_cannot_be_part_of_a_version_is_refused_by_name() {
         let refused = |name: &str, target: &str| {
             let dir = folder();
-            symlink(target, dir.path().join(name)).unwrap();
-            Fingerprint::of(dir.path()).unwrap_err().to_string()
+            let version = dir.path().join("minilm/f32");
+            fs::create_dir_all(&version).unwrap();
+            symlink(target, version.join(name)).unwrap();
+            Fingerprint::of(&version).unwrap_err().to_string()
         };
-        assert!(refused("loop", ".").starts_with("loop: is a link to a folder"));
-        assert!(refused("dangling", "nowhere").starts_with("dangling: cannot be read"));
-        assert!(refused("device", "/dev/null").starts_with("device: is neither"));
+        assert!(refused("loop", ".").starts_with("minilm/f32/loop: is a link to a folder"));
+        assert!(refused("dangling", "nowhere").starts_with("minilm/f32/dangling: cannot be read"));
+        assert!(refused("device", "/dev/null").starts_with("minilm/f32/device: is neither"));
         let dir = folder();
         fs::create_dir_all(dir.path().join("d/".repeat(MAX_DEPTH + 1))).unwrap();
         assert!(Fingerprint::of(dir.path()).unwrap_err().to_string().contains("folders deep"));

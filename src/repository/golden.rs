@@ -101,7 +101,16 @@ pub fn read_golden(path: &Path) -> Result<Vec<GoldenCase>> {
 /// Errors name the file by its folder, never by where the repository is on this machine.
 fn label_of(path: &Path) -> String {
     let name = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
-    match (name(path.parent().and_then(Path::file_name)), name(path.file_name())) {
+    let folder = path.parent();
+    // A version's file is told with its model, beside whose model.toml the version's folder lies.
+    let model = folder.and_then(Path::parent).filter(|model| model.join(super::MODEL_TOML).exists());
+    if let (Some(model), Some(folder)) = (model.and_then(Path::file_name), folder.and_then(Path::file_name))
+        && let Some(file) = path.file_name()
+    {
+        let [model, folder, file] = [model, folder, file].map(|part| part.to_string_lossy());
+        return format!("{model}/{folder}/{file}");
+    }
+    match (name(folder.and_then(Path::file_name)), name(path.file_name())) {
         (Some(parent), Some(file)) => format!("{parent}/{file}"),
         (None, Some(file)) => file,
         (_, None) => "golden.jsonl".to_owned(),

@@ -60,7 +60,12 @@ impl Repository {
     /// Errors: [`Error::Config`] when `root` is not a folder that can be read.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let repository = Repository { root: root.into() };
-        repository.root.read_dir().map_err(|e| repository.unreadable(&e))?;
+        let entries = repository.root.read_dir().map_err(|e| repository.unreadable(&e))?;
+        for entry in entries.flatten().filter(|entry| entry.path().join(MODEL_TOML).exists()) {
+            if let Err(name) = entry.file_name().into_string() {
+                tracing::warn!("the model folder {name:?} is not served: its name is not UTF-8");
+            }
+        }
         Ok(repository)
     }
 

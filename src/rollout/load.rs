@@ -175,8 +175,14 @@ pub(super) fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> R
     match (result, unloadable) {
         (Ok(value), _) => Ok(value),
         // Whatever failed in a load is told as what cannot be loaded, so that it is the version's failure.
+        (Err(_), Some(Error::ForwardFailed { message, .. })) => {
+            Err(Error::unloadable(name, format!("loading failed: {message}")))
+        }
         (Err(_), Some(error)) if error.is_model_fault() => Err(Error::unloadable(name, error)),
         (Err(_), Some(error)) => Err(error),
+        (Err(Error::ForwardPanicked { message, .. }), None) => {
+            Err(Error::unloadable(name, format!("loading panicked: {message}")))
+        }
         (Err(panic), None) => Err(Error::unloadable(name, panic)),
     }
 }

@@ -18,7 +18,16 @@ pub struct Breach {
 
 impl std::fmt::Display for Breach {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} against a limit of {} ({} samples)", self.rule, self.measure, self.limit, self.samples)
+        let (measure, limit) = (short(&self.measure), short(&self.limit));
+        write!(f, "{}: {measure} against a limit of {limit} ({} samples)", self.rule, self.samples)
+    }
+}
+
+/// For people: as it is in JSON, with four digits after the point at most.
+fn short(value: &Value) -> String {
+    match value.as_f64() {
+        Some(number) if value.is_f64() => json!((number * 1e4).round() / 1e4).to_string(),
+        _ => value.to_string(),
     }
 }
 
@@ -86,6 +95,7 @@ mod tests {
         assert_eq!(judge(&rules(), &seen(10, 5), None), None);
         let breach = judge(&rules(), &seen(30, 1), None).unwrap();
         assert_eq!((breach.rule, breach.samples), ("error rate", 31));
+        assert_eq!(breach.to_string(), "error rate: 0.0323 against a limit of 0.02 (31 samples)");
         assert_eq!(judge(&rules(), &seen(98, 2), None), None, "two in a hundred is the limit, not over it");
     }
 

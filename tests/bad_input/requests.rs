@@ -160,14 +160,14 @@ async fn a_model_of_another_task_is_refused_by_the_dialect_that_needs_one() {
 async fn foreign_web_pages_and_strangers_change_nothing() {
     let site = Site::digits();
     let token = site.path().join("token");
-    std::fs::write(&token, "sesame\n").unwrap();
+    std::fs::write(&token, "open sesame, if you please\n").unwrap();
     let server = site.arg("--admin-token-file").arg(token.to_str().unwrap()).start().await;
     let promote = |headers: &[(&'static str, &'static str)]| {
         let request = server.request(reqwest::Method::POST, "/models/v2/promote").json(&json!({}));
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         crate::common::http::answered(request)
     };
-    const SESAME: (&str, &str) = ("authorization", "Bearer sesame");
+    const SESAME: (&str, &str) = ("authorization", "Bearer open sesame, if you please");
     assert_eq!(promote(&[]).await.unwrap().expect(401).kind(), "unauthorised");
     assert_eq!(
         promote(&[("authorization", "Bearer open")]).await.unwrap().expect(401).header("www-authenticate"),

@@ -35,6 +35,33 @@ async fn the_gate_refuses_a_broken_version_with_every_case_and_blue_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_names_another_model_than_the_path_changes_nothing() {
+    let site = Site::digits();
+    let server = site.start().await;
+    for order in ["promote", "stage"] {
+        let refused = server.post(&format!("/models/v2/{order}"), json!({ "model": "nope" })).await.expect(400);
+        assert_eq!(refused.body["error"]["details"]["param"], "model", "{}", refused.body);
+    }
+    assert_eq!(server.live("digits").await, "v1");
+    let staged = server.post("/models/v2/stage", json!({ "model": "digits" })).await.expect(200).id();
+    let abort = format!("/admin/rollouts/{staged}/abort");
+    server.post(&abort, json!({ "model": "nope" })).await.expect(400);
+    server.post(&abort, json!({ "model": "digits" })).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_loading_is_told_as_one_and_armed_faults_are_logged() {
+    let site = Site::digits()
+        .fault("version = 'digits@v2'\nkind = 'panic'\nat = 'load'")
+        .fault("version = 'digits@v9'\nkind = 'error'");
+    let server = site.start().await;
+    let refused = server.promote("v2", json!({})).await.expect(422);
+    assert!(refused.message().contains("loading panicked: a fault on purpose"), "{}", refused.body);
+    let log = server.log();
+    assert!(log.contains("a fault on purpose is armed") && log.contains("there is no such version"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unknown_and_ambiguous_references_are_told_apart() {
     let site = Site::digits();
     site.add_digits("numbers");

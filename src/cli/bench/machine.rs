@@ -12,6 +12,22 @@ pub(super) fn resident_bytes(pid: u32) -> Option<u64> {
     parse_resident(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
+/// Whether a process looks like a server of ours, whose figures may then be had.
+pub(super) fn check_server(pid: u32) -> Result<(), String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| "there is no such process".to_owned())?;
+    if !is_server(&line) {
+        return Err("that process is no `cutover serve`".to_owned());
+    }
+    open_files(pid).map(drop).ok_or_else(|| "what it takes cannot be read: it is another user's".to_owned())
+}
+
+/// By its command line, whose words end in zeros: a program, and `serve` at once after it.
+fn is_server(line: &[u8]) -> bool {
+    let mut words = line.split(|byte| *byte == 0);
+    let program = words.next().and_then(|program| program.rsplit(|byte| *byte == b'/').next());
+    program.is_some_and(|program| program.starts_with(b"cutover")) && words.next() == Some(b"serve")
+}
+
 /// Threads of a process.
 pub(super) fn threads(pid: u32) -> Option<u64> {
     entries(&format!("/proc/{pid}/task"))
@@ -71,6 +87,17 @@ mod tests {
     fn the_kernels_files_are_read() {
         assert_eq!(parse_resident("Name:\tx\nVmHWM:\t 9 kB\nVmRSS:\t    2048 kB\n"), Some(2 << 20));
         assert_eq!(parse_resident("Name: kthread\n"), None);
+        for (line, is) in [
+            (&b"/usr/bin/cutover\0serve\0--listen\0"[..], true),
+            (b"cutover\0serve\0", true),
+            (b"cutover\0bench\0swap\0", false),
+            (b"/sbin/init\0serve\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_server(line), is, "{}", String::from_utf8_lossy(line));
+        }
+        assert!(check_server(u32::MAX).unwrap_err().contains("no such process"));
+        assert!(check_server(std::process::id()).unwrap_err().contains("no `cutover serve`"));
         let stat = "12 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0";
         assert_eq!(parse_time(stat), Some(Duration::from_secs(2)));
     }

@@ -9,7 +9,7 @@ use super::super::client::Api;
 use super::super::output::{Failure, note};
 use super::driver::{Driver, Plan};
 use super::load::{Load, Pace};
-use super::machine::OwnCost;
+use super::machine::{self, OwnCost};
 use super::swap_report::Run;
 use super::target::Target;
 use super::{Subject, capacity, parse_clients, parse_rate};
@@ -91,6 +91,9 @@ impl Session {
         plan: Plan,
     ) -> Result<(Task, Session), Failure> {
         let api = Api::new(&subject.connection)?;
+        if let Some(pid) = switching.pid {
+            machine::check_server(pid).map_err(|reason| Failure::Failed(format!("--pid {pid}: {reason}")))?;
+        }
         let (task, target) = subject.prepare(&api).await?;
         let mut driver = Driver::new(plan, api).await?;
         driver.make_ready().await?;

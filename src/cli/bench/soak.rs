@@ -12,7 +12,7 @@ use super::driver::Plan;
 use super::mishap::{self, Mishap};
 use super::reading::Reading;
 use super::session::{Session, Switching, parse_percent};
-use super::soak_report::SoakAnalysis;
+use super::soak_report::{ENOUGH, SoakAnalysis};
 use super::swap_report::Analysis;
 use super::texts::SplitMix64;
 use super::{Subject, merge, outcome, svg_soak, write_file, write_json};
@@ -79,18 +79,33 @@ impl SoakBench {
         self.every.next_multiple_of(self.switching.versions.0.len() as u32)
     }
 
+    /// A soak that could say nothing is not begun.
+    fn check(&self) -> Result<(), Failure> {
+        let readings = self.switches / self.every();
+        match readings as usize >= ENOUGH {
+            true => Ok(()),
+            false => Err(Failure::Failed(format!(
+                "{} switches with a look after every {} are {readings} readings, and {ENOUGH} are needed to judge by: \
+                 give more --switches, or a smaller --every",
+                self.switches,
+                self.every(),
+            ))),
+        }
+    }
+
     fn script(&self) -> Vec<Option<Mishap>> {
         mishap::script(self.switches, self.mishaps, self.refused.as_deref(), &mut SplitMix64(self.subject.seed))
     }
 }
 
 pub(super) async fn run(args: &SoakBench, out: &mut dyn Write) -> Result<(), Failure> {
+    args.check()?;
     let (task, mut session) = Session::start(&args.subject, &args.switching, args.plan()).await?;
     tokio::time::sleep(args.steady).await;
     let readings = soak(args, &mut session).await?;
     let run = session.finish().await?;
     let (served, stayed) = (Analysis::of(&run)?, SoakAnalysis::of(&readings, &run.cycles));
-    let passed = served.passed && stayed.flat;
+    let passed = served.passed && stayed.flat && stayed.judged;
     let (versions, checked) = (&args.switching.versions.0, args.subject.check);
     let mut results = json!({ "bench": "soak", "task": task, "versions": versions, "checked": checked });
     merge(&mut results, served.json(&run));

@@ -15,7 +15,7 @@ use super::driver::Cycle;
 use super::reading::{Quantity, Reading};
 
 /// With fewer readings a quarter has no median to speak of.
-const ENOUGH: usize = 8;
+pub(super) const ENOUGH: usize = 8;
 
 /// What it takes to be called flat.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,6 +133,8 @@ pub(super) struct SoakAnalysis {
     mishaps: BTreeMap<String, u32>,
     /// Nothing grew that should not.
     pub(super) flat: bool,
+    /// There was enough to say so.
+    pub(super) judged: bool,
 }
 
 impl SoakAnalysis {
@@ -148,7 +150,9 @@ impl SoakAnalysis {
             *mishaps.entry(mishap).or_default() += 1;
         }
         let flat = trends.iter().all(|(_, trend)| trend.verdict != Verdict::NotFlat);
-        SoakAnalysis { trends, mishaps, flat }
+        let asked = || trends.iter().map(|(_, trend)| trend.verdict).filter(|verdict| *verdict != Verdict::Told);
+        let judged = asked().count() > 0 && asked().all(|verdict| verdict != Verdict::Unknown);
+        SoakAnalysis { trends, mishaps, flat, judged }
     }
 
     pub(super) fn json(&self, readings: &[Reading]) -> Value {
@@ -158,7 +162,7 @@ impl SoakAnalysis {
         let trends: Value = self.trends.iter().map(|(quantity, trend)| (quantity.name(), json!(trend))).collect();
         let readings = readings.iter().map(|reading| json!({ "switches": reading.switches, "of": named(&reading.of) }));
         json!({
-            "flat": self.flat, "quantities": trends, "mishaps": self.mishaps, "readings": readings.collect::<Vec<_>>(),
+            "flat": self.flat, "judged": self.judged, "quantities": trends, "mishaps": self.mishaps, "readings": readings.collect::<Vec<_>>(),
         })
     }
 
@@ -251,7 +255,7 @@ mod tests {
                  after warm-up  median  last  largest  per 100 switches  verdict
         threads              9       9     9        9              0.00  too few readings
         ");
-        assert!(analysis.flat);
+        assert!(analysis.flat && !analysis.judged, "nothing grew, as far as anybody can say");
         assert_eq!(analysis.json(&readings)["readings"][0], json!({ "switches": 20, "of": { "threads": 9 } }));
     }
 }

@@ -31,6 +31,21 @@ async fn results(faults: Faults, more: &[&str]) -> (Value, bool) {
 }
 
 #[tokio::test]
+async fn a_soak_that_could_judge_nothing_is_not_begun() {
+    let mock = Mock::start(Faults::default()).await;
+    let (few, nobody) = (args(&mock, &[]), args(&mock, &["--pid", "4294967295"]));
+    let few = SoakBench { switches: 14, ..few };
+    for (args, part) in [
+        (few, "14 switches with a look after every 2 are 7 readings, and 8 are needed"),
+        (nobody, "--pid 4294967295: there is no such process"),
+    ] {
+        let failure = run(&args, &mut Vec::new()).await.unwrap_err().to_string();
+        assert!(failure.contains(part), "{failure}");
+    }
+    assert!(mock.asked().is_empty(), "{:?}", mock.asked());
+}
+
+#[tokio::test]
 async fn a_server_that_stays_as_it_is_passes_with_every_mishap() {
     let dir = tempfile::tempdir().unwrap();
     let svg = dir.path().join("soak.svg");

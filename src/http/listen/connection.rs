@@ -1,6 +1,7 @@
 //! One connection, from its first byte to its last.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,6 +9,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Request, Response, StatusCode};
+use futures_util::future::Either;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -88,12 +90,12 @@ impl Connection {
         let router = TowerToHyperService::new(self.router);
         let service = service_fn(|request: Request<Incoming>| {
             let turn = seat.place.turn();
-            let answer = (!too_long(&request)).then(|| router.call(request));
+            let answer = match too_long(&request) {
+                None => Either::Left(router.call(request)),
+                Some(refusal) => Either::Right(ready(Ok(refusal))),
+            };
             async move {
-                let response = match answer {
-                    Some(answer) => answer.await?,
-                    None => target_too_long(),
-                };
+                let response = answer.await?;
                 Ok::<_, Infallible>(response.map(|body| Attended { body, held: turn }))
             }
         });
@@ -111,15 +113,30 @@ impl Connection {
     }
 }
 
-pub(super) fn too_long(request: &Request<Incoming>) -> bool {
-    request.uri().path_and_query().is_some_and(|target| target.as_str().len() > MOST_TARGET_BYTES)
+/// The answer to a request whose head is too long. The buffer alone does not bound it: what arrives at once with its end
+/// is read whole.
+pub(super) fn too_long<T>(request: &Request<T>) -> Option<Response<Body>> {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let (status, what, most) = if target > MOST_TARGET_BYTES {
+        (StatusCode::URI_TOO_LONG, "target", MOST_TARGET_BYTES)
+    } else if head_bytes(request, target) > MOST_HEAD_BYTES {
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head", MOST_HEAD_BYTES)
+    } else {
+        return None;
+    };
+    let mut response = Response::new(Body::from(format!("the request's {what} is longer than {most} bytes\n")));
+    *response.status_mut() = status;
+    Some(response)
 }
 
-pub(super) fn target_too_long() -> Response<Body> {
-    let text = format!("the request's target is longer than {MOST_TARGET_BYTES} bytes\n");
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = StatusCode::URI_TOO_LONG;
-    response
+/// As it is written in HTTP/1.1: `GET /target HTTP/1.1`, a line for each header, an empty line.
+fn head_bytes<T>(request: &Request<T>, target: usize) -> usize {
+    let authority = request.uri().authority().map_or(0, |authority| authority.as_str().len());
+    let first = request.method().as_str().len() + authority + target + " ".len() + " HTTP/1.1\r\n".len();
+    let headers = request.headers().iter();
+    first
+        + headers.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>()
+        + "\r\n".len()
 }
 
 /// An answer's body, and what is held until its last byte was handed over.

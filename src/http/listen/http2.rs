@@ -7,11 +7,13 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::ready;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{Request, Response};
+use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::{Service as _, service_fn};
@@ -20,7 +22,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::connection::{Attended, Connection, Held, MOST_HEAD_BYTES, target_too_long, too_long};
+use super::connection::{Attended, Connection, Held, MOST_HEAD_BYTES, too_long};
 use super::crowd::{Doing, Place, Seat, Turn};
 use super::{ListenLimits, told};
 
@@ -44,13 +46,13 @@ impl Connection {
         let answers = Arc::new(Answers::default());
         let service = service_fn(|request: Request<Incoming>| {
             let turn = seat.place.turn();
-            let answer = (!too_long(&request)).then(|| router.call(request));
+            let answer = match too_long(&request) {
+                None => Either::Left(router.call(request)),
+                Some(refusal) => Either::Right(ready(Ok(refusal))),
+            };
             let answers = Arc::clone(&answers);
             async move {
-                let response: Response<_> = match answer {
-                    Some(answer) => answer.await?,
-                    None => target_too_long(),
-                };
+                let response: Response<_> = answer.await?;
                 let begun = answers.begin(turn);
                 Ok::<_, Infallible>(response.map(|body| Attended { body, held: begun }))
             }

@@ -39,8 +39,9 @@ pub struct Golden {
     pub model: Vec<GoldenCase>,
     /// Numbers that were recorded for this version.
     pub version: Vec<GoldenCase>,
-    /// The name of the model's folder, for errors.
+    /// The name of the model's folder, for errors, and of the version's in it.
     pub folder: String,
+    pub version_folder: String,
 }
 
 impl Golden {
@@ -48,8 +49,10 @@ impl Golden {
     pub fn read(dir: &Path) -> Result<Golden> {
         let model = dir.parent().map(|parent| read_golden(&parent.join("golden.jsonl")));
         let version = read_golden(&dir.join("golden.jsonl"))?;
-        let folder = dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Golden { model: model.transpose()?.unwrap_or_default(), version, folder })
+        let name =
+            |dir: Option<&Path>| dir.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        let (folder, version_folder) = (name(dir.parent()), name(Some(dir)));
+        Ok(Golden { model: model.transpose()?.unwrap_or_default(), version, folder, version_folder })
     }
 
     pub fn cases(&self) -> impl Iterator<Item = &GoldenCase> {
@@ -152,10 +155,11 @@ pub(super) fn contract(candidate: &Contract, live: Option<&Contract>, accepted: 
 /// A case that does not fit the task, or that the processor refuses, names itself.
 pub(super) fn prepare(golden: &Golden, processor: &Processor, contract: &Contract) -> Result<Vec<Prepared>> {
     let options = PrepareOptions::default();
-    let (shared, own) = (format!("{}/golden.jsonl", golden.folder), "the version's golden.jsonl");
+    let Golden { folder, version_folder, .. } = golden;
+    let (shared, own) = (format!("{folder}/golden.jsonl"), format!("{folder}/{version_folder}/golden.jsonl"));
     let shared = golden.model.iter().map(|case| (case, shared.as_str()));
     shared
-        .chain(golden.version.iter().map(|case| (case, own)))
+        .chain(golden.version.iter().map(|case| (case, own.as_str())))
         .map(|(case, file)| {
             let wrong = |reason: String| Error::unloadable(file, format!("case '{}': {reason}", case.id));
             case.expect.fits(contract.task).map_err(wrong)?;
