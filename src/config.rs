@@ -2,25 +2,26 @@
 //!
 //! The only room that reads the environment. What the command line says goes before the file.
 
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+mod file;
+mod place;
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
-
+pub(crate) use self::file::parse_address;
+use self::file::read_file;
+pub use self::place::{Place, Places};
 use crate::cli::{LogFormat, ServeArgs};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::http::ListenLimits;
-use crate::repository::duration;
 
 /// Threads beyond these are a slip of the hand: they would only wait for each other.
 const MOST_THREADS_A_CORE: usize = 4;
 const MOST_THREADS_AT_LEAST: usize = 64;
 /// A shorter token could be guessed, as a shorter key.
 const SHORTEST_TOKEN: usize = 16;
-/// Read when `--config` names no other.
-const DEFAULT_FILE: &str = "cutover.toml";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
 #[derive(Debug, Clone)]
@@ -61,179 +62,11 @@ pub struct Config {
     pub places: Places,
 }
 
-/// Where a value stands, for whoever finds out later that it does not do.
-#[derive(Debug, Clone, Default)]
-pub struct Place {
-    file: String,
-    key: String,
-}
-
-/// Of what only shows itself to be wrong when it is used.
-#[derive(Debug, Clone)]
-pub struct Places {
-    pub device: Place,
-    pub log_filter: Place,
-    pub listen: Place,
-    pub admin_listen: Place,
-    pub grpc_listen: Place,
-}
-
-impl Place {
-    fn new(file: &str, key: &str) -> Self {
-        Place { file: file.into(), key: key.into() }
-    }
-
-    fn argument(key: &str) -> Self {
-        Place::new("command line", key)
-    }
-
-    pub fn wrong(&self, reason: String) -> Error {
-        Error::Config { file: self.file.clone(), key: self.key.clone(), reason }
-    }
-
-    /// A configuration's error as one of this place.
-    pub fn blame(&self, error: Error) -> Error {
-        match error {
-            Error::Config { reason, .. } => self.wrong(reason),
-            other => other,
-        }
-    }
-}
-
 /// Both in PEM.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
-}
-
-/// `cutover.toml`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct File {
-    server: Server,
-    limits: Limits,
-    device: Device,
-    log: Log,
-    ledger: LedgerFile,
-    tei: Tei,
-    faults: Vec<crate::faults::Fault>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Server {
-    models: Option<PathBuf>,
-    state: Option<PathBuf>,
-    #[serde(deserialize_with = "optional_address")]
-    listen: Option<SocketAddr>,
-    #[serde(deserialize_with = "optional_address")]
-    admin_listen: Option<SocketAddr>,
-    #[serde(deserialize_with = "optional_address")]
-    grpc_listen: Option<SocketAddr>,
-    admin_token_file: Option<PathBuf>,
-    tls_cert: Option<PathBuf>,
-    tls_key: Option<PathBuf>,
-    #[serde(alias = "api_key_file")]
-    api_key_files: OneOrMany,
-    max_body_bytes: Option<usize>,
-    #[serde(deserialize_with = "optional_duration")]
-    read_timeout: Option<Duration>,
-    #[serde(deserialize_with = "optional_duration")]
-    drain_timeout: Option<Duration>,
-}
-
-/// What connections may cost.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Limits {
-    max_connections: Option<usize>,
-    max_buffered_bytes: Option<usize>,
-    #[serde(deserialize_with = "optional_duration")]
-    keep_alive: Option<Duration>,
-    #[serde(deserialize_with = "optional_duration")]
-    write_timeout: Option<Duration>,
-    #[serde(deserialize_with = "optional_duration")]
-    handshake_timeout: Option<Duration>,
-}
-
-/// A path, or a list of them.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a path, or a list of paths")]
-enum OneOrMany {
-    One(PathBuf),
-    Many(Vec<PathBuf>),
-}
-
-impl Default for OneOrMany {
-    fn default() -> Self {
-        OneOrMany::Many(Vec::new())
-    }
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<PathBuf> {
-        match self {
-            OneOrMany::One(path) => vec![path],
-            OneOrMany::Many(paths) => paths,
-        }
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Device {
-    device: Option<String>,
-    threads: Option<usize>,
-    /// Bytes.
-    memory: Option<u64>,
-    batch_tokens: Option<usize>,
-    #[serde(deserialize_with = "optional_duration")]
-    stall_after: Option<Duration>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Log {
-    format: Option<LogFormat>,
-    filter: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct LedgerFile {
-    keep_rollouts: Option<usize>,
-    keep_events: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Tei {
-    model: Option<String>,
-}
-
-/// An address with its port, or a name of this machine with one: `localhost:8080`.
-///
-/// # Errors
-/// Text for people.
-pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
-    let expected = |e: std::io::Error| format!("expected an address such as 127.0.0.1:8080 or localhost:8080 ({e})");
-    let found: Vec<SocketAddr> = text.to_socket_addrs().map_err(expected)?.collect();
-    // Of a name with both, the one that clients try on every machine.
-    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    first.copied().ok_or_else(|| format!("'{text}' has no address"))
-}
-
-fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_address(&text).map(Some).map_err(serde::de::Error::custom)
-}
-
-fn optional_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration::deserialize(deserializer).map(Some)
 }
 
 impl Config {
@@ -357,60 +190,6 @@ impl Config {
              give --admin-token-file FILE, or --admin-listen with a loopback address"
         )))
     }
-}
-
-impl File {
-    /// What must not be nothing: the key, and what was expected of it.
-    fn check_some(&self) -> Result<(), (&'static str, &'static str)> {
-        let Limits { max_connections, keep_alive, write_timeout, handshake_timeout, .. } = &self.limits;
-        for (key, number) in [
-            ("server.max_body_bytes", self.server.max_body_bytes),
-            ("limits.max_connections", *max_connections),
-            ("device.batch_tokens", self.device.batch_tokens),
-        ] {
-            if number == Some(0) {
-                return Err((key, "at least 1"));
-            }
-        }
-        for (key, duration) in [
-            ("server.read_timeout", self.server.read_timeout),
-            ("limits.keep_alive", *keep_alive),
-            ("limits.write_timeout", *write_timeout),
-            ("limits.handshake_timeout", *handshake_timeout),
-            ("device.stall_after", self.device.stall_after),
-        ] {
-            if duration == Some(Duration::ZERO) {
-                return Err((key, "more than 0s"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn read_file(named: Option<&Path>) -> Result<(File, String)> {
-    let (path, must) = match named {
-        Some(path) => (path, true),
-        None => (Path::new(DEFAULT_FILE), false),
-    };
-    let label = path.display().to_string();
-    let wrong = |key: &str, reason: String| Error::Config { file: label.clone(), key: key.into(), reason };
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            let file = toml::from_str(&text).map_err(|e| wrong(&key_of(&text, &e), e.message().to_owned()))?;
-            Ok((file, label))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must => Ok((File::default(), label)),
-        Err(error) => Err(wrong("", format!("could not be read: {error}"))),
-    }
-}
-
-/// The line that an error points at, as the key that a person looks for.
-fn key_of(text: &str, error: &toml::de::Error) -> String {
-    let Some(span) = error.span() else { return String::new() };
-    let start = span.start.min(text.len());
-    let number = text[..start].matches('\n').count() + 1;
-    let line = text.lines().nth(number - 1).unwrap_or("").trim();
-    format!("line {number} ({line})")
 }
 
 fn read_token(path: &Path) -> Result<String> {

@@ -21,7 +21,7 @@ pub use host::{
     resident_bytes, thread_processor_time, threads,
 };
 pub use memory::{Measured, Memory};
-pub use processors::{Pass, Processors, give_way, rested};
+pub use processors::{Pass, Processors, company, give_way, rested};
 
 use crate::error::{Error, Result};
 

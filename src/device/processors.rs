@@ -141,6 +141,16 @@ pub fn give_way() {
     with_worker(Worker::give_way);
 }
 
+/// Has other threads join as the calling one did, where it did: those that it divides its work among.
+pub fn company() -> impl Fn() + Sync {
+    let joined = with_worker(|worker| (Arc::clone(&worker.processors), worker.rests));
+    move || {
+        if let Some((processors, rests)) = &joined {
+            processors.join(*rests);
+        }
+    }
+}
+
 /// How long the calling thread has rested to give way.
 pub fn rested() -> Duration {
     with_worker(|worker| worker.rested).unwrap_or_default()
@@ -384,5 +394,26 @@ mod tests {
         let machine = online_processors().unwrap();
         assert!(Processors::of(machine).bound.is_none() && Processors::of(machine + 1).bound.is_none());
         assert_eq!(Processors::of(1).bound.is_some(), machine > 1);
+    }
+
+    #[test]
+    fn threads_that_share_a_threads_work_give_way_as_it_does() {
+        let rests = || with_worker(|worker| worker.rests);
+        let joined_by = |processors: Arc<Processors>| {
+            std::thread::spawn(move || {
+                processors.join(7);
+                let join = company();
+                std::thread::scope(|scope| {
+                    let shares = scope.spawn(|| {
+                        join();
+                        rests()
+                    });
+                    shares.join().unwrap()
+                })
+            })
+        };
+        assert_eq!(joined_by(Arc::new(Processors::on(1, true))).join().unwrap(), Some(7));
+        // Where there is nothing to keep, nobody does.
+        assert_eq!(joined_by(Arc::new(Processors::on(1, false))).join().unwrap(), None);
     }
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::cast::{CastFrom, Element, bytes_mut, numbers_mut};
 use super::read::{Read, Reader, Seen};
 use super::{Index, Manifest, Progress, quoted};
+use crate::device::company;
 use crate::device::cuda::SLOT;
 use crate::error::{Error, Result};
 use crate::ops::cuda::{Finite, Place};
@@ -52,9 +53,14 @@ pub(super) fn upload(
         stop: AtomicBool::new(false),
     };
     let readers = std::thread::available_parallelism().map_or(1, |processors| processors.get() / 2).clamp(1, READERS);
+    // They have this thread's priority, and its share of the processors.
+    let join = company();
     std::thread::scope(|scope| {
         for _ in 1..readers {
-            scope.spawn(|| work.read((files.0, progress), &device));
+            scope.spawn(|| {
+                join();
+                work.read((files.0, progress), &device);
+            });
         }
         work.read((files.0, progress), &device);
     });

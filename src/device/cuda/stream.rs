@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{DriverError, result};
+use cudarc::driver::{result, sys};
 
 use super::{Buffer, Cuda};
 use crate::error::Result;
@@ -143,16 +142,6 @@ impl Event {
         self.cuda.bind()?;
         // SAFETY: the event lives as long as `self`.
         self.cuda.check("cuEventSynchronize", unsafe { result::event::synchronize(self.raw) })
-    }
-
-    /// Whether the stream has come there.
-    pub fn is_done(&self) -> Result<bool> {
-        self.cuda.bind()?;
-        // SAFETY: as above.
-        match unsafe { result::event::query(self.raw) } {
-            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
-            answer => self.cuda.check("cuEventQuery", answer).map(|()| true),
-        }
     }
 }
 
