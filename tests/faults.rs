@@ -6,6 +6,7 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use common::inputs::digit;
 use common::{Answer, Client, DIGITS, PATIENCE, Server, Site, fixture, until};
@@ -205,9 +206,15 @@ async fn a_version_that_errs_panics_or_is_not_finite_on_probation_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_fails_now_and_then_on_probation_is_refused_with_the_cases_it_failed() {
     for kind in ["error", "panic", "non-finite"] {
-        let (_server, refused) = comes_to_nothing(&Site::digits().fault(&fault(kind, "gate", 0.2))).await;
+        let (server, refused) = comes_to_nothing(&Site::digits().fault(&fault(kind, "gate", 0.2))).await;
         let failed = refused.body["error"]["details"]["failed"].as_array().unwrap().clone();
         assert!(!failed.is_empty() && failed.len() < 40, "{} cases failed", failed.len());
+        // The answer and the record count the same checks.
+        let last = server.get("/admin/rollouts?limit=1").await.expect(200).body["rollouts"][0].clone();
+        let checks = last["gate"].as_array().unwrap();
+        assert_eq!(checks.iter().filter(|check| check["passed"] == false).count(), failed.len());
+        let counts = format!("{} of {} checks", failed.len(), checks.len());
+        assert!(refused.message().contains(&counts), "{} should say {counts}", refused.message());
     }
 }
 
@@ -243,6 +250,52 @@ async fn a_version_that_hangs_before_the_switch_is_abandoned_with_its_memory() {
         server.promote("v2", json!({})).await.expect(422);
         assert_eq!(abandoned(&server).await, 2 * kept);
         assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+    }
+}
+
+/// A rollout to `digits@v2` that has come as far as where a fault strikes it.
+async fn struck(fault: &str, phase: &str) -> (Site, Server, String) {
+    let site = Site::digits().fault(fault);
+    let server = site.start().await;
+    let begun = server.promote("v2", json!({ "wait": "none" })).await.expect(202);
+    in_phase(&server, &begun.id(), phase).await;
+    let id = begun.id();
+    (site, server, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_need_not_wait_for_what_hangs() {
+    for (at, phase) in [("gate", "warming"), ("load", "loading")] {
+        let (_site, server, id) = struck(&fault("hang", at, 1.0), phase).await;
+        let began = Instant::now();
+        let aborted = server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
+        assert_eq!(aborted.body["phase"], "aborted", "{}", aborted.body);
+        assert!(began.elapsed() < Duration::from_secs(10), "its patience is twice that: {:?}", began.elapsed());
+        assert!(abandoned(&server).await > 500_000);
+        assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+
+        let (_site, mut server, _) = struck(&fault("hang", at, 1.0), phase).await;
+        server.terminate();
+        let began = Instant::now();
+        assert_eq!(server.ended().await, 0, "{}", server.log());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_abandoned_comes_back_when_it_ends_after_all() {
+    for (at, phase) in [("gate", "warming"), ("load", "loading")] {
+        let slow = format!("{}\ndelay = '4s'", fault("delay", at, 1.0));
+        let (_site, server, id) = struck(&slow, phase).await;
+        let before = server.memory().await["reserved"].as_u64().unwrap();
+        server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
+        let kept = abandoned(&server).await;
+        assert!(kept > 500_000 && kept < before, "{kept} of {before}");
+        until("the thread has ended", async || {
+            let memory = server.memory().await;
+            (memory["abandoned"] == 0 && memory["reserved"] == before - kept).then_some(())
+        })
+        .await;
     }
 }
 

@@ -50,6 +50,7 @@ async fn the_real_client_embeds_as_the_native_route_does() {
     for what in ["live", "ready", "model_ready"] {
         assert_eq!(said[what], true, "{what}");
     }
+    assert_eq!(said["nothing_ready"], false, "a model that is not there is not ready, as Triton says it");
     assert_eq!(said["server"]["name"], "cutover");
     assert_eq!(said["metadata"]["versions"], json!(["one"]));
     assert_eq!(said["config"]["input"][0]["data_type"], "TYPE_STRING");

@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 
 use super::Context;
 use super::journal::Journal;
-use super::quiet::{Urgency, quietly};
+use super::quiet::{Late, Urgency, quietly, within};
+use super::residents::ThreadLife;
 use super::survey::Inspected;
 use crate::device::{Memory, flush_thread_cache};
 use crate::engine::{Engine, guarded};
@@ -87,7 +88,7 @@ pub(super) struct Loaded {
 pub(super) enum LoadError {
     Failed(Error),
     /// The loader's thread hangs: whatever it holds must stay.
-    Hung(Error),
+    Hung(Error, ThreadLife),
 }
 
 impl From<Error> for LoadError {
@@ -105,6 +106,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
     let resident = engine.lookup(generation, keys).await?;
 
     let (sender, receiver) = oneshot::channel();
+    let (running, thread) = ThreadLife::begin();
     let work = {
         let (inspected, progress) = (Arc::clone(inspected), Arc::clone(&progress));
         let processors = Arc::clone(engine.processors());
@@ -119,13 +121,14 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
             });
             // Nobody listens when the load was given up; then everything is dropped here.
             let _ = sender.send(result.and_then(|result| result).map_err(moved_out));
+            drop((memory, running));
         }
     };
     std::thread::Builder::new()
         .name("loader".into())
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
-    let built = patiently(receiver, patience, &progress, &inspected.spec.reference()).await?;
+    let built = patiently((receiver, thread), patience, &progress, &inspected.spec.reference()).await?;
     let Built { model, entries, bytes, shared } = built;
     keep(engine, generation, entries).await?;
     Ok(Loaded { model, bytes, shared, took: began.elapsed() })
@@ -187,23 +190,27 @@ pub(super) fn guarded_load<T>(name: &str, work: impl FnOnce() -> Result<T>) -> R
     }
 }
 
-/// Waits for the loader as long as it gets on.
+/// Waits for the loader as long as it gets on, and only a moment once it was cancelled.
 async fn patiently<T>(
-    mut receiver: oneshot::Receiver<Result<T>>,
+    (mut receiver, thread): (oneshot::Receiver<Result<T>>, ThreadLife),
     patience: Duration,
     progress: &Progress,
     name: &str,
 ) -> Result<T, LoadError> {
     let mut seen = progress.done();
     loop {
-        match tokio::time::timeout(patience, &mut receiver).await {
+        match within(patience, progress, &mut receiver).await {
             Ok(Ok(result)) => return result.map_err(LoadError::Failed),
             Ok(Err(_)) => return Err(LoadError::Failed(Error::internal("the loader thread ended without an answer"))),
-            Err(_) if progress.done() == seen => {
-                let reason = format!("loading hung: nothing was read for {} s", patience.as_secs_f64());
-                return Err(LoadError::Hung(Error::unloadable(name, reason)));
+            Err(Late::Cancelled) => {
+                let reason = "the load was cancelled and did not end";
+                return Err(LoadError::Hung(Error::unloadable(name, reason), thread));
             }
-            Err(_) => seen = progress.done(),
+            Err(Late::Out) if progress.done() == seen => {
+                let reason = format!("loading hung: nothing was read for {} s", patience.as_secs_f64());
+                return Err(LoadError::Hung(Error::unloadable(name, reason), thread));
+            }
+            Err(Late::Out) => seen = progress.done(),
         }
     }
 }

@@ -1,11 +1,16 @@
 //! Work for a rollout that blocks and takes processor time, on a thread that yields to live traffic (promise 5).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::device::{Processors, lower_thread_priority};
 use crate::error::{Error, Result};
+use crate::weights::Progress;
+
+/// How long what was cancelled may take to notice: a forward pass ends first, and a loader reads its chunk.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Whether anybody's requests wait for a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,4 +61,55 @@ pub(super) async fn quietly<T: Send + 'static>(
         })
         .map_err(|e| Error::internal(format!("could not start a thread to {name}: {e}")))?;
     receiver.await.map_err(|_| Error::internal(format!("the thread to {name} panicked")))?
+}
+
+/// Why work has not ended in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Late {
+    /// Its patience is over.
+    Out,
+    /// It was cancelled, and did not notice.
+    Cancelled,
+}
+
+/// Waits for `work` for as long as `patience`, and only a moment once `progress` was cancelled.
+pub(super) async fn within<F: Future>(patience: Duration, progress: &Progress, work: F) -> Result<F::Output, Late> {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        answer = &mut work => Ok(answer),
+        () = progress.cancelled() => {
+            tokio::time::timeout(GRACE.min(patience), work).await.map_err(|_| Late::Cancelled)
+        }
+        () = tokio::time::sleep(patience) => Err(Late::Out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_cancelled_is_waited_for_a_moment_only() {
+        let (progress, long) = (Arc::new(Progress::new()), Duration::from_secs(3600));
+        assert_eq!(within(long, &progress, ready(7)).await, Ok(7));
+        assert_eq!(within(Duration::from_millis(20), &progress, pending::<u8>()).await, Err(Late::Out));
+
+        let began = Instant::now();
+        let waiting = tokio::spawn({
+            let progress = Arc::clone(&progress);
+            async move { within(long, &progress, pending::<u8>()).await }
+        });
+        tokio::task::yield_now().await;
+        progress.cancel();
+        assert_eq!(waiting.await.unwrap(), Err(Late::Cancelled));
+        assert!(began.elapsed() >= GRACE, "{:?}", began.elapsed());
+        // What ends by itself in that moment has ended well, and what was cancelled before is no other case.
+        let soon = tokio::time::sleep(GRACE / 20);
+        assert_eq!(within(long, &progress, soon).await, Ok(()));
+        assert_eq!(within(long, &progress, pending::<u8>()).await, Err(Late::Cancelled));
+    }
 }

@@ -4,7 +4,7 @@
 //! signal fires, and what is left to do is here: let the engine drop the model on its own thread, purge the
 //! arena, measure what came back, and return the reservation.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -62,21 +62,46 @@ pub struct Reclaimed {
 #[derive(Debug, Default)]
 pub(super) struct Lingering {
     shared: Mutex<Vec<Room>>,
-    abandoned: Mutex<Vec<Room>>,
+    abandoned: Mutex<Vec<(Room, ThreadLife)>>,
+}
+
+/// Whether a thread that hangs has ended after all: it holds the other end as long as it runs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ThreadLife(Weak<()>);
+
+impl ThreadLife {
+    /// What the thread drops last, and what tells of it.
+    pub(super) fn begin() -> (Arc<()>, ThreadLife) {
+        let held = Arc::new(());
+        let life = ThreadLife(Arc::downgrade(&held));
+        (held, life)
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 impl Lingering {
-    /// Keeps what a hanging thread may still touch. It is never given back while the process lives.
-    pub(super) fn abandon(&self, room: Room) {
-        self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).push(room);
+    /// Keeps what a hanging thread may still touch, until that has ended after all: for good, if it never does.
+    pub(super) fn abandon(&self, room: Room, thread: ThreadLife) {
+        self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).push((room, thread));
     }
 
     pub(super) fn abandoned_bytes(&self) -> u64 {
-        self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|room| room.reservation.bytes()).sum()
+        self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|(room, _)| room.reservation.bytes()).sum()
     }
 
     /// Lowers each reservation to what its arena still holds and lets go of those that hold nothing.
     pub(super) fn sweep(&self) -> Result<()> {
+        let ended: Vec<(Room, ThreadLife)> = {
+            let mut abandoned = self.abandoned.lock().unwrap_or_else(|e| e.into_inner());
+            abandoned.extract_if(.., |(_, thread)| thread.is_over()).collect()
+        };
+        for (room, _) in ended {
+            tracing::info!(bytes = room.reservation.bytes(), "an abandoned thread has ended; its memory comes back");
+            self.linger(room);
+        }
         let mut shared = self.shared.lock().unwrap_or_else(|e| e.into_inner());
         let used = Memory::used_by(shared.iter().map(|room| room.memory.as_ref()))?;
         let mut used = used.into_iter();

@@ -11,7 +11,7 @@ use super::Context;
 use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError, Trial};
 use super::load::{self, LoadError, Loading};
 use super::quiet::{Urgency, quietly};
-use super::residents::{Resident, Room};
+use super::residents::{Resident, Room, ThreadLife};
 use super::state::Event;
 use super::survey::{Inspected, Survey};
 use crate::device::{Kind, Memory};
@@ -41,6 +41,8 @@ pub(super) struct Candidate {
     pub(super) cases: Arc<Vec<Prepared>>,
     pub(super) digest: Option<String>,
     pub(super) room: Option<Room>,
+    /// Checks that it has passed in earlier steps.
+    passed: usize,
     /// Behind a lock only so that a borrowed candidate may cross threads; a model itself need not be `Sync`.
     model: Mutex<Option<Model>>,
     runner: Option<Runner>,
@@ -78,6 +80,7 @@ impl Candidate {
             cases: Arc::default(),
             digest: None,
             room: None,
+            passed: 0,
             model: Mutex::new(None),
             runner: None,
             generation: None,
@@ -116,7 +119,7 @@ impl Candidate {
     }
 
     fn refused(self, findings: Findings, figures: Vec<(&'static str, Value)>) -> Done {
-        let error = findings.refusal(&self.reference());
+        let error = findings.refusal(&self.reference(), self.passed);
         let notes = Notes { figures, checks: findings.checks, error: Some(error.clone()) };
         Done { event: Event::GateRefused(error.to_string()), candidate: self, notes }
     }
@@ -151,6 +154,7 @@ pub(super) async fn reserve(
     if findings.failed() > 0 {
         return candidate.refused(findings, Vec::new());
     }
+    candidate.passed = findings.checks.len();
     match take_room(&ctx, &candidate).await {
         Ok((room, weights)) => {
             candidate.room = Some(room);
@@ -176,6 +180,7 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
         shared = resident.values().map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum();
     }
     let claim = inspected.claim(shared);
+    ctx.lingering.sweep()?;
     let reservation = ctx.budget.reserve(&claim, ctx.opened.available()?)?;
     let bytes = inspected.footprint.weight_bytes();
     let memory = Arc::new(Memory::acquire(&ctx.opened, bytes - bytes.min(shared))?);
@@ -220,19 +225,19 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
             Done { candidate, event: Event::Loaded, notes: Notes { figures, ..Notes::default() } }
         }
         Err(LoadError::Failed(error)) => candidate.failed(error),
-        Err(LoadError::Hung(error)) => {
-            abandon(&ctx, &mut candidate);
+        Err(LoadError::Hung(error, thread)) => {
+            abandon(&ctx, &mut candidate, thread);
             candidate.failed(error)
         }
     }
 }
 
 /// Leaves to a hanging thread what it may still touch.
-fn abandon(ctx: &Context, candidate: &mut Candidate) {
+fn abandon(ctx: &Context, candidate: &mut Candidate, thread: ThreadLife) {
     candidate.runner = None;
     if let Some(room) = candidate.room.take() {
         tracing::error!(version = candidate.reference(), bytes = room.reservation.bytes(), "abandoned with its memory");
-        ctx.lingering.abandon(room);
+        ctx.lingering.abandon(room, thread);
     }
 }
 
@@ -288,7 +293,10 @@ fn ended(
     figures: Vec<(&'static str, Value)>,
 ) -> Done {
     if error.is_model_fault() {
-        abandon(ctx, &mut candidate);
+        if let Some(Runner::Probation(probation)) = &candidate.runner {
+            let thread = probation.thread();
+            abandon(ctx, &mut candidate, thread);
+        }
         return candidate.refused(fault_findings(check, &error), figures);
     }
     candidate.failed(error)

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tokio::sync::Notify;
+
 use crate::device::give_way;
 use crate::error::{Error, Result};
 
@@ -13,6 +15,8 @@ pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
     cancelled: AtomicBool,
+    /// Wakes those who wait for the cancellation.
+    bell: Notify,
 }
 
 impl Progress {
@@ -32,11 +36,21 @@ impl Progress {
 
     /// Asks the reader to stop; it does so before its next chunk, with an error. Cannot be taken back.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.bell.notify_waiters();
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Ends when it is cancelled: at once where it is already.
+    pub async fn cancelled(&self) {
+        // Made before the flag is read: a bell that rings in between is not missed.
+        let rung = self.bell.notified();
+        if !self.is_cancelled() {
+            rung.await;
+        }
     }
 
     pub(super) fn begin(&self, total: u64) {

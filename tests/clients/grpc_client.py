@@ -63,6 +63,7 @@ def main():
                 said["without_key"] = error.status()
         said |= {
             "model_ready": client.is_model_ready(asked.model, headers=headers),
+            "nothing_ready": client.is_model_ready("nothing", headers=headers),
             "server": client.get_server_metadata(headers=headers, as_json=True),
             "metadata": client.get_model_metadata(asked.model, headers=headers, as_json=True),
             "config": client.get_model_config(asked.model, headers=headers, as_json=True)["config"],

@@ -83,12 +83,13 @@ impl Findings {
         self.checks.iter().filter(|check| !check.passed).count()
     }
 
-    pub(super) fn refusal(&self, version: &str) -> Error {
+    /// With `before` checks that passed earlier.
+    pub(super) fn refusal(&self, version: &str, before: usize) -> Error {
         let failing: Vec<&GateCheck> = self.checks.iter().filter(|check| !check.passed).collect();
         Error::Gate {
             version: version.to_owned(),
             failed: failing.len(),
-            checks: self.checks.len(),
+            checks: before + self.checks.len(),
             details: json!({ "failed": failing }),
         }
     }

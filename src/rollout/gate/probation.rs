@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::quiet::Urgency;
+use super::super::quiet::{Late, Urgency, within};
+use super::super::residents::ThreadLife;
 use super::SoftError;
 use super::pace::Pace;
 use crate::device::{Processors, flush_thread_cache, rested, thread_processor_time, trim_background};
@@ -53,6 +54,7 @@ pub(in crate::rollout) struct Probation {
     /// When all of it must be over.
     until: Instant,
     progress: Arc<Progress>,
+    thread: ThreadLife,
     pace: Option<Pace>,
     /// Processor time of the last pass, which the next one rests for first, and how long that one rested by itself.
     worked: Duration,
@@ -78,10 +80,16 @@ impl Probation {
             .build()
             .map_err(|e| Error::internal(format!("could not start a probation thread: {e}")))?;
         // Ends when its work has; dropping the pool does not wait for that.
-        thread.spawn(move || serve(&thread_name, model, &faults, &inbox));
+        let (running, life) = ThreadLife::begin();
+        thread.spawn(move || {
+            serve(&thread_name, model, &faults, &inbox);
+            flush_thread_cache();
+            drop(running);
+        });
         let (patience, until) = (rules.case_timeout, Instant::now() + rules.probation_timeout);
         let pace = beside.map(Pace::beside);
-        Ok(Probation { name, orders, patience, until, progress, pace, worked: Duration::ZERO, rested: Duration::ZERO })
+        let (worked, rested) = (Duration::ZERO, Duration::ZERO);
+        Ok(Probation { name, orders, patience, until, progress, thread: life, pace, worked, rested })
     }
 
     /// One forward pass, after the rest that the one before it calls for; abandons the thread when it takes too long.
@@ -91,20 +99,26 @@ impl Probation {
         }
         if let Some(pace) = &mut self.pace {
             // What is rested is no time of the candidate's.
-            self.until += pace.rest(self.worked, self.rested).await;
+            self.until += tokio::select! {
+                rested = pace.rest(self.worked, self.rested) => rested,
+                () = self.progress.cancelled() => return Err(SoftError(Error::conflict("cancelled"))),
+            };
         }
         let (reply, answer) = oneshot::channel();
         self.send(Order::Run(inputs, reply))?;
         let patience = self.patience.min(self.until.saturating_duration_since(Instant::now()));
-        match tokio::time::timeout(patience, answer).await {
+        match within(patience, &self.progress, answer).await {
             Ok(Ok(Ran { answer, worked, rested })) => {
                 (self.worked, self.rested) = (worked, rested);
                 self.until += rested;
                 Ok(answer)
             }
             Ok(Err(_)) => Err(SoftError(Error::internal("the probation thread ended"))),
-            Err(_) => {
-                let message = format!("hung: a forward pass took longer than {} s", patience.as_secs_f64());
+            Err(late) => {
+                let message = match late {
+                    Late::Out => format!("hung: a forward pass took longer than {} s", patience.as_secs_f64()),
+                    Late::Cancelled => "the gate was cancelled and its forward pass did not end".to_owned(),
+                };
                 Err(SoftError(Error::ForwardFailed { version: self.name.clone(), message }))
             }
         }
@@ -115,6 +129,11 @@ impl Probation {
         let (reply, answer) = oneshot::channel();
         self.orders.send(Order::Leave(reply)).ok()?;
         tokio::time::timeout(self.patience, answer).await.ok()?.ok()
+    }
+
+    /// Whether the thread has ended, when it was abandoned.
+    pub(in crate::rollout) fn thread(&self) -> ThreadLife {
+        self.thread.clone()
     }
 
     fn send(&self, order: Order) -> Result<()> {

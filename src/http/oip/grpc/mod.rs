@@ -79,11 +79,11 @@ async fn server_metadata(State(app): State<Arc<App>>, request: Request) -> Respo
     unary(&app, request, async |_: Call<Empty>| Ok(about::server().into())).await
 }
 
-/// As Triton answers: a model that is not there is an error, one that does not serve now is not ready.
+/// As Triton answers (`InferenceServer::ModelIsReady`): a model or version that is not there is not ready, and no error.
 async fn model_ready(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async |call: Call<OfModel>| match At::from(call.message).admit(&app) {
         Ok(_) => Ok(Ready { ready: true }.into()),
-        Err(Error::NotServing { .. }) => Ok(Ready { ready: false }.into()),
+        Err(Error::NotServing { .. } | Error::Unknown { .. }) => Ok(Ready { ready: false }.into()),
         Err(error) => Err(plain(error)),
     };
     unary(&app, request, work).await
