@@ -182,6 +182,12 @@ impl Api {
         }
     }
 
+    pub(super) async fn delete(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.http.request(Method::DELETE, self.route(path)).header(ACCEPT, "application/json");
+        let response = self.send(request).await?;
+        self.json(response).await
+    }
+
     /// Posts and takes a stream of progress events, or a document from a server that has none to tell.
     pub(super) async fn post_following(&self, path: &str, body: &Value) -> Result<Reply, Failure> {
         self.post_accepting(path, body, "text/event-stream, application/json;q=0.5").await

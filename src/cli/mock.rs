@@ -11,7 +11,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -94,6 +94,7 @@ impl Mock {
         let admin = Router::new()
             .route("/models/{reference}/promote", post(promote))
             .route("/models/{reference}/stage", post(promote))
+            .route("/models/{reference}", delete(release))
             .route("/admin/rollback", post(rollback))
             .route("/admin/settle", post(settle))
             .route("/admin/rollouts", get(rollouts))
@@ -377,6 +378,13 @@ async fn rollouts(State(state): State<Arc<Inner>>) -> Json<Value> {
 
 async fn one_rollout(State(state): State<Arc<Inner>>) -> Json<Value> {
     Json(rollout(&state.slots.lock().unwrap()[1], "v1", "v2", "aborted"))
+}
+
+async fn release(State(state): State<Arc<Inner>>, Path(reference): Path<String>) -> Json<Value> {
+    match reference.as_str() {
+        "v2" => one_rollout(State(state)).await,
+        other => Json(json!({ "model": "digits", "version": other, "resident": false, "unchanged": true })),
+    }
 }
 
 async fn memory(State(state): State<Arc<Inner>>) -> Json<Value> {

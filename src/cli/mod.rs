@@ -41,7 +41,7 @@ pub use args::{
 };
 pub use client::{ClientArgs, Connection};
 pub use history::HistoryArgs;
-pub use operate::{AbortArgs, RollbackArgs, SettleArgs};
+pub use operate::{AbortArgs, DropArgs, RollbackArgs, SettleArgs};
 use output::Failure;
 pub use promote::{Account, PromoteArgs, StageArgs, Wait};
 pub use status::StatusArgs;
@@ -70,6 +70,8 @@ pub enum Command {
     Settle(SettleArgs),
     /// Stop a rollout before its switch
     Abort(AbortArgs),
+    /// Free the memory of a version that is not live; its files stay
+    Drop(DropArgs),
     /// Show models, what is live, and memory
     Status(StatusArgs),
     /// Follow events as they happen
@@ -129,6 +131,7 @@ impl Cli {
             Command::Rollback(args) => (args.client.json, block_on(operate::rollback(&args, &mut out()))),
             Command::Settle(args) => (args.client.json, block_on(operate::settle(&args, &mut out()))),
             Command::Abort(args) => (args.client.json, block_on(operate::abort(&args, &mut out()))),
+            Command::Drop(args) => (args.client.json, block_on(operate::release(&args, &mut out()))),
             Command::Status(args) => (args.client.json, block_on(status::status(&args, &mut out()))),
             Command::Watch(args) => (args.client.json, block_on(watch::watch(&args, &mut out()))),
             Command::History(args) => (args.client.json, block_on(history::history(&args, &mut out()))),
@@ -178,6 +181,7 @@ mod tests {
             "cutover rollback digits",
             "cutover settle",
             "cutover abort 17",
+            "cutover drop digits@v2 --json",
             "cutover status",
             "cutover watch --model digits",
             "cutover history --verify --state .cutover",
@@ -250,6 +254,7 @@ mod tests {
             Command::Rollback(args) => operate::rollback(&args, &mut out).await,
             Command::Settle(args) => operate::settle(&args, &mut out).await,
             Command::Abort(args) => operate::abort(&args, &mut out).await,
+            Command::Drop(args) => operate::release(&args, &mut out).await,
             Command::Status(args) => status::status(&args, &mut out).await,
             Command::History(args) => history::history(&args, &mut out).await,
             other => panic!("{other:?}"),
@@ -315,6 +320,8 @@ mod tests {
                 r#"POST /admin/rollouts/r1/abort {"reason":"no","actor":"me"}"#,
                 "aborted",
             ),
+            ("drop v2", "DELETE /models/v2 ", "v1 → v2 aborted"),
+            ("drop v9", "DELETE /models/v9 ", "v9 was not in memory"),
             ("history r1", "GET /admin/rollouts/r1 ", "v1 → v2 aborted"),
             ("history", "GET /admin/rollouts ", "success_rate  0.5"),
             ("history --model digits", "GET /admin/rollouts?model=digits ", "settled"),

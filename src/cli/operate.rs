@@ -1,12 +1,12 @@
-//! `rollback`, `settle` and `abort`: one request, one answer.
+//! `rollback`, `settle`, `abort` and `drop`: one request, one answer.
 
 use std::io::Write;
 
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::client::{Api, ClientArgs, segment};
-use super::output::Failure;
+use super::client::{Api, ClientArgs, model_path, segment};
+use super::output::{Failure, printable};
 use super::promote::Account;
 use super::rollout::Rollout;
 
@@ -41,6 +41,15 @@ pub struct AbortArgs {
     pub client: ClientArgs,
 }
 
+#[derive(Debug, Clone, Args)]
+pub struct DropArgs {
+    /// A version (`v2`), or `model@version` where several models have it; a model that is gone from the folder is forgotten
+    #[arg(value_name = "VERSION", value_parser = super::client::parse_reference)]
+    pub reference: String,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
 pub(super) async fn rollback(args: &RollbackArgs, out: &mut dyn Write) -> Result<(), Failure> {
     ask("/admin/rollback", args.model.as_deref(), &args.account, &args.client, out).await
 }
@@ -52,6 +61,22 @@ pub(super) async fn settle(args: &SettleArgs, out: &mut dyn Write) -> Result<(),
 pub(super) async fn abort(args: &AbortArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let path = format!("/admin/rollouts/{}/abort", segment(&args.id));
     ask(&path, None, &args.account, &args.client, out).await
+}
+
+/// Files are never touched, and what is live stays: the server says so.
+pub(super) async fn release(args: &DropArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let answer = Api::new(&args.client.connection)?.delete(&model_path(&args.reference, "")).await?;
+    let text = |field: &str| answer[field].as_str().map(printable).unwrap_or_default();
+    if args.client.json {
+        writeln!(out, "{answer}")?;
+    } else if answer["forgotten"] == true {
+        writeln!(out, "{}: forgotten", text("model"))?;
+    } else if answer["resident"] == false {
+        writeln!(out, "{}: {} was not in memory; nothing changed", text("model"), text("version"))?;
+    } else {
+        Rollout::read(&answer)?.write(out)?;
+    }
+    Ok(())
 }
 
 /// Posts and shows the rollout that came of it. An end such as `rolled_back` is what was asked for here.
