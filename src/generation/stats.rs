@@ -87,6 +87,21 @@ pub struct Snapshot {
     pub samples: u64,
 }
 
+/// A moment to count answers from.
+#[derive(Debug)]
+pub struct Mark {
+    /// Microseconds; longer answers are slow.
+    limit: u64,
+    then: Passed,
+}
+
+/// Answers, and those of them that took longer than a mark's limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    pub answered: u64,
+    pub slow: u64,
+}
+
 impl Stats {
     pub fn new() -> Self {
         Stats {
@@ -187,6 +202,21 @@ impl Stats {
         self.counters(p50, p99, samples)
     }
 
+    /// From now on.
+    pub fn mark(&self, limit: Duration) -> Mark {
+        let limit = (limit.as_micros() as u64).clamp(1, LONGEST - 1);
+        Mark { limit, then: passed(&self.lock().window, limit) }
+    }
+
+    /// What was answered since the mark, which moves here.
+    pub fn since(&self, mark: &mut Mark) -> Passed {
+        let now = passed(&self.lock().window, mark.limit);
+        // A window that began anew has counted from nothing.
+        let then = if now.answered < mark.then.answered { Passed::default() } else { mark.then };
+        mark.then = now;
+        Passed { answered: now.answered - then.answered, slow: now.slow.saturating_sub(then.slow) }
+    }
+
     pub fn restart_window(&self) {
         self.lock().window.reset();
     }
@@ -245,6 +275,10 @@ fn quantiles(histogram: &Histogram<u64>) -> (Option<Duration>, Option<Duration>,
     (at(0.5), at(0.99), histogram.len())
 }
 
+fn passed(histogram: &Histogram<u64>, limit: u64) -> Passed {
+    Passed { answered: histogram.len(), slow: histogram.count_between(histogram.next_non_equivalent(limit), LONGEST) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,6 +293,20 @@ mod tests {
         assert_eq!((seen.answered, seen.samples), (100, 100));
         assert!((48..=52).contains(&seen.p50.unwrap().as_millis()), "{seen:?}");
         assert!((97..=101).contains(&seen.p99.unwrap().as_millis()), "{seen:?}");
+    }
+
+    #[test]
+    fn answers_since_a_mark_are_counted_once_and_slow_ones_apart() {
+        let stats = Stats::new();
+        let ms = Duration::from_millis;
+        stats.answered(ms(50));
+        let mut mark = stats.mark(ms(10));
+        (1..=20).for_each(|n| stats.answered(ms(n)));
+        assert_eq!(stats.since(&mut mark), Passed { answered: 20, slow: 10 });
+        assert_eq!(stats.since(&mut mark), Passed::default());
+        stats.restart_window();
+        stats.timed_out(Duration::from_secs(10_000));
+        assert_eq!(stats.since(&mut mark), Passed { answered: 1, slow: 1 });
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod golden;
 mod guess;
 pub mod model_toml;
 pub mod name;
+mod rate;
 mod sentence_transformers;
 pub mod spec;
 
@@ -25,6 +26,7 @@ pub use fingerprint::{FileStat, Fingerprint};
 pub use golden::{Expect, GoldenCase, Verdict, read_golden};
 pub use guess::task_of;
 pub use model_toml::{BatchConfig, GateConfig, Limits, Mode, ModelConfig, ObserveConfig, RolloutConfig};
+pub use rate::LoadThrottle;
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@ use super::fields::{
     at_least_one, at_least_one_u64, longer_than_zero, one_of, positive, positive_f32, share, some_at_least_one,
     some_text, some_version,
 };
-use super::{duration, files};
+use super::{LoadThrottle, duration, files};
 use crate::error::{Error, Result};
 use crate::value::Task;
 
@@ -139,6 +139,8 @@ pub struct RolloutConfig {
     /// A load that reads nothing for this long hangs, and is abandoned.
     #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
     pub load_timeout: Duration,
+    /// How fast it may be read beside live traffic.
+    pub throttle: LoadThrottle,
 }
 
 /// Where the candidate is loaded.
@@ -168,7 +170,7 @@ impl Default for Limits {
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        RolloutConfig { mode: Mode::Beside, load_timeout: Duration::from_secs(60) }
+        RolloutConfig { mode: Mode::Beside, load_timeout: Duration::from_secs(60), throttle: LoadThrottle::Auto }
     }
 }
 
@@ -330,6 +332,7 @@ mod tests {
             [rollout]
             mode = "replace"
             load_timeout = "4s"
+            throttle = "2GB/s"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));
@@ -341,6 +344,7 @@ mod tests {
         assert_eq!(config.observe.golden_every, Duration::from_millis(250));
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
         assert_eq!(config.rollout.mode, Mode::Replace);
+        assert_eq!(config.rollout.throttle, LoadThrottle::Rate(2_000_000_000));
         let written = toml::to_string(&config).unwrap();
         assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);
     }

@@ -2,12 +2,13 @@
 //! goes back or gives memory back.
 //!
 //! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
-//! what a candidate must pass; `watch` holds the window's rules, and `recheck` runs its golden cases; `residents` gives memory back and measures it;
+//! what a candidate must pass; `easing` holds a load back while clients notice it; `watch` holds the window's rules, and `recheck` runs its golden cases; `residents` gives memory back and measures it;
 //! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes; `rehearsal` runs
 //! a version by itself, without any of them.
 //! It must not know HTTP or the command line.
 
 mod controller;
+mod easing;
 mod gate;
 mod journal;
 mod load;
@@ -39,6 +40,7 @@ use crate::engine::Engine;
 use crate::generation::GenerationIds;
 use crate::ops::Machine;
 use crate::repository::Repository;
+use crate::slot::Registry;
 use residents::Lingering;
 
 /// What every controller shares.
@@ -46,6 +48,8 @@ pub struct Context {
     /// Where rollouts run, apart from the threads that answer clients.
     pub(self) runtime: tokio::runtime::Handle,
     pub(crate) repository: Arc<Repository>,
+    /// Whose clients a load gives way to.
+    pub(crate) registry: Arc<Registry>,
     pub(crate) engine: Engine,
     pub(crate) opened: Opened,
     pub(crate) machine: Machine,

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::easing::ease;
 use super::gate::{self, Findings, Golden, Prepared, Probation, Runner, SoftError, Trial};
 use super::load::{self, LoadError, Loading};
 use super::quiet::{Urgency, quietly};
@@ -22,7 +23,7 @@ use crate::generation::{Generation, GenerationId, Parts, Stamp};
 use crate::ledger::GateCheck;
 use crate::model::{Input, Model};
 use crate::process::Processor;
-use crate::repository::{Contract, ModelConfig};
+use crate::repository::{Contract, LoadThrottle, ModelConfig};
 use crate::schedule::BatchLimits;
 use crate::weights::{self, Progress};
 
@@ -204,7 +205,19 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let loading = Loading { generation, manifest, machine, memory, progress, faults, patience, urgency };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
     };
-    match work.await {
+    let progress = Arc::clone(&candidate.progress);
+    let setting = match candidate.urgency {
+        Urgency::Quiet => candidate.config.rollout.throttle,
+        Urgency::Awaited => LoadThrottle::None,
+    };
+    let slots = ctx.registry.slots();
+    let live = slots.values().filter_map(|slot| Some(Arc::clone(&slot.route()?.live.stats))).collect();
+    let mut eased = 0;
+    let loaded = tokio::select! {
+        loaded = work => loaded,
+        never = ease(live, setting, &progress, &mut eased) => match never {},
+    };
+    match loaded {
         Ok((loaded, digest)) => {
             if let Some(room) = &candidate.room {
                 // Sharing is proven now, so the promise can fall to what was really taken.
@@ -219,6 +232,7 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
                 ("load_ms", json!(seconds * 1e3)),
                 ("loaded_bytes", json!(loaded.bytes)),
                 ("shared_bytes", json!(loaded.shared)),
+                ("load_eased", json!(eased)),
             ];
             candidate.digest = Some(digest);
             *candidate.model() = Some(loaded.model);

@@ -15,12 +15,14 @@ mod progress;
 mod read;
 #[cfg(feature = "cuda")]
 mod staged;
+mod throttle;
 
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};
 pub use load::{Footprint, TensorKey, Wanted, Weights, check, key_of, load};
 pub use manifest::{FileDigest, Manifest};
 pub use progress::Progress;
+pub use throttle::Throttle;
 
 /// Bytes read at a time, and so what a load holds beyond its tensors and how much passes between two looks at the
 /// cancel flag. Small enough to stay in the second-level cache between being read, hashed and cast.

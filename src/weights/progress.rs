@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
+use super::Throttle;
 use crate::device::give_way;
 use crate::error::{Error, Result};
 
@@ -17,6 +18,7 @@ pub struct Progress {
     cancelled: AtomicBool,
     /// Wakes those who wait for the cancellation.
     bell: Notify,
+    throttle: Throttle,
 }
 
 impl Progress {
@@ -53,13 +55,20 @@ impl Progress {
         }
     }
 
+    /// How fast it may be.
+    pub fn throttle(&self) -> &Throttle {
+        &self.throttle
+    }
+
     pub(super) fn begin(&self, total: u64) {
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
     }
 
+    /// Counts what was read, and waits as long as that ought to have taken.
     pub(super) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.throttle.pay(bytes);
     }
 
     /// What a reader does between two chunks: it gives way to forward passes, and ends when it was asked to.

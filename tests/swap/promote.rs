@@ -39,6 +39,19 @@ async fn a_staged_version_is_reached_by_name_only_and_promoting_it_switches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_load_is_as_slow_as_it_was_told_to_be() {
+    let site = Site::digits();
+    let rate = 1_000_000.0;
+    site.model("digits", &format!("{DIGITS}\n[rollout]\nthrottle = \"1MB/s\"\n"));
+    let server = site.start().await;
+    let figures = server.promote("v2", json!({})).await.expect(200).body["figures"].clone();
+    let (bytes, took) = (figures["loaded_bytes"].as_f64().unwrap(), figures["load_ms"].as_f64().unwrap() / 1e3);
+    assert!(bytes > 500_000.0 && took >= bytes / rate, "{figures}");
+    // Nobody was there to give way to.
+    assert_eq!(figures["load_eased"], 0, "{figures}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_promote_does_the_whole_job_and_its_record_tells_all() {
     let site = Site::digits();
     let server = site.start().await;

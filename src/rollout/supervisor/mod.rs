@@ -72,6 +72,7 @@ impl Supervisor {
         let ctx = Arc::new(Context {
             runtime: tokio::runtime::Handle::current(),
             repository: config.repository,
+            registry: Arc::clone(&registry),
             engine,
             opened: config.opened,
             machine: config.machine,
