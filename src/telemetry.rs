@@ -20,7 +20,7 @@ use crate::device::{open_files, process_processor_time, resident_bytes, threads}
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::http::Dialect;
-use crate::rollout::Supervisor;
+use crate::rollout::{Reclaimed, Supervisor};
 
 /// Starts writing logs to standard error.
 ///
@@ -251,6 +251,34 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     if let Some(vram) = memory.vram {
         page.one("vram_free_bytes", "gauge", "bytes of the GPU that nobody holds", vram.free as f64);
         page.one("vram_total_bytes", "gauge", "bytes of the GPU", vram.total as f64);
+    }
+    for (name, help) in
+        [("vram_pool_used_bytes", "allocated of a pool"), ("vram_pool_reserved_bytes", "held for a pool")]
+    {
+        if memory.pools.is_empty() {
+            break;
+        }
+        page.family(name, "gauge", help);
+        for pool in &memory.pools {
+            let generation = pool.owner.generation.map(|id| id.to_string()).unwrap_or_default();
+            let bytes = if name == "vram_pool_used_bytes" { pool.used } else { pool.reserved };
+            page.sample(name, &[("holder", &pool.owner.holder), ("generation", &generation)], bytes as f64);
+        }
+    }
+    type Reclaim = (&'static str, &'static str, fn(&Reclaimed) -> u64);
+    let reclaims: [Reclaim; 2] = [
+        (
+            "last_reclaim_promised_bytes",
+            "weights of the last version that was reclaimed, which had to come back",
+            |r| r.promised,
+        ),
+        ("last_reclaim_returned_bytes", "what was measured to have come back of it", |r| r.returned),
+    ];
+    for (name, help, bytes) in reclaims {
+        page.family(name, "gauge", help);
+        for (model, reclaim) in &memory.last_reclaims {
+            page.sample(name, &[("model", model)], bytes(reclaim) as f64);
+        }
     }
     if let Some(allocated) = memory.process_allocated {
         page.one("process_allocated_bytes", "gauge", "live allocations of the process", allocated as f64);

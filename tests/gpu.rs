@@ -14,7 +14,7 @@ use candle_core::DType;
 use common::fake_gpu::libraries;
 use common::models::{Fixture, all_fixtures, assert_alike, assert_same, run};
 use common::skipped;
-use cutover::device::{self, DeviceSpec, Memory, Opened};
+use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
 use cutover::model::{Model, TOKENS_PER_PASS};
 use cutover::ops::{Device, Keeping, Machine};
 
@@ -38,7 +38,7 @@ fn gpu() -> Option<&'static (Opened, Machine)> {
 fn loaded(fixture: &Fixture, (opened, machine): &(Opened, Machine), format: DType) -> (Model, Memory) {
     let keeping = Keeping::Cuda(format);
     let footprint = fixture.version.footprint_for(keeping).unwrap();
-    let memory = Memory::acquire(opened, footprint.weight_bytes()).unwrap();
+    let memory = Memory::acquire(opened, footprint.weight_bytes(), Owner::default()).unwrap();
     let device: Device = machine.device(&memory, (footprint.workspace, keeping)).unwrap();
     (fixture.version.load_on(&device), memory)
 }

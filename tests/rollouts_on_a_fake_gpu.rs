@@ -10,7 +10,7 @@ mod common;
 use common::fake_gpu::{nothing_is_left, on_fake_gpu};
 use common::tensors::with_tensors;
 use common::{Server, Site, fixture, inputs};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn digits_are_answered_as_on_the_cpu_and_nothing_is_left_behind() {
@@ -61,6 +61,15 @@ async fn embedding(server: &Server) -> Vec<f64> {
     inputs::embedding(&server.texts("texts", &["a boat in the harbour"]).await.expect(200).body)
 }
 
+/// Holder, bytes used and reserved, in the order in which pools were made.
+fn pools(memory: &Value) -> Vec<(String, u64, u64)> {
+    let pools = memory["pools"].as_array().unwrap().iter();
+    let of = |pool: &Value| {
+        (pool["holder"].as_str().unwrap().into(), pool["used"].as_u64().unwrap(), pool["reserved"].as_u64().unwrap())
+    };
+    pools.map(of).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn minilm_changes_its_precision_and_its_memory_comes_back_to_the_byte() {
     if !common::minilm::is_here() {
@@ -80,6 +89,10 @@ async fn minilm_changes_its_precision_and_its_memory_comes_back_to_the_byte() {
     let (version, got) = ask(&gpu).await;
     assert!(version == "f32" && inputs::distance(&want, &got) < 1e-5);
     let before = gpu.memory().await;
+    let [common, f32] = pools(&before).try_into().unwrap();
+    assert_eq!((common.0.as_str(), f32.0.as_str()), ("shared by all", "minilm@f32"), "{before:#}");
+    // 90 MB of weights and room for activations.
+    assert!(f32.1 > 90_000_000 && f32.2 >= f32.1, "{before:#}");
     gpu.promote("f16", json!({ "observe": "0s" })).await.expect(200);
     let (version, got) = ask(&gpu).await;
     assert!(version == "f16" && inputs::distance(&want, &got) < 2e-3);
@@ -97,6 +110,16 @@ async fn minilm_changes_its_precision_and_its_memory_comes_back_to_the_byte() {
     );
     let after = gpu.memory().await;
     assert!(after["reserved"].as_u64() < before["reserved"].as_u64(), "{before:#} {after:#}");
+    let [same, f16] = pools(&after).try_into().unwrap();
+    assert_eq!((&same, f16.0.as_str()), (&common, "minilm@f16"), "{after:#}");
+    assert!(f16.1 < f32.1, "{after:#}");
+    let metrics = gpu.get("/metrics").await.expect(200).body.as_str().unwrap().to_owned();
+    let generation = after["pools"][1]["generation"].as_u64().unwrap();
+    let reserved =
+        format!("cutover_vram_pool_reserved_bytes{{holder=\"minilm@f16\",generation=\"{generation}\"}} {}\n", f16.2);
+    assert!(metrics.contains(&reserved), "{reserved}{metrics}");
+    let returned = format!("cutover_last_reclaim_returned_bytes{{model=\"minilm\"}} {}\n", reclaim["returned"]);
+    assert!(metrics.contains(&returned), "{returned}{metrics}");
     nothing_is_left(gpu, &report).await;
 }
 

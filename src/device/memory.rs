@@ -17,6 +17,26 @@ pub struct Measured {
     pub free: u64,
 }
 
+/// Whom memory is held for, as it is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Owner {
+    /// `model@version`, or what all of them share.
+    pub holder: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+}
+
+/// A pool of a GPU. Bytes, as its driver counts them.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Pooled {
+    #[serde(flatten)]
+    pub owner: Owner,
+    /// Allocated.
+    pub used: u64,
+    /// Held by the driver.
+    pub reserved: u64,
+}
+
 #[derive(Debug)]
 pub struct Memory {
     arena: Arena,
@@ -26,15 +46,22 @@ pub struct Memory {
 
 impl Memory {
     /// Empty, to hold about `bytes` of weights.
-    pub fn acquire(opened: &Opened, bytes: u64) -> Result<Memory> {
+    pub fn acquire(opened: &Opened, bytes: u64, owner: Owner) -> Result<Memory> {
         match opened {
-            Opened::Cpu => Ok(Memory {
-                arena: Arena::acquire(bytes)?,
-                #[cfg(feature = "cuda")]
-                pool: None,
-            }),
+            Opened::Cpu => {
+                // An arena has no name.
+                let Owner { .. } = owner;
+                Ok(Memory {
+                    arena: Arena::acquire(bytes)?,
+                    #[cfg(feature = "cuda")]
+                    pool: None,
+                })
+            }
             #[cfg(feature = "cuda")]
-            Opened::Cuda(cuda) => Ok(Memory { arena: Arena::acquire(0)?, pool: Some(super::cuda::Pool::new(cuda)?) }),
+            Opened::Cuda(cuda) => {
+                let pool = super::cuda::Pool::new(cuda, owner)?;
+                Ok(Memory { arena: Arena::acquire(0)?, pool: Some(pool) })
+            }
         }
     }
 

@@ -20,7 +20,7 @@ pub use host::{
     HostMemory, allow_open_files, lower_thread_priority, open_files, process_processor_time, raise_thread_priority,
     resident_bytes, thread_processor_time, threads,
 };
-pub use memory::{Measured, Memory};
+pub use memory::{Measured, Memory, Owner, Pooled};
 pub use processors::{Pass, Processors, company, give_way, rested};
 
 use crate::error::{Error, Result};
@@ -121,6 +121,15 @@ impl Opened {
             Opened::Cpu => Ok(None),
             #[cfg(feature = "cuda")]
             Opened::Cuda(cuda) => cuda.memory().map(Some),
+        }
+    }
+
+    /// What is held together of a GPU's memory, by whom it is held for.
+    pub fn pools(&self) -> Result<Vec<Pooled>> {
+        match self {
+            Opened::Cpu => Ok(Vec::new()),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => cuda.pools(),
         }
     }
 

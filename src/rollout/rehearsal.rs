@@ -9,7 +9,7 @@ use super::gate::{self, Golden, Probation, Runner, SoftError, Trial};
 use super::load::{build, guarded_load};
 use super::quiet::Urgency;
 use super::survey::Survey;
-use crate::device::{Memory, Opened, Processors};
+use crate::device::{Memory, Opened, Owner, Processors};
 use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::ledger::GateCheck;
@@ -36,7 +36,8 @@ impl Rehearsal {
         let manifest = Manifest::compute(&inspected.spec.dir, &inspected.index)?;
         let progress = Arc::new(Progress::new());
         let machine = Machine::start(opened)?;
-        let memory = Memory::acquire(opened, inspected.footprint.weight_bytes())?;
+        let owner = Owner { holder: reference.clone(), generation: None };
+        let memory = Memory::acquire(opened, inspected.footprint.weight_bytes(), owner)?;
         let built =
             guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), (&machine, &memory), &progress))?;
         let (name, faults, urgency) = (reference.clone(), Faults::default(), Urgency::Awaited);

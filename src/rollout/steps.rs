@@ -15,7 +15,7 @@ use super::quiet::{Urgency, quietly};
 use super::residents::{Resident, Room, ThreadLife};
 use super::state::Event;
 use super::survey::{Inspected, Survey};
-use crate::device::{Kind, Memory};
+use crate::device::{Kind, Memory, Owner};
 use crate::engine::Install;
 use crate::error::{Error, Result};
 use crate::faults::Faults;
@@ -184,7 +184,8 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
     ctx.lingering.sweep()?;
     let reservation = ctx.budget.reserve(&claim, ctx.opened.available()?)?;
     let bytes = inspected.footprint.weight_bytes();
-    let memory = Arc::new(Memory::acquire(&ctx.opened, bytes - bytes.min(shared))?);
+    let owner = Owner { holder: candidate.reference(), generation: Some(candidate.id.0) };
+    let memory = Arc::new(Memory::acquire(&ctx.opened, bytes - bytes.min(shared), owner)?);
     Ok((Room { memory, reservation }, bytes))
 }
 

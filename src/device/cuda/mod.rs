@@ -18,8 +18,8 @@ mod staging;
 mod stream;
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -27,7 +27,7 @@ pub use self::pinned::Pinned;
 pub use self::pool::{Buffer, Pool};
 pub use self::staging::{SLOT, Staging};
 pub use self::stream::{Event, Priority, Stream};
-use super::{Health, Vram};
+use super::{Health, Pooled, Vram};
 use crate::error::{Error, Result};
 
 /// A GPU whose primary context this process holds.
@@ -41,6 +41,8 @@ pub struct Cuda {
     context: sys::CUcontext,
     capability: (i32, i32),
     health: Health,
+    /// Those that live, in the order in which they were made.
+    pools: Mutex<Vec<Weak<Pool>>>,
 }
 
 // SAFETY: a context may be used from any thread that has bound it, which every call here does.
@@ -96,7 +98,8 @@ impl Cuda {
         let context = unsafe { result::primary_ctx::retain(device) };
         let context = context.map_err(|error| told(&format!("{name} cannot be taken into use"), error))?;
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Cuda { number, ordinal, name, device, context, capability, health: Health::default() }))
+        let (health, pools) = Default::default();
+        Ok(Arc::new(Cuda { number, ordinal, name, device, context, capability, health, pools }))
     }
 
     pub fn name(&self) -> &str {
@@ -120,6 +123,22 @@ impl Cuda {
         self.bind()?;
         let (free, total) = self.check("cuMemGetInfo", result::mem_get_info())?;
         Ok(Vram { free: free as u64, total: total as u64 })
+    }
+
+    /// What every pool holds.
+    pub fn pools(&self) -> Result<Vec<Pooled>> {
+        let pools: Vec<Arc<Pool>> = self.known().iter().filter_map(Weak::upgrade).collect();
+        pools.iter().map(|pool| pool.told()).collect()
+    }
+
+    fn know(&self, pool: &Arc<Pool>) {
+        let mut known = self.known();
+        known.retain(|pool| pool.strong_count() > 0);
+        known.push(Arc::downgrade(pool));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Weak<Pool>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the context the calling thread's. Nothing else in this process ever changes a thread's context.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::{Cuda, Stream};
+use crate::device::{Owner, Pooled};
 use crate::error::{Error, Result};
 
 /// Memory for one purpose, which is counted and returned by itself.
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 pub struct Pool {
     cuda: Arc<Cuda>,
     raw: sys::CUmemoryPool,
+    owner: Owner,
 }
 
 // SAFETY: the driver takes calls on a pool from any thread that has bound its context.
@@ -26,7 +28,7 @@ unsafe impl Sync for Pool {}
 
 impl Pool {
     /// An empty pool. What is freed in it stays with it until it is trimmed: live traffic never pays for a return.
-    pub fn new(cuda: &Arc<Cuda>) -> Result<Arc<Pool>> {
+    pub fn new(cuda: &Arc<Cuda>, owner: Owner) -> Result<Arc<Pool>> {
         cuda.bind()?;
         // SAFETY: all zero is what the driver asks of the fields that are not set.
         let mut wanted: sys::CUmemPoolProps = unsafe { std::mem::zeroed() };
@@ -34,11 +36,12 @@ impl Pool {
         wanted.location = cuda.location();
         // SAFETY: `wanted` is whole, and read before this returns.
         let raw = cuda.check("cuMemPoolCreate", unsafe { result::mem_pool::create(&raw const wanted) })?;
-        let pool = Arc::new(Pool { cuda: Arc::clone(cuda), raw });
+        let pool = Arc::new(Pool { cuda: Arc::clone(cuda), raw, owner });
         use sys::CUmemPool_attribute as Attribute;
         pool.set(Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
         // Else an allocation may be made to wait for a stream that frees.
         pool.set(Attribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, 0i32)?;
+        cuda.know(&pool);
         Ok(pool)
     }
 
@@ -60,6 +63,10 @@ impl Pool {
     /// Bytes that the driver holds for the pool.
     pub fn reserved(&self) -> Result<u64> {
         self.get(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
+    }
+
+    pub(super) fn told(&self) -> Result<Pooled> {
+        Ok(Pooled { owner: self.owner.clone(), used: self.used()?, reserved: self.reserved()? })
     }
 
     /// Returns what is not used to the driver, of what was freed before somebody waited for it.

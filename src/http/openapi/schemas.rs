@@ -339,6 +339,9 @@ struct Memory {
     /// Where models are served from a GPU.
     #[schema(nullable = false)]
     vram: Option<Vram>,
+    /// Where models are served from a GPU.
+    #[schema(required = false)]
+    pools: Vec<Pool>,
     /// By model.
     last_reclaims: BTreeMap<String, Reclaimed>,
 }
@@ -375,6 +378,19 @@ struct Measured {
 struct Vram {
     free: u64,
     total: u64,
+}
+
+/// What is held together of a GPU, by its driver's count: a generation's weights and activations, or what none of them owns.
+#[derive(ToSchema)]
+struct Pool {
+    /// `model@version`, or `shared by all`.
+    holder: String,
+    #[schema(nullable = false)]
+    generation: Option<u64>,
+    /// Bytes that are allocated.
+    used: u64,
+    /// Bytes that the driver holds for it.
+    reserved: u64,
 }
 
 /// What a reclaim promised, and what it measured.

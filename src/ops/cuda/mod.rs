@@ -30,11 +30,15 @@ pub(super) use self::linear::linear;
 pub(super) use self::plan::Plan;
 use self::scratch::Scratch;
 pub use self::tensor::Tensor;
+use crate::device::Owner;
 use crate::device::cuda::{Buffer, Cuda, Event, Pinned, Pool, Priority, Staging, Stream};
 use crate::error::{Error, Result};
 
 /// Rows come down through pinned memory of this size, in as many turns as they need: 2,730 embeddings of 384 numbers.
 const LANDING: usize = 4 << 20;
+
+/// Whose pool it is that belongs to no generation.
+const COMMON: &str = "shared by all";
 
 /// A GPU that is ready to compute.
 #[derive(Debug)]
@@ -46,20 +50,18 @@ pub struct Gpu {
     blas: Blas,
     landing: Mutex<Pinned>,
     staging: Staging,
-    /// Holds what belongs to no generation.
-    common: Arc<Pool>,
 }
 
 impl Gpu {
     /// Loads every kernel and makes what passes need, so that none of them waits for it.
     pub fn start(cuda: &Arc<Cuda>) -> Result<Arc<Gpu>> {
         let stream = Stream::new(cuda, Priority::High)?;
-        let common = Pool::new(cuda)?;
+        let common = Pool::new(cuda, Owner { holder: COMMON.into(), generation: None })?;
         let kernels = Kernels::load(cuda)?;
         let blas = Blas::start(cuda, &common, &stream)?;
         let landing = Mutex::new(Pinned::new(cuda, LANDING)?);
         let staging = Staging::new(cuda)?;
-        Ok(Arc::new(Gpu { cuda: Arc::clone(cuda), stream, kernels, blas, landing, staging, common }))
+        Ok(Arc::new(Gpu { cuda: Arc::clone(cuda), stream, kernels, blas, landing, staging }))
     }
 
     pub fn cuda(&self) -> &Arc<Cuda> {
@@ -73,11 +75,6 @@ impl Gpu {
     /// What weights come up through.
     pub fn staging(&self) -> &Staging {
         &self.staging
-    }
-
-    /// Bytes that belong to no generation.
-    pub fn common_bytes(&self) -> Result<u64> {
-        self.common.reserved()
     }
 
     /// Copies `bytes` bytes from the device and hands them out piece by piece, once everything before has run.

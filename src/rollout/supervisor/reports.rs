@@ -11,7 +11,7 @@ use super::super::record::{Handle, View};
 use super::super::residents::Reclaimed;
 use super::super::state::Phase;
 use super::Supervisor;
-use crate::device::{HostMemory, Vram, allocated_bytes, resident_bytes};
+use crate::device::{HostMemory, Pooled, Vram, allocated_bytes, resident_bytes};
 use crate::engine::Held;
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
@@ -57,6 +57,8 @@ pub struct MemoryReport {
     pub host_available: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vram: Option<Vram>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<Pooled>,
     pub last_reclaims: BTreeMap<String, Reclaimed>,
 }
 
@@ -179,6 +181,7 @@ impl Supervisor {
             process_allocated: allocated_bytes(),
             host_available: HostMemory::read().map(|memory| memory.available),
             vram: self.ctx.opened.vram()?,
+            pools: self.ctx.opened.pools()?,
             last_reclaims: last.collect(),
         })
     }
