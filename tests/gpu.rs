@@ -8,15 +8,16 @@
 mod common;
 
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::DType;
 use common::fake_gpu::libraries;
-use common::models::{Fixture, all_fixtures, assert_alike, assert_same, run};
-use common::skipped;
-use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
-use cutover::model::{Model, TOKENS_PER_PASS};
+use common::models::{Fixture, Version, all_fixtures, assert_alike, assert_same, run};
+use common::{copy_folder, skipped};
+use cutover::device::{self, DeviceSpec, HostRoom, Memory, Opened, Owner};
+use cutover::model::{Model, TOKENS_PER_PASS, family};
 use cutover::ops::{Device, Keeping, Machine};
+use cutover::weights::{Known, Manifest, Pace, Progress, load, park};
 
 /// The GPU, for all tests of the process.
 fn gpu() -> Option<&'static (Opened, Machine)> {
@@ -121,6 +122,42 @@ fn the_largest_batch_that_a_pass_takes_fits_what_is_declared() {
     }
 }
 
+#[test]
+fn a_version_that_waited_in_host_memory_answers_as_before_without_its_files() {
+    let Some(gpu) = gpu() else { return };
+    for name in all_fixtures() {
+        for format in [DType::F32, DType::BF16] {
+            let (room, copy) = (Arc::new(HostRoom::default()), tempfile::tempdir().unwrap());
+            let fixture = Fixture::open(&name);
+            let (mut model, _memory) = loaded(&fixture, gpu, format);
+            let before = run(&mut model, &fixture.inputs);
+
+            let folder = copy.path().join(&name);
+            copy_folder(&fixture.version.spec.dir, &folder);
+            let version = Version::open(&folder, fixture.version.spec.task.name());
+            let keeping = Keeping::Cuda(format);
+            let footprint = version.footprint_for(keeping).unwrap();
+            let manifest = Manifest::compute(&folder, &version.index).unwrap();
+            let take = |bytes| room.take(&name, bytes, None);
+            let pace = (&Progress::new(), &Pace::default());
+            let parked = park(&gpu.1, (&version.index, &manifest, &footprint.wanted), take, pace).unwrap();
+            assert!(parked.bytes() >= footprint.weight_bytes() && room.pinnings()[0].untouched == 0, "{name}");
+            copy.close().unwrap();
+
+            let parked = Arc::new(parked);
+            let memory = Memory::acquire(&gpu.0, footprint.weight_bytes(), Owner::default()).unwrap();
+            let device = gpu.1.device(&memory, (footprint.workspace, keeping)).unwrap();
+            let known = Known { parked: Some(Arc::clone(&parked)), ..Known::default() };
+            let weights = load(&version.index, &manifest, &footprint.wanted, known, &device, &Progress::new()).unwrap();
+            assert_eq!(weights.parked_bytes(), weights.exclusive_bytes(), "{name}");
+            parked.let_go(&Pace::default());
+            assert!(room.pinnings().is_empty());
+            let mut model = (family(&version.spec).unwrap().load)(&version.spec, weights, &device).unwrap();
+            assert_eq!(run(&mut model, &fixture.inputs), before, "{name} in {}", format.as_str());
+        }
+    }
+}
+
 /// The tests above, in a process that finds the fake driver.
 #[test]
 fn the_same_holds_on_a_fake_driver() {
@@ -134,8 +171,11 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("5 passed"), "{told}");
+    assert!(told.contains("6 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
+    let calls = |name: &str| report["calls"][name].as_u64().unwrap();
+    assert_eq!(calls("cuMemHostRegister_v2"), calls("cuMemHostUnregister"));
+    assert_eq!(report["registered_buffers"], 0);
     assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");
 }

@@ -2,7 +2,7 @@
 //!
 //! The rightmost room: it knows bytes and devices, and must not know tensors' names, models or versions.
 //! `budget` promises room before a byte is read; `arena` measures what a load really took and gave back, and `extents` is where it gets memory;
-//! `host` asks the operating system, and `processors` keeps to a budget of its time. On the CPU an arena plays the part that a
+//! `host` asks the operating system, `host_room` promises what is pinned of the machine's memory, and `processors` keeps to a budget of its time. On the CPU an arena plays the part that a
 //! memory pool plays on a GPU.
 
 mod arena;
@@ -11,6 +11,7 @@ mod budget;
 pub mod cuda;
 mod extents;
 mod host;
+mod host_room;
 mod memory;
 mod processors;
 
@@ -20,6 +21,7 @@ pub use host::{
     HostMemory, allow_open_files, lower_thread_priority, open_files, process_processor_time, raise_thread_priority,
     resident_bytes, thread_processor_time, threads,
 };
+pub use host_room::{HostRoom, Pinning, Promise};
 pub use memory::{Measured, Memory, Owner, Pooled};
 pub use processors::{Pass, Processors, company, give_way, rested};
 

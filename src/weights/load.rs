@@ -5,11 +5,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use candle_core::DType;
 
 use super::read::{Read, Reader, read_as};
-use super::{Index, Manifest, Progress, TensorInfo, quoted};
+use super::{Index, Manifest, Parked, Progress, TensorInfo, quoted};
 use crate::error::{Error, Result};
 use crate::ops::{Device, Tensor, WeightLayout};
 
@@ -63,12 +64,29 @@ pub struct TensorKey {
     pub layout: WeightLayout,
 }
 
+/// What need not be read of a version's files.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// On the device already: shared.
+    pub resident: HashMap<TensorKey, Tensor>,
+    /// In host memory, ready to be copied to the device.
+    pub parked: Option<Arc<Parked>>,
+}
+
+impl From<HashMap<TensorKey, Tensor>> for Known {
+    fn from(resident: HashMap<TensorKey, Tensor>) -> Self {
+        Known { resident, parked: None }
+    }
+}
+
 /// The tensors of one version, until its model takes them.
 pub struct Weights {
     tensors: HashMap<String, Tensor>,
     keys: HashMap<String, TensorKey>,
     exclusive: u64,
     shared: u64,
+    /// Of the exclusive ones.
+    parked: u64,
 }
 
 impl Weights {
@@ -89,7 +107,7 @@ impl Weights {
 
     /// One that was loaded, under every name that it goes by.
     fn add(&mut self, names: Vec<String>, tensor: &Tensor) {
-        self.exclusive += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        self.exclusive += bytes_of(tensor);
         self.tensors.extend(names.into_iter().map(|name| (name, tensor.clone())));
     }
 
@@ -110,15 +128,25 @@ impl Weights {
     pub fn shared_bytes(&self) -> u64 {
         self.shared
     }
+
+    /// Of the exclusive bytes, those that no file was read for.
+    pub fn parked_bytes(&self) -> u64 {
+        self.parked
+    }
+}
+
+fn bytes_of(tensor: &Tensor) -> u64 {
+    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
 }
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Weights { tensors, exclusive, shared, .. } = self;
+        let Weights { tensors, exclusive, shared, parked, .. } = self;
         f.debug_struct("Weights")
             .field("tensors", &tensors.len())
             .field("exclusive", exclusive)
             .field("shared", shared)
+            .field("parked", parked)
             .finish()
     }
 }
@@ -165,7 +193,7 @@ pub fn key_of(wanted: &Wanted, index: &Index, manifest: &Manifest) -> Result<Ten
     Ok(TensorKey { digest: format!("{}:{digest}", info.dtype), dtype, shape, layout })
 }
 
-/// Reads the wanted tensors, but for those in `resident`, and puts them on `device`.
+/// Reads the wanted tensors, but for those that are known, and puts them on `device`.
 ///
 /// Fails, and drops what it made, when a tensor is missing or misshapen, a file cannot be read or its bytes are not those
 /// of the manifest, a value is not finite or does not fit the wanted dtype, memory is short, or `progress` was cancelled.
@@ -173,11 +201,12 @@ pub fn load(
     index: &Index,
     manifest: &Manifest,
     wanted: &[Wanted],
-    resident: HashMap<TensorKey, Tensor>,
+    known: impl Into<Known>,
     device: &Device,
     progress: &Progress,
 ) -> Result<Weights> {
-    let mut weights = Weights { tensors: HashMap::new(), keys: HashMap::new(), exclusive: 0, shared: 0 };
+    let Known { resident, parked } = known.into();
+    let mut weights = Weights { tensors: HashMap::new(), keys: HashMap::new(), exclusive: 0, shared: 0, parked: 0 };
     let mut reads: HashMap<TensorKey, Read<'_>> = HashMap::new();
     let mut counted = HashSet::new();
     for want in wanted {
@@ -202,6 +231,8 @@ pub fn load(
                 names: Vec::new(),
                 #[cfg(feature = "cuda")]
                 room: None,
+                #[cfg(feature = "cuda")]
+                parked: parked.as_ref().and_then(|parked| parked.extent(&key)),
             };
             // Tensors with equal bytes (tied weights that were saved twice) are read once.
             reads.entry(key).or_insert(read).names.push(want.name.clone());
@@ -210,14 +241,17 @@ pub fn load(
     drop(resident);
     let mut reads: Vec<Read<'_>> = reads.into_values().collect();
     reads.sort_by_key(|read| Reverse((read.info.file, read.info.offset)));
-    progress.begin(reads.iter().map(|read| read.info.len).sum());
+    progress.begin(reads.iter().map(Read::bytes).sum());
     #[cfg(feature = "cuda")]
     if let Device::Cuda(place) = device {
-        for (names, tensor) in super::staged::upload(place, (index, manifest), reads, progress)? {
+        weights.parked = reads.iter().filter(|read| read.parked.is_some()).map(Read::bytes).sum();
+        for (names, tensor) in super::staged::upload(place, (index, manifest), reads, parked.as_deref(), progress)? {
             weights.add(names, &tensor);
         }
         return Ok(weights);
     }
+    // On a CPU weights lie in host memory, and nothing is parked.
+    drop(parked);
     let mut reader = Reader::new((index, progress), device);
     while let Some(mut read) = reads.pop() {
         let tensor = reader.read(&mut read)?;
@@ -227,7 +261,7 @@ pub fn load(
     Ok(weights)
 }
 
-fn find<'a>(wanted: &Wanted, index: &'a Index) -> Result<&'a TensorInfo> {
+pub(super) fn find<'a>(wanted: &Wanted, index: &'a Index) -> Result<&'a TensorInfo> {
     let name = quoted(&wanted.name);
     let info = index.get(&wanted.name);
     let info = info.ok_or_else(|| Error::unloadable(index.label(""), format!("tensor {name} is missing")))?;
@@ -238,7 +272,7 @@ fn find<'a>(wanted: &Wanted, index: &'a Index) -> Result<&'a TensorInfo> {
     Ok(info)
 }
 
-fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Result<&'a str> {
+pub(super) fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Result<&'a str> {
     let unknown = || {
         let reason = format!("the manifest knows no tensor {}: the folder changed", quoted(&info.name));
         Error::unloadable(index.label_of(info), reason)

@@ -210,6 +210,8 @@ fn cancelling_stops_between_chunks() {
         names: vec![],
         #[cfg(feature = "cuda")]
         room: None,
+        #[cfg(feature = "cuda")]
+        parked: None,
     };
     let mut piece = vec![0; CHUNK];
     source.fill(&read, 0, &mut piece, Some(&mut blake3::Hasher::new())).unwrap();

@@ -1,4 +1,5 @@
-//! Weight files: what they hold (`index`), what their bytes are (`manifest`), and how they become tensors (`load`).
+//! Weight files: what they hold (`index`), what their bytes are (`manifest`), how they become tensors (`load`),
+//! and how they are kept ready for a GPU in host memory (`parked`).
 //!
 //! Knows files and tensors; must not know models, versions in service, budgets or who asks. Only safetensors is read;
 //! a header is believed only after every offset in it was checked, and a byte only after its digest was.
@@ -11,6 +12,7 @@ mod header;
 mod index;
 mod load;
 mod manifest;
+mod parked;
 mod progress;
 mod read;
 #[cfg(feature = "cuda")]
@@ -19,8 +21,9 @@ mod throttle;
 
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};
-pub use load::{Footprint, TensorKey, Wanted, Weights, check, key_of, load};
+pub use load::{Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load};
 pub use manifest::{FileDigest, Manifest};
+pub use parked::{Pace, Parked, park};
 pub use progress::Progress;
 pub use throttle::Throttle;
 

@@ -21,9 +21,11 @@ pub(super) struct Read<'a> {
     pub(super) layout: WeightLayout,
     pub(super) digest: &'a str,
     pub(super) names: Vec<String>,
-    /// Where it goes on a GPU.
+    /// Where it goes on a GPU, and where it lies in host memory, if it is parked there.
     #[cfg(feature = "cuda")]
     pub(super) room: Option<crate::device::cuda::Buffer>,
+    #[cfg(feature = "cuda")]
+    pub(super) parked: Option<super::parked::Extent>,
 }
 
 impl Read<'_> {
@@ -31,40 +33,75 @@ impl Read<'_> {
         // Cannot overflow: the header's check multiplied the same numbers.
         self.info.shape.iter().product()
     }
+
+    /// To be read, or to be copied where it is parked.
+    pub(super) fn bytes(&self) -> u64 {
+        #[cfg(feature = "cuda")]
+        if let Some(extent) = self.parked {
+            return extent.bytes as u64;
+        }
+        self.info.len
+    }
 }
 
-pub(super) type ReadAs<'a> = fn(&mut Reader<'a>, &mut Read<'_>) -> Result<Tensor>;
+/// How a number format in a file becomes one in memory.
+pub(super) struct How<'a> {
+    /// A whole tensor of the process.
+    whole: fn(&mut Reader<'a>, &mut Read<'_>) -> Result<Tensor>,
+    /// Part after part of one, for a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) part: super::staged::Fill<'a>,
+}
+
+impl How<'_> {
+    fn same<T: Element>() -> Self {
+        How {
+            whole: Reader::same::<T>,
+            #[cfg(feature = "cuda")]
+            part: Reader::part_as_it_is::<T>,
+        }
+    }
+
+    fn cast<S: Element, T: CastFrom<S>>() -> Self {
+        How {
+            whole: Reader::cast::<S, T>,
+            #[cfg(feature = "cuda")]
+            part: Reader::part_cast::<S, T>,
+        }
+    }
+}
 
 /// How a number format in a file becomes one on a device; none where it does not.
 ///
 /// Between floating-point formats, any that rounds at most once; integers only as they are, since a token table or a mask that changes its width is
 /// more often a mistake than a wish.
-pub(super) fn read_as<'a>(source: SourceDtype, target: DType) -> Option<ReadAs<'a>> {
-    let read: ReadAs<'a> = match (source, target) {
-        (SourceDtype::F32, DType::F32) => Reader::same::<f32>,
-        (SourceDtype::F16, DType::F16) => Reader::same::<f16>,
-        (SourceDtype::Bf16, DType::BF16) => Reader::same::<bf16>,
-        (SourceDtype::U8, DType::U8) => Reader::same::<u8>,
-        (SourceDtype::U32, DType::U32) => Reader::same::<u32>,
-        (SourceDtype::I16, DType::I16) => Reader::same::<i16>,
-        (SourceDtype::I32, DType::I32) => Reader::same::<i32>,
-        (SourceDtype::I64, DType::I64) => Reader::same::<i64>,
-        (SourceDtype::F64, DType::F64) => Reader::same::<f64>,
-        (SourceDtype::F16, DType::F32) => Reader::cast::<f16, f32>,
-        (SourceDtype::Bf16, DType::F32) => Reader::cast::<bf16, f32>,
-        (SourceDtype::F64, DType::F32) => Reader::cast::<f64, f32>,
-        (SourceDtype::F32, DType::F16) => Reader::cast::<f32, f16>,
-        (SourceDtype::Bf16, DType::F16) => Reader::cast::<bf16, f16>,
-        (SourceDtype::F32, DType::BF16) => Reader::cast::<f32, bf16>,
-        (SourceDtype::F16, DType::BF16) => Reader::cast::<f16, bf16>,
+pub(super) fn read_as<'a>(source: SourceDtype, target: DType) -> Option<How<'a>> {
+    let how = match (source, target) {
+        (SourceDtype::F32, DType::F32) => How::same::<f32>(),
+        (SourceDtype::F16, DType::F16) => How::same::<f16>(),
+        (SourceDtype::Bf16, DType::BF16) => How::same::<bf16>(),
+        (SourceDtype::U8, DType::U8) => How::same::<u8>(),
+        (SourceDtype::U32, DType::U32) => How::same::<u32>(),
+        (SourceDtype::I16, DType::I16) => How::same::<i16>(),
+        (SourceDtype::I32, DType::I32) => How::same::<i32>(),
+        (SourceDtype::I64, DType::I64) => How::same::<i64>(),
+        (SourceDtype::F64, DType::F64) => How::same::<f64>(),
+        (SourceDtype::F16, DType::F32) => How::cast::<f16, f32>(),
+        (SourceDtype::Bf16, DType::F32) => How::cast::<bf16, f32>(),
+        (SourceDtype::F64, DType::F32) => How::cast::<f64, f32>(),
+        (SourceDtype::F32, DType::F16) => How::cast::<f32, f16>(),
+        (SourceDtype::Bf16, DType::F16) => How::cast::<bf16, f16>(),
+        (SourceDtype::F32, DType::BF16) => How::cast::<f32, bf16>(),
+        (SourceDtype::F16, DType::BF16) => How::cast::<f16, bf16>(),
         _ => return None,
     };
-    Some(read)
+    Some(how)
 }
 
 /// What was seen while a tensor's bytes went by.
 pub(super) struct Seen {
-    pub(super) hasher: blake3::Hasher,
+    /// None where bytes are taken for those of the manifest, and whether values are numbers is looked at elsewhere.
+    pub(super) hasher: Option<blake3::Hasher>,
     /// Every value so far was a number in the file.
     pub(super) finite: bool,
     /// And still is one in the wanted dtype.
@@ -73,7 +110,12 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn nothing() -> Self {
-        Seen { hasher: blake3::Hasher::new(), finite: true, fits: true }
+        Seen { hasher: Some(blake3::Hasher::new()), finite: true, fits: true }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn casts_only() -> Self {
+        Seen { hasher: None, finite: true, fits: true }
     }
 }
 
@@ -89,21 +131,25 @@ impl<'a> Reader<'a> {
     }
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     pub(super) fn read(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
-        let how = read_as(read.info.dtype, read.dtype).ok_or_else(|| {
+        let how = self.how(read)?;
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(place) = self.device {
+            return self.staged(place, read, how.part);
+        }
+        (how.whole)(self, read)
+    }
+
+    pub(super) fn how(&self, read: &Read<'_>) -> Result<How<'a>> {
+        read_as(read.info.dtype, read.dtype).ok_or_else(|| {
             let (from, to) = (read.info.dtype, read.dtype.as_str());
             self.source.refused(read, format!("tensor {} is {from}, which cannot become {to}", quoted(&read.info.name)))
-        })?;
-        how(self, read)
+        })
     }
 
     /// The file's own format is the wanted one: where rows stay rows, bytes go to where they stay.
     fn same<T: Element>(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Device::Cuda(place) = self.device {
-            return self.staged(place, read, Self::pieces_as_they_are::<T>);
-        }
         let mut values = reserve::<T>(read)?;
         let mut seen = Seen::nothing();
         match read.layout {
@@ -113,7 +159,7 @@ impl Reader<'_> {
                     let end = read.elements().min(at + CHUNK / size_of::<T>());
                     values.resize(end, T::default());
                     let piece = &mut values[at..];
-                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), Some(&mut seen.hasher))?;
+                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), seen.hasher.as_mut())?;
                     seen.finite &= T::all_finite(piece);
                 }
             }
@@ -122,7 +168,7 @@ impl Reader<'_> {
                 let mut at = 0;
                 while at < read.elements() {
                     let piece = self.buffer.numbers::<T>(read.elements() - at);
-                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), Some(&mut seen.hasher))?;
+                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), seen.hasher.as_mut())?;
                     seen.finite &= T::all_finite(piece);
                     read.layout.place(&mut values, &read.info.shape, at, piece);
                     at += piece.len();
@@ -134,10 +180,6 @@ impl Reader<'_> {
 
     /// Through the buffer into the wanted format, and through another where it is arranged anew.
     fn cast<S: Element, T: CastFrom<S>>(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Device::Cuda(place) = self.device {
-            return self.staged(place, read, Self::pieces_cast::<S, T>);
-        }
         let mut values = reserve::<T>(read)?;
         values.resize(values.capacity(), T::default());
         let mut turned = match read.layout {
@@ -149,7 +191,7 @@ impl Reader<'_> {
         while at < read.elements() {
             let piece = self.buffer.numbers::<S>(read.elements() - at);
             let end = at + piece.len();
-            self.source.fill(read, at * size_of::<S>(), bytes_mut(piece), Some(&mut seen.hasher))?;
+            self.source.fill(read, at * size_of::<S>(), bytes_mut(piece), seen.hasher.as_mut())?;
             seen.finite &= S::all_finite(piece);
             let target = if turned.is_empty() { &mut values[at..end] } else { &mut turned[..piece.len()] };
             T::cast(piece, target);
@@ -170,20 +212,14 @@ impl Reader<'_> {
         })
     }
 
-    /// Whether its bytes were those of the manifest, and its values numbers.
-    fn accept(&self, read: &Read<'_>, seen: &Seen) -> Result<()> {
+    /// Whether its bytes were those of the manifest, and its values numbers before and after they were cast.
+    pub(super) fn accept(&self, read: &Read<'_>, seen: &Seen) -> Result<()> {
         let name = quoted(&read.info.name);
         // First, since the values of a file that changed mean nothing.
-        if seen.hasher.finalize().to_hex().as_str() != read.digest {
+        if seen.hasher.as_ref().is_some_and(|hasher| hasher.finalize().to_hex().as_str() != read.digest) {
             let reason = format!("tensor {name} is not what its manifest recorded: the file changed");
             return Err(self.source.refused(read, reason));
         }
-        self.numbers(read, seen)
-    }
-
-    /// Whether its values are numbers, before and after they were cast.
-    pub(super) fn numbers(&self, read: &Read<'_>, seen: &Seen) -> Result<()> {
-        let name = quoted(&read.info.name);
         if !seen.finite {
             return Err(self.source.refused(read, format!("tensor {name} holds non-finite values")));
         }

@@ -1,4 +1,4 @@
-//! The way of tensors to a GPU: file, pinned slot, their own memory there.
+//! The way of tensors to a GPU: file, pinned slot, their own memory there; or from host memory, where they are parked.
 //!
 //! Several readers fill slots while others are copied; nothing of a tensor ever lies in the process whole. Whether values are
 //! numbers is looked at on the GPU, when they are there. What is in another format than the wanted one is cast on the way.
@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cast::{CastFrom, Element, bytes_mut, numbers_mut};
+use super::parked::{Parked, runs};
 use super::read::{Read, Reader, Seen};
 use super::{Index, Manifest, Progress, quoted};
 use crate::device::company;
-use crate::device::cuda::SLOT;
+use crate::device::cuda::Convoy;
 use crate::error::{Error, Result};
 use crate::ops::cuda::{Finite, Place};
 use crate::ops::{Device, Tensor};
@@ -24,8 +25,8 @@ use crate::repository::Fingerprint;
 /// H100). At most half of the processors: the others answer clients.
 const READERS: usize = 8;
 
-/// Fills a slot from an element on; the bytes that it filled.
-type Fill<'a> = fn(&mut Reader<'a>, &Read<'_>, usize, (&mut [u8], &mut Seen)) -> Result<usize>;
+/// Fills memory with a tensor's values from an element on, as many as fit; the bytes that it filled.
+pub(super) type Fill<'a> = fn(&mut Reader<'a>, &Read<'_>, usize, (&mut [u8], &mut Seen)) -> Result<usize>;
 
 /// A tensor under the names that it goes by.
 type Named = (Vec<String>, Tensor);
@@ -35,9 +36,14 @@ pub(super) fn upload(
     place: &Place,
     files: (&Index, &Manifest),
     mut reads: Vec<Read<'_>>,
+    parked: Option<&Parked>,
     progress: &Progress,
 ) -> Result<Vec<Named>> {
-    unchanged(files)?;
+    // What is parked was held against the manifest's digests when it was read.
+    let from_files = reads.iter().any(|read| read.parked.is_none());
+    if from_files {
+        unchanged(files)?;
+    }
     let sizes: Vec<usize> = reads.iter().map(|read| read.elements() * read.dtype.size_in_bytes()).collect();
     let rooms = place.rooms(&sizes)?;
     let finite = Finite::of(place, reads.len())?;
@@ -45,6 +51,8 @@ pub(super) fn upload(
         read.room = Some(room);
     }
     let device = Device::Cuda(place.clone());
+    let numbered: Vec<(usize, Read<'_>)> = reads.into_iter().enumerate().collect();
+    let (kept, reads) = numbered.into_iter().partition(|(_, read)| read.parked.is_some());
     let work = Work {
         finite: &finite,
         queue: Mutex::new(reads),
@@ -52,18 +60,14 @@ pub(super) fn upload(
         failed: Mutex::default(),
         stop: AtomicBool::new(false),
     };
-    let readers = std::thread::available_parallelism().map_or(1, |processors| processors.get() / 2).clamp(1, READERS);
-    // They have this thread's priority, and its share of the processors.
-    let join = company();
-    std::thread::scope(|scope| {
-        for _ in 1..readers {
-            scope.spawn(|| {
-                join();
-                work.read((files.0, progress), &device);
-            });
-        }
-        work.read((files.0, progress), &device);
-    });
+    if let Some(parked) = parked
+        && let Err(error) = work.unpark(place, parked, kept, progress)
+    {
+        work.fail(error);
+    }
+    if from_files {
+        work.read_all((files.0, progress), &device);
+    }
     // Whatever was sent must have arrived before its room may be freed, or read.
     let arrived = place.gpu().staging().stream().synchronize();
     if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -77,23 +81,26 @@ pub(super) fn upload(
         let name = names.first().map(|name| quoted(name)).unwrap_or_default();
         return Err(Error::unloadable(files.0.label(""), format!("tensor {name} holds non-finite values")));
     }
-    unchanged(files)?;
+    if from_files {
+        unchanged(files)?;
+    }
     Ok(done.into_iter().map(|(_, named)| named).collect())
 }
 
-fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
+pub(super) fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
     let now = Fingerprint::of(&index.dir)?;
     if now == manifest.fingerprint {
         return Ok(());
     }
     let what = manifest.fingerprint.differences(&now).join(", ");
-    Err(Error::unloadable(index.label(""), format!("the version folder changed while it was loaded: {what}")))
+    Err(Error::unloadable(index.label(""), format!("the version folder changed while it was read: {what}")))
 }
 
 /// What readers share.
 struct Work<'a> {
     finite: &'a Finite,
-    queue: Mutex<Vec<Read<'a>>>,
+    /// With their numbers; the last is the next.
+    queue: Mutex<Vec<(usize, Read<'a>)>>,
     /// By number.
     done: Mutex<Vec<(usize, Named)>>,
     /// What went wrong first.
@@ -102,6 +109,23 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
+    /// With as many threads as it takes.
+    fn read_all(&self, source: (&Index, &Progress), device: &Device) {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let readers = (processors / 2).clamp(1, READERS);
+        // They have this thread's priority, and its share of the processors.
+        let join = company();
+        std::thread::scope(|scope| {
+            for _ in 1..readers {
+                scope.spawn(|| {
+                    join();
+                    self.read(source, device);
+                });
+            }
+            self.read(source, device);
+        });
+    }
+
     /// Takes tensors until there are none, or until somebody failed.
     fn read(&self, source: (&Index, &Progress), device: &Device) {
         let mut reader = Reader::new(source, device);
@@ -114,19 +138,43 @@ impl<'a> Work<'a> {
             });
             match brought {
                 Ok(done) => self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done),
-                Err(error) => {
-                    self.stop.store(true, Ordering::Relaxed);
-                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
+                Err(error) => self.fail(error),
             }
         }
     }
 
+    /// Queues copies of what lies in pinned memory: no reads, no casts. They are over when this returns.
+    fn unpark(&self, place: &Place, parked: &Parked, kept: Vec<(usize, Read<'a>)>, progress: &Progress) -> Result<()> {
+        let mut convoy = Convoy::new(place.gpu().staging(), parked.memory())?;
+        for (number, mut read) in kept {
+            let missing = || Error::internal("a parked tensor without its memory, or without room on its device");
+            let (extent, room) = read.parked.take().zip(read.room.take()).ok_or_else(missing)?;
+            let room = Arc::new(room);
+            let tensor = Tensor::Cuda(place.weight(Arc::clone(&room), &read.info.shape, read.dtype));
+            let sent = runs(extent).try_for_each(|(at, bytes)| {
+                progress.between_chunks()?;
+                convoy.send((at, bytes), &room, at - extent.at)?;
+                progress.advance(bytes as u64);
+                Ok(())
+            });
+            if let Err(error) = sent.and_then(|()| self.finite.look_at(&tensor, number)) {
+                // What was sent must have arrived before its room is freed.
+                drop(convoy);
+                return Err(error);
+            }
+            self.done.lock().unwrap_or_else(PoisonError::into_inner).push((number, (read.names, tensor)));
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: Error) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
     /// The next in the order of files, and its number.
     fn next(&self) -> Option<(usize, Read<'a>)> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = queue.pop()?;
-        Some((queue.len(), read))
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
@@ -134,7 +182,7 @@ impl<'a> Reader<'a> {
     pub(super) fn staged(&mut self, place: &Place, read: &mut Read<'_>, fill: Fill<'a>) -> Result<Tensor> {
         let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
         let room = Arc::new(room);
-        let (mut seen, mut element) = (Seen::nothing(), 0);
+        let (mut seen, mut element) = (Seen::casts_only(), 0);
         let each = read.dtype.size_in_bytes();
         let sent = (|| {
             while element < read.elements() {
@@ -143,7 +191,7 @@ impl<'a> Reader<'a> {
                 slot.send(filled, &room, element * each)?;
                 element += filled / each;
             }
-            self.numbers(read, &seen)
+            self.accept(read, &seen)
         })();
         if let Err(error) = sent {
             // What was sent must have arrived before its room is freed.
@@ -153,32 +201,35 @@ impl<'a> Reader<'a> {
         Ok(Tensor::Cuda(place.weight(room, &read.info.shape, read.dtype)))
     }
 
-    /// The file's own format: straight into the slot.
-    pub(super) fn pieces_as_they_are<T: Element>(
-        &mut self,
-        read: &Read<'_>,
-        from: usize,
-        (slot, _): (&mut [u8], &mut Seen),
-    ) -> Result<usize> {
-        let end = read.elements().min(from + SLOT / size_of::<T>());
-        let values = &mut numbers_mut::<T>(slot)[..end - from];
-        self.source.fill(read, from * size_of::<T>(), bytes_mut(values), None)?;
-        Ok(size_of_val(values))
-    }
-
-    /// Through the buffer into the wanted format.
-    pub(super) fn pieces_cast<S: Element, T: CastFrom<S>>(
+    /// The file's own format: straight to where it goes.
+    pub(super) fn part_as_it_is<T: Element>(
         &mut self,
         read: &Read<'_>,
         from: usize,
         (slot, seen): (&mut [u8], &mut Seen),
     ) -> Result<usize> {
-        let end = read.elements().min(from + SLOT / size_of::<T>());
+        let end = read.elements().min(from + slot.len() / size_of::<T>());
+        let values = &mut numbers_mut::<T>(slot)[..end - from];
+        self.source.fill(read, from * size_of::<T>(), bytes_mut(values), seen.hasher.as_mut())?;
+        if seen.hasher.is_some() {
+            seen.finite &= T::all_finite(values);
+        }
+        Ok(size_of_val(values))
+    }
+
+    /// Through the buffer into the wanted format.
+    pub(super) fn part_cast<S: Element, T: CastFrom<S>>(
+        &mut self,
+        read: &Read<'_>,
+        from: usize,
+        (slot, seen): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        let end = read.elements().min(from + slot.len() / size_of::<T>());
         let values = &mut numbers_mut::<T>(slot)[..end - from];
         let mut at = 0;
         while at < values.len() {
             let piece = self.buffer.numbers::<S>(values.len() - at);
-            self.source.fill(read, (from + at) * size_of::<S>(), bytes_mut(piece), None)?;
+            self.source.fill(read, (from + at) * size_of::<S>(), bytes_mut(piece), seen.hasher.as_mut())?;
             seen.finite &= S::all_finite(piece);
             let target = &mut values[at..at + piece.len()];
             T::cast(piece, target);

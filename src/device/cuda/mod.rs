@@ -1,7 +1,7 @@
 //! One NVIDIA GPU through its driver: the context, and what lives in it.
 //!
 //! `stream` orders work, `pool` is where memory comes from and returns to, to the byte, `pinned` is memory of the process that
-//! the GPU copies from and to by itself. Nothing here knows kernels or tensors. The driver is looked for when a device is
+//! the GPU copies from and to by itself, `registered` the same where it is pinned beside live traffic. Nothing here knows kernels or tensors. The driver is looked for when a device is
 //! opened, so the same binary starts where there is none.
 //!
 //! Every call binds the context to its thread first: what was allocated by one thread may be freed by another. An error that
@@ -14,6 +14,7 @@
 
 mod pinned;
 mod pool;
+mod registered;
 mod staging;
 mod stream;
 
@@ -25,7 +26,8 @@ use cudarc::driver::{DriverError, result, sys};
 
 pub use self::pinned::Pinned;
 pub use self::pool::{Buffer, Pool};
-pub use self::staging::{SLOT, Staging};
+pub use self::registered::{PIECE, Registered};
+pub use self::staging::{Convoy, SLOT, Staging};
 pub use self::stream::{Event, Priority, Stream};
 use super::{Health, Pooled, Vram};
 use crate::error::{Error, Result};

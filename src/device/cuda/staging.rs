@@ -2,12 +2,13 @@
 //!
 //! Whoever loads takes a slot, fills it, and sends it; the slot comes back by itself once the GPU has copied it. Few
 //! are in flight at a time, so that a small copy of live traffic waits for one slot at most, and several loads at once share
-//! them. Pinning more later would stop live traffic (`pinned`).
+//! them. Pinning more later would stop live traffic (`pinned`). What lies in pinned memory already (`registered`) needs no slot,
+//! and goes the same way in a [`Convoy`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::{Buffer, Cuda, Event, Pinned, Priority, Stream};
+use super::{Buffer, Cuda, Event, PIECE, Pinned, Priority, Registered, Stream};
 use crate::error::{Error, Result};
 
 /// Bytes of a slot: less than 0.1 ms of the bus, which is how long a small copy of live traffic waits at most for each that is
@@ -29,6 +30,18 @@ struct Slot {
     memory: Pinned,
     /// When the last copy from it is done.
     copied: Event,
+}
+
+/// Copies from memory that stays as it is until they are over. As few are in flight as from slots: two lots of [`SLOT`] bytes.
+#[derive(Debug)]
+pub struct Convoy<'a> {
+    staging: &'a Staging,
+    /// Also where this is never dropped: then it stays for good.
+    from: Arc<Registered>,
+    /// When the lot before is done, and the one before that.
+    done: [Event; 2],
+    /// Bytes of the lot that is being queued.
+    lot: usize,
 }
 
 /// A slot that somebody has taken.
@@ -66,6 +79,42 @@ impl Staging {
             slot.copied.synchronize()?;
         }
         Ok(piece)
+    }
+}
+
+impl<'a> Convoy<'a> {
+    pub fn new(staging: &'a Staging, from: &Arc<Registered>) -> Result<Convoy<'a>> {
+        let cuda = staging.stream.cuda();
+        let done = [Event::new(cuda)?, Event::new(cuda)?];
+        Ok(Convoy { staging, from: Arc::clone(from), done, lot: 0 })
+    }
+
+    /// Queues a copy of `bytes` bytes from `from` on to `at` of a buffer that nobody else uses yet, once few are in flight.
+    /// They lie within one piece.
+    pub fn send(&mut self, (from, bytes): (usize, usize), to: &Buffer, at: usize) -> Result<()> {
+        let address = to.part(at, bytes)?;
+        let end = from.checked_add(bytes).filter(|end| bytes == 0 || from / PIECE == (end - 1) / PIECE);
+        let source = end.and_then(|end| self.from.bytes().get(from..end));
+        let source = source.ok_or_else(|| Error::internal("a copy that is not within one piece"))?;
+        // SAFETY: the buffer has as many bytes there, and is the caller's alone until the stream was waited for. The source is
+        // registered, is written by nobody, and is held until the stream has come past this (`drop`).
+        unsafe { self.staging.stream.copy_up(address, source) }?;
+        self.lot += bytes;
+        if self.lot >= SLOT {
+            self.lot = 0;
+            self.done.swap(0, 1);
+            self.done[0].record(&self.staging.stream)?;
+            self.done[1].synchronize()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Convoy<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.staging.stream.synchronize() {
+            tracing::warn!(%error, "copies from host memory may not be over");
+        }
     }
 }
 

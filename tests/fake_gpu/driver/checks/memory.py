@@ -240,6 +240,41 @@ def host_memory_is_registered_once_and_counts_as_pinned(g):
     assert g.get("misuses") == misuses + 1
 
 
+def what_was_registered_in_pieces_is_copied_from_and_let_go_of_in_pieces(g):
+    s, device = g.stream(), g.plain(8192)
+    host = ctypes.create_string_buffer(b"x" * 8192, 8192)
+    at = ctypes.addressof(host)
+    g.ok("cuMemHostRegister_v2", at, 4096, 1)
+    g.ok("cuMemHostRegister_v2", at + 4096, 4096, 1)
+    g.ok("cuMemcpyHtoDAsync_v2", device, at, 4096, s)
+    g.ok("cuMemcpyHtoDAsync_v2", device + 4096, at + 4096, 4096, s)
+    g.fails(BAD, "cuMemcpyHtoDAsync_v2", device, at + 4000, 200, s)  # side by side is not one
+    assert g.get("misuses") == 1 and g.report()["registered_buffers_bytes"] == 8192
+    host.raw = b"y" * 8192
+    assert g.down(device, 8192, s) == b"y" * 8192  # taken when they ran
+    g.ok("cuMemHostUnregister", at + 4096)
+    g.fails(713, "cuMemHostUnregister", at + 4096)
+    g.ok("cuMemcpyHtoDAsync_v2", device, at, 4096, s)
+    g.sync(s)
+    g.ok("cuMemHostUnregister", at)
+    report = g.report()
+    assert (report["registered_buffers"], report["pinned_buffers"], g.get("misuses")) == (0, 0, 2)
+
+
+def registering_fails_on_command_and_registers_nothing(g):
+    host = ctypes.create_string_buffer(8192)
+    at = ctypes.addressof(host)
+    g.set("fail:cuMemHostRegister_v2:2", 2)
+    g.ok("cuMemHostRegister_v2", at, 4096, 1)
+    g.fails(OOM, "cuMemHostRegister_v2", at + 4096, 4096, 1)
+    g.fails(713, "cuMemHostUnregister", at + 4096)
+    g.set("fail_alloc_kinds", 2)
+    g.set("fail_alloc", 1)
+    g.fails(OOM, "cuMemHostRegister_v2", at + 4096, 4096, 1)
+    g.ok("cuMemHostRegister_v2", at + 4096, 4096, 1)
+    assert g.report()["registered_buffers"] == 2
+
+
 def pinned_memory_freed_under_a_copy_is_misuse(g):
     s, device, host = g.stream(), g.plain(64), g.pinned(64)
     g.ok("cuMemcpyHtoDAsync_v2", device, host, 64, s)

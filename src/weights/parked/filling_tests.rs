@@ -1,0 +1,146 @@
+use candle_core::DType;
+use half::bf16;
+use proptest::prelude::*;
+
+use super::super::super::cast;
+use super::super::super::fixtures::{Folder, Given, f32s};
+use super::*;
+use crate::ops::WeightLayout;
+
+/// Memory that is not pinned, and how far each call said that it was written.
+struct Pages {
+    words: Vec<i64>,
+    ends: Vec<usize>,
+    /// Refuses from here on.
+    full: usize,
+}
+
+impl Shelf for Pages {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        cast::bytes_mut(&mut self.words)
+    }
+
+    fn written(&mut self, end: usize) -> Result<()> {
+        self.ends.push(end);
+        if end > self.full { Err(Error::conflict("it is full")) } else { Ok(()) }
+    }
+}
+
+fn want(name: &str, shape: &[usize], dtype: DType) -> Wanted {
+    Wanted { name: name.to_owned(), shape: shape.to_vec(), dtype, layout: WeightLayout::Rows }
+}
+
+/// Fills as much memory as the layout asks for.
+fn filled(folder: &Folder, wanted: &[Wanted], full: usize) -> Result<(Pages, HashMap<TensorKey, Extent>)> {
+    let (index, manifest) = folder.indexed();
+    fill_with(&index, &manifest, wanted, full)
+}
+
+fn fill_with(
+    index: &Index,
+    manifest: &Manifest,
+    wanted: &[Wanted],
+    full: usize,
+) -> Result<(Pages, HashMap<TensorKey, Extent>)> {
+    let layout = Layout::of(wanted, index, manifest)?;
+    let mut pages = Pages { words: vec![0; layout.bytes / 8], ends: Vec::new(), full };
+    let tensors = fill(layout.reads, &mut pages, (index, &Progress::new()))?;
+    Ok((pages, tensors))
+}
+
+/// A tensor of several pieces, and a last one that is not full.
+fn large() -> (Given, Vec<f32>) {
+    let values: Vec<f32> = (0..PIECE * 3 / 8 + 12).map(|value| value as f32 - 1000.25).collect();
+    (f32s("large", &[values.len() / 4, 4], &values), values)
+}
+
+fn bytes_of<const N: usize, T>(values: &[T], bytes: fn(&T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(bytes).collect()
+}
+
+#[test]
+fn what_is_kept_is_what_a_load_would_make_of_the_file() {
+    let (tensor, values) = large();
+    let folder = Folder::with(&[tensor, f32s("odd", &[3], &[1.0, 2.0, 3.0])]);
+    let shape = [values.len() / 4, 4];
+    for dtype in [DType::F32, DType::BF16] {
+        let wanted = [want("odd", &[3], DType::F32), want("large", &shape, dtype)];
+        let (mut pages, tensors) = filled(&folder, &wanted, usize::MAX).unwrap();
+        let expected = match dtype {
+            DType::F32 => bytes_of(&values, |value| value.to_le_bytes()),
+            _ => bytes_of(&values, |value| bf16::from_f32(*value).to_le_bytes()),
+        };
+        let (index, manifest) = folder.indexed();
+        let extent = |want: &Wanted| tensors[&key_of(want, &index, &manifest).unwrap()];
+        let Extent { at, bytes } = extent(&wanted[1]);
+        assert_eq!(pages.bytes_mut()[at..at + bytes], expected);
+        let Extent { at, bytes } = extent(&wanted[0]);
+        assert_eq!(pages.bytes_mut()[at..at + bytes], bytes_of(&[1f32, 2.0, 3.0], |value| value.to_le_bytes()));
+    }
+}
+
+#[test]
+fn pieces_are_told_as_written_in_their_order_and_once() {
+    let (tensor, values) = large();
+    let folder = Folder::with(&[tensor, f32s("after", &[3], &[1.0, 2.0, 3.0])]);
+    let wanted = [want("after", &[3], DType::F32), want("large", &[values.len() / 4, 4], DType::F32)];
+    let (pages, tensors) = filled(&folder, &wanted, usize::MAX).unwrap();
+    assert!(pages.ends.is_sorted_by(|a, b| a < b), "{:?}", pages.ends);
+    let last = tensors.values().map(|extent| extent.at + extent.bytes).max();
+    assert_eq!(pages.ends.last().copied(), last);
+    assert!(pages.ends.contains(&PIECE), "no part crosses a piece's end: {:?}", pages.ends);
+}
+
+#[test]
+fn equal_tensors_are_kept_once_and_begin_on_borders() {
+    let folder = Folder::with(&[f32s("a", &[3], &[1.0; 3]), f32s("b", &[3], &[1.0; 3]), f32s("c", &[3], &[2.0; 3])]);
+    let (index, manifest) = folder.indexed();
+    let wanted = ["a", "b", "c"].map(|name| want(name, &[3], DType::F32));
+    let layout = Layout::of(&wanted, &index, &manifest).unwrap();
+    let extents: Vec<Extent> = layout.reads.iter().map(|(_, _, extent)| *extent).collect();
+    assert_eq!(extents, [Extent { at: 0, bytes: 12 }, Extent { at: BORDER, bytes: 12 }]);
+    assert_eq!(layout.bytes, PAGES);
+}
+
+#[test]
+fn bytes_that_changed_and_values_that_are_no_numbers_are_not_kept() {
+    let folder = Folder::with(&[f32s("w", &[3], &[1.0, 2.0, 3.0])]);
+    let (index, manifest) = folder.indexed();
+    let at = index.get("w").unwrap().offset;
+    folder.patch("model.safetensors", at, &[7]);
+    let told = |result: Result<(Pages, HashMap<TensorKey, Extent>)>| result.err().unwrap().to_string();
+    let wanted = [want("w", &[3], DType::F32)];
+    assert!(told(fill_with(&index, &manifest, &wanted, usize::MAX)).contains("the file changed"));
+    let folder = Folder::with(&[f32s("w", &[2], &[1.0, f32::NAN])]);
+    assert!(told(filled(&folder, &[want("w", &[2], DType::F32)], usize::MAX)).contains("non-finite"));
+    let folder = Folder::with(&[f32s("w", &[2], &[1.0, 1e30])]);
+    assert!(told(filled(&folder, &[want("w", &[2], DType::F16)], usize::MAX)).contains("too large for f16"));
+}
+
+#[test]
+fn it_ends_where_memory_cannot_be_pinned_and_where_nobody_wants_it_any_more() {
+    let (tensor, values) = large();
+    let folder = Folder::with(&[tensor]);
+    let wanted = [want("large", &[values.len() / 4, 4], DType::F32)];
+    assert_eq!(filled(&folder, &wanted, PIECE - 1).err().unwrap().to_string(), "it is full");
+    let (index, manifest) = folder.indexed();
+    let layout = Layout::of(&wanted, &index, &manifest).unwrap();
+    let progress = Progress::new();
+    progress.cancel();
+    let mut pages = Pages { words: vec![0; layout.bytes / 8], ends: Vec::new(), full: usize::MAX };
+    assert!(fill(layout.reads, &mut pages, (&index, &progress)).is_err());
+    assert!(pages.ends.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn runs_are_the_extent_cut_at_pieces(at in 0usize..4 * PIECE, bytes in 0usize..4 * PIECE) {
+        let mut next = at;
+        for (from, length) in runs(Extent { at, bytes }) {
+            prop_assert_eq!(from, next);
+            prop_assert!(length > 0 && from / PIECE == (from + length - 1) / PIECE);
+            next = from + length;
+        }
+        prop_assert_eq!(next, at + bytes);
+    }
+}
