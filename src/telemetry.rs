@@ -283,6 +283,11 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     if let Some(allocated) = memory.process_allocated {
         page.one("process_allocated_bytes", "gauge", "live allocations of the process", allocated as f64);
     }
+    page.family("parked_bytes", "gauge", "host memory of versions that wait in it, or are on their way there");
+    for parked in &memory.parked {
+        let labels = [("model", parked.model.as_str()), ("version", parked.version.as_str())];
+        page.sample("parked_bytes", &labels, parked.bytes as f64);
+    }
     page.family("generation_weight_bytes", "gauge", "weights held, exclusive or shared with another generation");
     for generation in &memory.generations {
         let id = generation.generation.to_string();

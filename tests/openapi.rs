@@ -384,6 +384,8 @@ async fn refused_orders(server: &mut Told) {
         ("/models/digits@v1/promote", json!({ "observe": "soon" })),
         ("/models/digits@v1/promote", json!({ "wait": "for ever" })),
         ("/models/digits@v1/stage", json!({ "more": 1 })),
+        ("/models/digits@v1/stage", json!({ "park": "attic" })),
+        ("/models/digits@v1/promote", json!({ "park": "host" })),
         ("/admin/rollback", json!([])),
         ("/admin/rollback", json!({})),
         ("/admin/settle", json!({ "model": 7 })),

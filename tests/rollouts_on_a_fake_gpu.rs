@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "rollouts_on_a_fake_gpu/parked.rs"]
+mod parked;
 
 use common::fake_gpu::{nothing_is_left, on_fake_gpu};
 use common::tensors::with_tensors;

@@ -307,6 +307,10 @@ async fn promote(State(state): State<Arc<Inner>>, Path(reference): Path<String>,
     if slot.previous.is_some() {
         return error(StatusCode::CONFLICT, "conflict", "a rollout is under way", json!({"rollout": "r1"}));
     }
+    if stages && !streams {
+        let body = json!({"model": slot.name, "version": to, "parked": true, "digest": "d", "bytes": 2048, "unchanged": false});
+        return Json(body).into_response();
+    }
     if !streams {
         return (StatusCode::ACCEPTED, Json(rollout(&slot, &slot.live.0, &to, "reserving"))).into_response();
     }

@@ -178,6 +178,7 @@ mod tests {
             "cutover status --api-key-file k --token-file t",
             "cutover promote v2 --observe 5m --wait settled --reason why --actor me --accept-contract-change --json",
             "cutover stage minilm@f16 --url http://localhost:1 --token-file t",
+            "cutover stage minilm@f16 --park --reason why",
             "cutover rollback digits",
             "cutover settle",
             "cutover abort 17",
@@ -305,6 +306,11 @@ mod tests {
         let mock = Mock::start(Faults::default()).await;
         for (line, asked, shown) in [
             ("stage v3 --actor me", r#"POST /models/v3/stage {"actor":"me"}"#, "v1 → v3 ready"),
+            (
+                "stage v3 --park --actor me",
+                r#"POST /models/v3/stage {"actor":"me","park":"host"}"#,
+                "digits: v3 waits in host memory (2.00 KiB)",
+            ),
             (
                 "promote v3 --actor me --wait none",
                 r#"POST /models/v3/promote {"wait":"none","actor":"me"}"#,

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::client::{Api, ClientArgs, Reply, model_path, parse_reference};
-use super::output::{Failure, printable};
+use super::output::{Failure, human_bytes, printable};
 use super::progress::Narrator;
 use super::rollout::{self, Rollout};
 use crate::repository::duration;
@@ -40,6 +40,9 @@ pub struct StageArgs {
     /// Go on although clients will see another contract (labels, dimension, tokenizer, …)
     #[arg(long)]
     pub accept_contract_change: bool,
+    /// Only read it into host memory, ready for the server's GPU, in place of what waits there of this model
+    #[arg(long, conflicts_with = "accept_contract_change")]
+    pub park: bool,
     #[command(flatten)]
     pub account: Account,
     #[command(flatten)]
@@ -97,6 +100,11 @@ pub(super) async fn stage(args: &StageArgs, out: &mut dyn Write) -> Result<(), F
     put_consent(args.accept_contract_change, &mut body);
     let path = model_path(&args.reference, "/stage");
     let api = Api::new(&args.client.connection)?;
+    if args.park {
+        body.insert("park".to_owned(), "host".into());
+        let ahead = api.post(&path, &Value::Object(body)).await?;
+        return parked(&ahead, args.client.json, out);
+    }
     let reply = api.post_following(&path, &Value::Object(body)).await?;
     tell(reply, args.client.json, out).await
 }
@@ -138,6 +146,18 @@ async fn tell(reply: Reply, json: bool, out: &mut dyn Write) -> Result<(), Failu
         rollout.write(out)?;
     }
     if rollout.failed() { Err(Failure::Reported) } else { Ok(()) }
+}
+
+fn parked(body: &Value, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    if json {
+        writeln!(out, "{body}")?;
+        return Ok(());
+    }
+    let text = |field: &str| printable(body[field].as_str().unwrap_or("?"));
+    let bytes = human_bytes(body["bytes"].as_u64().unwrap_or_default());
+    let already = if body["unchanged"] == true { " already" } else { "" };
+    writeln!(out, "{}: {} waits in host memory{already} ({bytes})", text("model"), text("version"))?;
+    Ok(())
 }
 
 fn accepted(body: &Value, json: bool, out: &mut dyn Write) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
@@ -20,8 +21,8 @@ use super::routes::{Asked, Named, Routes};
 use super::{App, body};
 use crate::error::{Error, Result};
 use crate::ledger::Event;
-use crate::repository::duration;
-use crate::rollout::{Answer, Options, Released};
+use crate::repository::{Park, duration};
+use crate::rollout::{Ahead, Answer, Options, Released};
 
 pub(super) fn routes() -> Routes {
     Routes::default()
@@ -60,6 +61,9 @@ pub(super) struct Order {
     /// Let a version serve that clients of the live one could not rely on.
     #[serde(default)]
     accept_contract_change: bool,
+    /// For `stage` alone, which has a body of its own in the description.
+    #[schema(ignore)]
+    park: Option<Park>,
 }
 
 const MOST_ORDER_BYTES: usize = 64 << 10;
@@ -70,6 +74,14 @@ impl Order {
         let bytes = body::read(request, app.limits.bounds(MOST_ORDER_BYTES)).await.map_err(Failure::native)?;
         let order: Order = body::json_or_default(&bytes).map_err(Failure::native)?;
         Ok((order, streams))
+    }
+
+    /// Whoever wants something in host memory must not believe that it comes there.
+    fn parks_nothing(self) -> Result<Self> {
+        match self.park {
+            Some(_) => Err(Error::bad_param("park", "park: only `stage` takes it")),
+            None => Ok(self),
+        }
     }
 
     /// The path decides; a body that says otherwise was meant for something else.
@@ -109,15 +121,30 @@ async fn stage(State(app): State<Arc<App>>, Named(reference): Named, request: Re
         let (order, streams) = Order::read(&app, request).await?;
         let options = order.options().map_err(Failure::native)?;
         order.agrees_with(&app, &reference).await?;
+        if order.park == Some(Park::Host) {
+            return read_ahead(&app, &reference, order, streams).await;
+        }
         let answer = app.supervisor.stage(&reference, options).await.map_err(Failure::native)?;
         told(answer, order.wait.unwrap_or(Wait::Ready), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
 }
 
+/// Answers when the version is in host memory, or at once where that is not waited for.
+async fn read_ahead(app: &App, reference: &str, order: Order, streams: bool) -> Result<Response, Failure> {
+    let coming = app.supervisor.read_ahead(reference, order.actor).await.map_err(Failure::native)?;
+    if order.wait == Some(Wait::None) && !streams {
+        let location = [(header::LOCATION, "/admin/memory")];
+        return Ok((StatusCode::ACCEPTED, location, Json(json!({ "parked": false }))).into_response());
+    }
+    let ahead: Ahead = coming.await.map_err(Failure::native)?;
+    Ok(if streams { done(&json!(ahead)) } else { Json(ahead).into_response() })
+}
+
 async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
+        let order = order.parks_nothing().map_err(Failure::native)?;
         let options = order.options().map_err(Failure::native)?;
         order.agrees_with(&app, &reference).await?;
         let answer = app.supervisor.promote(&reference, options).await.map_err(Failure::native)?;
@@ -129,6 +156,7 @@ async fn promote(State(app): State<Arc<App>>, Named(reference): Named, request: 
 async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
+        let order = order.parks_nothing().map_err(Failure::native)?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
         // An instant one is in force already; a cold one is when it has switched.
@@ -140,6 +168,7 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
 async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
         let (order, streams) = Order::read(&app, request).await?;
+        let order = order.parks_nothing().map_err(Failure::native)?;
         // What does not make sense here must make sense all the same.
         order.options().map_err(Failure::native)?;
         let answer = app.supervisor.settle(order.model.as_deref()).await.map_err(Failure::native)?;
@@ -150,7 +179,7 @@ async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
 
 async fn abort(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     let work = async {
-        let (order, _) = Order::read(&app, request).await?;
+        let order = Order::read(&app, request).await?.0.parks_nothing().map_err(Failure::native)?;
         let options = order.options().map_err(Failure::native)?;
         if order.model.is_some() {
             let view = app.supervisor.rollout(&id).await.map_err(Failure::native)?;
@@ -175,8 +204,11 @@ async fn release(State(app): State<Arc<App>>, Named(reference): Named) -> Respon
                 let view = handle.until(|view| view.phase.is_end()).await.map_err(Failure::native)?;
                 Ok(Json(view.as_ref()).into_response())
             }
-            Released::NotResident { model, version } => {
-                let body = json!({ "model": model, "version": version, "resident": false, "unchanged": true });
+            Released::NotResident { model, version, unparked } => {
+                let mut body = json!({ "model": model, "version": version, "resident": false, "unchanged": !unparked });
+                if unparked {
+                    body["unparked"] = json!(true);
+                }
                 Ok(Json(body).into_response())
             }
             Released::Forgotten { model } => Ok(Json(json!({ "model": model, "forgotten": true })).into_response()),
@@ -189,12 +221,15 @@ async fn told(answer: Answer, wait: Wait, streams: bool) -> Result<Response, Fai
     match answer {
         Answer::Rollout(handle) if streams => Ok(rollout_reply::events(handle, wait)),
         Answer::Rollout(handle) => Ok(rollout_reply::answer(handle, wait).await),
-        Answer::Already { model, version } if streams => {
-            let done = SseEvent::default().event("done").data(already(&model, &version).to_string());
-            Ok(Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response())
-        }
+        Answer::Already { model, version } if streams => Ok(done(&already(&model, &version))),
         Answer::Already { model, version } => Ok(Json(already(&model, &version)).into_response()),
     }
+}
+
+/// A stream that has come to its end already.
+fn done(body: &Value) -> Response {
+    let done = SseEvent::default().event("done").data(body.to_string());
+    Sse::new(stream::iter([Ok::<_, Infallible>(done)])).into_response()
 }
 
 /// It was so before: 200, and nothing changed.

@@ -10,8 +10,8 @@ use super::fault::Fault;
 use super::rollouts::{Filter, each, parsed};
 use crate::error::Result;
 
-/// Over every rollout that has ended and is still recorded. One that brought the previous version back from disk is a
-/// rollback and no deployment; its figure `cold_rollback` says so.
+/// Over every rollout that has ended and is still recorded. One that brought the previous version back from disk, or from host
+/// memory, is a rollback and no deployment; its figure `cold_rollback` says so.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     pub deployments: u64,

@@ -141,6 +141,20 @@ pub struct RolloutConfig {
     pub load_timeout: Duration,
     /// How fast it may be read beside live traffic.
     pub throttle: LoadThrottle,
+    /// Where the version that was live before is kept once its memory on the device is given back.
+    #[serde(deserialize_with = "one_of")]
+    pub park: Park,
+}
+
+/// Where a version waits that is not on the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Park {
+    /// On disk alone.
+    #[default]
+    None,
+    /// In pinned host memory too, from where it comes back to a GPU without being read. On a CPU this means nothing.
+    Host,
 }
 
 /// Where the candidate is loaded.
@@ -170,7 +184,8 @@ impl Default for Limits {
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        RolloutConfig { mode: Mode::Beside, load_timeout: Duration::from_secs(60), throttle: LoadThrottle::Auto }
+        let (mode, load_timeout) = (Mode::Beside, Duration::from_secs(60));
+        RolloutConfig { mode, load_timeout, throttle: LoadThrottle::Auto, park: Park::None }
     }
 }
 
@@ -299,7 +314,7 @@ mod tests {
         assert_eq!(config.limits.max_body_bytes, 32 * 1024 * 1024);
         assert_eq!(config.observe.window, Duration::from_secs(300));
         assert_eq!(config.batch.max_wait, Duration::ZERO);
-        assert_eq!(config.rollout.mode, Mode::Beside);
+        assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Beside, Park::None));
     }
 
     #[test]
@@ -333,6 +348,7 @@ mod tests {
             mode = "replace"
             load_timeout = "4s"
             throttle = "2GB/s"
+            park = "host"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));
@@ -343,7 +359,7 @@ mod tests {
         assert_eq!(config.observe.window, Duration::from_secs(5400));
         assert_eq!(config.observe.golden_every, Duration::from_millis(250));
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
-        assert_eq!(config.rollout.mode, Mode::Replace);
+        assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Replace, Park::Host));
         assert_eq!(config.rollout.throttle, LoadThrottle::Rate(2_000_000_000));
         let written = toml::to_string(&config).unwrap();
         assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);
@@ -372,6 +388,8 @@ mod tests {
             ("task = 'embed'\n[observe]\nwindow = '5 minutes'", "observe.window", "a duration such as"),
             ("task = 'embed'\n[observe]\ngolden_every = '0s'", "observe.golden_every", "a longer one"),
             ("task = 'embed'\n[rollout]\nmode = 'yolo'", "rollout.mode", "expected `beside` or `replace`"),
+            ("task = 'embed'\n[rollout]\npark = 'disk'", "rollout.park", "expected `none` or `host`"),
+            ("task = 'embed'\nrollout.park = true", "rollout.park", "expected a string"),
             ("task = 'embed'\nlimits = 3", "limits", "expected"),
         ];
         for (text, key, expected) in cases {

@@ -3,7 +3,6 @@
 //! What the folder holds is `survey`'s to say. `load` reads the weights on a thread of its own, at the lowest priority
 //! in a rollout, verifies digests on the way, and shares whatever is resident already.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use crate::faults::{At, Faults};
 use crate::generation::GenerationId;
 use crate::model::Model;
 use crate::ops::{Machine, Tensor};
-use crate::weights::{self, Manifest, Progress, TensorKey};
+use crate::weights::{self, Known, Manifest, Parked, Progress, TensorKey};
 
 /// The version's digests: those of its first sight when its files are the same, else computed now and compared.
 ///
@@ -68,6 +67,8 @@ pub(super) async fn recorded(journal: &Journal, inspected: &Inspected) -> Result
 pub(super) struct Loading {
     pub(super) generation: GenerationId,
     pub(super) manifest: Manifest,
+    /// The same version in host memory.
+    pub(super) parked: Option<Arc<Parked>>,
     pub(super) machine: Machine,
     pub(super) memory: Arc<Memory>,
     pub(super) progress: Arc<Progress>,
@@ -81,6 +82,8 @@ pub(super) struct Loaded {
     pub(super) model: Model,
     pub(super) bytes: u64,
     pub(super) shared: u64,
+    /// Of its own bytes, those that no file was read for.
+    pub(super) parked: u64,
     pub(super) took: Duration,
 }
 
@@ -100,10 +103,10 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, machine, memory, progress, patience, faults, urgency } = loading;
+    let Loading { generation, manifest, parked, machine, memory, progress, patience, faults, urgency } = loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
-    let resident = engine.lookup(generation, keys).await?;
+    let known = Known { resident: engine.lookup(generation, keys).await?, parked };
 
     let (sender, receiver) = oneshot::channel();
     let (running, thread) = ThreadLife::begin();
@@ -116,7 +119,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
             let result = memory.enter(|| {
                 guarded_load(&name, || {
                     faults.strike(At::Load)?;
-                    build(&inspected, &manifest, resident, (&machine, &memory), &progress)
+                    build(&inspected, &manifest, known, (&machine, &memory), &progress)
                 })
             });
             // Nobody listens when the load was given up; then everything is dropped here.
@@ -129,9 +132,9 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
     let built = patiently((receiver, thread), patience, &progress, &inspected.spec.reference()).await?;
-    let Built { model, entries, bytes, shared } = built;
+    let Built { model, entries, bytes, shared, parked } = built;
     keep(engine, generation, entries).await?;
-    Ok(Loaded { model, bytes, shared, took: began.elapsed() })
+    Ok(Loaded { model, bytes, shared, parked, took: began.elapsed() })
 }
 
 /// A copy of an error that was made inside an arena: it goes into the rollout's record, which outlives the arena's use,
@@ -149,22 +152,23 @@ pub(super) struct Built {
     entries: Vec<(TensorKey, Tensor)>,
     bytes: u64,
     shared: u64,
+    parked: u64,
 }
 
 /// Reads the weights and builds the model, on this thread.
 pub(super) fn build(
     inspected: &Inspected,
     manifest: &Manifest,
-    resident: HashMap<TensorKey, Tensor>,
+    known: impl Into<Known>,
     (machine, memory): (&Machine, &Memory),
     progress: &Progress,
 ) -> Result<Built> {
     let device = &machine.device(memory, (inspected.footprint.workspace, inspected.keeping))?;
-    let weights = weights::load(&inspected.index, manifest, &inspected.footprint.wanted, resident, device, progress)?;
-    let (bytes, shared) = (weights.exclusive_bytes(), weights.shared_bytes());
+    let weights = weights::load(&inspected.index, manifest, &inspected.footprint.wanted, known, device, progress)?;
+    let (bytes, shared, parked) = (weights.exclusive_bytes(), weights.shared_bytes(), weights.parked_bytes());
     let entries = weights.entries().map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
     let model = (inspected.family.load)(&inspected.spec, weights, device)?;
-    Ok(Built { model, entries, bytes, shared })
+    Ok(Built { model, entries, bytes, shared, parked })
 }
 
 async fn keep(engine: &Engine, generation: GenerationId, entries: Vec<(TensorKey, Tensor)>) -> Result<()> {

@@ -3,6 +3,7 @@
 //!
 //! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
 //! what a candidate must pass; `easing` holds a load back while clients notice it; `watch` holds the window's rules, and `recheck` runs its golden cases; `residents` gives memory back and measures it;
+//! `parking` keeps a version in host memory;
 //! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes; `rehearsal` runs
 //! a version by itself, without any of them.
 //! It must not know HTTP or the command line.
@@ -12,6 +13,7 @@ mod easing;
 mod gate;
 mod journal;
 mod load;
+mod parking;
 mod quiet;
 mod recheck;
 mod record;
@@ -26,7 +28,7 @@ pub mod watch;
 
 use std::sync::Arc;
 
-pub use controller::{Answer, Candidate as CandidateStatus, Options, Status};
+pub use controller::{Ahead, Answer, Candidate as CandidateStatus, Options, Status};
 pub use gate::Golden;
 pub use journal::{Journal, now_ms};
 pub use record::{Bytes, Handle, View};
@@ -35,7 +37,7 @@ pub use residents::Reclaimed;
 pub use supervisor::{MemoryReport, ModelReport, Released, Supervisor, SupervisorConfig};
 pub use survey::Survey;
 
-use crate::device::{Budget, Opened};
+use crate::device::{Budget, HostRoom, Opened};
 use crate::engine::Engine;
 use crate::generation::GenerationIds;
 use crate::ops::Machine;
@@ -54,6 +56,8 @@ pub struct Context {
     pub(crate) opened: Opened,
     pub(crate) machine: Machine,
     pub(crate) budget: Arc<Budget>,
+    /// For versions that wait in host memory.
+    pub(crate) host_room: Arc<HostRoom>,
     pub(crate) journal: Journal,
     pub(crate) ids: GenerationIds,
     /// Tokens per batch where `model.toml` does not say.

@@ -25,7 +25,7 @@ use crate::model::{Input, Model};
 use crate::process::Processor;
 use crate::repository::{Contract, LoadThrottle, ModelConfig};
 use crate::schedule::BatchLimits;
-use crate::weights::{self, Progress};
+use crate::weights::{self, Parked, Progress};
 
 /// A version on its way to become a generation, with whatever it holds so far.
 pub(super) struct Candidate {
@@ -41,6 +41,10 @@ pub(super) struct Candidate {
     pub(super) processor: Option<Arc<Processor>>,
     pub(super) cases: Arc<Vec<Prepared>>,
     pub(super) digest: Option<String>,
+    /// Where its tensors lie in host memory, until it is loaded.
+    pub(super) parked: Option<Arc<Parked>>,
+    /// No file was read for what it does not share.
+    pub(super) came_parked: bool,
     pub(super) room: Option<Room>,
     /// Checks that it has passed in earlier steps.
     passed: usize,
@@ -80,6 +84,8 @@ impl Candidate {
             processor: None,
             cases: Arc::default(),
             digest: None,
+            parked: None,
+            came_parked: false,
             room: None,
             passed: 0,
             model: Mutex::new(None),
@@ -190,10 +196,13 @@ async fn take_room(ctx: &Context, candidate: &Candidate) -> Result<(Room, u64)> 
 }
 
 pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
+    let parked = candidate.parked.take();
     let work = async {
         let inspected = candidate.inspected()?;
         let manifest = load::manifest(&ctx, &inspected, (candidate.urgency, &candidate.progress)).await?;
         let digest = manifest.digest.clone();
+        let parked = parked.filter(|parked| parked.digest() == digest);
+        let was_parked = parked.is_some();
         let memory = match &candidate.room {
             Some(room) => Arc::clone(&room.memory),
             None => return Err(LoadError::Failed(Error::internal("a load began without room"))),
@@ -203,8 +212,8 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let faults = Faults::of(&ctx.faults, &candidate.reference());
         let patience = candidate.config.rollout.load_timeout;
         let urgency = candidate.urgency;
-        let loading = Loading { generation, manifest, machine, memory, progress, faults, patience, urgency };
-        Ok((load::load(&ctx.engine, &inspected, loading).await?, digest))
+        let loading = Loading { generation, manifest, parked, machine, memory, progress, faults, patience, urgency };
+        Ok((load::load(&ctx.engine, &inspected, loading).await?, digest, was_parked))
     };
     let progress = Arc::clone(&candidate.progress);
     let setting = match candidate.urgency {
@@ -219,7 +228,7 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         never = ease(live, setting, &progress, &mut eased) => match never {},
     };
     match loaded {
-        Ok((loaded, digest)) => {
+        Ok((loaded, digest, was_parked)) => {
             if let Some(room) = &candidate.room {
                 // Sharing is proven now, so the promise can fall to what was really taken.
                 let inspected = candidate.inspected.as_ref();
@@ -229,12 +238,16 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
                 room.reservation.settle(measured.unwrap_or(loaded.bytes + workspace));
             }
             let seconds = loaded.took.as_secs_f64();
-            let figures = vec![
+            let mut figures = vec![
                 ("load_ms", json!(seconds * 1e3)),
                 ("loaded_bytes", json!(loaded.bytes)),
                 ("shared_bytes", json!(loaded.shared)),
                 ("load_eased", json!(eased)),
             ];
+            if was_parked {
+                figures.push(("parked_bytes", json!(loaded.parked)));
+            }
+            candidate.came_parked = was_parked && loaded.parked == loaded.bytes;
             candidate.digest = Some(digest);
             *candidate.model() = Some(loaded.model);
             Done { candidate, event: Event::Loaded, notes: Notes { figures, ..Notes::default() } }

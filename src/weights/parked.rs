@@ -12,7 +12,7 @@ mod filling;
 #[cfg(feature = "cuda")]
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 #[cfg(feature = "cuda")]
@@ -78,6 +78,7 @@ impl Parked {
 #[derive(Debug, Default)]
 pub struct Pace {
     hurried: AtomicBool,
+    pieces: AtomicU64,
 }
 
 /// How many times as long as a piece took is rested after it: live traffic stands for a twentieth of the time, as for
@@ -92,8 +93,14 @@ impl Pace {
         self.hurried.store(true, Ordering::Relaxed);
     }
 
+    /// How many were pinned and let go of.
+    pub fn pieces(&self) -> u64 {
+        self.pieces.load(Ordering::Relaxed)
+    }
+
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "nothing is pinned without a GPU"))]
     fn rest(&self, after: Duration) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
         if !self.hurried.load(Ordering::Relaxed) {
             std::thread::sleep((after * RESTS).min(LONGEST));
         }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::assert_back;
 use super::common::inputs::digit;
-use super::common::{Site, fixture};
+use super::common::{DIGITS, Site, fixture};
 
 pub(super) const TEXT: &str =
     "task = 'embed'\nlive = 'mean'\n[gate]\nmax_latency_ratio = 1000\n[observe]\nwindow = '1h'\n";
@@ -47,6 +47,24 @@ async fn a_body_that_names_another_model_than_the_path_changes_nothing() {
     let abort = format!("/admin/rollouts/{staged}/abort");
     server.post(&abort, json!({ "model": "nope" })).await.expect(400);
     server.post(&abort, json!({ "model": "digits" })).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_cpu_nothing_is_kept_in_host_memory_and_that_is_said_once() {
+    let site = Site::digits();
+    let parks = format!("{DIGITS}[rollout]\npark = 'host'\n");
+    site.add_digits("more");
+    site.model("digits", &parks);
+    site.model("more", &parks);
+    let server = site.start().await;
+    assert_eq!(server.log().matches("means nothing here").count(), 1, "{}", server.log());
+    let refused = server.post("/models/digits@v2/stage", json!({ "park": "host" })).await.expect(409);
+    assert!(refused.message().contains("only for a GPU"), "{}", refused.body);
+    server.promote("digits@v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+    assert_eq!(server.memory().await["parked"], json!([]));
+    // The rest of an order for one that is not there is as ever.
+    let staged = server.post("/models/digits@v1/stage", json!({ "park": "none" })).await.expect(200);
+    assert_eq!(staged.phase(), "ready");
 }
 
 #[tokio::test(flavor = "multi_thread")]

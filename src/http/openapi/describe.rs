@@ -133,13 +133,18 @@ impl Described {
 
     /// The three ways in which a rollout is told.
     pub(super) fn follows(self) -> Self {
+        self.follows_to("Outcome", "Rollout")
+    }
+
+    /// The same where what comes of it, and what has begun, are other schemas.
+    pub(super) fn follows_to(self, outcome: &str, begun: &str) -> Self {
         let done = "What was waited for has come about, or nothing had to change. As a stream for a client that accepts \
-                    one: `progress` and `done` events carry an `Outcome`, an `error` event a `StreamedError`";
+                    one: `progress` and `done` events carry what an answer would, an `error` event a `StreamedError`";
         let started = response("It has begun (`\"wait\": \"none\"`)")
-            .header("location", header("Where to look at the rollout"))
-            .content(JSON, Content::new(Some(reference("Rollout"))));
+            .header("location", header("Where to look at the rollout, or at memory"))
+            .content(JSON, Content::new(Some(reference(begun))));
         let told = response(done)
-            .content(JSON, Content::new(Some(reference("Outcome"))))
+            .content(JSON, Content::new(Some(reference(outcome))))
             .content(EVENTS, Content::new(Some(text())));
         self.response("200", told).response("202", started)
     }

@@ -172,7 +172,7 @@ fn orders() -> Vec<(Mounted, Operation)> {
     let rollout = |what: &str| order(what).json_body("Order", Required::False).follows();
     let ended = "The rollout, ended; or that nothing had to change";
     let release = order(
-        "Free the memory of a version that is not live, or forget a model that serves nothing and whose folder is gone; \
+        "Free the memory of a version that is not live, host memory too, or forget a model that serves nothing and whose folder is gone; \
          files stay",
     )
         .named("ref")
@@ -183,7 +183,10 @@ fn orders() -> Vec<(Mounted, Operation)> {
         .json_body("Order", Required::False)
         .answers("200", ended, "Outcome")
         .refused(Dialect::Native, &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, NotServing]);
-    let stage = rollout("Load and prove a version beside the live one").named("ref");
+    let stage = order("Load and prove a version beside the live one, or read it ahead into host memory")
+        .json_body("StageOrder", Required::False)
+        .follows_to("Staged", "Begun")
+        .named("ref");
     let promote = rollout("Make a version live: staged first when it is not staged yet").named("ref");
     let rollback = rollout("Go back to the previous version");
     let settle = rollout("End the window, and give back the previous version's memory");

@@ -18,7 +18,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::oip::repository::{IndexOrder, RepositoryOrder};
 use crate::http::{admin, native, openai, tei as asked};
-use rollouts::{Event, Outcome, Released, Rollout, Rollouts};
+use rollouts::{Begun, Event, Outcome, Released, Rollout, Rollouts, StageOrder, Staged};
 
 pub(super) fn components() -> ComponentsBuilder {
     let mut all = Vec::new();
@@ -53,7 +53,10 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<Models>(&mut all);
     add::<Model>(&mut all);
     add::<admin::Order>(&mut all);
+    add::<StageOrder>(&mut all);
     add::<Outcome>(&mut all);
+    add::<Staged>(&mut all);
+    add::<Begun>(&mut all);
     add::<Released>(&mut all);
     add::<Rollout>(&mut all);
     add::<Rollouts>(&mut all);
@@ -342,8 +345,20 @@ struct Memory {
     /// Where models are served from a GPU.
     #[schema(required = false)]
     pools: Vec<Pool>,
+    /// Versions that wait in host memory, or are on their way there.
+    parked: Vec<ParkedMemory>,
     /// By model.
     last_reclaims: BTreeMap<String, Reclaimed>,
+}
+
+#[derive(ToSchema)]
+struct ParkedMemory {
+    model: String,
+    version: String,
+    /// Pinned, or promised to be.
+    bytes: u64,
+    /// A load may take it from there.
+    ready: bool,
 }
 
 #[derive(ToSchema)]

@@ -301,9 +301,15 @@ impl Controller {
         if let Some(active) = &self.active {
             active.recorder.publish();
         }
-        let last = self.active.take().map(|active| Arc::new(active.recorder.handle()));
+        let over = self.active.take();
         self.status.candidate.store(None);
-        self.status.handle.store(last);
+        self.status.handle.store(over.as_ref().map(|active| Arc::new(active.recorder.handle())));
+        if let Some(active) = over.filter(|_| ending.phase == Phase::Settled) {
+            let record = active.recorder.record();
+            // After going back there is nothing to go back to.
+            let before = record.from.filter(|_| !active.cold_rollback);
+            self.settled(before, &record.to, &active.config);
+        }
     }
 
     /// The longest time round the store in which clients' work waited and the engine stood idle.

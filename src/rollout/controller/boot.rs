@@ -172,6 +172,7 @@ impl Controller {
         let mut candidate = steps::Candidate::new(id, self.slot.name(), version, config);
         candidate.gated = gate;
         candidate.urgency = Urgency::Awaited;
+        candidate.parked = self.parked(version);
         candidate = self.go(steps::reserve(Arc::clone(&self.ctx), candidate, None, true)).await?;
         candidate = self.go(steps::load(Arc::clone(&self.ctx), candidate)).await?;
         let found = candidate.digest.clone().unwrap_or_default();
@@ -234,6 +235,7 @@ impl Controller {
 
     /// Ends the rollout that goes on, as DESIGN says: before the switch it is aborted, after it the version stays.
     pub(super) async fn shut_down(&mut self) {
+        self.close_shelf();
         while self.active.is_some() {
             // Not taken in the middle of a switch or a drain; then again after what ends that.
             self.feed_late(Event::Shutdown).await;
@@ -245,6 +247,7 @@ impl Controller {
                 None => break,
             }
         }
+        self.clear_shelf().await;
         let note = self.audit("stopped", json!({ "live": self.live.as_ref().map(|live| live.version.clone()) }));
         self.ctx.journal.note(note).await;
     }

@@ -3,7 +3,7 @@
 use super::super::record::{Opening, Recorder};
 use super::super::state::{self, Event, Goal, Phase};
 use super::super::steps;
-use super::{Active, Answer, Command, Controller, Options};
+use super::{Active, Answer, Command, Controller, Freed, Options};
 use crate::error::{Error, Result};
 use crate::repository::{Mode, ModelEntry};
 
@@ -31,9 +31,21 @@ impl Controller {
                 let answer = self.abort(id, options).await;
                 let _ = reply.send(answer);
             }
+            Command::ReadAhead(version, actor, reply) => {
+                let _ = reply.send(self.read_ahead(version, actor));
+            }
             Command::Release(version, reply) => {
                 let answer = self.release(&version).await;
-                let _ = reply.send(answer);
+                let gone = answer.is_ok().then(|| self.unpark(&version)).flatten();
+                // Letting go of host memory takes its time; the controller has others to look after meanwhile.
+                tokio::spawn(async move {
+                    let unparked = gone.is_some();
+                    if let Some(gone) = gone {
+                        // An error means that something else was wanted in its place: it is gone all the same.
+                        let _ = gone.await;
+                    }
+                    let _ = reply.send(answer.map(|answer| Freed { answer, unparked }));
+                });
             }
             // It may have come up meanwhile, or be on its way by a rollout.
             Command::ComeUp if self.slot.is_vacant() && self.active.is_none() => self.boot().await,
@@ -184,7 +196,9 @@ impl Controller {
         if cold_rollback {
             recorder.figure("cold_rollback", true);
         }
-        let candidate = steps::Candidate::new(id, self.slot.name(), &version, config.clone());
+        self.overtake(&version);
+        let mut candidate = steps::Candidate::new(id, self.slot.name(), &version, config.clone());
+        candidate.parked = self.parked(&version);
         let progress = std::sync::Arc::clone(&candidate.progress);
         tracing::info!(model = self.slot.name(), version, rollout, "a rollout begins");
         self.active = Some(Active {

@@ -1,11 +1,13 @@
 //! One model's rollouts: an actor that owns what is resident for it, and is the only one to store its route.
 //!
 //! Commands and reports come in through channels and are taken one at a time; long work runs in tasks that hand
-//! the candidate back with an event. The state machine says what an event means; `actions` performs it.
+//! the candidate back with an event. The state machine says what an event means; `actions` performs it. Beside it, `shelf` keeps
+//! a version in host memory.
 
 mod actions;
 mod boot;
 mod commands;
+mod shelf;
 mod window;
 
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Context;
 use super::gate::Findings;
+use super::parking;
 use super::recheck::Watched;
 use super::record::{Bytes, Handle, Recorder};
 use super::residents::{Reclaimed, Resident};
@@ -26,6 +29,9 @@ use crate::error::{Error, Result};
 use crate::generation::GenerationId;
 use crate::repository::ModelConfig;
 use crate::slot::Slot;
+pub use shelf::Ahead;
+use shelf::Shelf;
+pub(super) use shelf::{Coming, given_up};
 
 /// How often the progress of a load is told.
 const PROGRESS: Duration = Duration::from_millis(100);
@@ -54,10 +60,20 @@ pub(super) enum Command {
     Rollback(Options, oneshot::Sender<Result<Answer>>),
     Settle(oneshot::Sender<Result<Answer>>),
     Abort(Option<String>, Options, oneshot::Sender<Result<Answer>>),
-    Release(String, oneshot::Sender<Result<Answer>>),
+    /// Into host memory only, for whom.
+    ReadAhead(String, Option<String>, oneshot::Sender<Result<Coming>>),
+    Release(String, oneshot::Sender<Result<Freed>>),
     /// The first version of a model that had none is here.
     ComeUp,
     Shutdown(oneshot::Sender<()>),
+}
+
+/// What `DELETE` of a version came to.
+#[derive(Debug)]
+pub(super) struct Freed {
+    pub(super) answer: Answer,
+    /// Its host memory is free, too.
+    pub(super) unparked: bool,
 }
 
 /// The candidate as listings show it.
@@ -79,10 +95,24 @@ pub struct Status {
 
 /// What tasks send back.
 enum Report {
-    Step { rollout: String, done: Box<Done> },
-    Drained { rollout: String, result: Result<Reclaimed> },
-    Reclaimed { rollout: String, result: Result<Reclaimed> },
-    Golden { rollout: String, findings: Option<Findings> },
+    Step {
+        rollout: String,
+        done: Box<Done>,
+    },
+    Drained {
+        rollout: String,
+        result: Result<Reclaimed>,
+    },
+    Reclaimed {
+        rollout: String,
+        result: Result<Reclaimed>,
+    },
+    Golden {
+        rollout: String,
+        findings: Option<Findings>,
+    },
+    /// Of no rollout.
+    Parked(parking::Outcome),
 }
 
 pub(super) struct Controller {
@@ -95,6 +125,7 @@ pub(super) struct Controller {
     live: Option<Resident>,
     previous: Option<Resident>,
     active: Option<Active>,
+    shelf: Shelf,
 }
 
 /// The rollout that goes on.
@@ -108,7 +139,7 @@ struct Active {
     progress: Arc<crate::weights::Progress>,
     config: ModelConfig,
     options: Options,
-    /// It brings back the version that was live before, from disk.
+    /// It brings back the version that was live before and is not resident any more, from host memory or from disk.
     cold_rollback: bool,
     /// To run golden cases again in the window.
     watched: Option<Watched>,
@@ -155,6 +186,7 @@ impl Controller {
             live: None,
             previous: None,
             active: None,
+            shelf: Shelf::default(),
         };
         ctx.runtime.spawn(controller.run(up));
         (Reins { commands, status, slot }, booted)
@@ -235,6 +267,7 @@ impl Controller {
                 self.reclaimed(result);
                 Event::Reclaimed
             }
+            Report::Parked(outcome) => return self.job_done(outcome).await,
             Report::Golden { rollout, findings } if ours(&rollout) => match self.golden_seen(findings) {
                 Some(reason) => {
                     self.alert("breach", &reason).await;
@@ -261,6 +294,9 @@ impl Controller {
             active.recorder.figure(name, value);
         }
         active.recorder.gate(notes.checks);
+        if active.cold_rollback && candidate.came_parked {
+            active.recorder.kind("parked");
+        }
         if let Some(digest) = &candidate.digest {
             active.recorder.digest(digest);
         }

@@ -16,8 +16,9 @@ use super::super::journal::event;
 use super::super::load::blocking;
 use super::super::sight::Sight;
 use super::Supervisor;
+use crate::device::Kind;
 use crate::error::{Error, Result};
-use crate::repository::ModelEntry;
+use crate::repository::{ModelEntry, Park};
 use crate::slot::Slot;
 
 /// How often folders are looked at unasked: a few system calls for each model.
@@ -28,12 +29,16 @@ pub(super) struct Folders {
     sight: Sight,
     /// What is wrong with a `model.toml`, by model, so that it is logged once.
     broken: BTreeMap<String, String>,
+    /// Whether what is wanted of host memory means nothing, and that was not said yet.
+    parks_nothing: bool,
 }
 
 impl Folders {
     pub(super) fn new(ctx: &Context) -> Result<Folders> {
         let (repository, processors) = (Arc::clone(&ctx.repository), Arc::clone(ctx.engine.processors()));
-        Ok(Folders { sight: Sight::start(repository, ctx.journal.clone(), processors)?, broken: BTreeMap::new() })
+        let parks_nothing = ctx.opened.kind() == Kind::Cpu;
+        let sight = Sight::start(repository, ctx.journal.clone(), processors)?;
+        Ok(Folders { sight, broken: BTreeMap::new(), parks_nothing })
     }
 
     fn saw(&mut self, entry: &ModelEntry) {
@@ -41,6 +46,13 @@ impl Folders {
         match &entry.config {
             Ok(config) => {
                 self.sight.found(model, &entry.versions, config);
+                if self.parks_nothing && config.rollout.park == Park::Host {
+                    self.parks_nothing = false;
+                    tracing::info!(
+                        model,
+                        "park = \"host\" means nothing here: on a CPU weights lie in host memory already"
+                    );
+                }
                 if self.broken.remove(model).is_some() {
                     tracing::info!(model, "its model.toml can be read again");
                 }

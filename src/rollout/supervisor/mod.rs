@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::Context;
-use super::controller::{Answer, Command, Options, Reins};
+use super::controller::{Ahead, Answer, Command, Freed, Options, Reins, given_up};
 use super::journal::Journal;
 use super::record::Handle;
 use super::residents::Lingering;
@@ -54,8 +54,8 @@ pub struct Supervisor {
 pub enum Released {
     /// A rollout ends with it.
     Ends(Handle),
-    /// It held none.
-    NotResident { model: String, version: String },
+    /// It held none on the device; what it held of host memory is free.
+    NotResident { model: String, version: String, unparked: bool },
     /// The model is served no more, and the next start does not look for it.
     Forgotten { model: String },
 }
@@ -77,6 +77,7 @@ impl Supervisor {
             opened: config.opened,
             machine: config.machine,
             budget: config.budget,
+            host_room: Arc::default(),
             journal,
             ids: GenerationIds::after(config.last_generation),
             default_batch_tokens: config.default_batch_tokens,
@@ -127,6 +128,17 @@ impl Supervisor {
         self.order(&model, |reply| Command::Stage(version, options, reply)).await
     }
 
+    /// Reads a version into host memory, and no further. The first answer is whether that goes on; the second, what came of it.
+    pub async fn read_ahead(
+        &self,
+        reference: &str,
+        actor: Option<String>,
+    ) -> Result<impl Future<Output = Result<Ahead>> + Send + use<>> {
+        let (model, version) = self.version_of(reference).await?;
+        let coming = self.order(&model, |reply| Command::ReadAhead(version, actor, reply)).await?;
+        Ok(async move { coming.await.map_err(|_| given_up())? })
+    }
+
     pub async fn promote(&self, reference: &str, options: Options) -> Result<Answer> {
         let (model, version) = self.version_of(reference).await?;
         self.order(&model, |reply| Command::Promote(version, options, reply)).await
@@ -134,14 +146,27 @@ impl Supervisor {
 
     /// Frees the memory of a version that does not serve. A model by itself whose folder is gone is forgotten.
     pub async fn release(&self, reference: &str) -> Result<Released> {
-        let Target { slot, version } = self.resolve(reference).await?;
+        let Target { slot, version } = match self.resolve(reference).await {
+            Ok(target) => target,
+            // What waits in host memory can be freed when its folder is gone, too.
+            Err(error) => match self.ctx.host_room.pinnings().iter().any(|pinned| pinned.holder == reference) {
+                true => return self.free(reference.split_once('@').ok_or(error)?).await,
+                false => return Err(error),
+            },
+        };
         if version.is_none() && slot.route().is_none() {
             return self.forget(slot.name()).await.map(|()| Released::Forgotten { model: slot.name().to_owned() });
         }
         let (model, version) = self.version_of(reference).await?;
-        Ok(match self.order(&model, |reply| Command::Release(version, reply)).await? {
+        self.free((&model, &version)).await
+    }
+
+    async fn free(&self, (model, version): (&str, &str)) -> Result<Released> {
+        let order = |reply| Command::Release(version.to_owned(), reply);
+        let Freed { answer, unparked } = self.order(model, order).await?;
+        Ok(match answer {
             Answer::Rollout(handle) => Released::Ends(handle),
-            Answer::Already { model, version } => Released::NotResident { model, version },
+            Answer::Already { model, version } => Released::NotResident { model, version, unparked },
         })
     }
 
@@ -216,11 +241,7 @@ impl Supervisor {
         }
     }
 
-    async fn order(
-        &self,
-        model: &str,
-        command: impl FnOnce(oneshot::Sender<Result<Answer>>) -> Command,
-    ) -> Result<Answer> {
+    async fn order<T>(&self, model: &str, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
         let commands: mpsc::Sender<Command> = {
             let controllers = self.controllers.lock().await;
             let reins = controllers.get(model);

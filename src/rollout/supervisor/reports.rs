@@ -11,7 +11,7 @@ use super::super::record::{Handle, View};
 use super::super::residents::Reclaimed;
 use super::super::state::Phase;
 use super::Supervisor;
-use crate::device::{HostMemory, Pooled, Vram, allocated_bytes, resident_bytes};
+use crate::device::{HostMemory, Pinning, Pooled, Vram, allocated_bytes, resident_bytes};
 use crate::engine::Held;
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
@@ -59,6 +59,8 @@ pub struct MemoryReport {
     pub vram: Option<Vram>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<Pooled>,
+    /// Versions that wait in host memory, or are on their way there.
+    pub parked: Vec<ParkedMemory>,
     pub last_reclaims: BTreeMap<String, Reclaimed>,
 }
 
@@ -71,6 +73,24 @@ pub struct GenerationMemory {
     pub version: Option<String>,
     #[serde(flatten)]
     pub held: Held,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ParkedMemory {
+    pub model: String,
+    pub version: String,
+    /// Pinned, or promised to be.
+    pub bytes: u64,
+    /// A load may take it from there.
+    pub ready: bool,
+}
+
+impl From<Pinning> for ParkedMemory {
+    fn from(pinning: Pinning) -> Self {
+        let Pinning { holder, bytes, ready, .. } = pinning;
+        let (model, version) = holder.split_once('@').unwrap_or((&holder, ""));
+        ParkedMemory { model: model.to_owned(), version: version.to_owned(), bytes, ready }
+    }
 }
 
 impl Supervisor {
@@ -182,6 +202,7 @@ impl Supervisor {
             host_available: HostMemory::read().map(|memory| memory.available),
             vram: self.ctx.opened.vram()?,
             pools: self.ctx.opened.pools()?,
+            parked: self.ctx.host_room.pinnings().into_iter().map(ParkedMemory::from).collect(),
             last_reclaims: last.collect(),
         })
     }

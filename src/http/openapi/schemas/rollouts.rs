@@ -7,12 +7,80 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{Facts, Phase};
+use crate::http::rollout_reply::Wait;
 
 #[derive(ToSchema)]
 #[serde(untagged)]
 pub(super) enum Outcome {
     Rollout(Box<Rollout>),
     Unchanged(Unchanged),
+}
+
+/// The body of `stage`.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StageOrder {
+    /// Beside the path, the same model.
+    model: Option<String>,
+    /// For a promote that follows.
+    #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
+    observe: Option<String>,
+    #[schema(inline)]
+    wait: Option<Wait>,
+    /// For the record.
+    reason: Option<String>,
+    /// Who orders it, for the record.
+    actor: Option<String>,
+    /// Let a version pass that clients of the live one could not rely on.
+    #[serde(default)]
+    accept_contract_change: bool,
+    /// `host`: read it into pinned host memory and no further, in place of what waits there of this model. No rollout begins; a
+    /// later one, or a rollback, takes the tensors from there and passes every check. Refused (409) where there is no GPU.
+    #[schema(inline)]
+    park: Option<Park>,
+}
+
+#[derive(ToSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Park {
+    None,
+    Host,
+}
+
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(super) enum Staged {
+    Rollout(Box<Rollout>),
+    Unchanged(Unchanged),
+    Ahead(Ahead),
+}
+
+/// The version waits in host memory.
+#[derive(ToSchema)]
+pub(super) struct Ahead {
+    model: String,
+    version: String,
+    parked: bool,
+    /// Of the version's files.
+    digest: String,
+    /// Of host memory.
+    bytes: u64,
+    /// It was so before.
+    unchanged: bool,
+}
+
+/// The version is on its way to host memory: `GET /admin/memory` says when it is there.
+#[derive(ToSchema)]
+pub(super) struct Coming {
+    parked: bool,
+}
+
+/// What `stage` begins.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(super) enum Begun {
+    Rollout(Box<Rollout>),
+    Coming(Coming),
 }
 
 /// It was so before.
@@ -35,13 +103,16 @@ pub(super) enum Released {
     Forgotten(Forgotten),
 }
 
-/// The version held no memory.
+/// The version held no memory of the device.
 #[derive(ToSchema)]
 pub(super) struct NotResident {
     model: String,
     version: String,
     resident: bool,
     unchanged: bool,
+    /// The host memory that it waited in is free.
+    #[schema(nullable = false)]
+    unparked: Option<bool>,
 }
 
 /// The model's folder was gone, and it is served no more.
@@ -78,7 +149,8 @@ pub(super) struct Rollout {
     /// Left out of a `progress` event that has none to add to the event before it.
     #[schema(nullable = false)]
     gate: Option<Vec<GateCheck>>,
-    /// Measures by name: `downtime_ms`, `rollback_ms` and `cold_rollback_ms` are among them once they are known.
+    /// Measures by name: `downtime_ms`, `rollback_ms`, and for a `parked` or `cold` one `cold_rollback_ms`, are among them once they
+    /// are known; `parked_bytes` is how much came from host memory, where the version waited there.
     figures: BTreeMap<String, Value>,
     /// Of the version's files.
     #[schema(required)]
