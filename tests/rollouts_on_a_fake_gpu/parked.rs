@@ -67,6 +67,20 @@ async fn event(server: &Server, kind: &str) -> Value {
     events.until(kind, |event| event.name == kind).await.data["body"].take()
 }
 
+/// Whether a body is what `/openapi.json` says of it, with no field that is not named there.
+async fn assert_described(server: &Server, schema: &str, body: &Value) {
+    let document = server.get("/openapi.json").await.expect(200).body;
+    let schemas = &document["components"]["schemas"];
+    let root = json!({ "$ref": format!("#/components/schemas/{schema}"), "components": { "schemas": schemas } });
+    let validator = jsonschema::draft202012::new(&root).unwrap();
+    let errors: Vec<String> = validator.iter_errors(body).map(|error| error.to_string()).collect();
+    let named = schemas[schema]["properties"].as_object().unwrap();
+    assert!(
+        errors.is_empty() && body.as_object().unwrap().keys().all(|key| named.contains_key(key)),
+        "{errors:?} {body}"
+    );
+}
+
 /// Makes the weights of a version others, in a way that nobody sees who does not read them: the folder is the same by sizes,
 /// times and inodes.
 fn make_unrecognisable(dir: &Path) {
@@ -109,6 +123,7 @@ async fn a_rollback_after_settling_comes_from_host_memory_and_reads_no_file() {
             until_parked(&server, &["mean"]).await;
             let held = server.memory().await["parked"][0].clone();
             assert_eq!((&held["model"], &held["version"]), (&json!("texts"), &json!("mean")), "{held}");
+            assert_described(&server, "ParkedMemory", &held).await;
             let metrics = server.get("/metrics").await.expect(200).body;
             let line = format!("cutover_parked_bytes{{model=\"texts\",version=\"mean\"}} {}", held["bytes"]);
             assert!(metrics.as_str().unwrap().contains(&line), "{metrics}");
@@ -168,6 +183,7 @@ async fn stage_reads_ahead_and_the_next_takes_the_place_of_the_one_before() {
         (&json!(true), &json!(false), &json!("tuned"))
     );
     assert!(ahead["bytes"].as_u64().unwrap() > 0 && ahead["digest"].is_string(), "{ahead}");
+    assert_described(&server, "Ahead", &ahead).await;
     let free = async || server.memory().await["vram"]["free"].clone();
     let before = free().await;
     assert_eq!(stage("tuned").await.expect(200).body["unchanged"], true);
@@ -200,6 +216,7 @@ async fn stage_reads_ahead_and_the_next_takes_the_place_of_the_one_before() {
         (&freed["unparked"], &freed["unchanged"], &freed["resident"]),
         (&json!(true), &json!(false), &json!(false))
     );
+    assert_described(&server, "NotResident", &freed).await;
     assert_eq!(server.memory().await["parked"], json!([]));
     assert_eq!(server.delete("/models/texts@mean").await.expect(200).body["unchanged"], true);
     // Also when its folder is gone.
@@ -243,6 +260,7 @@ async fn a_server_that_stops_while_it_reads_ahead_leaves_nothing_pinned() {
         let server = site.start().await;
         let begun = server.post("/models/tuned/stage", json!({ "park": "host", "wait": "none" })).await.expect(202);
         assert_eq!(begun.header("location"), "/admin/memory");
+        assert_eq!(begun.body, json!({ "parked": false }));
         nothing_is_left(server, &report).await;
     }
 }
