@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::common::fake_gpu::{nothing_is_left, on_fake_gpu};
 use super::common::tensors::{Tensors, with_tensors};
-use super::common::{Server, Site, fixture, until};
+use super::common::{Answer, Server, Site, fixture, until};
 use super::{TEXTS, embedding, texts};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -229,6 +229,62 @@ async fn stage_reads_ahead_and_the_next_takes_the_place_of_the_one_before() {
     let report = nothing_is_left(server, &report).await;
     let (in_all, let_go) = registered(&report);
     assert!(in_all >= 4 && in_all == let_go, "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_still_read_ahead_is_given_up_for_what_comes_next() {
+    let site = parking("host");
+    // Of five megabytes: slow enough to be met on the way.
+    site.model("texts", &format!("{TEXTS}[rollout]\npark = \"host\"\nthrottle = \"4MB/s\"\n"));
+    site.version("texts", "third", &fixture("bert-embed-cls"));
+    let (site, report) = on_fake_gpu(site);
+    let server = site.start().await;
+    let stage = |version: &str| {
+        let (client, path) = (server.another(), format!("/models/{version}/stage"));
+        tokio::spawn(async move { client.post(&path, json!({ "park": "host" })).await })
+    };
+    let is_on_its_way = async || {
+        let met = until("it is read ahead", async || {
+            let memory = server.memory().await;
+            let entries = memory["parked"].as_array().unwrap();
+            entries.iter().find(|entry| entry["version"] == "tuned").cloned()
+        });
+        let met = met.await;
+        assert!(met["ready"] == false && met["bytes"].as_u64().unwrap() > 5_000_000, "{met}");
+    };
+    let given_up = |answer: Answer| {
+        let told = answer.expect(409);
+        assert!(told.message().contains("not to be read ahead any more"), "{}", told.body);
+    };
+
+    let tuned = stage("tuned");
+    is_on_its_way().await;
+    stage("third").await.unwrap().expect(200);
+    given_up(tuned.await.unwrap());
+    assert_eq!(parked(&server).await, ["third"]);
+
+    let tuned = stage("tuned");
+    is_on_its_way().await;
+    let freed = server.delete("/models/texts@tuned").await.expect(200).body;
+    given_up(tuned.await.unwrap());
+    assert_eq!((&freed["unparked"], &server.memory().await["parked"]), (&json!(true), &json!([])));
+
+    let tuned = stage("tuned");
+    is_on_its_way().await;
+    let promoted = settled(&server, "tuned").await;
+    given_up(tuned.await.unwrap());
+    assert_eq!((&promoted["phase"], &promoted["figures"]["parked_bytes"]), (&json!("settled"), &Value::Null));
+    until_parked(&server, &["mean"]).await;
+
+    // And for the end, in the middle of it.
+    server.post("/models/third/stage", json!({ "park": "host" })).await.expect(200);
+    let back = gone_back(&server).await;
+    assert_eq!(back["kind"], "cold", "{back:#}");
+    let _tuned = stage("tuned");
+    is_on_its_way().await;
+    let report = nothing_is_left(server, &report).await;
+    let (in_all, let_go) = registered(&report);
+    assert!(in_all > 4 && in_all == let_go, "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
