@@ -1,5 +1,5 @@
 // What a GPU really does, where Cutover's design rests on it: `probe SECTION`. Each figure is a line of
-// section, name, value and unit, separated by tabs. `benches/gpu/run` builds it, runs all sections and keeps the table.
+// section, name, value and unit, separated by tabs. `benches/gpu/probe` builds it, runs all sections and keeps the table.
 #include <cstring>
 
 #include "probe.h"

@@ -15,7 +15,7 @@ use cutover::weights::{Footprint, Index, Manifest, Progress, load};
 use serde_json::{Value, json};
 
 pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    super::root().join("tests/fixtures")
 }
 
 /// Every folder with expected outputs, by name.
