@@ -7,11 +7,13 @@ Packages: none.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import pathlib
 import sys
+import traceback
 
 
 class Section:
@@ -64,6 +66,15 @@ class Section:
             self.at_most(name, value, limit, unit)
         else:
             self.at_least(name, value, limit, unit)
+
+    @contextlib.contextmanager
+    def part(self, name):
+        """A part that others do not rest on: where it breaks, a line says so and the next one is run."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.write(f"{name}: broke off", f"{type(error).__name__}: {error}"[:500], line="it is run to its end", holds=False)
 
     def environment(self):
         """Where programs find the driver and cuBLAS: the fake one's folder, or what came with PyTorch, if it came."""

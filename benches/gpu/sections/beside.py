@@ -17,7 +17,8 @@ def main():
     versions, _ = large(section)
     rate = None
     for throttle in THROTTLES:
-        rate = setting(section, versions, throttle, rate)
+        with section.part(f"throttle {throttle}"):
+            rate = setting(section, versions, throttle, rate)
     section.end()
 
 

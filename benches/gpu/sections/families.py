@@ -146,7 +146,8 @@ def main():
         section.figure("models served at once", len(folders))
         section.figure("bytes of them reserved", server.memory()["reserved"] / 1e9, "GB")
         for made, format, folder in folders.values():
-            judge(section, server, made, format, folder)
+            with section.part(folder.name):
+                judge(section, server, made, format, folder)
     section.end()
 
 

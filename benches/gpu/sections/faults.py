@@ -75,10 +75,13 @@ def main():
     folder = model_folder(models, "digits", DIGITS, {v: digits / v for v in ("v1", "v2")})
     (folder / "golden.jsonl").write_bytes((digits / "golden.jsonl").read_bytes())
     for kind, rule in (("error", "error rate"), ("panic", "error rate"), ("non-finite", "non-finite")):
-        after_the_switch(section, models, kind, rule)
+        with section.part(f"{kind} while serving"):
+            after_the_switch(section, models, kind, rule)
     for kind, at in (("error", "load"), ("non-finite", "gate"), ("panic", "gate")):
-        before_the_switch(section, models, kind, at)
-    hang(section, models)
+        with section.part(f"{kind} in the {at}"):
+            before_the_switch(section, models, kind, at)
+    with section.part("hang while serving"):
+        hang(section, models)
     section.end()
 
 

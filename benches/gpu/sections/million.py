@@ -27,7 +27,7 @@ def main():
     models, digits = section.work / "models", section.bundle / "models/digits"
     folder = model_folder(models, "digits", DIGITS, {v: digits / v for v in ("v1", "v2")})
     (folder / "golden.jsonl").write_bytes((digits / "golden.jsonl").read_bytes())
-    swaps, requests = section.of((100, 1_000_000), (4, 200))
+    swaps, requests = section.of((100, 1_000_000), (2, 200))
     with Server(section, models) as server:
         pace = section.of(("--load", "60%", "--steady", "10s"), ("--rate", "20", "--steady", "1s"))
         told = server.bench(

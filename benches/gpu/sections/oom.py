@@ -114,15 +114,17 @@ def main():
     versions, size = weights.large(section)
     models = section.work / "models"
     shutil.rmtree(models, ignore_errors=True)
-    needs = too_large(section, models, versions)
-    with Server(section, models) as server:
-        refused_with_the_sum(section, server, needs)
+    with section.part("a version that cannot fit"):
+        needs = too_large(section, models, versions)
+        with Server(section, models) as server:
+            refused_with_the_sum(section, server, needs)
     shutil.rmtree(models)
     model_folder(models, "large", weights.LARGE, versions)
-    if section.fake:
-        one_allocation_fails(section, models)
-    else:
-        taken_meanwhile(section, models, size)
+    with section.part("room that another process took"):
+        if section.fake:
+            one_allocation_fails(section, models)
+        else:
+            taken_meanwhile(section, models, size)
     section.end()
 
 

@@ -72,14 +72,15 @@ def main():
     versions, _ = large(section)
     models = section.work / "models"
     model_folder(models, "large", LARGE, versions)
-    with Server(section, models) as server:
+    with section.part("instant and cold"), Server(section, models) as server:
         # Both versions' digests become known.
         server.switch("large@b")
         server.switch("large@a")
         instant(section, server)
         figures = cold(section, server)["figures"]
         section.figure("cold, loaded at", figures["loaded_bytes"] / figures["load_ms"] / 1e6, "GB/s")
-    parked(section, versions)
+    with section.part("parked"):
+        parked(section, versions)
     section.end()
 
 
