@@ -13,7 +13,7 @@ import zlib
 import torch
 import transformers as hf
 
-from weights import embeds, tokenizer_of
+from weights import copy_tokenizer, embeds, tokenizer_of
 
 FORMATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 EMBED, CLASSIFY, RERANK, IMAGES = "embed", "classify", "rerank", "image-classify"
@@ -42,7 +42,7 @@ class Made:
         model.to(FORMATS[format]).save_pretrained(fresh)
         if self.task == EMBED:
             embeds(fresh, self.tokenizer, model.config.hidden_size, self.longest(), self.pooling)
-        if self.tokenizer:
+        elif self.tokenizer:
             copy_tokenizer(self.tokenizer, fresh, self.longest())
         else:
             processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 2}
@@ -55,15 +55,6 @@ class Made:
         """Tokens of an input. RoBERTa's positions begin after its padding's."""
         padded = self.config.model_type in ("roberta", "xlm-roberta")
         return self.config.max_position_embeddings - (2 if padded else 0)
-
-
-def copy_tokenizer(source, folder, longest):
-    """With the length of this model instead of that which it came from."""
-    tokenizer = json.loads((source / "tokenizer.json").read_text())
-    tokenizer["truncation"] = tokenizer["padding"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    config = json.loads((source / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": longest}))
 
 
 def scramble(model, seed):

@@ -115,8 +115,7 @@ def encoder(folder, tokenizer, size, format, seed, hollow=False):
 
 def embeds(folder, tokenizer, hidden, longest, pooling="mean"):
     """What makes an encoder a sentence-transformers model: its tokenizer, its pooling and the list of its modules."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tokenizer / name, folder / name)
+    copy_tokenizer(tokenizer, folder, longest)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -129,6 +128,15 @@ def embeds(folder, tokenizer, hidden, longest, pooling="mean"):
     how = {f"pooling_mode_{name}": mode == pooling for mode, name in modes.items()}
     (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": hidden, **how}))
     (folder / "2_Normalize").mkdir()
+
+
+def copy_tokenizer(source, folder, longest):
+    """With the length of this model instead of that which it came from."""
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["truncation"] = tokenizer["padding"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": longest}))
 
 
 def tokenizer_of(section):

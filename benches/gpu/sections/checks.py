@@ -3,6 +3,7 @@ precision (tests/fake_gpu/kernels/check.py), and the driver's answers against th
 (tests/fake_gpu/driver/check). First of all sections: where this fails, no later figure means anything. Packages: numpy.
 """
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -40,16 +41,23 @@ def driver(section):
     command = [sys.executable, section.bundle / "tests/fake_gpu/driver/check", "--device"]
     variables = section.environment()
     if section.fake:
-        # Beside the library of kernels the fake driver knows no others, and this asks for one that does nothing.
-        alone = section.work / "driver"
-        alone.mkdir()
-        for library in ("libcuda.so.1", "libcublasLt.so.13"):
-            (alone / library).symlink_to(section.fake.resolve() / library)
-        variables["LD_LIBRARY_PATH"] = str(alone)
+        variables["LD_LIBRARY_PATH"] = str(fake_with_its_own_kernels(section))
     run = subprocess.run(command, capture_output=True, text=True, env=variables)
     print(run.stdout + run.stderr, flush=True)
     said = re.search(r"the vendor's driver says otherwise in: (.*)", run.stdout)
     section.same("where the driver answers otherwise than modelled", said[1] if said else "it could not be asked", "none")
+
+
+def fake_with_its_own_kernels(section):
+    """The fake driver has whatever kernels lie beside it: here those that its checks launch."""
+    folder = section.work / "driver"
+    folder.mkdir()
+    for library in ("libcuda.so.1", "libcublasLt.so.13"):
+        (folder / library).symlink_to(section.fake.resolve() / library)
+    source = pathlib.Path(__file__).parents[3] / "tests/fake_gpu/driver/check_kernels.cpp"
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
+    subprocess.run(["g++", *flags, source, "-o", folder / "libcutover_kernels_cpu.so"], check=True)
+    return folder
 
 
 def main():

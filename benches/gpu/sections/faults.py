@@ -3,7 +3,7 @@ back by itself while every request is answered 200; before it the gate refuses a
 is the one that costs the process, and the next start serves the version before. Packages: none.
 """
 
-from server import Server, failures, model_folder
+from server import Server, digits_folder, failures
 from told import Section
 
 # No verdict on timings; the window lasts until something ends it.
@@ -30,7 +30,7 @@ def served(section, models, config):
 
 def after_the_switch(section, models, kind, rule):
     with served(section, models, fault(kind, "serving", 0.3)) as server:
-        with server.under_load("digits", section.of(16, 4), section.of(10, 5)) as found:
+        with server.under_load("digits", section.of(16, 4), section.of(15, 12)) as found:
             rollout = server.promote("v2", observe="10m")["id"]
             ended = server.phase(rollout, "rolled_back")
         asked, failed = failures(found)
@@ -44,7 +44,7 @@ def after_the_switch(section, models, kind, rule):
 def before_the_switch(section, models, kind, at):
     what = f"{kind} in the {at}"
     with served(section, models, fault(kind, at)) as server:
-        with server.under_load("digits", section.of(16, 4), section.of(5, 3)) as found:
+        with server.under_load("digits", section.of(16, 4), section.of(5, 8)) as found:
             status, _, body = server.ask("POST", "/models/v2/promote", {"observe": "10m"})
         section.same(f"{what}: refused with", status, 422)
         section.figure(f"{what}: what it said", body["error"]["message"])
@@ -71,9 +71,8 @@ def hang(section, models):
 
 def main():
     section = Section("faults")
-    models, digits = section.work / "models", section.bundle / "models/digits"
-    folder = model_folder(models, "digits", DIGITS, {v: digits / v for v in ("v1", "v2")})
-    (folder / "golden.jsonl").write_bytes((digits / "golden.jsonl").read_bytes())
+    models = section.work / "models"
+    digits_folder(section, models, DIGITS)
     for kind, rule in (("error", "error rate"), ("panic", "error rate"), ("non-finite", "non-finite")):
         with section.part(f"{kind} while serving"):
             after_the_switch(section, models, kind, rule)

@@ -6,7 +6,7 @@ Where a million do not fit the section's time, as many as do are made and the li
 import statistics
 
 import reclaims
-from server import Server, model_folder
+from server import Server, digits_folder
 from told import Section
 
 DIGITS = """
@@ -24,10 +24,9 @@ max_p99_ratio = 1000.0
 
 def main():
     section = Section("million")
-    models, digits = section.work / "models", section.bundle / "models/digits"
-    folder = model_folder(models, "digits", DIGITS, {v: digits / v for v in ("v1", "v2")})
-    (folder / "golden.jsonl").write_bytes((digits / "golden.jsonl").read_bytes())
-    swaps, requests = section.of((100, 1_000_000), (2, 200))
+    models = section.work / "models"
+    digits_folder(section, models, DIGITS)
+    swaps, requests = section.of((100, 1_000_000), (4, 200))
     with Server(section, models) as server:
         pace = section.of(("--load", "60%", "--steady", "10s"), ("--rate", "20", "--steady", "1s"))
         told = server.bench(

@@ -22,18 +22,18 @@ def too_large(section, models, versions):
     place = section.work / "vast"
     shutil.rmtree(place, ignore_errors=True)
     weights.encoder(place, weights.tokenizer_of(section)[0], vast, "bf16", 0, hollow=True)
-    model_folder(models, "vast", weights.LARGE, {"a": versions["a"], "vast": place})
+    model_folder(models, "unfit", weights.LARGE, {"a": versions["a"], "vast": place})
     return weights.size_bytes(vast, "bf16")
 
 
 def refused_with_the_sum(section, server, needs):
-    status, _, body = server.ask("POST", "/models/vast@vast/promote", {"accept_contract_change": True})
+    status, _, body = server.ask("POST", "/models/unfit@vast/promote", {"accept_contract_change": True})
     section.same("a version that cannot fit", status, 507)
     error = body["error"]
     section.same("its kind", error["kind"], "no_room")
     section.same("its weights, as the sum has them", error["details"].get("weights"), needs, "bytes")
     section.figure("what it said", error["message"])
-    section.same("live after it", server.live("vast"), "a")
+    section.same("live after it", server.live("unfit"), "a")
 
 
 def hog(leave, orders, answers):
