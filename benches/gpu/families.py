@@ -41,15 +41,18 @@ class Made:
         scramble(model, seed)
         model.to(FORMATS[format]).save_pretrained(fresh)
         if self.task == EMBED:
-            embeds(fresh, self.tokenizer, model.config.hidden_size, self.longest(), self.pooling)
+            embeds(fresh, self.tokenizer, model.config.hidden_size, self.longest(), self.pooling, self.typed())
         elif self.tokenizer:
-            copy_tokenizer(self.tokenizer, fresh, self.longest())
+            copy_tokenizer(self.tokenizer, fresh, self.longest(), self.typed())
         else:
             processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 2}
             processor |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "image_processor_type": "ViTImageProcessor"}
             processor["size"] = {"height": self.config.image_size, "width": self.config.image_size}
             (fresh / "preprocessor_config.json").write_text(json.dumps(processor))
         fresh.rename(folder)
+
+    def typed(self):
+        return self.config.model_type == "bert"
 
     def longest(self):
         """Tokens of an input. RoBERTa's positions begin after its padding's."""

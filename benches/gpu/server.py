@@ -19,6 +19,8 @@ import urllib.parse
 
 # A server that has not come up, or a rollout that has not ended, after so many seconds will not.
 PATIENCE = 120
+# A connection that has idled for longer is not used again: the server closes it some time.
+IDLE = 30
 
 
 class Server:
@@ -39,7 +41,7 @@ class Server:
         self.report.unlink(missing_ok=True)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, cwd=section.work)
-        self.url, self.connection = None, None
+        self.url, self.connection, self.used = None, None, 0.0
         began = time.monotonic()
         watch = threading.Timer(PATIENCE, self.process.kill)
         watch.start()
@@ -82,6 +84,9 @@ class Server:
     # the interface
     def ask(self, method, path, body=None, timeout=PATIENCE, kind="application/json"):
         """Status, headers and the body, as JSON where it is. The connection is kept."""
+        if self.connection and time.monotonic() - self.used > IDLE:
+            self.connection.close()
+            self.connection = None
         if self.connection is None:
             self.connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.url).netloc, timeout=timeout)
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
@@ -89,6 +94,7 @@ class Server:
             self.connection.request(method, path, data, {"content-type": kind} if data is not None else {})
             reply = self.connection.getresponse()
             content = reply.read()
+            self.used = time.monotonic()
         except BaseException:
             self.connection.close()
             self.connection = None

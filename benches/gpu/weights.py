@@ -113,9 +113,9 @@ def encoder(folder, tokenizer, size, format, seed, hollow=False):
     return folder
 
 
-def embeds(folder, tokenizer, hidden, longest, pooling="mean"):
+def embeds(folder, tokenizer, hidden, longest, pooling="mean", typed=True):
     """What makes an encoder a sentence-transformers model: its tokenizer, its pooling and the list of its modules."""
-    copy_tokenizer(tokenizer, folder, longest)
+    copy_tokenizer(tokenizer, folder, longest, typed)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -130,13 +130,16 @@ def embeds(folder, tokenizer, hidden, longest, pooling="mean"):
     (folder / "2_Normalize").mkdir()
 
 
-def copy_tokenizer(source, folder, longest):
-    """With the length of this model instead of that which it came from."""
+def copy_tokenizer(source, folder, longest, typed=True):
+    """With the length of this model instead of that which it came from, and told to be taken as tokenizer.json has it: releases of
+    transformers differ in what their own classes make of it. `typed`: the model takes token types."""
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     tokenizer["truncation"] = tokenizer["padding"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = json.loads((source / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": longest}))
+    takes = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+    config |= {"model_max_length": longest, "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": takes}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def tokenizer_of(section):

@@ -1,8 +1,8 @@
 """Every family and task in f32, f16 and bf16 against transformers (sentence-transformers for embeddings) on the same GPU, with
 random weights of the base models' sizes.
 
-What is right is what transformers gives for the same weights in f32 with eager attention and without TF32. The server is held to the tolerances below; how far
-off transformers itself is in the same format is told beside it. Packages: torch, transformers, sentence-transformers, pillow.
+What is right is what transformers gives for the same weights in f32 with eager attention and without TF32. The server is held
+to the tolerances below; how far off transformers itself is in the same format is told beside it. Packages: torch, transformers, sentence-transformers, pillow.
 """
 
 import base64
@@ -21,6 +21,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from server import Server, model_folder
 from told import Section
+from transformers.utils import logging
 
 # The least cosine of any output, and the largest difference as a part of the largest value.
 TOLERANCES = {"f32": (0.99999, 1e-4), "f16": (0.9999, 1e-2), "bf16": (0.999, 5e-2)}
@@ -129,7 +130,7 @@ def judge(section, server, made, format, folder):
 
 def main():
     warnings.filterwarnings("ignore")
-    hf.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     section = Section("families")
     torch.backends.cuda.matmul.allow_tf32 = False
     models, folders = section.work / "models", {}

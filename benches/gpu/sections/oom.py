@@ -75,7 +75,7 @@ def taken_meanwhile(section, models, size):
         assert answers.get(timeout=60) == "ready"
         with server.under_load("large", 4, 20) as found:
             rollout = server.promote("large@b", expect=202, wait="none", observe="10m")["id"]
-            server.phase(rollout, "loading")
+            server.phase(rollout, "loading", "warming", "validating", "observing", "failed")
             orders.put("take")
             section.figure("free on the device once another process took it", answers.get(timeout=60) / 1e6, "MB")
             ended = server.phase(rollout, "failed", "observing", "refused")

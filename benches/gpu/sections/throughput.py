@@ -10,6 +10,7 @@ import transformers
 import weights
 from server import Server, failures, model_folder
 from told import Section
+from transformers.utils import logging
 
 TEXTS = 512
 # Clients, and inputs of a request.
@@ -47,7 +48,7 @@ class Reference:
         self.device = section.of("cuda", "cpu")
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         load = transformers.AutoModel.from_pretrained
-        self.model = load(folder, dtype=torch.bfloat16, attn_implementation="sdpa", add_pooling_layer=False).to(self.device).eval()
+        self.model = load(folder, dtype=torch.bfloat16, attn_implementation="sdpa").to(self.device).eval()
         command = [section.bundle / "bin/cutover", "bench", "texts", "--corpus", str(section.of(TEXTS, 8))]
         texts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         # Those of like length together, so that padding costs as little as it can.
@@ -86,6 +87,7 @@ class Reference:
 
 def main():
     section = Section("throughput")
+    logging.set_verbosity_error()  # that there is no pooler
     size = weights.shape(section, 768, 12, 3072, 12)
     folder = section.work / "base"
     if not folder.exists():
