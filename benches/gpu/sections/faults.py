@@ -1,6 +1,6 @@
 """Faults on purpose (`--allow-faults`): a green version that errs, panics, answers NaN or hangs. After the switch the window goes
-back by itself while every request is answered 200; before it the gate refuses and blue never notices. A hang after the switch
-is the one that costs the process, and the next start serves the version before. Packages: none.
+back by itself while every request is answered 200; before it the gate refuses and blue never notices. A hang costs the process,
+since nobody can stop a forward pass on a GPU, and the next start serves the version before. Packages: none.
 """
 
 from server import Server, digits_folder, failures
@@ -47,7 +47,7 @@ def before_the_switch(section, models, kind, at):
         with server.under_load("digits", section.of(16, 4), section.of(5, 8)) as found:
             status, _, body = server.ask("POST", "/models/v2/promote", {"observe": "10m"})
         section.same(f"{what}: refused with", status, 422)
-        section.figure(f"{what}: what it said", body["error"]["message"])
+        section.figure(f"{what}: what it said", (body.get("error") or {}).get("message"))
         section.same(f"{what}: requests that failed", failures(found)[1], 0)
         section.same(f"{what}: live", server.live("digits"), "v1")
 
@@ -69,6 +69,17 @@ def hang(section, models):
         section.figure("hang while serving: its reason", reason["reason"])
 
 
+def hang_in_the_gate(section, models):
+    """On a GPU the gate runs where everything runs: green's hang is found by the watchdog, and the next start knows only blue."""
+    config = '[device]\nstall_after = "2s"\n'
+    with served(section, models, config + fault("hang", "gate")) as server:
+        server.promote("v2", expect=202, wait="none")
+        section.same("hang in the gate: the process's exit code", server.process.wait(60), 70)
+        state = server.state
+    with Server(section, models, state=state) as server:
+        section.same("hang in the gate: live after the next start", server.live("digits"), "v1")
+
+
 def main():
     section = Section("faults")
     models = section.work / "models"
@@ -79,8 +90,9 @@ def main():
     for kind, at in (("error", "load"), ("non-finite", "gate"), ("panic", "gate")):
         with section.part(f"{kind} in the {at}"):
             before_the_switch(section, models, kind, at)
-    with section.part("hang while serving"):
-        hang(section, models)
+    for name, part in (("hang while serving", hang), ("hang in the gate", hang_in_the_gate)):
+        with section.part(name):
+            part(section, models)
     section.end()
 
 
