@@ -202,6 +202,30 @@ async fn a_fault_that_the_context_does_not_survive_ends_the_process_and_says_so(
     assert!(server.log().contains("the device failed"), "{}", server.log());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_in_the_gate_strike_where_there_is_no_probation() {
+    for kind in ["error", "panic", "non-finite"] {
+        let (site, report) = on_fake_gpu(texts());
+        let server = site.fault(&format!("version = 'texts@tuned'\nkind = '{kind}'\nat = 'gate'")).start().await;
+        let promoted = server.promote("tuned", json!({})).await.expect(422);
+        assert_eq!(promoted.kind(), "refused", "{kind}: {}", promoted.body);
+        assert_eq!(server.texts("texts", &["a boat"]).await.expect(200).version(), "mean", "{kind}");
+        nothing_is_left(server, &report).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_hangs_in_the_gate_ends_the_process_and_the_next_serves_what_was_live() {
+    let (site, _) = on_fake_gpu(texts());
+    let hangs = "version = 'texts@tuned'\nkind = 'hang'\nat = 'gate'";
+    let site = site.config("[device]\nstall_after = '2s'\n").fault(hangs);
+    let mut server = site.start().await;
+    server.promote("tuned", json!({ "wait": "none" })).await.expect(202);
+    assert_eq!(server.ended().await, 70, "{}", server.log());
+    let server = site.start().await;
+    assert_eq!(server.texts("texts", &["a boat"]).await.expect(200).version(), "mean");
+}
+
 #[test]
 fn without_a_gpu_it_says_so_and_auto_falls_back() {
     let (code, told) = Site::digits().device("cuda:0").refused();

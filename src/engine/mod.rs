@@ -26,7 +26,7 @@ pub use watchdog::Stall;
 
 use crate::device::{Health, Processors};
 use crate::error::{Error, Result};
-use crate::faults::Faults;
+use crate::faults::{At, Faults};
 use crate::generation::GenerationId;
 use crate::model::{Input, Model};
 use crate::ops::{Machine, Tensor};
@@ -110,6 +110,8 @@ pub(crate) struct Piece {
     pub(crate) generation: GenerationId,
     pub(crate) class: Class,
     pub(crate) inputs: Vec<Input>,
+    /// Where faults on purpose strike it, if they may.
+    pub(crate) at: Option<At>,
     pub(crate) reply: oneshot::Sender<Result<Timed>>,
 }
 
@@ -205,7 +207,13 @@ impl Engine {
 
     /// Runs one small forward pass when clients leave room for it.
     pub async fn background(&self, generation: GenerationId, class: Class, inputs: Vec<Input>) -> Result<Timed> {
-        self.ask(|reply| Message::Background(Piece { generation, class, inputs, reply })).await?
+        self.ask(|reply| Message::Background(Piece { generation, class, inputs, at: None, reply })).await?
+    }
+
+    /// The gate's: the same, and faults on purpose strike as they would on a probation thread.
+    pub async fn on_probation(&self, generation: GenerationId, inputs: Vec<Input>) -> Result<Timed> {
+        let (class, at) = (Class::Validation, Some(At::Gate));
+        self.ask(|reply| Message::Background(Piece { generation, class, inputs, at, reply })).await?
     }
 
     /// Drops a generation's model and tensors on the device's thread; `rest` is a model that was never installed.

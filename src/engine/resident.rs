@@ -181,7 +181,18 @@ impl Resident {
 
     /// A forward pass for clients, which faults on purpose may strike.
     fn serve(&mut self, packed: &Packed, from: usize, to: usize, install: &Pass<'_>) -> Result<Rows> {
-        let strike = guarded(&self.name, || self.faults.strike(At::Serving))?;
+        self.struck(At::Serving, packed, (from, to), install)
+    }
+
+    /// A forward pass over inputs `from..to`, which faults on purpose may strike.
+    pub(super) fn struck(
+        &mut self,
+        at: At,
+        packed: &Packed,
+        (from, to): (usize, usize),
+        install: &Pass<'_>,
+    ) -> Result<Rows> {
+        let strike = guarded(&self.name, || self.faults.strike(at))?;
         let mut rows = self.forward(packed, from, to, install)?;
         if strike == Strike::Poison {
             rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);

@@ -215,8 +215,11 @@ impl Thread<'_> {
                 let running = Running::begin((self.shared, self.processors), piece.generation, started);
                 let count = packed.len();
                 let pool = &self.pool;
-                let rows = resident
-                    .forward(&packed, 0, count, &|model, packed, from, to| forward(pool, model, packed, from, to));
+                let pass = |model: &mut Model, packed: &Packed, from, to| forward(pool, model, packed, from, to);
+                let rows = match piece.at {
+                    Some(at) => resident.struck(at, &packed, (0, count), &pass),
+                    None => resident.forward(&packed, 0, count, &pass),
+                };
                 drop(running);
                 rows
             }

@@ -107,7 +107,7 @@ impl Candidate {
     pub(super) async fn withdraw(&mut self) -> Option<Box<Model>> {
         let on_probation = match self.runner.take() {
             Some(Runner::Probation(probation)) => probation.leave().await,
-            Some(Runner::Engine { .. } | Runner::Observed { .. }) | None => None,
+            Some(Runner::Engine { .. } | Runner::Gated { .. } | Runner::Observed { .. }) | None => None,
         };
         self.model().take().or(on_probation).map(Box::new)
     }
@@ -290,7 +290,10 @@ pub(super) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
             let trial = Trial { name, model, faults, urgency, processors, beside, progress };
             Probation::start(trial, &candidate.config.gate).map(Runner::Probation)
         }
-        Kind::Cuda => install(&ctx, &mut candidate, model).await.map(|()| engine_runner(&ctx, &candidate)),
+        Kind::Cuda => {
+            let (engine, generation) = (ctx.engine.clone(), candidate.id);
+            install(&ctx, &mut candidate, model).await.map(|()| Runner::Gated { engine, generation })
+        }
     };
     let mut runner = match runner {
         Ok(runner) => runner,
@@ -408,7 +411,7 @@ async fn settle_on_engine(ctx: &Context, candidate: &mut Candidate) -> Result<()
             Some(model) => install(ctx, candidate, model).await,
             None => Err(Error::internal("the probation thread did not give the model back")),
         },
-        Some(runner @ (Runner::Engine { .. } | Runner::Observed { .. })) => {
+        Some(runner @ (Runner::Engine { .. } | Runner::Gated { .. } | Runner::Observed { .. })) => {
             candidate.runner = Some(runner);
             Ok(())
         }

@@ -24,6 +24,11 @@ pub(in crate::rollout) enum Runner {
         engine: Engine,
         generation: GenerationId,
     },
+    /// As `Engine`, in place of probation: faults on purpose may strike, on the engine's own thread.
+    Gated {
+        engine: Engine,
+        generation: GenerationId,
+    },
     /// As `Engine`, after the switch, where faults on purpose may strike.
     Observed {
         engine: Engine,
@@ -38,6 +43,7 @@ impl Runner {
         match self {
             Runner::Probation(probation) => probation.run(inputs).await,
             Runner::Engine { engine, generation } => on_engine(engine, *generation, inputs).await,
+            Runner::Gated { engine, generation } => sorted(engine.on_probation(*generation, inputs).await),
             Runner::Observed { engine, generation, faults } => {
                 // A delay or hang on purpose must not keep a thread of the runtime.
                 let strike = match tokio::task::block_in_place(|| faults.strike(At::Window)) {
@@ -55,7 +61,12 @@ impl Runner {
 }
 
 async fn on_engine(engine: &Engine, generation: GenerationId, inputs: Vec<Input>) -> Result<Result<Timed>, SoftError> {
-    match engine.background(generation, Class::Validation, inputs).await {
+    sorted(engine.background(generation, Class::Validation, inputs).await)
+}
+
+/// The model's errors apart from those that end the run.
+fn sorted(answer: Result<Timed>) -> Result<Result<Timed>, SoftError> {
+    match answer {
         Err(error) if !error.is_model_fault() => Err(SoftError(error)),
         answer => Ok(answer),
     }
