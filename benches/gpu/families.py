@@ -74,7 +74,7 @@ def scramble(model, seed):
             elif "embedding" in name or "cls_token" in name:
                 value *= 0.5
             else:
-                value *= (3.0 if "classifier" in name else 1.3) / math.sqrt(math.prod(parameter.shape[1:]))
+                value *= (3.0 if "classifier" in name and "dense" not in name else 1.3) / math.sqrt(math.prod(parameter.shape[1:]))
             parameter.copy_(value)
 
 

@@ -35,7 +35,7 @@ class Section:
         return rehearsed if self.fake else real
 
     def write(self, name, value, unit="", line=None, holds=None):
-        value = round(value, 4) if isinstance(value, float) else value
+        value = float(f"{value:.7g}") if isinstance(value, float) else value
         told = {"section": self.name, "name": name, "value": value, "unit": unit, "line": line, "holds": holds}
         with self.lines.open("a") as file:
             file.write(json.dumps(told) + "\n")
