@@ -12,7 +12,7 @@ from weights import LARGE, large
 
 TIMES = 20
 # How model.toml asks for parking. A server that does not know the key says so, and the kind is not run.
-PARK = "[rollout]\npark = true\n"
+PARK = '[rollout]\npark = "host"\n'
 
 
 def back(server):
@@ -38,9 +38,10 @@ def instant(section, server):
     section.figure("of it the store, the slowest", max(stores), "us")
 
 
-def cold(section, server, kind="cold"):
-    """The rollout that went back after the window had been settled."""
+def cold(section, server, kind="cold", ready=lambda: None):
+    """The rollout that went back after the window had been settled, and `ready` had what it waits for."""
     server.switch("large@b")
+    ready()
     ms, rollout = back(server)
     ended = server.phase(rollout["id"], "observing", "settled")
     section.same("after the window, the kind", ended["kind"], kind)
@@ -48,6 +49,11 @@ def cold(section, server, kind="cold"):
     section.figure(f"{kind}, over HTTP", ms, "ms")
     server.post("/admin/settle", {"model": "large"})
     return ended
+
+
+def is_parked(server, version):
+    """Whether a version waits in host memory, whole."""
+    return any(p["version"] == version and p["ready"] for p in server.memory()["parked"])
 
 
 def parked(section, versions):
@@ -60,8 +66,9 @@ def parked(section, versions):
             return
         pinned, _ = floors.measure(section, versions["b"] / "model.safetensors")
         rates = []
+        ready = lambda: server.until("the version before is parked", lambda: is_parked(server, "a"))
         for _ in range(section.of(3, 1)):
-            figures = cold(section, server, "parked")["figures"]
+            figures = cold(section, server, "parked", ready)["figures"]
             rates.append(figures["loaded_bytes"] / figures["load_ms"] / 1e6)
         section.figure("parked, back at", statistics.median(rates), "GB/s")
         section.timing("parked, over the bandwidth of pinned copies", statistics.median(rates) / pinned * 100, 80.0, "%", most=False)
