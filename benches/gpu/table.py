@@ -39,8 +39,8 @@ def versions():
 
 def machine(rehearsed):
     gpu = "fake driver" if rehearsed else said("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
-    cuda = None if rehearsed else said("sh", "-c", "nvidia-smi | sed -n 's/.*CUDA Version: \\([0-9.]*\\).*/\\1/p'")
-    return {"gpu": gpu, "cuda": cuda, "processors": os.cpu_count(), "kernel": platform.release()}
+    cuda = "none" if rehearsed else said("sh", "-c", "nvidia-smi | sed -n 's/.*CUDA Version: \\([0-9.]*\\).*/\\1/p'")
+    return {"gpu": gpu or "a GPU that nvidia-smi does not tell", "cuda": cuda or "unknown", "processors": os.cpu_count(), "kernel": platform.release()}
 
 
 def sections_of(file):
