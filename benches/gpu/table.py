@@ -1,6 +1,6 @@
 """A run of `benches/gpu/run` as a dated JSON file and a Markdown table, and several runs as one.
 
-    table.py write FOLDER --lines FILE --sections FILE --about FILE [--rehearse FAKE]
+    table.py write FOLDER/NAME --lines FILE --sections FILE --about FILE [--rehearse FAKE]
     table.py join FOLDER JSON …       of a section that several have, the last one's lines
 
 A rehearsal says so and is never written below benches/results. Packages: none.
@@ -61,7 +61,7 @@ def write(given):
     now = datetime.datetime.now(datetime.UTC)
     run = {"date": f"{now:%Y-%m-%d}", "rehearsal": bool(given.rehearse), **json.loads(given.about.read_text())}
     run |= {**machine(given.rehearse), "versions": versions(), "sections": sections, "lines": lines}
-    save(given.folder, run, f"run-{now:%Y-%m-%d-%H%M}")
+    save(given.place.parent, run, given.place.name)
 
 
 def join(given):
@@ -109,7 +109,7 @@ def main():
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
     writing = commands.add_parser("write")
-    writing.add_argument("folder", type=pathlib.Path)
+    writing.add_argument("place", type=pathlib.Path)
     for name in ("lines", "sections", "about"):
         writing.add_argument(f"--{name}", type=pathlib.Path, required=True)
     writing.add_argument("--rehearse")
