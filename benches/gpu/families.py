@@ -92,7 +92,8 @@ def all_of(section):
         vocab_size=vocabulary, max_position_embeddings=positions, dim=hidden, n_layers=section.of(6, 2), n_heads=heads,
         hidden_dim=inner, **more,
     )  # fmt: skip
-    vit = hf.ViTConfig(image_size=section.of(224, 32), patch_size=section.of(16, 8), **dims, **names([f"shape {i}" for i in range(12)]))
+    shapes = names([f"shape {i}" for i in range(12)])
+    vit = hf.ViTConfig(image_size=section.of(224, 32), patch_size=section.of(16, 8), **dims, **shapes)
     moods, one = names(MOODS), dict(num_labels=1)
     untyped = bert_tokenizer if not section.fake else fixtures / "distilbert-classify"
     return [

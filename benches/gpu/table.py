@@ -38,9 +38,10 @@ def versions():
 
 
 def machine(rehearsed):
-    gpu = "fake driver" if rehearsed else said("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    query = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    gpu = "fake driver" if rehearsed else said(*query) or "a GPU that nvidia-smi does not tell"
     cuda = "none" if rehearsed else said("sh", "-c", "nvidia-smi | sed -n 's/.*CUDA Version: \\([0-9.]*\\).*/\\1/p'")
-    return {"gpu": gpu or "a GPU that nvidia-smi does not tell", "cuda": cuda or "unknown", "processors": os.cpu_count(), "kernel": platform.release()}
+    return {"gpu": gpu, "cuda": cuda or "unknown", "processors": os.cpu_count(), "kernel": platform.release()}
 
 
 def sections_of(file):
@@ -57,7 +58,8 @@ def write(given):
         judged = any(line["section"] == section["section"] and line["holds"] is False for line in lines)
         if section["exit"] in TIMED_OUT or (section["exit"] != 0 and not judged):
             ended = "it ran out of time" if section["exit"] in TIMED_OUT else f"exit {section['exit']}"
-            lines.append({"section": section["section"], "name": "the section's end", "value": ended, "unit": "", "line": "all of it is run", "holds": False})  # fmt: skip
+            line = {"name": "the section's end", "value": ended, "unit": "", "line": "all of it is run", "holds": False}
+            lines.append({"section": section["section"], **line})
     now = datetime.datetime.now(datetime.UTC)
     run = {"date": f"{now:%Y-%m-%d}", "rehearsal": bool(given.rehearse), **json.loads(given.about.read_text())}
     run |= {**machine(given.rehearse), "versions": versions(), "sections": sections, "lines": lines}
@@ -93,10 +95,11 @@ def save(folder, run, name):
 def markdown(run):
     title = "# A rehearsal on the fake driver: no figure here means anything" if run["rehearsal"] else f"# {run['gpu']}"
     packages = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
-    text = [title, "", f"`benches/gpu/run`, {run['date']}, commit {run['commit']}, CUDA {run['cuda']}, {run['processors']} processors."]
-    text += [f"{packages}; rustc {run['rustc']}, nvcc {run['nvcc']}.", ""]
+    where = f"commit {run['commit']}, CUDA {run['cuda']}, {run['processors']} processors"
+    text = [title, "", f"`benches/gpu/run`, {run['date']}, {where}.", f"{packages}; rustc {run['rustc']}, nvcc {run['nvcc']}.", ""]
     for section in run["sections"]:
-        text += [f"## {section['section']} ({section['seconds']} s)", "", "| what | value | to reach | holds |", "| --- | --- | --- | --- |"]
+        text += [f"## {section['section']} ({section['seconds']} s)", ""]
+        text += ["| what | value | to reach | holds |", "| --- | --- | --- | --- |"]
         for line in (line for line in run["lines"] if line["section"] == section["section"]):
             holds = {None: "", True: "yes", False: "**no**"}[line["holds"]]
             cells = [line["name"], f"{line['value']} {line['unit']}".strip(), line["line"] or "", holds]

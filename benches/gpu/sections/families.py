@@ -2,7 +2,9 @@
 random weights of the base models' sizes.
 
 What is right is what transformers gives for the same weights in f32 with eager attention and without TF32. The server is held
-to the tolerances below; how far off transformers itself is in the same format is told beside it. Packages: torch, transformers, sentence-transformers, pillow.
+to the tolerances below; how far off transformers itself is in the same format is told beside it.
+
+Packages: torch, transformers, sentence-transformers, pillow.
 """
 
 import base64

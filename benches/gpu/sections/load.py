@@ -35,7 +35,8 @@ def main():
         section.same("bytes of the last load", figures["loaded_bytes"], size, "bytes")
         section.figure("a green load, the slowest", min(rates), "GB/s")
         section.figure("a green load, in the middle", statistics.median(rates), "GB/s")
-        section.timing("a green load, in the middle, over the floor", statistics.median(rates) / floor * 100, 90.0, "%", most=False)
+        share = statistics.median(rates) / floor * 100
+        section.timing("a green load, in the middle, over the floor", share, 90.0, "%", most=False)
         whole = [phase["ms"] for phase in rollout["phases"]]
         section.figure("the last of these rollouts, from promote to settled", sum(whole), "ms")
     section.end()

@@ -71,7 +71,8 @@ def parked(section, versions):
             figures = cold(section, server, "parked", ready)["figures"]
             rates.append(figures["loaded_bytes"] / figures["load_ms"] / 1e6)
         section.figure("parked, back at", statistics.median(rates), "GB/s")
-        section.timing("parked, over the bandwidth of pinned copies", statistics.median(rates) / pinned * 100, 80.0, "%", most=False)
+        share = statistics.median(rates) / pinned * 100
+        section.timing("parked, over the bandwidth of pinned copies", share, 80.0, "%", most=False)
 
 
 def main():
