@@ -1,6 +1,7 @@
 //! A resident generation as the engine's thread sees it: its model, what waits for it, and who asked.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,11 +13,11 @@ use super::lane::{Submission, Work};
 use super::{Install, Rows};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
-use crate::model::{Input, Model, Packed};
+use crate::model::{Input, Model, Packed, Pending};
 use crate::schedule::{Batch, Batcher, Nanos, Queued};
 
-/// Runs a part of a batch on a model, on the device's threads.
-pub(super) type Pass<'a> = dyn Fn(&mut Model, &Packed, usize, usize) -> Result<Rows> + 'a;
+/// Begins a pass of a model over a part of a batch, on the device's threads.
+pub(super) type Pass<'a> = dyn Fn(&mut Model, &Packed, Range<usize>) -> Result<Pending> + 'a;
 
 pub(super) struct Resident {
     name: String,
@@ -57,6 +58,28 @@ pub(super) struct Cut {
     pub(super) places: Vec<(u64, usize)>,
     pub(super) tokens: usize,
     pub(super) oldest: Nanos,
+}
+
+/// A pass that was begun.
+struct Launched {
+    pending: Pending,
+    count: usize,
+    strike: Strike,
+}
+
+/// A batch on its way through the device.
+pub(super) struct Flight {
+    pub(super) cut: Cut,
+    pub(super) started: Nanos,
+    began: Instant,
+    answer: Result<Launched>,
+}
+
+impl Flight {
+    /// Whether the device has nothing left to do for it. So it is where that cannot be said any more: its end tells why.
+    pub(super) fn is_done(&self) -> bool {
+        self.answer.as_ref().map_or(true, |launched| launched.pending.is_done().unwrap_or(true))
+    }
 }
 
 impl Resident {
@@ -136,16 +159,26 @@ impl Resident {
         (Some(packed.map(|packed| Cut { packed, places, tokens, oldest })), cancelled)
     }
 
-    /// Runs a batch, begun at `started`, and answers whom it completes.
+    /// Queues a batch, begun at `started`. On a CPU it has run when this returns.
+    pub(super) fn begin(&mut self, cut: Cut, started: Nanos, install: &Pass<'_>) -> Flight {
+        let began = Instant::now();
+        let answer = self.launch(Some(At::Serving), &cut.packed, 0..cut.places.len(), install);
+        Flight { cut, started, began, answer }
+    }
+
+    /// The device has done what it can for a batch: counts its pass.
+    pub(super) fn ended(&mut self, flight: &Flight) {
+        self.ran(&flight.cut.places, flight.started, flight.began);
+    }
+
+    /// Answers whom a batch completes.
     ///
     /// When a batch of several fails, each input runs again alone, so that one poisonous input fails by itself
     /// and does not take its neighbours, or the generation's good name, with it.
-    pub(super) fn run(&mut self, cut: &Cut, started: Nanos, install: &Pass<'_>) {
+    pub(super) fn finish(&mut self, flight: Flight, install: &Pass<'_>) {
+        let Flight { cut, started, answer, .. } = flight;
         let count = cut.places.len();
-        let began = Instant::now();
-        let answer = self.serve(&cut.packed, 0, count, install);
-        self.ran(&cut.places, started, began);
-        match answer {
+        match answer.and_then(|launched| self.land(launched)) {
             Ok(rows) => self.deliver(&cut.places, rows),
             Err(error) if count == 1 => self.fail(&cut.places, &error),
             Err(error) => {
@@ -153,7 +186,8 @@ impl Resident {
                 for at in 0..count {
                     let place = &cut.places[at..=at];
                     let began = Instant::now();
-                    let answer = self.serve(&cut.packed, at, at + 1, install);
+                    let launched = self.launch(Some(At::Serving), &cut.packed, at..at + 1, install);
+                    let answer = launched.and_then(|launched| self.land(launched));
                     self.ran(place, started, began);
                     match answer {
                         Ok(rows) => self.deliver(place, rows),
@@ -179,36 +213,38 @@ impl Resident {
         }
     }
 
-    /// A forward pass for clients, which faults on purpose may strike.
-    fn serve(&mut self, packed: &Packed, from: usize, to: usize, install: &Pass<'_>) -> Result<Rows> {
-        self.struck(At::Serving, packed, (from, to), install)
+    /// Begins a forward pass, which faults on purpose of a place may strike.
+    fn launch(
+        &mut self,
+        at: Option<At>,
+        packed: &Packed,
+        part: Range<usize>,
+        install: &Pass<'_>,
+    ) -> Result<Launched> {
+        let strike = at.map_or(Ok(Strike::Nothing), |at| guarded(&self.name, || self.faults.strike(at)))?;
+        let (count, model) = (part.len(), &mut self.model);
+        let pending = guarded(&self.name, || install(model, packed, part))?;
+        Ok(Launched { pending, count, strike })
     }
 
-    /// A forward pass over inputs `from..to`, which faults on purpose may strike.
-    pub(super) fn struck(
-        &mut self,
-        at: At,
-        packed: &Packed,
-        (from, to): (usize, usize),
-        install: &Pass<'_>,
-    ) -> Result<Rows> {
-        let strike = guarded(&self.name, || self.faults.strike(at))?;
-        let mut rows = self.forward(packed, from, to, install)?;
+    /// The rows of a pass, once they are there.
+    fn land(&self, launched: Launched) -> Result<Rows> {
+        let Launched { pending, count, strike } = launched;
+        let mut rows = guarded(&self.name, || pending.wait())?;
+        if rows.len() != count {
+            let message = format!("{} rows for {count} inputs", rows.len());
+            return Err(Error::ForwardFailed { version: self.name.clone(), message });
+        }
         if strike == Strike::Poison {
             rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
         }
         Ok(rows)
     }
 
-    /// A forward pass over inputs `from..to`, with panics caught.
-    pub(super) fn forward(&mut self, packed: &Packed, from: usize, to: usize, install: &Pass<'_>) -> Result<Rows> {
-        let (name, model) = (&self.name, &mut self.model);
-        let rows = guarded(name, || install(model, packed, from, to))?;
-        if rows.len() != to - from {
-            let message = format!("{} rows for {} inputs", rows.len(), to - from);
-            return Err(Error::ForwardFailed { version: name.clone(), message });
-        }
-        Ok(rows)
+    /// A whole forward pass, which faults on purpose of a place may strike.
+    pub(super) fn forward(&mut self, at: Option<At>, packed: &Packed, install: &Pass<'_>) -> Result<Rows> {
+        let launched = self.launch(at, packed, packed.all(), install)?;
+        self.land(launched)
     }
 
     fn deliver(&mut self, places: &[(u64, usize)], rows: Rows) {

@@ -1,19 +1,20 @@
 //! The engine's thread: takes what was sent, chooses whose turn it is, runs it, tells.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::gaps::Gaps;
-use super::resident::Resident;
+use super::resident::{Flight, Resident};
 use super::store::Store;
 use super::{Message, Piece, Shared, Timed};
 use crate::device::{Pass, Processors, flush_thread_cache};
 use crate::error::Error;
 use crate::generation::GenerationId;
-use crate::model::{Model, Packed};
+use crate::model::{Model, Packed, Pending};
 use crate::ops::Machine;
 use crate::schedule::{Choice, Class, Nanos, Turns};
 
@@ -29,7 +30,16 @@ struct Thread<'a> {
     shadow: VecDeque<Piece>,
     turns: Turns,
     gaps: Gaps,
+    /// The batch whose rows were not read yet. While they are, the device runs the next one.
+    flying: Option<Flying<'a>>,
     stopping: bool,
+}
+
+/// A batch of a generation, and what says that it runs for as long as it does.
+struct Flying<'a> {
+    generation: GenerationId,
+    flight: Flight,
+    running: Option<Running<'a>>,
 }
 
 pub(super) fn run(
@@ -50,6 +60,7 @@ pub(super) fn run(
         shadow: VecDeque::new(),
         turns: Turns::new(0),
         gaps: Gaps::default(),
+        flying: None,
         stopping: false,
     };
     loop {
@@ -61,8 +72,14 @@ pub(super) fn run(
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => thread.stopping = true,
         }
+        // What arrives meanwhile goes into the next batch: it is cut when the device has nothing to do, and not before.
+        if thread.is_computing() {
+            std::hint::spin_loop();
+            continue;
+        }
         match thread.choose() {
             Choice::Client(generation) => thread.client(generation),
+            _ if thread.flying.is_some() => thread.land(),
             Choice::Background(class) => thread.background(class),
             Choice::Wait(None) if thread.stopping => return,
             Choice::Wait(at) => match wait(&inbox, at.map(|at| at.saturating_sub(thread.now()))) {
@@ -134,6 +151,8 @@ impl Thread<'_> {
                 let _ = reply.send(());
             }
             Message::Retire { generation, rest, reply } => {
+                // Whoever asked for it was answered; its rows may have to be let go of still.
+                self.land();
                 drop(rest);
                 self.validation.retain(|piece| piece.generation != generation);
                 self.shadow.retain(|piece| piece.generation != generation);
@@ -180,27 +199,67 @@ impl Thread<'_> {
         let now = self.now();
         let Some(resident) = self.residents.get_mut(&generation) else { return };
         let (cut, cancelled) = resident.cut(now);
-        let counters = &self.shared.counters;
-        counters.cancelled.fetch_add(cancelled, Ordering::Relaxed);
+        self.shared.counters.cancelled.fetch_add(cancelled, Ordering::Relaxed);
         // An error was told to those whom it concerns.
         if let Some(Ok(cut)) = cut {
             let started = self.epoch.elapsed().as_nanos() as Nanos;
             self.gaps.begins(started, cut.oldest);
-            let running = Running::begin((self.shared, self.processors), generation, started);
-            resident.run(&cut, started, &|model, packed, from, to| forward(&self.pool, model, packed, from, to));
-            drop(running);
-            let ended = self.epoch.elapsed().as_nanos() as Nanos;
-            resident.batcher.observe(cut.tokens, ended - started);
-            self.gaps.worked_until(ended);
-            self.turns.ran(Class::Client, started, ended);
-            counters.batches.fetch_add(1, Ordering::Relaxed);
-            counters.inputs.fetch_add(cut.places.len() as u64, Ordering::Relaxed);
-            counters.tokens.fetch_add(cut.tokens as u64, Ordering::Relaxed);
-            counters.client_nanos.fetch_add(ended - started, Ordering::Relaxed);
-            let bucket = (cut.places.len().next_power_of_two().trailing_zeros() as usize).min(7);
-            counters.batch_sizes[bucket].fetch_add(1, Ordering::Relaxed);
+            let running = Some(Running::begin((self.shared, self.processors), generation, started));
+            let flight = resident.begin(cut, started, &|model, packed, part| forward(&self.pool, model, packed, part));
+            let before = self.flying.replace(Flying { generation, flight, running });
+            // Its rows are there: the device works on while they are read.
+            if let Some(before) = before {
+                self.finish(before);
+            }
+            if !self.is_computing() {
+                self.land();
+            }
         }
         self.count_waiting();
+    }
+
+    /// Whether the device is at work. Once it is not any more, that is written down.
+    fn is_computing(&mut self) -> bool {
+        let Some(Flying { generation, flight, running }) = &mut self.flying else { return false };
+        if running.is_none() {
+            return false;
+        }
+        if !flight.is_done() {
+            return true;
+        }
+        *running = None;
+        let ended = self.epoch.elapsed().as_nanos() as Nanos;
+        let (cut, started) = (&flight.cut, flight.started);
+        if let Some(resident) = self.residents.get_mut(generation) {
+            resident.ended(flight);
+            resident.batcher.observe(cut.tokens, ended - started);
+        }
+        self.gaps.worked_until(ended);
+        self.turns.ran(Class::Client, started, ended);
+        let counters = &self.shared.counters;
+        counters.batches.fetch_add(1, Ordering::Relaxed);
+        counters.inputs.fetch_add(cut.places.len() as u64, Ordering::Relaxed);
+        counters.tokens.fetch_add(cut.tokens as u64, Ordering::Relaxed);
+        counters.client_nanos.fetch_add(ended - started, Ordering::Relaxed);
+        let bucket = (cut.places.len().next_power_of_two().trailing_zeros() as usize).min(7);
+        counters.batch_sizes[bucket].fetch_add(1, Ordering::Relaxed);
+        false
+    }
+
+    /// Ends the batch that is on its way, if there is one; waits for it where it is not done.
+    fn land(&mut self) {
+        while self.is_computing() {
+            std::hint::spin_loop();
+        }
+        if let Some(flying) = self.flying.take() {
+            self.finish(flying);
+        }
+    }
+
+    fn finish(&mut self, flying: Flying<'_>) {
+        if let Some(resident) = self.residents.get_mut(&flying.generation) {
+            resident.finish(flying.flight, &|model, packed, part| forward(&self.pool, model, packed, part));
+        }
     }
 
     fn background(&mut self, class: Class) {
@@ -212,16 +271,9 @@ impl Thread<'_> {
         let started = self.now();
         let answer = match (self.residents.get_mut(&piece.generation), Packed::new(piece.inputs)) {
             (Some(resident), Ok(packed)) => {
-                let running = Running::begin((self.shared, self.processors), piece.generation, started);
-                let count = packed.len();
+                let _running = Running::begin((self.shared, self.processors), piece.generation, started);
                 let pool = &self.pool;
-                let pass = |model: &mut Model, packed: &Packed, from, to| forward(pool, model, packed, from, to);
-                let rows = match piece.at {
-                    Some(at) => resident.struck(at, &packed, (0, count), &pass),
-                    None => resident.forward(&packed, 0, count, &pass),
-                };
-                drop(running);
-                rows
+                resident.forward(piece.at, &packed, &|model, packed, part| forward(pool, model, packed, part))
             }
             (None, _) => Err(Error::internal(format!("generation {} is not resident", piece.generation))),
             (_, Err(error)) => Err(error),
@@ -239,10 +291,9 @@ fn forward(
     pool: &Option<rayon::ThreadPool>,
     model: &mut Model,
     packed: &Packed,
-    from: usize,
-    to: usize,
-) -> crate::error::Result<super::Rows> {
-    let mut work = || model.forward(packed, from..to)?.wait();
+    part: Range<usize>,
+) -> crate::error::Result<Pending> {
+    let work = || model.forward(packed, part);
     match pool {
         Some(pool) => pool.install(work),
         None => work(),

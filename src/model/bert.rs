@@ -265,7 +265,7 @@ impl Bert {
     }
 
     /// Ids, positions and types of a packed batch: u32 `[3, tokens]`.
-    fn index(&self, batch: &[&Tokens], total: usize) -> candle_core::Result<Tensor> {
+    fn index(&self, batch: &[&Tokens], total: usize) -> Vec<u32> {
         let mut index = Vec::with_capacity(3 * total);
         index.extend(batch.iter().flat_map(|input| &input.ids));
         for input in batch {
@@ -275,14 +275,16 @@ impl Bert {
             }
         }
         index.extend(batch.iter().flat_map(|input| &input.type_ids));
-        Tensor::from_vec(index, (3, total), &self.device)
+        index
     }
 }
 
 impl Stages<Tokens> for Bert {
     fn first(&self, batch: &[&Tokens]) -> candle_core::Result<(Tensor, Segments)> {
-        let segments = Segments::of(batch.iter().map(|input| input.ids.len())).on(&self.device)?;
-        Ok((embed_tokens(&self.index(batch, segments.total())?, &self.tables)?, segments))
+        let segments = Segments::of(batch.iter().map(|input| input.ids.len()));
+        let total = segments.total();
+        let (segments, index) = segments.on(&self.device, self.index(batch, total), (3, total))?;
+        Ok((embed_tokens(&index, &self.tables)?, segments))
     }
 
     fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::together::{Share, even_rows, together};
 use crate::error::{Error, Result};
-use crate::ops::{Device, Segments, Tensor, serially, threads};
+use crate::ops::{Device, Landing, Segments, Tensor, serially, threads};
 
 /// Tokens that one pass computes at once. A larger batch runs as several passes, so this bounds a model's memory
 /// whatever the scheduler packs. Matrix products are as fast as they get well before it.
@@ -31,21 +31,33 @@ struct Part {
     /// Which inputs.
     places: Vec<usize>,
     /// `[places, width]`
-    rows: Tensor,
+    rows: Landing,
+}
+
+impl Part {
+    fn of(places: Vec<usize>, rows: Tensor) -> candle_core::Result<Part> {
+        Ok(Part { places, rows: rows.landing()? })
+    }
 }
 
 impl Pending {
     /// `rows`: `[batch, width]`, f32.
-    pub fn ready(rows: Tensor) -> Self {
+    pub fn ready(rows: Tensor) -> Result<Self> {
         let places = (0..rows.dims().first().copied().unwrap_or(0)).collect();
-        Pending { parts: vec![Part { places, rows }] }
+        Ok(Pending { parts: vec![Part::of(places, rows).map_err(failed)?] })
+    }
+
+    /// Whether the device has computed all of them, so that `wait` would return at once.
+    pub fn is_done(&self) -> Result<bool> {
+        // The last is the last to be done.
+        self.parts.last().map_or(Ok(true), |part| part.rows.is_here())
     }
 
     /// Waits for the device and reads the rows.
     pub fn wait(self) -> Result<Vec<Vec<f32>>> {
         let mut all = vec![Vec::new(); self.parts.iter().map(|part| part.places.len()).sum()];
         for Part { places, rows } in self.parts {
-            let rows = rows.to_rows().map_err(failed)?;
+            let rows = rows.wait().map_err(failed)?;
             if rows.len() != places.len() {
                 return Err(Error::internal(format!("{} rows for {} inputs", rows.len(), places.len())));
             }
@@ -122,7 +134,7 @@ pub(super) fn in_passes<I: Sync>(batch: &[I], work: &Work<'_, I>, model: &impl S
         let end = first + 1 + fits.count();
         let part = |places: Vec<usize>| {
             let inputs: Vec<&I> = places.iter().map(|place| &batch[*place]).collect();
-            model.whole(&inputs).map(|rows| Part { places, rows })
+            Part::of(places, model.whole(&inputs)?)
         };
         let lengths: Vec<usize> = batch[first..end].iter().map(tokens).collect();
         let threads = if work.device.is_cpu() { threads() } else { 1 };
@@ -141,7 +153,7 @@ pub(super) fn in_passes<I: Sync>(batch: &[I], work: &Work<'_, I>, model: &impl S
                     let x = together(&x, &segments, &shares, |x, share| model.blocks(x, share))?;
                     model.last(&x, &segments)
                 };
-                parts.push(Part { places: (first..end).collect(), rows: run().map_err(failed)? });
+                parts.push(run().and_then(|rows| Part::of((first..end).collect(), rows)).map_err(failed)?);
             }
         }
         first = end;

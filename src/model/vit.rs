@@ -178,8 +178,8 @@ impl Vit {
         }
     }
 
-    /// Every patch of the batch as a row: `[images * patches, channels * tall * wide]`.
-    fn unfold(&self, batch: &[&Pixels]) -> candle_core::Result<Tensor> {
+    /// Every patch of the batch as a row: `[images * patches, channels * tall * wide]`, and those two.
+    fn unfold(&self, batch: &[&Pixels]) -> (Vec<f32>, (usize, usize)) {
         let Config { image: [height, width], patch: [tall, wide], channels, .. } = self.config;
         let [down, across] = self.config.grid();
         let rows = batch.len() * down * across;
@@ -192,17 +192,20 @@ impl Vit {
                 }
             }
         }
-        Tensor::activations(values, (rows, self.config.patch_values()), &self.device)
+        (values, (rows, self.config.patch_values()))
     }
 }
 
 impl Stages<Pixels> for Vit {
     fn first(&self, batch: &[&Pixels]) -> candle_core::Result<(Tensor, Segments)> {
-        let patches = linear(&self.unfold(batch)?, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
+        let segments = Segments::of(std::iter::repeat_n(self.config.tokens(), batch.len()));
+        let (patches, shape) = self.unfold(batch);
+        let (segments, patches) = segments.on(&self.device, patches, shape)?;
+        let patches = patches.activations(&self.device)?;
+        let patches = linear(&patches, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
         let hidden = self.config.encoder.hidden;
         let (class, positions) = (self.class.reshape(hidden)?, self.positions.reshape((self.config.tokens(), hidden))?);
-        let (x, segments) = embed_patches(&patches, &class, &positions)?;
-        Ok((x, segments.on(&self.device)?))
+        Ok((embed_patches(&patches, &class, &positions)?, segments))
     }
 
     fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {

@@ -4,7 +4,6 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, bail}
 
 use super::cpu::{Reading, Rows, for_row_blocks, output};
 use super::layer_norm::LayerNorm;
-use super::segments::Segments;
 use super::tensor::Tensor;
 
 /// The tables that a token's embedding is summed from, and the norm of the sum.
@@ -77,19 +76,16 @@ fn gather(out: &mut [f32], table: Rows<'_>, index: &[u32]) -> Result<()> {
 /// Puts a class token before each image's patches and adds the positions.
 ///
 /// `patches`: `[images * p, width]`; `class`: `[width]`; `positions`: `[p + 1, width]`. The packed batch
-/// `[images * (p + 1), width]` comes back with its segments.
-pub fn embed_patches(patches: &Tensor, class: &Tensor, positions: &Tensor) -> Result<(Tensor, Segments)> {
-    let embedded = match patches {
+/// `[images * (p + 1), width]` comes back.
+pub fn embed_patches(patches: &Tensor, class: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    match patches {
         #[cfg(feature = "cuda")]
         Tensor::Cuda(patches) => {
             let (class, positions) = (class.on_gpu("a class token")?, positions.on_gpu("position embeddings")?);
-            Tensor::Cuda(super::cuda::embed_patches(patches, class, positions)?)
+            super::cuda::embed_patches(patches, class, positions).map(Tensor::Cuda)
         }
-        Tensor::Host(_) => patches.apply3((class, positions), &EmbedPatches)?,
-    };
-    let length = positions.dims2()?.0;
-    let images = embedded.dims2()?.0 / length;
-    Ok((embedded, Segments::of(std::iter::repeat_n(length, images))))
+        Tensor::Host(_) => patches.apply3((class, positions), &EmbedPatches),
+    }
 }
 
 struct EmbedPatches;
@@ -190,8 +186,7 @@ mod tests {
     #[test]
     fn every_image_gets_a_class_token_and_its_own_patches() {
         let (patches, class, positions) = (matrix(6, 5, 1), vector(5, 2), matrix(4, 5, 3));
-        let (out, segments) = embed_patches(&patches, &class, &positions).unwrap();
-        assert_eq!(segments.ranges().collect::<Vec<_>>(), [0..4, 4..8]);
+        let out = embed_patches(&patches, &class, &positions).unwrap();
         let (p, c, e) = (values(&patches), values(&class), values(&positions));
         let content = [&c[..], &p[..15], &c[..], &p[15..]].concat();
         let want: Vec<f64> = content.iter().zip(e.iter().cycle()).map(|(a, b)| a + b).collect();

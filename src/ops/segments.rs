@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Result;
+use candle_core::{Result, Shape, WithDType};
 
-use super::tensor::Device;
+use super::tensor::{Device, Tensor};
 
 /// Sequence `i` is rows `offsets[i]..offsets[i + 1]` of every `[tokens, width]` tensor of the batch.
 ///
@@ -33,14 +33,16 @@ impl Segments {
         }
     }
 
-    /// The same, where ops of `device` can read it.
-    pub fn on(self, device: &Device) -> Result<Self> {
+    /// The same where ops of `device` can read it, and `values`, in the order of their shape, there too: what a batch begins
+    /// with goes up at once.
+    pub fn on<T: WithDType>(self, device: &Device, values: Vec<T>, shape: impl Into<Shape>) -> Result<(Self, Tensor)> {
         match device {
-            Device::Cpu => Ok(self),
+            Device::Cpu => Ok((self, Tensor::from_vec(values, shape, device)?)),
             #[cfg(feature = "cuda")]
             Device::Cuda(place) => {
-                let plan = Some(Arc::new(super::cuda::Plan::upload(&self, place)?));
-                Ok(Segments { plan, ..self })
+                let bytes = super::cuda::bytes_of(&values)?;
+                let (plan, values) = super::cuda::Plan::upload(&self, (bytes, shape.into().dims(), T::DTYPE), place)?;
+                Ok((Segments { plan: Some(Arc::new(plan)), ..self }, Tensor::Cuda(values)))
             }
         }
     }

@@ -102,12 +102,12 @@ impl Tensor {
         }
     }
 
-    /// Numbers that a model computes with, in the format that it does so in on `device`.
-    pub fn activations(values: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
-        match device {
-            Device::Cpu => Self::from_vec(values, shape, device),
+    /// Numbers that came as f32, in the format that a model computes with on `device`.
+    pub fn activations(self, device: &Device) -> Result<Self> {
+        match (self, device) {
             #[cfg(feature = "cuda")]
-            Device::Cuda(place) => place.activations(&values, shape.into().dims()).map(Tensor::Cuda),
+            (Tensor::Cuda(values), Device::Cuda(place)) => place.activations(values).map(Tensor::Cuda),
+            (values, _) => Ok(values),
         }
     }
 
@@ -180,13 +180,18 @@ impl Tensor {
         candle_core::Tensor::cat(&parts, 0).map(Tensor::Host)
     }
 
+    /// The rows of a matrix, on their way to the process's memory.
+    pub fn landing(self) -> Result<Landing> {
+        match self {
+            Tensor::Host(tensor) => Ok(Landing::Here(tensor)),
+            #[cfg(feature = "cuda")]
+            Tensor::Cuda(tensor) => super::cuda::Landing::of(&tensor).map(Landing::Coming).map_err(super::cuda::failed),
+        }
+    }
+
     /// The rows of a matrix as f32, once whatever computes them is done.
     pub fn to_rows(&self) -> Result<Vec<Vec<f32>>> {
-        match self {
-            Tensor::Host(tensor) => tensor.to_dtype(DType::F32)?.to_vec2(),
-            #[cfg(feature = "cuda")]
-            Tensor::Cuda(tensor) => tensor.to_rows(),
-        }
+        self.clone().landing()?.wait()
     }
 
     /// As candle knows it; an error where it lies elsewhere.
@@ -217,5 +222,33 @@ impl Tensor {
 
     pub(super) fn apply3(&self, (second, third): (&Tensor, &Tensor), op: &impl CustomOp3) -> Result<Self> {
         self.host()?.apply_op3_no_bwd(second.host()?, third.host()?, op).map(Tensor::Host)
+    }
+}
+
+/// Rows that a device may still be computing.
+#[derive(Debug)]
+pub enum Landing {
+    Here(candle_core::Tensor),
+    #[cfg(feature = "cuda")]
+    Coming(super::cuda::Landing),
+}
+
+impl Landing {
+    /// Whether `wait` would return at once.
+    pub fn is_here(&self) -> error::Result<bool> {
+        match self {
+            Landing::Here(_) => Ok(true),
+            #[cfg(feature = "cuda")]
+            Landing::Coming(landing) => landing.is_here(),
+        }
+    }
+
+    /// The rows as f32.
+    pub fn wait(self) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Landing::Here(tensor) => tensor.to_dtype(DType::F32)?.to_vec2(),
+            #[cfg(feature = "cuda")]
+            Landing::Coming(landing) => landing.wait().map_err(super::cuda::failed),
+        }
     }
 }

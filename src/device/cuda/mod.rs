@@ -27,7 +27,7 @@ use cudarc::driver::{DriverError, result, sys};
 pub use self::pinned::Pinned;
 pub use self::pool::{Buffer, Pool};
 pub use self::registered::{PIECE, Registered};
-pub use self::staging::{Convoy, SLOT, Staging};
+pub use self::staging::{Convoy, Piece, Staging};
 pub use self::stream::{Event, Priority, Stream};
 use super::{Health, Pooled, Vram};
 use crate::error::{Error, Result};

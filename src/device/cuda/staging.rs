@@ -1,25 +1,20 @@
-//! The way up for weights: pinned slots, made once at the start, and a stream of their own.
+//! The way up: pinned slots, made once at the start, that are copied on one stream. There is one for weights and one for inputs.
 //!
-//! Whoever loads takes a slot, fills it, and sends it; the slot comes back by itself once the GPU has copied it. Few
-//! are in flight at a time, so that a small copy of live traffic waits for one slot at most, and several loads at once share
-//! them. Pinning more later would stop live traffic (`pinned`). What lies in pinned memory already (`registered`) needs no slot,
+//! Whoever has bytes to send takes a slot, fills it, and sends it; the slot comes back by itself once the GPU has copied it.
+//! Pinning more later would stop live traffic (`pinned`). What lies in pinned memory already (`registered`) needs no slot,
 //! and goes the same way in a [`Convoy`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::{Buffer, Cuda, Event, PIECE, Pinned, Priority, Registered, Stream};
+use super::{Buffer, Event, PIECE, Pinned, Registered, Stream};
 use crate::error::{Error, Result};
-
-/// Bytes of a slot: less than 0.1 ms of the bus, which is how long a small copy of live traffic waits at most for each that is
-/// queued before it.
-pub const SLOT: usize = 4 << 20;
-/// For eight readers: one that each fills, and as many that are copied or wait for it.
-const SLOTS: usize = 24;
 
 #[derive(Debug)]
 pub struct Staging {
     stream: Arc<Stream>,
+    /// Of a slot.
+    bytes: usize,
     free: Mutex<VecDeque<Slot>>,
     returned: Condvar,
 }
@@ -53,15 +48,22 @@ pub struct Piece<'a> {
 }
 
 impl Staging {
-    pub fn new(cuda: &Arc<Cuda>) -> Result<Staging> {
-        let slot = || Ok(Slot { memory: Pinned::new(cuda, SLOT)?, copied: Event::new(cuda)? });
-        let free = (0..SLOTS).map(|_| slot()).collect::<Result<VecDeque<Slot>>>()?;
-        Ok(Staging { stream: Stream::new(cuda, Priority::Low)?, free: Mutex::new(free), returned: Condvar::new() })
+    /// So many slots of `bytes` each.
+    pub fn on(stream: Arc<Stream>, slots: usize, bytes: usize) -> Result<Staging> {
+        let cuda = stream.cuda();
+        let slot = |_| Ok(Slot { memory: Pinned::new(cuda, bytes)?, copied: Event::new(cuda)? });
+        let free = (0..slots).map(slot).collect::<Result<VecDeque<Slot>>>()?;
+        Ok(Staging { stream, bytes, free: Mutex::new(free), returned: Condvar::new() })
     }
 
     /// The stream that pieces are copied on.
     pub fn stream(&self) -> &Arc<Stream> {
         &self.stream
+    }
+
+    /// Bytes that a piece has room for.
+    pub fn slot(&self) -> usize {
+        self.bytes
     }
 
     /// Waits for a slot whose last copy is done.
@@ -100,7 +102,7 @@ impl<'a> Convoy<'a> {
         // registered, is written by nobody, and is held until the stream has come past this (`drop`).
         unsafe { self.staging.stream.copy_up(address, source) }?;
         self.lot += bytes;
-        if self.lot >= SLOT {
+        if self.lot >= self.staging.bytes {
             self.lot = 0;
             self.done.swap(0, 1);
             self.done[0].record(&self.staging.stream)?;
@@ -119,7 +121,7 @@ impl Drop for Convoy<'_> {
 }
 
 impl Piece<'_> {
-    /// Room for [`SLOT`] bytes.
+    /// Room for a slot's bytes.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.slot.as_mut().map_or(&mut [], |slot| slot.memory.bytes_mut())
     }

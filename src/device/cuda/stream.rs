@@ -121,12 +121,20 @@ unsafe impl Sync for Event {}
 impl Event {
     /// Waiting for it gives the processor to others; it keeps no time.
     pub fn new(cuda: &Arc<Cuda>) -> Result<Event> {
+        Self::made(cuda, sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32)
+    }
+
+    /// Waiting for it keeps the processor, and ends sooner for it.
+    pub fn spinning(cuda: &Arc<Cuda>) -> Result<Event> {
+        Self::made(cuda, 0)
+    }
+
+    fn made(cuda: &Arc<Cuda>, how: u32) -> Result<Event> {
         cuda.bind()?;
-        use sys::CUevent_flags as Flags;
-        let quiet = Flags::CU_EVENT_BLOCKING_SYNC as u32 | Flags::CU_EVENT_DISABLE_TIMING as u32;
+        let how = how | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is where the driver writes the event, and the flags are its own.
-        cuda.check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, quiet) }.result())?;
+        cuda.check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, how) }.result())?;
         Ok(Event { cuda: Arc::clone(cuda), raw })
     }
 
@@ -135,6 +143,16 @@ impl Event {
         let on = stream.bound()?;
         // SAFETY: both live.
         self.cuda.check("cuEventRecord", unsafe { result::event::record(self.raw, on) })
+    }
+
+    /// Whether the stream has come there; what went wrong before is told here too.
+    pub fn is_done(&self) -> Result<bool> {
+        self.cuda.bind()?;
+        // SAFETY: the event lives as long as `self`.
+        match unsafe { result::event::query(self.raw) } {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => self.cuda.check("cuEventQuery", answer).map(|()| true),
+        }
     }
 
     /// Waits until the stream has come there; not at all for an event that was never recorded.

@@ -2,7 +2,7 @@
 //!
 //! [`Gpu`] is what a process has once for its device: the stream that everything runs on, kernels, handles. A [`Place`] is one
 //! generation's part of it: where its weights lie and its activations come and go. Ops are queued and return at once; only
-//! [`Tensor::to_rows`] waits. They run on the engine's thread, one after the other, on one stream.
+//! [`Landing`] waits. They run on the engine's thread, one after the other, on one stream.
 //!
 //! Each op does what its `cpu_fwd` does, in the number format of its weights with f32 sums; `tests/gpu_ops.rs` holds one against
 //! the other.
@@ -11,6 +11,7 @@ mod blas;
 mod encoder;
 mod finite;
 mod kernels;
+mod landing;
 mod linear;
 mod plan;
 mod scratch;
@@ -26,16 +27,26 @@ pub(super) use self::encoder::{attention, embed_patches, embed_tokens, l2_normal
 pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::Kernels;
+pub use self::landing::Landing;
 pub(super) use self::linear::linear;
 pub(super) use self::plan::Plan;
 use self::scratch::Scratch;
 pub use self::tensor::Tensor;
 use crate::device::Owner;
-use crate::device::cuda::{Buffer, Cuda, Event, Pinned, Pool, Priority, Staging, Stream};
+use crate::device::cuda::{Buffer, Cuda, Event, Piece, Pinned, Pool, Priority, Staging, Stream};
 use crate::error::{Error, Result};
 
-/// Rows come down through pinned memory of this size, in as many turns as they need: 2,730 embeddings of 384 numbers.
+/// What no slot holds comes down through pinned memory of this size, in as many turns as it needs.
 const LANDING: usize = 4 << 20;
+/// Bytes of a slot for weights: less than 0.1 ms of the bus, which is how long a small copy of live traffic waits at most for
+/// each that is queued before it.
+pub const WEIGHTS_SLOT: usize = 4 << 20;
+/// For eight readers: one that each fills, and as many that are copied or wait for it.
+const WEIGHTS_SLOTS: usize = 24;
+/// Bytes of a slot for inputs: what 8,192 tokens take, several times.
+const INPUT_SLOT: usize = 1 << 20;
+/// For two batches of texts, and for images while they are copied.
+const INPUT_SLOTS: usize = 8;
 
 /// Whose pool it is that belongs to no generation.
 const COMMON: &str = "shared by all";
@@ -49,7 +60,11 @@ pub struct Gpu {
     kernels: Kernels,
     blas: Blas,
     landing: Mutex<Pinned>,
+    /// For weights, on a stream of its own.
     staging: Staging,
+    /// For inputs, on the stream of passes.
+    sending: Staging,
+    landings: landing::Slots,
 }
 
 impl Gpu {
@@ -60,8 +75,10 @@ impl Gpu {
         let kernels = Kernels::load(cuda)?;
         let blas = Blas::start(cuda, &common, &stream)?;
         let landing = Mutex::new(Pinned::new(cuda, LANDING)?);
-        let staging = Staging::new(cuda)?;
-        Ok(Arc::new(Gpu { cuda: Arc::clone(cuda), stream, kernels, blas, landing, staging }))
+        let staging = Staging::on(Stream::new(cuda, Priority::Low)?, WEIGHTS_SLOTS, WEIGHTS_SLOT)?;
+        let sending = Staging::on(Arc::clone(&stream), INPUT_SLOTS, INPUT_SLOT)?;
+        let landings = landing::Slots::new(cuda)?;
+        Ok(Arc::new(Gpu { cuda: Arc::clone(cuda), stream, kernels, blas, landing, staging, sending, landings }))
     }
 
     pub fn cuda(&self) -> &Arc<Cuda> {
@@ -148,35 +165,77 @@ impl Place {
 
     /// `values` in the order of their shape, to be used by what is queued from here on.
     pub(super) fn upload<T: WithDType>(&self, values: &[T], shape: &[usize]) -> candle_core::Result<Tensor> {
-        let tensor = Tensor::uninitialised(self, shape, T::DTYPE)?;
-        let bytes = bytes_of(values).ok_or_else(|| failed(Error::internal("values of an unknown format")))?;
-        if bytes.len() != tensor.bytes() {
-            candle_core::bail!("{} bytes for a tensor of {shape:?}", bytes.len());
-        }
-        #[allow(unsafe_code)]
-        // SAFETY: the tensor is that long, new, and used on this stream only. The source is not pinned, so it is read before
-        // this returns.
-        unsafe { self.gpu.stream.copy_up(tensor.address(), bytes) }.map_err(failed)?;
-        Ok(tensor)
+        let mut sent = self.upload_together(&[(bytes_of(values)?, shape, T::DTYPE)])?;
+        sent.pop().ok_or_else(|| failed(Error::internal("an upload without its tensor")))
     }
 
-    /// The same numbers as activations of this place.
-    pub(super) fn activations(&self, values: &[f32], shape: &[usize]) -> candle_core::Result<Tensor> {
-        let values = self.upload(values, shape)?;
+    /// Several tensors, each as its bytes, its shape and its format, in one copy as long as they fit a slot.
+    pub(super) fn upload_together(&self, parts: &[(&[u8], &[usize], DType)]) -> candle_core::Result<Vec<Tensor>> {
+        let tensors = Tensor::side_by_side(self, parts.iter().map(|(_, shape, dtype)| (*shape, *dtype)))?;
+        let mut pieces = Pieces { gpu: &self.gpu, piece: None };
+        for (tensor, (bytes, shape, _)) in tensors.iter().zip(parts) {
+            if bytes.len() != tensor.bytes() {
+                candle_core::bail!("{} bytes for a tensor of {shape:?}", bytes.len());
+            }
+            let (slab, at) = tensor.place_in_slab()?;
+            pieces.add(bytes, slab, at).map_err(failed)?;
+        }
+        pieces.send().map_err(failed)?;
+        drop(pieces);
+        Ok(tensors)
+    }
+
+    /// Numbers that came as f32, as activations of this place.
+    pub(super) fn activations(&self, values: Tensor) -> candle_core::Result<Tensor> {
         if self.dtype == DType::F32 { Ok(values) } else { values.cast(self, self.dtype) }
+    }
+}
+
+/// Bytes on their way to a slab, slot by slot, in the order of where they go.
+struct Pieces<'a> {
+    gpu: &'a Gpu,
+    /// What is being filled: the slot, where it goes, and how far it is full.
+    piece: Option<(Piece<'a>, (&'a Buffer, usize), usize)>,
+}
+
+impl<'a> Pieces<'a> {
+    /// Nothing of a slab is between what was added last and this, or some unused bytes.
+    fn add(&mut self, mut bytes: &[u8], slab: &'a Buffer, mut at: usize) -> Result<()> {
+        let slot = self.gpu.sending.slot();
+        while !bytes.is_empty() {
+            let fits = self.piece.as_ref().is_some_and(|(_, (_, start), _)| at - start < slot);
+            if !fits {
+                self.send()?;
+                self.piece = Some((self.gpu.sending.take()?, (slab, at), 0));
+            }
+            let Some((piece, (_, start), full)) = &mut self.piece else { continue };
+            let from = at - *start;
+            let now = bytes.len().min(slot - from);
+            piece.bytes_mut()[from..from + now].copy_from_slice(&bytes[..now]);
+            (*full, at, bytes) = (from + now, at + now, &bytes[now..]);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<()> {
+        match self.piece.take() {
+            Some((piece, (slab, at), full)) => piece.send(full, slab, at),
+            None => Ok(()),
+        }
     }
 }
 
 /// Plain numbers as their bytes.
 #[allow(unsafe_code)]
-fn bytes_of<T: WithDType>(values: &[T]) -> Option<&[u8]> {
+pub(super) fn bytes_of<T: WithDType>(values: &[T]) -> candle_core::Result<&[u8]> {
     let plain = [DType::F32, DType::F16, DType::BF16, DType::U32, DType::F64].contains(&T::DTYPE);
     debug_assert!(size_of::<f16>() == 2 && size_of::<bf16>() == 2);
     // SAFETY: numbers of these formats have no padding, and any of their bytes may be read.
-    plain.then(|| unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) })
+    let bytes = plain.then(|| unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) });
+    bytes.ok_or_else(|| failed(Error::internal("values of an unknown format")))
 }
 
 /// An error of the device as ops tell it.
-fn failed(error: Error) -> candle_core::Error {
+pub(super) fn failed(error: Error) -> candle_core::Error {
     candle_core::Error::wrap(error)
 }

@@ -1,8 +1,9 @@
-//! A batch's segments as kernels read them: made on the host once a batch, uploaded in one piece.
+//! A batch's segments as kernels read them: made on the host once a batch, and uploaded in one piece with what it begins with.
 
-use candle_core::Result;
+use candle_core::{DType, Result};
 
-use super::{Place, Tensor};
+use super::{Place, Tensor, bytes_of, failed};
+use crate::error::Error;
 use crate::ops::Segments;
 
 /// Queries that one block of the attention kernels computes.
@@ -19,7 +20,12 @@ pub(in crate::ops) struct Plan {
 }
 
 impl Plan {
-    pub(in crate::ops) fn upload(segments: &Segments, place: &Place) -> Result<Plan> {
+    /// With `values` beside it, as their bytes, their shape and their format.
+    pub(in crate::ops) fn upload(
+        segments: &Segments,
+        values: (&[u8], &[usize], DType),
+        place: &Place,
+    ) -> Result<(Plan, Tensor)> {
         let mut table: Vec<u32> = Vec::with_capacity(segments.count() + 1 + 2 * segments.total() / TILE);
         table.extend(segments.ranges().map(|range| range.start as u32));
         table.push(segments.total() as u32);
@@ -27,7 +33,9 @@ impl Plan {
             table.extend((0..range.len()).step_by(TILE).flat_map(|first| [sequence as u32, first as u32]));
         }
         let (sequences, length) = (segments.count(), table.len());
-        Ok(Plan { table: place.upload(&table, &[1, length])?, sequences, tiles: (length - sequences - 1) / 2 })
+        let sent = place.upload_together(&[(bytes_of(&table)?, &[1, length], DType::U32), values])?;
+        let [table, values] = <[Tensor; 2]>::try_from(sent).map_err(|_| failed(Error::internal("two were sent")))?;
+        Ok((Plan { table, sequences, tiles: (length - sequences - 1) / 2 }, values))
     }
 
     pub(super) fn sequences(&self) -> usize {

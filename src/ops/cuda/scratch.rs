@@ -11,7 +11,7 @@ use crate::device::cuda::Buffer;
 use crate::error::{Error, Result};
 
 /// Blocks begin on such borders: of whole cache lines, and of the widest access of any kernel.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Scratch {
@@ -23,6 +23,10 @@ impl Scratch {
     pub(crate) fn new(slab: Buffer) -> Arc<Scratch> {
         let free = Mutex::new(Free::all(slab.bytes() / ALIGNMENT * ALIGNMENT));
         Arc::new(Scratch { slab, free })
+    }
+
+    pub(super) fn slab(&self) -> &Buffer {
+        &self.slab
     }
 
     /// `bytes`, of undefined content.
@@ -50,6 +54,11 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Where in its slab.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
     pub(crate) fn address(&self) -> u64 {
         self.scratch.slab.address() + self.at as u64
     }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Result, bail};
-use half::{bf16, f16};
 
 use super::kernels::{Arguments, Shape, launch};
-use super::scratch::Block;
+use super::scratch::{ALIGNMENT, Block};
 use super::{Gpu, Place, Scratch, failed};
 use crate::device::cuda::Buffer;
 
@@ -38,6 +37,32 @@ impl Tensor {
     /// Room in a place's scratch memory, to be written whole by what is queued next.
     pub(super) fn uninitialised(place: &Place, shape: &[usize], dtype: DType) -> Result<Tensor> {
         Self::in_scratch(&place.gpu, &place.scratch, shape, dtype)
+    }
+
+    /// Tensors in one block, in this order.
+    pub(super) fn side_by_side<'a>(
+        place: &Place,
+        parts: impl Iterator<Item = (&'a [usize], DType)> + Clone,
+    ) -> Result<Vec<Tensor>> {
+        let bytes = |(shape, dtype): (&[usize], DType)| {
+            (shape.iter().product::<usize>() * dtype.size_in_bytes()).next_multiple_of(ALIGNMENT)
+        };
+        let whole = Tensor::uninitialised(place, &[parts.clone().map(bytes).sum()], DType::U8)?;
+        let mut offset = 0;
+        let part = |(shape, dtype): (&'a [usize], DType)| {
+            let tensor = Tensor { offset, shape: shape.to_vec(), dtype, ..whole.clone() };
+            offset += bytes((shape, dtype));
+            tensor
+        };
+        Ok(parts.map(part).collect())
+    }
+
+    /// The slab that an activation lies in, and where.
+    pub(super) fn place_in_slab(&self) -> Result<(&Buffer, usize)> {
+        match &self.memory {
+            Memory::Activation(block, scratch) => Ok((scratch.slab(), block.at() + self.offset)),
+            Memory::Weight(_) => bail!("a weight where an activation is needed"),
+        }
     }
 
     fn in_scratch(gpu: &Arc<Gpu>, scratch: &Arc<Scratch>, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -144,24 +169,4 @@ impl Tensor {
         unsafe { launch(&self.gpu.stream, function, Shape::each(self.count()), arguments) }.map_err(failed)?;
         Ok(out)
     }
-
-    /// The rows of a matrix as f32, once whatever computes them is done.
-    pub(in crate::ops) fn to_rows(&self) -> Result<Vec<Vec<f32>>> {
-        let [rows, columns] = self.shape[..] else { bail!("rows of a tensor of shape {:?}", self.shape) };
-        let mut values = Vec::with_capacity(rows * columns);
-        let landed = self.gpu.land(self.address(), self.bytes(), |bytes| match self.dtype {
-            DType::F16 => values.extend(numbers(bytes).map(|bytes| f16::from_le_bytes(bytes).to_f32())),
-            DType::BF16 => values.extend(numbers(bytes).map(|bytes| bf16::from_le_bytes(bytes).to_f32())),
-            _ => values.extend(numbers(bytes).map(f32::from_le_bytes)),
-        });
-        landed.map_err(failed)?;
-        if !super::FORMATS.contains(&self.dtype) {
-            bail!("rows of {}", self.dtype.as_str());
-        }
-        Ok(values.chunks(columns.max(1)).map(<[f32]>::to_vec).collect())
-    }
-}
-
-fn numbers<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
-    bytes.as_chunks::<N>().0.iter().copied()
 }

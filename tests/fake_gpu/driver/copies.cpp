@@ -52,6 +52,7 @@ static CUresult make_op(const Transfer& t, bool capturing, Op& op, bool& must_wa
   uint64_t host = t.way == Way::up ? from : to;
   if (host == 0) return misuse(INVALID_VALUE, "%s with no host memory", t.what);
   if (half_pinned(host, bytes)) return misuse(INVALID_VALUE, "%s with host memory that is pinned in part", t.what);
+  if (!pinned(host, bytes)) count("pageable_copies");
   if (pinned(host, bytes)) {
     op.touches.push_back({host, bytes, t.way == Way::down});
     must_wait = t.waited_for;

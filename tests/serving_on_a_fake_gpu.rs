@@ -1,0 +1,83 @@
+//! What a batch costs of a GPU, and that nobody gets another's answer: on a fake driver that counts calls (`tests/fake_gpu`).
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::fake_gpu::{nothing_is_left, on_fake_gpu};
+use common::{Site, fixture, inputs};
+use serde_json::Value;
+
+fn texts() -> Site {
+    let site = Site::new();
+    site.model("texts", "task = \"embed\"\n");
+    site.version("texts", "mean", &fixture("bert-embed-mean"));
+    site
+}
+
+/// Words that the fixture's vocabulary has, more of them for higher numbers.
+fn text(number: usize) -> String {
+    const WORDS: [&str; 6] = ["a", "boat", "in", "the", "harbour", "river"];
+    (0..=number % 23).map(|at| WORDS[(at * 7 + number) % WORDS.len()]).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_at_once_each_get_their_own_answer() {
+    let cpu = texts().start().await;
+    let (site, report) = on_fake_gpu(texts());
+    let gpu = site.start().await;
+    let mut wanted = Vec::new();
+    for number in 0..40 {
+        wanted.push(inputs::embedding(&cpu.texts("texts", &[&text(number)]).await.expect(200).body));
+    }
+    let wanted = std::sync::Arc::new(wanted);
+    let clients = (0..8).map(|client| {
+        let (gpu, wanted) = (gpu.another(), std::sync::Arc::clone(&wanted));
+        tokio::spawn(async move {
+            for at in 0..60 {
+                let number = (at * 3 + client * 5) % 40;
+                let got = inputs::embedding(&gpu.texts("texts", &[&text(number)]).await.expect(200).body);
+                let far = inputs::distance(&wanted[number], &got);
+                assert!(far < 1e-4, "client {client}, text {number}: {far}");
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    nothing_is_left(gpu, &report).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
+    let calls_of = async |site: Site, model: &'static str, requests: usize| {
+        let (site, report) = on_fake_gpu(site);
+        let server = site.start().await;
+        for number in 0..requests {
+            match model {
+                "texts" => server.texts(model, &[&text(number)]).await.expect(200),
+                _ => server.image(model, &inputs::digit(number % 10)).await.expect(200),
+            };
+        }
+        nothing_is_left(server, &report).await
+    };
+    for (site, model) in [(texts as fn() -> Site, "texts"), (Site::digits, "digits")] {
+        let few = calls_of(site(), model, 5).await;
+        let many = calls_of(site(), model, 25).await;
+        let more = |what: &str| {
+            let of = |report: &Value| report["calls"][what].as_u64().or(report["counts"][what].as_u64()).unwrap_or(0);
+            of(&many) as i64 - of(&few) as i64
+        };
+        for (call, each) in [
+            ("cuMemcpyHtoDAsync_v2", 1),
+            ("cuMemcpyDtoHAsync_v2", 1),
+            ("pageable_copies", 0),
+            ("cuStreamSynchronize", 0),
+            ("cuCtxSynchronize", 0),
+            ("allocations", 0),
+            ("frees", 0),
+        ] {
+            assert_eq!(more(call), 20 * each, "{model}: {call} {:#} {:#}", few["calls"], many["calls"]);
+        }
+    }
+}
