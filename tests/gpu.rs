@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::DType;
 use common::fake_gpu::libraries;
 use common::models::{Fixture, Version, all_fixtures, assert_alike, assert_same, run};
+use common::tensors::with_tensors;
 use common::{copy_folder, skipped};
 use cutover::device::{self, DeviceSpec, HostRoom, Memory, Opened, Owner};
 use cutover::model::{Model, TOKENS_PER_PASS, family};
@@ -158,6 +159,40 @@ fn a_version_that_waited_in_host_memory_answers_as_before_without_its_files() {
     }
 }
 
+#[test]
+fn values_that_are_no_numbers_in_a_format_are_refused_on_their_way() {
+    let Some(gpu) = gpu() else { return };
+    for (value, format, says) in [
+        (1e30f32, DType::F16, "too large for f16"),
+        (f32::NAN, DType::BF16, "holds non-finite values, or"),
+        (f32::INFINITY, DType::F32, "holds non-finite values"),
+        (1e30, DType::F32, ""),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(&Fixture::open("bert-embed-mean").version.spec.dir, folder.path());
+        let mut broken = String::new();
+        with_tensors(folder.path(), |tensors| {
+            broken = tensors.matrix();
+            tensors.bytes(&broken)[4..8].copy_from_slice(&value.to_le_bytes());
+        });
+        let version = Version::open(folder.path(), "embed");
+        let keeping = Keeping::Cuda(format);
+        let footprint = version.footprint_for(keeping).unwrap();
+        let manifest = Manifest::compute(folder.path(), &version.index).unwrap();
+        let memory = Memory::acquire(&gpu.0, footprint.weight_bytes(), Owner::default()).unwrap();
+        let device = gpu.1.device(&memory, (footprint.workspace, keeping)).unwrap();
+        let known = Known::default();
+        let result = load(&version.index, &manifest, &footprint.wanted, known, &device, &Progress::new());
+        match result {
+            Ok(_) => assert_eq!(says, "", "{value} in {}", format.as_str()),
+            Err(error) => {
+                let told = error.to_string();
+                assert!(!says.is_empty() && told.contains(says) && told.contains(&broken), "{told}");
+            }
+        }
+    }
+}
+
 /// The tests above, in a process that finds the fake driver.
 #[test]
 fn the_same_holds_on_a_fake_driver() {
@@ -171,7 +206,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("6 passed"), "{told}");
+    assert!(told.contains("7 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     let calls = |name: &str| report["calls"][name].as_u64().unwrap();

@@ -214,13 +214,7 @@ impl Resident {
     }
 
     /// Begins a forward pass, which faults on purpose of a place may strike.
-    fn launch(
-        &mut self,
-        at: Option<At>,
-        packed: &Packed,
-        part: Range<usize>,
-        install: &Pass<'_>,
-    ) -> Result<Launched> {
+    fn launch(&mut self, at: Option<At>, packed: &Packed, part: Range<usize>, install: &Pass<'_>) -> Result<Launched> {
         let strike = at.map_or(Ok(Strike::Nothing), |at| guarded(&self.name, || self.faults.strike(at)))?;
         let (count, model) = (part.len(), &mut self.model);
         let pending = guarded(&self.name, || install(model, packed, part))?;

@@ -48,9 +48,12 @@ impl Read<'_> {
 pub(super) struct How<'a> {
     /// A whole tensor of the process.
     whole: fn(&mut Reader<'a>, &mut Read<'_>) -> Result<Tensor>,
-    /// Part after part of one, for a GPU.
+    /// Part after part of one, as it is parked for a GPU.
     #[cfg(feature = "cuda")]
     pub(super) part: super::staged::Fill<'a>,
+    /// And as it is sent to one: as the file has it, in this format.
+    #[cfg(feature = "cuda")]
+    pub(super) raw: (super::staged::Fill<'a>, DType),
 }
 
 impl How<'_> {
@@ -59,6 +62,8 @@ impl How<'_> {
             whole: Reader::same::<T>,
             #[cfg(feature = "cuda")]
             part: Reader::part_as_it_is::<T>,
+            #[cfg(feature = "cuda")]
+            raw: (Reader::part_as_it_is::<T>, T::DTYPE),
         }
     }
 
@@ -67,6 +72,8 @@ impl How<'_> {
             whole: Reader::cast::<S, T>,
             #[cfg(feature = "cuda")]
             part: Reader::part_cast::<S, T>,
+            #[cfg(feature = "cuda")]
+            raw: (Reader::part_as_it_is::<S>, S::DTYPE),
         }
     }
 }
@@ -114,7 +121,7 @@ impl Seen {
     }
 
     #[cfg(feature = "cuda")]
-    pub(super) fn casts_only() -> Self {
+    pub(super) fn elsewhere() -> Self {
         Seen { hasher: None, finite: true, fits: true }
     }
 }
@@ -136,7 +143,7 @@ impl<'a> Reader<'a> {
         let how = self.how(read)?;
         #[cfg(feature = "cuda")]
         if let Device::Cuda(place) = self.device {
-            return self.staged(place, read, how.part);
+            return self.staged(place, read, how.raw);
         }
         (how.whole)(self, read)
     }

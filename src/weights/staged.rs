@@ -1,7 +1,7 @@
 //! The way of tensors to a GPU: file, pinned slot, their own memory there; or from host memory, where they are parked.
 //!
 //! Several readers fill slots while others are copied; nothing of a tensor ever lies in the process whole. Whether values are
-//! numbers is looked at on the GPU, when they are there. What is in another format than the wanted one is cast on the way.
+//! numbers is looked at on the GPU, when they are there, and what is in another format than the wanted one is cast there.
 //!
 //! Bytes are not hashed a second time here, which would take longer than everything else: they are those of the manifest as
 //! long as the folder's files are the very ones that it was computed from, by size, time of change and inode, before
@@ -9,6 +9,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::DType;
 
 use super::cast::{CastFrom, Element, bytes_mut, numbers_mut};
 use super::parked::{Parked, runs};
@@ -77,14 +79,24 @@ pub(super) fn upload(
     progress.check()?;
     let done = work.done.into_inner().unwrap_or_else(PoisonError::into_inner);
     let bad = finite.bad()?;
-    if let Some((_, (names, _))) = done.iter().find(|(number, _)| bad.contains(number)) {
-        let name = names.first().map(|name| quoted(name)).unwrap_or_default();
-        return Err(Error::unloadable(files.0.label(""), format!("tensor {name} holds non-finite values")));
+    if let Some((_, named)) = done.iter().find(|(number, _)| bad.contains(number)) {
+        return Err(not_numbers(files.0, named));
     }
     if from_files {
         unchanged(files)?;
     }
     Ok(done.into_iter().map(|(_, named)| named).collect())
+}
+
+/// What was cast may have held numbers before.
+fn not_numbers(index: &Index, (names, tensor): &Named) -> Error {
+    let name = names.first().map(String::as_str).unwrap_or_default();
+    let cast = index.get(name).is_some_and(|info| !info.dtype.name().eq_ignore_ascii_case(tensor.dtype().as_str()));
+    let reason = match cast {
+        true => format!("non-finite values, or values that are too large for {}", tensor.dtype().as_str()),
+        false => "non-finite values".to_owned(),
+    };
+    Error::unloadable(index.label(""), format!("tensor {} holds {reason}", quoted(name)))
 }
 
 pub(super) fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
@@ -179,19 +191,25 @@ impl<'a> Work<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn staged(&mut self, place: &Place, read: &mut Read<'_>, fill: Fill<'a>) -> Result<Tensor> {
+    /// As the file has it, through pinned slots; what is wanted in another format is cast when it is there.
+    pub(super) fn staged(
+        &mut self,
+        place: &Place,
+        read: &mut Read<'_>,
+        (fill, format): (Fill<'a>, DType),
+    ) -> Result<Tensor> {
         let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
         let room = Arc::new(room);
-        let (mut seen, mut element) = (Seen::casts_only(), 0);
-        let each = read.dtype.size_in_bytes();
+        let (mut seen, mut element) = (Seen::elsewhere(), 0);
         let sent = (|| {
             while element < read.elements() {
                 let mut slot = place.gpu().staging().take()?;
                 let filled = fill(self, read, element, (slot.bytes_mut(), &mut seen))?;
-                slot.send(filled, &room, element * each)?;
-                element += filled / each;
+                let to = (&*room, element * read.dtype.size_in_bytes(), read.dtype);
+                place.gpu().send(slot, (filled, format), to)?;
+                element += filled / format.size_in_bytes();
             }
-            self.accept(read, &seen)
+            Ok(())
         })();
         if let Err(error) = sent {
             // What was sent must have arrived before its room is freed.

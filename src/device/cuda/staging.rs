@@ -27,7 +27,7 @@ struct Slot {
     copied: Event,
 }
 
-/// Copies from memory that stays as it is until they are over. As few are in flight as from slots: two lots of [`SLOT`] bytes.
+/// Copies from memory that stays as it is until they are over. As few are in flight as from slots: two lots of a slot's bytes.
 #[derive(Debug)]
 pub struct Convoy<'a> {
     staging: &'a Staging,

@@ -26,7 +26,7 @@ use self::blas::Blas;
 pub(super) use self::encoder::{attention, embed_patches, embed_tokens, l2_normalize, layer_norm, reduce};
 pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
-use self::kernels::Kernels;
+use self::kernels::{Arguments, Kernels, Shape, launch};
 pub use self::landing::Landing;
 pub(super) use self::linear::linear;
 pub(super) use self::plan::Plan;
@@ -40,7 +40,7 @@ use crate::error::{Error, Result};
 const LANDING: usize = 4 << 20;
 /// Bytes of a slot for weights: less than 0.1 ms of the bus, which is how long a small copy of live traffic waits at most for
 /// each that is queued before it.
-pub const WEIGHTS_SLOT: usize = 4 << 20;
+const WEIGHTS_SLOT: usize = 4 << 20;
 /// For eight readers: one that each fills, and as many that are copied or wait for it.
 const WEIGHTS_SLOTS: usize = 24;
 /// Bytes of a slot for inputs: what 8,192 tokens take, several times.
@@ -62,6 +62,8 @@ pub struct Gpu {
     landing: Mutex<Pinned>,
     /// For weights, on a stream of its own.
     staging: Staging,
+    /// Where pieces lie that are cast on their way: one after the other, as the staging stream has them.
+    between: Mutex<Buffer>,
     /// For inputs, on the stream of passes.
     sending: Staging,
     landings: landing::Slots,
@@ -76,9 +78,20 @@ impl Gpu {
         let blas = Blas::start(cuda, &common, &stream)?;
         let landing = Mutex::new(Pinned::new(cuda, LANDING)?);
         let staging = Staging::on(Stream::new(cuda, Priority::Low)?, WEIGHTS_SLOTS, WEIGHTS_SLOT)?;
+        let between = Mutex::new(common.allocate(WEIGHTS_SLOT, staging.stream())?);
         let sending = Staging::on(Arc::clone(&stream), INPUT_SLOTS, INPUT_SLOT)?;
         let landings = landing::Slots::new(cuda)?;
-        Ok(Arc::new(Gpu { cuda: Arc::clone(cuda), stream, kernels, blas, landing, staging, sending, landings }))
+        Ok(Arc::new(Gpu {
+            cuda: Arc::clone(cuda),
+            stream,
+            kernels,
+            blas,
+            landing,
+            staging,
+            between,
+            sending,
+            landings,
+        }))
     }
 
     pub fn cuda(&self) -> &Arc<Cuda> {
@@ -92,6 +105,29 @@ impl Gpu {
     /// What weights come up through.
     pub fn staging(&self) -> &Staging {
         &self.staging
+    }
+
+    /// Queues a piece of the staging stream, `bytes` of it in a format, to `at` of a room in the same format or another.
+    pub fn send(
+        &self,
+        piece: Piece<'_>,
+        (bytes, format): (usize, DType),
+        (room, at, wanted): (&Buffer, usize, DType),
+    ) -> Result<()> {
+        if format == wanted {
+            return piece.send(bytes, room, at);
+        }
+        let (count, function) = (bytes / format.size_in_bytes(), self.kernels.cast(format, wanted)?);
+        let to = room.part(at, count * wanted.size_in_bytes())?;
+        // Nobody else's copy may come between this one and its cast.
+        let between = self.between.lock().unwrap_or_else(PoisonError::into_inner);
+        piece.send(bytes, &between, 0)?;
+        let arguments = Arguments::default().address(between.address()).count(count).address(to);
+        #[allow(unsafe_code)]
+        // SAFETY: `cast_A_B(const A*, long long, B*)`, of as many numbers, which are used on this stream only.
+        unsafe {
+            launch(self.staging.stream(), function, Shape::each(count), arguments)
+        }
     }
 
     /// Copies `bytes` bytes from the device and hands them out piece by piece, once everything before has run.
