@@ -62,6 +62,7 @@ BEYOND_SCHEMAS = [
     r"is not valid base64",
     r"in JSON, files are base64",
     r"the image (cannot be decoded|is an? \w|is neither)",
+    r"the longer side of the image in pixels is \d+, the limit is",
     # A shape and its data belong together, and so do a length and its body.
     r"its shape is of \d+ elements",
     r"BYTES in JSON are strings",

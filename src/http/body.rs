@@ -218,7 +218,8 @@ pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 /// Parses JSON where no body at all means the default.
 pub(super) fn json_or_default<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T> {
-    if bytes.iter().all(u8::is_ascii_whitespace) { Ok(T::default()) } else { json(bytes) }
+    // White space is no JSON: a body of it was meant to be something.
+    if bytes.is_empty() { Ok(T::default()) } else { json(bytes) }
 }
 
 #[cfg(test)]
@@ -228,6 +229,16 @@ mod tests {
     async fn reads(bytes: usize, room: &Room) -> Result<Bytes> {
         let request = Request::new(Body::from(vec![7; bytes]));
         read(request, Bounds { bytes: 1 << 20, patience: Duration::from_secs(1), room }).await
+    }
+
+    #[test]
+    fn only_no_body_at_all_means_the_default() {
+        let read = |body: &[u8]| json_or_default::<std::collections::HashMap<String, u32>>(body);
+        assert!(read(b"").unwrap().is_empty() && read(b"{}").unwrap().is_empty());
+        assert_eq!(read(b" {\"a\": 1}\n").unwrap()["a"], 1);
+        for body in [b"\t".as_slice(), b" \n", b"null", b"[]"] {
+            assert!(read(body).is_err(), "{body:?}");
+        }
     }
 
     #[tokio::test]
