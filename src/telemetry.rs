@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
-use crate::device::{open_files, process_processor_time, resident_bytes, threads};
+use crate::device::{Pooled, open_files, process_processor_time, resident_bytes, threads};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::http::Dialect;
@@ -252,18 +252,8 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
         page.one("vram_free_bytes", "gauge", "bytes of the GPU that nobody holds", vram.free as f64);
         page.one("vram_total_bytes", "gauge", "bytes of the GPU", vram.total as f64);
     }
-    for (name, help) in
-        [("vram_pool_used_bytes", "allocated of a pool"), ("vram_pool_reserved_bytes", "held for a pool")]
-    {
-        if memory.pools.is_empty() {
-            break;
-        }
-        page.family(name, "gauge", help);
-        for pool in &memory.pools {
-            let generation = pool.owner.generation.map(|id| id.to_string()).unwrap_or_default();
-            let bytes = if name == "vram_pool_used_bytes" { pool.used } else { pool.reserved };
-            page.sample(name, &[("holder", &pool.owner.holder), ("generation", &generation)], bytes as f64);
-        }
+    if !memory.pools.is_empty() {
+        pools(page, &memory.pools);
     }
     type Reclaim = (&'static str, &'static str, fn(&Reclaimed) -> u64);
     let reclaims: [Reclaim; 2] = [
@@ -299,6 +289,21 @@ async fn memory(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn pools(page: &mut Page, pools: &[Pooled]) {
+    type Bytes = (&'static str, &'static str, fn(&Pooled) -> u64);
+    let families: [Bytes; 2] = [
+        ("vram_pool_used_bytes", "allocated of a pool", |pool| pool.used),
+        ("vram_pool_reserved_bytes", "held for a pool", |pool| pool.reserved),
+    ];
+    for (name, help, bytes) in families {
+        page.family(name, "gauge", help);
+        for pool in pools {
+            let generation = pool.owner.generation.map(|id| id.to_string()).unwrap_or_default();
+            page.sample(name, &[("holder", &pool.owner.holder), ("generation", &generation)], bytes(pool) as f64);
+        }
+    }
 }
 
 /// What any process tells, under the names that Prometheus' own clients give it, so that dashboards know it.

@@ -39,10 +39,10 @@ pub type Rows = Vec<Vec<f32>>;
 pub struct EngineConfig {
     /// What models may take of a CPU device: forward passes spread over as many threads.
     pub processors: Arc<Processors>,
-    /// A forward pass that takes longer than this has stalled, and the process with it.
     /// What runs them, and whether it still can: when it has failed for good, so has the process.
     pub machine: Machine,
     pub health: Health,
+    /// A forward pass that takes longer than this has stalled, and the process with it.
     pub stall_after: Duration,
     /// Called on the watchdog's thread when that happens; it records what it can. Then the process ends.
     pub on_stall: Box<dyn Fn(Stall) + Send>,

@@ -133,7 +133,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
     let built = patiently((receiver, thread), patience, &progress, &inspected.spec.reference()).await?;
     let Built { model, entries, bytes, shared, parked } = built;
-    keep(engine, generation, entries).await?;
+    engine.keep(generation, entries).await?;
     Ok(Loaded { model, bytes, shared, parked, took: began.elapsed() })
 }
 
@@ -169,10 +169,6 @@ pub(super) fn build(
     let entries = weights.entries().map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
     let model = (inspected.family.load)(&inspected.spec, weights, device)?;
     Ok(Built { model, entries, bytes, shared, parked })
-}
-
-async fn keep(engine: &Engine, generation: GenerationId, entries: Vec<(TensorKey, Tensor)>) -> Result<()> {
-    engine.keep(generation, entries).await
 }
 
 /// A panic while loading is the version's failure, not the server's.

@@ -4,8 +4,8 @@
 //! generation's part of it: where its weights lie and its activations come and go. Ops are queued and return at once; only
 //! [`Landing`] waits. They run on the engine's thread, one after the other, on one stream.
 //!
-//! Each op does what its `cpu_fwd` does, in the number format of its weights with f32 sums; `tests/gpu_ops.rs` holds one against
-//! the other.
+//! Each op does what its `cpu_fwd` does, in the number format of its weights with f32 sums. `tests/fake_gpu/kernels/check.py`
+//! holds each kernel against numpy, `tests/gpu.rs` whole models against transformers.
 
 mod blas;
 mod encoder;
