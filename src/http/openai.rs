@@ -9,7 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
@@ -60,6 +60,35 @@ enum Encoding {
     Base64,
 }
 
+#[derive(Debug, Serialize)]
+struct EmbeddingsResponse<'a> {
+    object: &'static str,
+    data: Vec<Item>,
+    model: &'a str,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct Item {
+    object: &'static str,
+    index: usize,
+    embedding: Values,
+}
+
+/// Written straight from f32, and so in as few digits as tell it apart from its neighbours.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Values {
+    Float(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
 async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
     match embed(&app, request).await {
         Ok(response) => response,
@@ -83,11 +112,10 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
         })
     };
     let answer = request::answer(app, Dialect::OpenAi, &reference, embeds, bytes.len(), ask).await?;
-    let data: Vec<Value> =
-        answer.outputs.into_iter().enumerate().map(|(at, output)| item(at, output, encoding)).collect();
+    let data = answer.outputs.into_iter().enumerate().map(|(at, output)| Item::of(at, output, encoding)).collect();
     let stamp = answer.stamp;
-    let usage = json!({ "prompt_tokens": answer.tokens, "total_tokens": answer.tokens });
-    let body = json!({ "object": "list", "data": data, "model": &*stamp.model, "usage": usage });
+    let usage = Usage { prompt_tokens: answer.tokens, total_tokens: answer.tokens };
+    let body = EmbeddingsResponse { object: "list", data, model: &stamp.model, usage };
     let mut response = Json(body).into_response();
     put_stamp(&mut response, &stamp);
     Ok(response)
@@ -126,21 +154,23 @@ fn inputs(input: Input) -> Result<Vec<RawInput>> {
     Ok(inputs)
 }
 
-fn item(index: usize, output: Output, encoding: Encoding) -> Value {
-    let embedding = match output {
-        Output::Embedding { embedding } => embedding,
-        // `embeds` has seen that the task is to embed, and a task has one kind of output.
-        Output::Labels { .. } | Output::Score { .. } => Vec::new(),
-    };
-    let value = match encoding {
-        Encoding::Float => json!(embedding),
-        // Little-endian f32, as openai-python and openai-node decode it.
-        Encoding::Base64 => {
-            let bytes: Vec<u8> = embedding.iter().flat_map(|value| value.to_le_bytes()).collect();
-            Value::String(STANDARD.encode(bytes))
-        }
-    };
-    json!({ "object": "embedding", "index": index, "embedding": value })
+impl Item {
+    fn of(index: usize, output: Output, encoding: Encoding) -> Item {
+        let embedding = match output {
+            Output::Embedding { embedding } => embedding,
+            // `embeds` has seen that the task is to embed, and a task has one kind of output.
+            Output::Labels { .. } | Output::Score { .. } => Vec::new(),
+        };
+        let embedding = match encoding {
+            Encoding::Float => Values::Float(embedding),
+            // Little-endian f32, as openai-python and openai-node decode it.
+            Encoding::Base64 => {
+                let bytes: Vec<u8> = embedding.iter().flat_map(|value| value.to_le_bytes()).collect();
+                Values::Base64(STANDARD.encode(bytes))
+            }
+        };
+        Item { object: "embedding", index, embedding }
+    }
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {
@@ -187,7 +217,14 @@ mod tests {
 
     #[test]
     fn base64_is_little_endian_f32() {
-        let item = item(0, Output::Embedding { embedding: vec![1.0] }, Encoding::Base64);
-        assert_eq!(item["embedding"], "AACAPw==");
+        let item = Item::of(0, Output::Embedding { embedding: vec![1.0] }, Encoding::Base64);
+        assert_eq!(serde_json::to_value(item).unwrap()["embedding"], "AACAPw==");
+    }
+
+    #[test]
+    fn numbers_have_the_digits_of_an_f32() {
+        let item = Item::of(0, Output::Embedding { embedding: vec![0.1, -2.5] }, Encoding::Float);
+        let told = serde_json::to_string(&item).unwrap();
+        assert_eq!(told, r#"{"object":"embedding","index":0,"embedding":[0.1,-2.5]}"#);
     }
 }

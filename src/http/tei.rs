@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
@@ -321,40 +321,58 @@ fn filled(inputs: Vec<RawInput>) -> Result<Vec<RawInput>, Refusal> {
     if inputs.is_empty() || inputs.iter().any(is_empty) { Err(empty("inputs")) } else { Ok(inputs) }
 }
 
-fn embeddings(answer: &Answer) -> Value {
+fn embeddings(answer: &Answer) -> Vec<&[f32]> {
     let rows = answer.outputs.iter().filter_map(|output| match output {
-        Output::Embedding { embedding } => Some(embedding),
+        Output::Embedding { embedding } => Some(embedding.as_slice()),
         // A task has one kind of output, here and below.
         Output::Labels { .. } | Output::Score { .. } => None,
     });
-    json!(rows.collect::<Vec<_>>())
+    rows.collect()
 }
 
-fn predictions(answer: &Answer, single: bool) -> Value {
+/// The labels of one sequence, or of each of several.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Predictions<'a> {
+    One(Option<&'a [LabelScore]>),
+    Many(Vec<&'a [LabelScore]>),
+}
+
+/// A text's score, with the text where that was asked for.
+#[derive(Serialize)]
+struct Rank<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    score: f32,
+}
+
+fn predictions(answer: &Answer, single: bool) -> Predictions<'_> {
     let rows = answer.outputs.iter().filter_map(|output| match output {
-        Output::Labels { labels } => Some(labels),
+        Output::Labels { labels } => Some(labels.as_slice()),
         Output::Embedding { .. } | Output::Score { .. } => None,
     });
-    let mut rows: Vec<&Vec<LabelScore>> = rows.collect();
-    if single { json!(rows.pop()) } else { json!(rows) }
+    let mut rows: Vec<&[LabelScore]> = rows.collect();
+    if single { Predictions::One(rows.pop()) } else { Predictions::Many(rows) }
 }
 
 /// The highest score first; equal scores in the order of the texts.
-fn ranks(answer: &Answer, texts: Option<&[String]>) -> Value {
+fn ranks<'a>(answer: &Answer, texts: Option<&'a [String]>) -> Vec<Rank<'a>> {
     let scores = answer.outputs.iter().enumerate().filter_map(|(index, output)| match output {
         Output::Score { score } => Some((index, *score)),
         Output::Embedding { .. } | Output::Labels { .. } => None,
     });
     let mut scores: Vec<(usize, f32)> = scores.collect();
     scores.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    let rank = |(index, score): (usize, f32)| match texts.and_then(|texts| texts.get(index)) {
-        Some(text) => json!({ "index": index, "text": text, "score": score }),
-        None => json!({ "index": index, "score": score }),
+    let rank = |(index, score): (usize, f32)| Rank {
+        index,
+        text: texts.and_then(|texts| texts.get(index)).map(String::as_str),
+        score,
     };
     scores.into_iter().map(rank).collect()
 }
 
-fn stamped(body: Value, answer: &Answer) -> Response {
+fn stamped(body: impl Serialize, answer: &Answer) -> Response {
     let mut response = Json(body).into_response();
     put_stamp(&mut response, &answer.stamp);
     response
