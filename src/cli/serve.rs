@@ -45,12 +45,15 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
         telemetry::start_logs(config.log, &config.log_filter).map_err(|e| config.places.log_filter.blame(e))?;
         let failed = |e: std::io::Error| Error::internal(format!("could not start the runtime: {e}"));
-        let clients = Builder::new_multi_thread().thread_name("http").enable_all().build().map_err(failed)?;
+        let opened = device::open(config.device).map_err(|e| config.places.device.blame(e))?;
+        let workers = http_workers(opened.kind(), std::thread::available_parallelism().map_or(1, usize::from));
+        let clients = Builder::new_multi_thread().thread_name("http").worker_threads(workers).enable_all().build();
+        let clients = clients.map_err(failed)?;
         // What a rollout does takes a processor for longer than most requests do. On threads of its own it does not keep
         // the connections of a worker from being served (promise 5).
         let control = Builder::new_multi_thread().thread_name("control").worker_threads(1).enable_all().build();
         let control = control.map_err(failed)?;
-        clients.block_on(serve(config, control.handle()))
+        clients.block_on(serve(config, opened, control.handle()))
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,8 +64,20 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
+/// How many threads serve connections, of a machine with so many processors.
+///
+/// Beside forward passes that keep every processor busy, half as many: each thread more that wakes up for an answer takes a
+/// processor from a pass whose other threads wait for it. On two processors one in place of two gave 5 to 10 % more answers
+/// of digits, and took 15 % less time a text of minilm.
+fn http_workers(device: Kind, processors: usize) -> usize {
+    match device {
+        Kind::Cpu => (processors / 2).max(1),
+        Kind::Cuda => processors.max(1),
+    }
+}
+
 /// Serves until a signal ends it.
-async fn serve(config: Config, control: &Handle) -> Result<()> {
+async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     let secrets = Secrets::read(&config)?;
     let repository = Arc::new(Repository::open(&config.models)?);
     warn_of_faults(&config, &repository);
@@ -70,7 +85,6 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
     let last_generation = ledger.last_seq()?.max(0) as u64;
     // Listening comes before loading: health is answered, and a taken port is told at once.
     let listeners = Listeners::bind(&config)?;
-    let opened = device::open(config.device).map_err(|e| config.places.device.blame(e))?;
     let machine = Machine::start(&opened)?;
     let budget = budget(&config, &opened)?;
     let registry = Arc::new(Registry::default());

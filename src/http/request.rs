@@ -48,14 +48,17 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     };
     let status = status.as_u16();
     app.metrics.request(&Answered { route: &route, dialect, key, stamp: stamp.as_ref(), status, took });
-    span.record("status", status);
-    span.record("ms", took.as_secs_f64() * 1e3);
-    if let Some(stamp) = &stamp {
-        span.record("model", &*stamp.model);
-        span.record("version", &*stamp.version);
-        span.record("generation", stamp.generation.0);
+    // Known last, and so of use to this event only; writing each into the span costs as much as making the span.
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        span.record("status", status);
+        span.record("ms", took.as_secs_f64() * 1e3);
+        if let Some(stamp) = &stamp {
+            span.record("model", &*stamp.model);
+            span.record("version", &*stamp.version);
+            span.record("generation", stamp.generation.0);
+        }
+        span.in_scope(|| tracing::debug!("answered"));
     }
-    span.in_scope(|| tracing::debug!("answered"));
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }

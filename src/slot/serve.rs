@@ -10,7 +10,8 @@ use crate::model::Input;
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::value::{Output, RawInput};
 
-/// Texts longer than this and images larger than this are prepared off the request threads.
+/// Inputs of a request that are more than this together are prepared off the threads that serve connections: a text of so
+/// many bytes takes one of them for about a millisecond.
 const HEAVY_TEXT_BYTES: usize = 4 << 10;
 const HEAVY_PIXELS: u64 = 128 * 128;
 
@@ -129,7 +130,7 @@ async fn run(
 ) -> Result<(Vec<Output>, usize)> {
     let stats = &generation.stats;
     let began = Instant::now();
-    let prepared = if inputs.iter().any(is_heavy) {
+    let prepared = if are_heavy(inputs) {
         prepare_heavy(generation, inputs, prepare).await?
     } else {
         inputs.iter().map(|input| generation.processor.prepare(input, prepare)).collect::<Result<_>>()?
@@ -168,13 +169,18 @@ async fn prepare_heavy(
 }
 
 /// Whether preparing takes long enough to be kept off the threads that serve connections.
-fn is_heavy(input: &RawInput) -> bool {
-    match input {
-        RawInput::Text(text) => text.len() > HEAVY_TEXT_BYTES,
-        RawInput::Pair(a, b) => a.len() + b.len() > HEAVY_TEXT_BYTES,
-        RawInput::Tokens(_) => false,
-        RawInput::Image(file) => png_pixels(file).is_none_or(|pixels| pixels > HEAVY_PIXELS),
+fn are_heavy(inputs: &[RawInput]) -> bool {
+    let (mut text, mut pixels) = (0usize, 0u64);
+    for input in inputs {
+        match input {
+            RawInput::Text(one) => text += one.len(),
+            RawInput::Pair(a, b) => text += a.len() + b.len(),
+            RawInput::Tokens(_) => {}
+            // Only a PNG says in its first bytes how large it is.
+            RawInput::Image(file) => pixels = pixels.saturating_add(png_pixels(file).unwrap_or(u64::MAX)),
+        }
     }
+    text > HEAVY_TEXT_BYTES || pixels > HEAVY_PIXELS
 }
 
 /// Pixels that a PNG file's header declares (PNG specification, 11.2.2 IHDR).
@@ -182,5 +188,31 @@ fn png_pixels(file: &[u8]) -> Option<u64> {
     const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
     let header = file.strip_prefix(SIGNATURE)?.get(8..16)?;
     let number = |bytes: &[u8]| bytes.iter().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
-    Some(number(&header[..4]) * number(&header[4..]))
+    Some(number(&header[..4]).saturating_mul(number(&header[4..])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The head of a PNG of so many pixels a side.
+    fn png(side: u32) -> RawInput {
+        let head = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR";
+        RawInput::Image([head.as_slice(), &side.to_be_bytes(), &side.to_be_bytes()].concat())
+    }
+
+    fn text(bytes: usize) -> RawInput {
+        RawInput::Text("x".repeat(bytes))
+    }
+
+    #[test]
+    fn many_small_inputs_are_as_heavy_as_one_large_one() {
+        assert!(!are_heavy(&[text(HEAVY_TEXT_BYTES)]));
+        assert!(are_heavy(&[text(HEAVY_TEXT_BYTES + 1)]));
+        assert!(are_heavy(&vec![text(8); HEAVY_TEXT_BYTES / 8 + 1]));
+        assert!(are_heavy(&[RawInput::Pair("a".into(), "b".repeat(HEAVY_TEXT_BYTES))]));
+        assert!(!are_heavy(&[png(128)]) && are_heavy(&[png(129)]) && are_heavy(&[png(91), png(91)]));
+        assert!(are_heavy(&[RawInput::Image(b"a JPEG".to_vec())]) && are_heavy(&[png(u32::MAX), png(1)]));
+        assert!(!are_heavy(&[RawInput::Tokens(vec![1; 1 << 20])]));
+    }
 }
