@@ -23,7 +23,7 @@ def op(function):
 
 def limit(name, of_dtype):
     """What is allowed of a kernel: of its element type, but f32's where it rounds to nothing less."""
-    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_")) else of_dtype
+    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_", "land_")) else of_dtype
 
 
 def ceil(a, b):
@@ -163,7 +163,7 @@ def cast(kernels, dtype, random):
 
 @op
 def finite(kernels, dtype, random):
-    name = f"finite_{dtype}"
+    name, copying = f"finite_{dtype}", f"land_{dtype}"
     largest = {"f32": 3.4e38, "f16": 65504.0, "bf16": 3.38e38}[dtype]
     for count, shift, blocks in ((0, False, 1), (1, False, 1), (700, False, 1), (70001, False, 9), (33, True, 2)):
         for bad in (None, np.nan, np.inf, -np.inf):
@@ -173,10 +173,18 @@ def finite(kernels, dtype, random):
                 values[1:3] = (largest, -largest)[: max(count - 1, 0)]
                 if bad is not None and count > 0:
                     values[at] = bad
-                flags = changed("u32", np.array([1, 0xFFFFFFFF]))
-                kernels.launch(name, (blocks,), 256, given(dtype, values, shift), count, flags, 4)
-                want = 5 if bad is not None and count > 0 else 1
-                yield name, f"{count}, {bad} at {at}", flags.read(), np.array([want, 0xFFFFFFFF], dtype=np.float64)
+                x, flags = given(dtype, values, shift), changed("u32", np.array([1, 0xFFFFFFFF]))
+                kernels.launch(name, (blocks,), 256, x, count, flags, 4)
+                found = bad is not None and count > 0
+                case = f"{count}, {bad} at {at}"
+                yield name, case, flags.read(), np.array([5 if found else 1, 0xFFFFFFFF], dtype=np.float64)
+                # a word for each warp, of which one has seen it; both sides of the copy as they may lie
+                for shifted in (shift, not shift):
+                    out, words = output(dtype, (count,), shifted), output("u32", (blocks * 8,))
+                    kernels.launch(copying, (blocks,), 256, x, count, out, words)
+                    yield copying, case, out.read(), read(x)
+                    said = words.read()
+                    yield copying, case + ", words", np.array([said.sum(), said.max()]), np.array([1.0, 1.0]) * found
 
 
 # --- sequences
