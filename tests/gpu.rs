@@ -18,6 +18,7 @@ use common::{copy_folder, skipped};
 use cutover::device::{self, DeviceSpec, HostRoom, Memory, Opened, Owner};
 use cutover::model::{Input, Model, TOKENS_PER_PASS, family};
 use cutover::ops::{Device, Keeping, Landing, Machine, Tensor};
+use cutover::repository::F32Matmul;
 use cutover::weights::{Known, Manifest, Pace, Progress, load, park};
 use half::{bf16, f16};
 
@@ -69,6 +70,33 @@ fn every_fixture_gives_the_reference_outputs_in_every_format() {
             assert_alike(&got, &fixture.expected.concat(), tolerance(format), &what);
         }
     }
+}
+
+/// What f32 weights may be off by whose products are made in TF32: it has f16's precision.
+const TF32: (f64, f32) = (0.9999, 1e-2);
+
+#[test]
+fn in_tf32_answers_are_the_references_to_its_precision_and_only_where_it_was_asked_for() {
+    let Some(gpu) = gpu() else { return };
+    let mut furthest = 0f32;
+    for name in all_fixtures() {
+        let fixture = Fixture::open(&name);
+        let mut asked = Fixture::open(&name);
+        asked.version.spec.f32_matmul = F32Matmul::Tf32;
+        let answers = |fixture: &Fixture, format| run(&mut loaded(fixture, gpu, format).0, &fixture.inputs).concat();
+        let (full, tf32) = (answers(&fixture, DType::F32), answers(&asked, DType::F32));
+        let expected = fixture.expected.concat();
+        assert_alike(&tf32, &expected, TF32, &format!("{name} in TF32"));
+        assert_ne!(tf32, full, "{name}");
+        let scale = expected.iter().fold(0f32, |scale, value| scale.max(value.abs()));
+        let off = tf32.iter().zip(&expected).map(|(got, want)| (got - want).abs() / scale);
+        furthest = off.fold(furthest, f32::max);
+        for format in [DType::F16, DType::BF16] {
+            assert_eq!(answers(&asked, format), answers(&fixture, format), "{name} in {}", format.as_str());
+        }
+    }
+    // What the default is held to would not be.
+    assert!(furthest > tolerance(DType::F32).1, "{furthest}");
 }
 
 #[test]
@@ -341,7 +369,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("9 passed"), "{told}");
+    assert!(told.contains("10 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     let calls = |name: &str| report["calls"][name].as_u64().unwrap();

@@ -52,6 +52,23 @@ async fn many_clients_at_once_each_get_their_own_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_toml_says_so_multiplies_in_tf32() {
+    let embedding = async |toml: &str| {
+        let site = texts();
+        site.model("texts", &format!("task = \"embed\"\n{toml}"));
+        let (site, report) = on_fake_gpu(site);
+        let server = site.start().await;
+        let got = inputs::embedding(&server.texts("texts", &[&text(5)]).await.expect(200).body);
+        nothing_is_left(server, &report).await;
+        got
+    };
+    let full = embedding("").await;
+    assert_eq!(full, embedding("[gpu]\nf32_matmul = \"f32\"\n").await);
+    let far = inputs::distance(&full, &embedding("[gpu]\nf32_matmul = \"tf32\"\n").await);
+    assert!((1e-6..1e-2).contains(&far), "{far}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_poisonous_text_fails_alone_and_its_neighbours_of_the_batch_are_answered() {
     let site = Site::new();
     site.model("texts", "task = \"embed\"\n[batch]\nmax_items = 4\nmax_wait = \"5s\"\n");
