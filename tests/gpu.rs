@@ -10,15 +10,17 @@ mod common;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::DType;
+use candle_core::{DType, WithDType};
 use common::fake_gpu::libraries;
 use common::models::{Fixture, Version, all_fixtures, assert_alike, assert_same, run};
-use common::tensors::with_tensors;
+use common::tensors::{Tensors, with_tensors};
 use common::{copy_folder, skipped};
 use cutover::device::{self, DeviceSpec, HostRoom, Memory, Opened, Owner};
-use cutover::model::{Model, TOKENS_PER_PASS, family};
-use cutover::ops::{Device, Keeping, Machine};
+use cutover::model::{Input, Model, TOKENS_PER_PASS, family};
+use cutover::ops::{Device, Keeping, Landing, Machine, Tensor};
+use cutover::repository::F32Matmul;
 use cutover::weights::{Known, Manifest, Pace, Progress, load, park};
+use half::{bf16, f16};
 
 /// The GPU, for all tests of the process.
 fn gpu() -> Option<&'static (Opened, Machine)> {
@@ -68,6 +70,33 @@ fn every_fixture_gives_the_reference_outputs_in_every_format() {
             assert_alike(&got, &fixture.expected.concat(), tolerance(format), &what);
         }
     }
+}
+
+/// What f32 weights may be off by whose products are made in TF32: it has f16's precision.
+const TF32: (f64, f32) = (0.9999, 1e-2);
+
+#[test]
+fn in_tf32_answers_are_the_references_to_its_precision_and_only_where_it_was_asked_for() {
+    let Some(gpu) = gpu() else { return };
+    let mut furthest = 0f32;
+    for name in all_fixtures() {
+        let fixture = Fixture::open(&name);
+        let mut asked = Fixture::open(&name);
+        asked.version.spec.f32_matmul = F32Matmul::Tf32;
+        let answers = |fixture: &Fixture, format| run(&mut loaded(fixture, gpu, format).0, &fixture.inputs).concat();
+        let (full, tf32) = (answers(&fixture, DType::F32), answers(&asked, DType::F32));
+        let expected = fixture.expected.concat();
+        assert_alike(&tf32, &expected, TF32, &format!("{name} in TF32"));
+        assert_ne!(tf32, full, "{name}");
+        let scale = expected.iter().fold(0f32, |scale, value| scale.max(value.abs()));
+        let off = tf32.iter().zip(&expected).map(|(got, want)| (got - want).abs() / scale);
+        furthest = off.fold(furthest, f32::max);
+        for format in [DType::F16, DType::BF16] {
+            assert_eq!(answers(&asked, format), answers(&fixture, format), "{name} in {}", format.as_str());
+        }
+    }
+    // What the default is held to would not be.
+    assert!(furthest > tolerance(DType::F32).1, "{furthest}");
 }
 
 #[test]
@@ -193,6 +222,140 @@ fn values_that_are_no_numbers_in_a_format_are_refused_on_their_way() {
     }
 }
 
+/// A place on the GPU for tensors of a test, with its memory.
+fn place((opened, machine): &(Opened, Machine), format: DType) -> (Device, Memory) {
+    let memory = Memory::acquire(opened, 0, Owner::default()).unwrap();
+    (machine.device(&memory, (64 << 20, Keeping::Cuda(format))).unwrap(), memory)
+}
+
+/// Lands rows of which the value at `bad.0` is `bad.1`; what came, and whether all of it is said to be numbers.
+fn landed<T: WithDType>(
+    device: &Device,
+    (rows, columns): (usize, usize),
+    bad: Option<(usize, f32)>,
+) -> (Vec<f32>, bool) {
+    let landed = landing::<T>(device, (rows, columns), bad).wait().unwrap();
+    assert!(landed.rows.len() == rows && landed.rows.iter().all(|row| row.len() == columns));
+    (landed.rows.concat(), landed.finite)
+}
+
+fn landing<T: WithDType>(device: &Device, (rows, columns): (usize, usize), bad: Option<(usize, f32)>) -> Landing {
+    let mut values = sent::<T>(rows * columns);
+    if let Some((at, value)) = bad {
+        values[at] = T::from_f64(value.into());
+    }
+    Tensor::from_vec(values, (rows, columns), device).unwrap().landing().unwrap()
+}
+
+/// Numbers of every size that a format has.
+fn sent<T: WithDType>(count: usize) -> Vec<T> {
+    let most = if T::DTYPE == DType::F16 { 65504.0 } else { 3.3e38 };
+    let value = |at: usize| match at % 7 {
+        3 => most,
+        5 => -most,
+        place => (at % 1000) as f64 / 8.0 - place as f64,
+    };
+    (0..count).map(|at| T::from_f64(value(at))).collect()
+}
+
+fn rows_that_land_say_whether_they_are_numbers_as<T: WithDType>(gpu: &(Opened, Machine)) {
+    let (device, _memory) = place(gpu, T::DTYPE);
+    // Odd sizes and tails; the last does not fit a slot, and comes in turns.
+    let many = (4 << 20) / (1001 * T::DTYPE.size_in_bytes()) + 1;
+    for (rows, columns) in [(0, 5), (1, 1), (3, 5), (7, 384), (33, 1000), (many, 1001)] {
+        let count = rows * columns;
+        let whole: Vec<f32> = sent::<T>(count).iter().map(|value| value.to_f64() as f32).collect();
+        for at in [0, count / 2, count.saturating_sub(1)].into_iter().filter(|at| *at < count) {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().take(if rows == many { 1 } else { 3 }) {
+                let (got, finite) = landed::<T>(&device, (rows, columns), Some((at, bad)));
+                assert!(!finite, "{bad} at {at} of {rows} x {columns} {:?}", T::DTYPE);
+                let same =
+                    |(i, (got, sent)): (usize, (&f32, &f32))| if i == at { !got.is_finite() } else { got == sent };
+                assert!(got.iter().zip(&whole).enumerate().all(same), "{rows} x {columns}");
+            }
+        }
+        // What was said of others before is not said of these.
+        assert_eq!(landed::<T>(&device, (rows, columns), None), (whole, true), "{rows} x {columns} {:?}", T::DTYPE);
+    }
+    // More of them on their way than there are slots.
+    let bad = |number: usize| (number % 2 == 0).then_some((number, f32::NAN));
+    let all: Vec<Landing> = (0..7).map(|number| landing::<T>(&device, (3, 5), bad(number))).collect();
+    for (number, landing) in all.into_iter().enumerate() {
+        assert_eq!(landing.wait().unwrap().finite, bad(number).is_none(), "{number}");
+    }
+}
+
+#[test]
+fn rows_that_land_say_whether_they_are_numbers() {
+    let Some(gpu) = gpu() else { return };
+    rows_that_land_say_whether_they_are_numbers_as::<f32>(gpu);
+    rows_that_land_say_whether_they_are_numbers_as::<f16>(gpu);
+    rows_that_land_say_whether_they_are_numbers_as::<bf16>(gpu);
+}
+
+/// A fixture with other weights: `(tensor, element, value)`, f32.
+fn changed(name: &str, folder: &std::path::Path, change: impl FnOnce(&mut Tensors)) -> Fixture {
+    let fixture = Fixture::open(name);
+    copy_folder(&fixture.version.spec.dir, folder);
+    with_tensors(folder, change);
+    Fixture { version: Version::open(folder, fixture.version.spec.task.name()), ..fixture }
+}
+
+fn set(tensors: &mut Tensors, name: &str, change: impl Fn(usize, f32) -> f32) {
+    for (at, bytes) in tensors.bytes(name).as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *bytes = change(at, f32::from_le_bytes(*bytes)).to_le_bytes();
+    }
+}
+
+#[test]
+fn what_is_too_large_for_f16_is_told_of_logits_and_of_rows_that_were_widened_since() {
+    let Some(gpu) = gpu() else { return };
+    const LARGEST: f32 = 65520.0;
+    // One logit lies about the largest f16, below for some inputs and above for others.
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = changed("bert-classify", folder.path(), |tensors| {
+        set(tensors, "classifier.weight", |at, value| if at >= 64 { value * 1000.0 } else { value });
+        set(tensors, "classifier.bias", |at, value| if at == 2 { 64800.0 } else { value });
+    });
+    let land = |model: &mut Model, inputs: &[Input]| model.forward_all(inputs.to_vec()).unwrap().land().unwrap();
+    let (mut single, _memory) = loaded(&fixture, gpu, DType::F32);
+    let wanted = land(&mut single, &fixture.inputs);
+    assert!(wanted.finite);
+    let clear = |row: &Vec<f32>| (row[2] - LARGEST).abs() > 100.0;
+    let (inputs, beyond): (Vec<Input>, Vec<bool>) = fixture
+        .inputs
+        .iter()
+        .zip(&wanted.rows)
+        .filter(|(_, row)| clear(row))
+        .map(|(input, row)| (input.clone(), row[2] > LARGEST))
+        .unzip();
+    assert!(beyond.contains(&true) && beyond.contains(&false), "{:?}", wanted.rows);
+    let (mut half, _half_memory) = loaded(&fixture, gpu, DType::F16);
+    let landed = land(&mut half, &inputs);
+    assert!(!landed.finite);
+    for ((row, input), beyond) in landed.rows.iter().zip(&inputs).zip(&beyond) {
+        assert_eq!(row[2] == f32::INFINITY, *beyond, "{row:?}");
+        assert_eq!(land(&mut half, std::slice::from_ref(input)).finite, !beyond, "{row:?}");
+    }
+    let (mut brain, _brain_memory) = loaded(&fixture, gpu, DType::BF16);
+    assert!(land(&mut brain, &inputs).finite, "bf16 reaches as far as f32");
+
+    // One value of every row is beyond; a row's length is divided by as f32.
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = changed("bert-embed-mean", folder.path(), |tensors| {
+        let names: Vec<String> = tensors.header.as_object().unwrap().keys().cloned().collect();
+        let of_last = |part: &str| names.iter().filter(|name| name.ends_with(part)).max().unwrap().clone();
+        set(tensors, &of_last("output.LayerNorm.weight"), |at, value| if at == 0 { 60000.0 } else { value });
+        set(tensors, &of_last("output.LayerNorm.bias"), |at, value| if at == 0 { 60000.0 } else { value });
+    });
+    for (format, is_finite) in [(DType::F32, true), (DType::F16, false)] {
+        let (mut model, _memory) = loaded(&fixture, gpu, format);
+        let landed = land(&mut model, &fixture.inputs);
+        assert_eq!(landed.finite, is_finite, "{}", format.as_str());
+        assert_eq!(landed.rows.iter().flatten().all(|value| value.is_finite()), is_finite);
+    }
+}
+
 /// The tests above, in a process that finds the fake driver.
 #[test]
 fn the_same_holds_on_a_fake_driver() {
@@ -206,7 +369,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("7 passed"), "{told}");
+    assert!(told.contains("10 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     let calls = |name: &str| report["calls"][name].as_u64().unwrap();

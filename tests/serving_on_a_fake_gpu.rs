@@ -4,7 +4,10 @@
 
 mod common;
 
+use std::fs;
+
 use common::fake_gpu::{nothing_is_left, on_fake_gpu};
+use common::tensors::with_tensors;
 use common::{Site, fixture, inputs};
 use serde_json::Value;
 
@@ -49,6 +52,56 @@ async fn many_clients_at_once_each_get_their_own_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_toml_says_so_multiplies_in_tf32() {
+    let embedding = async |toml: &str| {
+        let site = texts();
+        site.model("texts", &format!("task = \"embed\"\n{toml}"));
+        let (site, report) = on_fake_gpu(site);
+        let server = site.start().await;
+        let got = inputs::embedding(&server.texts("texts", &[&text(5)]).await.expect(200).body);
+        nothing_is_left(server, &report).await;
+        got
+    };
+    let full = embedding("").await;
+    assert_eq!(full, embedding("[gpu]\nf32_matmul = \"f32\"\n").await);
+    let far = inputs::distance(&full, &embedding("[gpu]\nf32_matmul = \"tf32\"\n").await);
+    assert!((1e-6..1e-2).contains(&far), "{far}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_poisonous_text_fails_alone_and_its_neighbours_of_the_batch_are_answered() {
+    let site = Site::new();
+    site.model("texts", "task = \"embed\"\n[batch]\nmax_items = 4\nmax_wait = \"5s\"\n");
+    // The sum of one word's numbers is more than f32 holds.
+    let folder = site.version("texts", "mean", &fixture("bert-embed-mean"));
+    let word = word("night");
+    with_tensors(&folder, |tensors| {
+        let row = &mut tensors.bytes("embeddings.word_embeddings.weight")[word * 128..(word + 1) * 128];
+        row.as_chunks_mut::<4>().0.iter_mut().for_each(|value| *value = 3e38f32.to_le_bytes());
+    });
+    let (site, report) = on_fake_gpu(site);
+    let server = site.start().await;
+    // Four together make a batch, which nothing else would end for seconds.
+    let sent = ["a light", "the night", "in the second", "the light"].map(|text| {
+        let client = server.another();
+        tokio::spawn(async move { client.texts("texts", &[text]).await.status })
+    });
+    let mut statuses = Vec::new();
+    for answer in sent {
+        statuses.push(answer.await.unwrap());
+    }
+    assert_eq!(statuses, [200, 500, 200, 200], "{}", server.log());
+    nothing_is_left(server, &report).await;
+}
+
+/// Its number in the fixture's vocabulary.
+fn word(text: &str) -> usize {
+    let tokenizer = fs::read(fixture("bert-embed-mean").join("tokenizer.json")).unwrap();
+    let tokenizer: Value = serde_json::from_slice(&tokenizer).unwrap();
+    tokenizer["model"]["vocab"][text].as_u64().unwrap_or_else(|| panic!("no word {text}")) as usize
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
     let calls_of = async |site: Site, model: &'static str, requests: usize| {
         let (site, report) = on_fake_gpu(site);
@@ -72,6 +125,8 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
             ("cuMemcpyHtoDAsync_v2", 1),
             ("cuMemcpyDtoHAsync_v2", 1),
             ("pageable_copies", 0),
+            // Whether rows are numbers comes down with them, and nothing has to be cleared for it.
+            ("cuMemsetD8Async", 0),
             ("cuStreamSynchronize", 0),
             ("cuCtxSynchronize", 0),
             ("allocations", 0),

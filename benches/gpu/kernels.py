@@ -113,6 +113,17 @@ def rows(bench, dtype, model, tokens):
     result = bench.array("f32", sequences, width)
     arguments = (x, width, offsets, sequences, width, 0, 1, result)
     bench.time(f"pool_normalize_{dtype}", f"{sequences} of {length} x {width}", (sequences,), 512, *arguments, moved=size)
+    # what the server does in its place, and what it ends every batch with
+    pooled = bench.array(dtype, sequences, width)
+    arguments, blocks = (x, width, offsets, sequences, width, 0, pooled), ceil(width, 256)
+    bench.time(f"pool_{dtype}", f"{sequences} of {length} x {width}", (sequences, blocks), 512, *arguments, moved=size)
+    count, what = sequences * width, f"{sequences} x {width}"
+    arguments, moved = (pooled, sequences, width, result), count * (BYTES[dtype] + 4)
+    bench.time(f"l2_normalize_{dtype}", what, (ceil(sequences, 4),), 128, *arguments, moved=moved)
+    blocks = ceil(count, 256 * 8)
+    landed, words = bench.array(dtype, sequences, width), bench.array("u32", blocks * 8)
+    moved = 2 * count * BYTES[dtype]
+    bench.time(f"land_{dtype}", what, (blocks,), 256, pooled, count, landed, words, moved=moved)
     bench.forget()
 
 

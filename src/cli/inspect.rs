@@ -14,7 +14,7 @@ use super::output::{human_bytes, printable};
 use super::table::Table;
 use crate::device::Kind;
 use crate::error::{Error, Result};
-use crate::repository::{FileStat, ModelConfig, task_of};
+use crate::repository::{F32Matmul, FileStat, ModelConfig, task_of};
 use crate::rollout::{Golden, Survey};
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Manifest};
@@ -49,6 +49,10 @@ struct Report {
     files: Vec<File>,
     weights: Option<WeightsReport>,
     memory: Option<Memory>,
+    /// `[gpu] f32_matmul` of `model.toml`.
+    f32_matmul: Option<F32Matmul>,
+    /// What a GPU keeps and computes with: what most of the files' numbers are.
+    gpu_dtype: Option<&'static str>,
     labels: Vec<String>,
     dimension: Option<usize>,
     pooling: Option<String>,
@@ -157,6 +161,8 @@ impl Report {
             files,
             weights: survey.index.as_ref().map(|index| WeightsReport::of(index, survey.footprint.as_ref())),
             memory: survey.footprint.as_ref().map(Memory::of),
+            f32_matmul: survey.spec.as_ref().map(|spec| spec.f32_matmul),
+            gpu_dtype: survey.index.as_ref().map(|index| index.main_format().as_str()),
             labels: contract.map(|contract| contract.labels.clone()).unwrap_or_default(),
             dimension: contract.and_then(|contract| contract.dimension),
             pooling: contract.and_then(|contract| contract.pooling.clone()),
@@ -206,6 +212,15 @@ impl Report {
         self.problems.iter().try_for_each(|problem| writeln!(out, "  {}", printable(&problem.message)))
     }
 
+    /// What matrix products on a GPU are made of.
+    fn products(&self) -> Option<String> {
+        Some(match (self.gpu_dtype?, self.f32_matmul?) {
+            ("f32", how) => how.name().to_owned(),
+            (dtype, F32Matmul::F32) => dtype.to_owned(),
+            (dtype, F32Matmul::Tf32) => format!("{dtype}; f32_matmul = \"tf32\" means nothing for it"),
+        })
+    }
+
     fn facts(&self) -> Vec<(&'static str, String)> {
         let labels = self.labels.iter().take(SHOWN_LABELS).cloned().collect::<Vec<_>>().join(", ");
         let more = if self.labels.len() > SHOWN_LABELS { ", …" } else { "" };
@@ -219,6 +234,7 @@ impl Report {
             ("parameters", weights.map(|weights| weights.parameters.to_string())),
             ("tensors", weights.map(|weights| format!("{} used of {}", weights.used, weights.tensors))),
             ("stored as", weights.map(formats)),
+            ("products on a GPU", self.products()),
             ("labels", (!self.labels.is_empty()).then(|| format!("{} ({labels}{more})", self.labels.len()))),
             ("dimension", self.dimension.map(|dimension| dimension.to_string())),
             ("pooling", self.pooling.clone()),

@@ -127,6 +127,31 @@ fn model_toml_goes_before_a_guess_and_what_is_told_before_both() {
 }
 
 #[test]
+fn what_a_gpu_makes_products_of_is_told_and_where_the_choice_means_nothing() {
+    for (fixture, toml, dtype, said) in [
+        ("bert-embed-mean", "", "f32", "f32"),
+        ("bert-embed-mean", "[gpu]\nf32_matmul = 'tf32'", "f32", "tf32"),
+        ("bert-embed-f16", "", "f16", "f16"),
+        ("bert-embed-bf16", "[gpu]\nf32_matmul = 'tf32'", "bf16", "bf16; f32_matmul = \"tf32\" means nothing for it"),
+    ] {
+        let (_root, dir) = copied(fixture);
+        fs::write(dir.parent().unwrap().join("model.toml"), format!("task = 'embed'\n{toml}")).unwrap();
+        let report = inspect(&dir, None).1;
+        let asked = if toml.is_empty() { "f32" } else { "tf32" };
+        assert_eq!((&report["gpu_dtype"], &report["f32_matmul"]), (&json!(dtype), &json!(asked)), "{fixture}");
+        let mut out = Vec::new();
+        run(&InspectArgs { dir, task: None, json: false }, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let line = text.lines().find(|line| line.starts_with("products on a GPU")).unwrap();
+        assert_eq!(line.trim_start_matches("products on a GPU").trim(), said, "{text}");
+    }
+    let (_root, dir) = copied("bert-embed-mean");
+    fs::write(dir.parent().unwrap().join("model.toml"), "task = 'embed'\n[gpu]\nf32_matmul = 'f16'").unwrap();
+    let told = &problems(&inspect(&dir, None).1)[0];
+    assert!(told.contains("model/model.toml: gpu.f32_matmul") && told.contains("expected `f32` or `tf32`"), "{told}");
+}
+
+#[test]
 fn without_a_task_to_be_seen_it_is_asked_for() {
     let (_root, dir) = copied("bert-classify");
     fs::write(dir.join("config.json"), r#"{"model_type": "bert", "architectures": ["BertForCausality"]}"#).unwrap();

@@ -14,6 +14,7 @@ use super::{Install, Rows};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
 use crate::model::{Input, Model, Packed, Pending};
+use crate::ops::Landed;
 use crate::schedule::{Batch, Batcher, Nanos, Queued};
 
 /// Begins a pass of a model over a part of a batch, on the device's threads.
@@ -179,7 +180,7 @@ impl Resident {
         let Flight { cut, started, answer, .. } = flight;
         let count = cut.places.len();
         match answer.and_then(|launched| self.land(launched)) {
-            Ok(rows) => self.deliver(&cut.places, rows),
+            Ok(landed) => self.deliver(&cut.places, landed),
             Err(error) if count == 1 => self.fail(&cut.places, &error),
             Err(error) => {
                 tracing::warn!(version = self.name, inputs = count, %error, "a batch failed; running its inputs alone");
@@ -190,7 +191,7 @@ impl Resident {
                     let answer = launched.and_then(|launched| self.land(launched));
                     self.ran(place, started, began);
                     match answer {
-                        Ok(rows) => self.deliver(place, rows),
+                        Ok(landed) => self.deliver(place, landed),
                         Err(error) => self.fail(place, &error),
                     }
                 }
@@ -222,28 +223,30 @@ impl Resident {
     }
 
     /// The rows of a pass, once they are there.
-    fn land(&self, launched: Launched) -> Result<Rows> {
+    fn land(&self, launched: Launched) -> Result<Landed> {
         let Launched { pending, count, strike } = launched;
-        let mut rows = guarded(&self.name, || pending.wait())?;
-        if rows.len() != count {
-            let message = format!("{} rows for {count} inputs", rows.len());
+        let mut landed = guarded(&self.name, || pending.land())?;
+        if landed.rows.len() != count {
+            let message = format!("{} rows for {count} inputs", landed.rows.len());
             return Err(Error::ForwardFailed { version: self.name.clone(), message });
         }
         if strike == Strike::Poison {
-            rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
+            landed.rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
+            landed.finite = false;
         }
-        Ok(rows)
+        Ok(landed)
     }
 
     /// A whole forward pass, which faults on purpose of a place may strike.
     pub(super) fn forward(&mut self, at: Option<At>, packed: &Packed, install: &Pass<'_>) -> Result<Rows> {
         let launched = self.launch(at, packed, packed.all(), install)?;
-        self.land(launched)
+        self.land(launched).map(|landed| landed.rows)
     }
 
-    fn deliver(&mut self, places: &[(u64, usize)], rows: Rows) {
+    /// Rows are looked at where not all of them are numbers; then those that are go to whom they belong to.
+    fn deliver(&mut self, places: &[(u64, usize)], Landed { rows, finite }: Landed) {
         for ((id, index), row) in places.iter().zip(rows) {
-            if row.iter().any(|value| !value.is_finite()) {
+            if !finite && row.iter().any(|value| !value.is_finite()) {
                 let error = Error::NonFinite { version: self.name.clone() };
                 self.fail(&[(*id, *index)], &error);
                 continue;

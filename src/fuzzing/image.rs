@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::model::{Input, Pixels};
 use crate::process::{PrepareOptions, Processor};
-use crate::repository::{Limits, Spec};
+use crate::repository::{F32Matmul, Limits, Spec};
 use crate::value::{RawInput, Task};
 
 /// What an operator may allow of an image, in pixels.
@@ -83,6 +83,7 @@ impl Steps {
             preprocessor: Some(self.preprocessor()),
             weight_files: Vec::new(),
             labels: vec!["a".into(), "b".into()],
+            f32_matmul: F32Matmul::F32,
         }
     }
 

@@ -200,7 +200,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
     let config = Config::read(spec)?;
-    let mut checkpoint = Checkpoint::loaded(weights, config.variant.prefix, device.keeping());
+    let mut checkpoint = Checkpoint::loaded(weights, config.variant.prefix, (device.keeping(), spec.f32_matmul));
     Ok(Model::Text(Box::new(Bert::build(spec, config, &mut checkpoint, device)?)))
 }
 

@@ -8,6 +8,7 @@ use candle_core::DType;
 use super::pass::failed;
 use crate::error::{Error, Result};
 use crate::ops::{Keeping, LayerNorm, Matrix, Tensor, WeightLayout};
+use crate::repository::F32Matmul;
 use crate::weights::{Index, Wanted, Weights};
 
 /// The tensors of a version, under the names that its checkpoint uses.
@@ -16,6 +17,7 @@ pub(super) struct Checkpoint<'a> {
     /// What the base model's names begin with in checkpoints that hold more than it (`bert.`, `vit.`).
     prefix: &'static str,
     keeping: Keeping,
+    f32_matmul: F32Matmul,
 }
 
 enum Source<'a> {
@@ -25,11 +27,12 @@ enum Source<'a> {
 
 impl<'a> Checkpoint<'a> {
     pub(super) fn headers(index: &'a Index, prefix: &'static str, keeping: Keeping) -> Self {
-        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix, keeping }
+        let f32_matmul = F32Matmul::default();
+        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix, keeping, f32_matmul }
     }
 
-    pub(super) fn loaded(weights: Weights, prefix: &'static str, keeping: Keeping) -> Self {
-        Checkpoint { source: Source::Loaded(weights), prefix, keeping }
+    pub(super) fn loaded(weights: Weights, prefix: &'static str, (keeping, f32_matmul): (Keeping, F32Matmul)) -> Self {
+        Checkpoint { source: Source::Loaded(weights), prefix, keeping, f32_matmul }
     }
 
     /// What was asked for while there were only headers.
@@ -66,7 +69,11 @@ impl<'a> Checkpoint<'a> {
             Keeping::Cuda(_) => WeightLayout::Rows,
         };
         let stored = self.first(names, shape, layout)?;
-        Matrix::new(stored, layout, shape.first().copied().unwrap_or(1)).map_err(failed)
+        let matrix = Matrix::new(stored, layout, shape.first().copied().unwrap_or(1)).map_err(failed)?;
+        Ok(match self.f32_matmul {
+            F32Matmul::F32 => matrix,
+            F32Matmul::Tf32 => matrix.in_tf32(),
+        })
     }
 
     fn base_names(&self, name: &str) -> [String; 2] {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::together::{Share, even_rows, together};
 use crate::error::{Error, Result};
-use crate::ops::{Device, Landing, Segments, Tensor, serially, threads};
+use crate::ops::{Device, Landed, Landing, Segments, Tensor, serially, threads};
 
 /// Tokens that one pass computes at once. A larger batch runs as several passes, so this bounds a model's memory
 /// whatever the scheduler packs. Matrix products are as fast as they get well before it.
@@ -55,9 +55,16 @@ impl Pending {
 
     /// Waits for the device and reads the rows.
     pub fn wait(self) -> Result<Vec<Vec<f32>>> {
+        self.land().map(|landed| landed.rows)
+    }
+
+    /// The same, and whether all of them are numbers.
+    pub fn land(self) -> Result<Landed> {
         let mut all = vec![Vec::new(); self.parts.iter().map(|part| part.places.len()).sum()];
+        let mut all_finite = true;
         for Part { places, rows } in self.parts {
-            let rows = rows.wait().map_err(failed)?;
+            let Landed { rows, finite } = rows.wait().map_err(failed)?;
+            all_finite &= finite;
             if rows.len() != places.len() {
                 return Err(Error::internal(format!("{} rows for {} inputs", rows.len(), places.len())));
             }
@@ -65,7 +72,7 @@ impl Pending {
                 all[place] = row;
             }
         }
-        Ok(all)
+        Ok(Landed { rows: all, finite: all_finite })
     }
 }
 

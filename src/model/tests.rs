@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::*;
+use crate::repository::F32Matmul;
 use crate::value::Task;
 
 fn spec(family: &str) -> Spec {
@@ -17,6 +18,7 @@ fn spec(family: &str) -> Spec {
         preprocessor: None,
         weight_files: Vec::new(),
         labels: Vec::new(),
+        f32_matmul: F32Matmul::F32,
     }
 }
 

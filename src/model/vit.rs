@@ -120,7 +120,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
 }
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
-    let mut checkpoint = Checkpoint::loaded(weights, PREFIX, device.keeping());
+    let mut checkpoint = Checkpoint::loaded(weights, PREFIX, (device.keeping(), spec.f32_matmul));
     Ok(Model::Image(Box::new(Vit::build(spec, Config::read(spec)?, &mut checkpoint, device)?)))
 }
 

@@ -32,4 +32,4 @@ pub use linear::{Epilogue, linear};
 pub use matmul::{Matrix, PANEL, WeightLayout};
 pub use pool::{Reduce, l2_normalize, reduce};
 pub use segments::Segments;
-pub use tensor::{Device, Keeping, Landing, Machine, Tensor};
+pub use tensor::{Device, Keeping, Landed, Landing, Machine, Tensor};

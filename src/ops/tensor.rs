@@ -191,7 +191,7 @@ impl Tensor {
 
     /// The rows of a matrix as f32, once whatever computes them is done.
     pub fn to_rows(&self) -> Result<Vec<Vec<f32>>> {
-        self.clone().landing()?.wait()
+        self.clone().landing()?.wait().map(|landed| landed.rows)
     }
 
     /// As candle knows it; an error where it lies elsewhere.
@@ -225,6 +225,14 @@ impl Tensor {
     }
 }
 
+/// Rows that have come to the process.
+#[derive(Debug)]
+pub struct Landed {
+    pub rows: Vec<Vec<f32>>,
+    /// Whether every value is a number: a GPU says so of what it computed, on a CPU it was looked at here.
+    pub finite: bool,
+}
+
 /// Rows that a device may still be computing.
 #[derive(Debug)]
 pub enum Landing {
@@ -244,9 +252,13 @@ impl Landing {
     }
 
     /// The rows as f32.
-    pub fn wait(self) -> Result<Vec<Vec<f32>>> {
+    pub fn wait(self) -> Result<Landed> {
         match self {
-            Landing::Here(tensor) => tensor.to_dtype(DType::F32)?.to_vec2(),
+            Landing::Here(tensor) => {
+                let rows = tensor.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+                let finite = rows.iter().flatten().all(|value| value.is_finite());
+                Ok(Landed { rows, finite })
+            }
             #[cfg(feature = "cuda")]
             Landing::Coming(landing) => landing.wait().map_err(super::cuda::failed),
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::Tokens;
-use crate::repository::{EmbeddingSpec, Pooling};
+use crate::repository::{EmbeddingSpec, F32Matmul, Pooling};
 
 pub(super) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -52,6 +52,7 @@ pub(super) fn spec(name: &str) -> Spec {
         dir,
         weight_files: Vec::new(),
         labels: labels.into_iter().map(|(_, label)| label).collect(),
+        f32_matmul: F32Matmul::F32,
     }
 }
 

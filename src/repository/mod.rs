@@ -25,7 +25,9 @@ pub use files::safe_relative;
 pub use fingerprint::{FileStat, Fingerprint};
 pub use golden::{Expect, GoldenCase, Verdict, read_golden};
 pub use guess::task_of;
-pub use model_toml::{BatchConfig, GateConfig, Limits, Mode, ModelConfig, ObserveConfig, Park, RolloutConfig};
+pub use model_toml::{
+    BatchConfig, F32Matmul, GateConfig, GpuConfig, Limits, Mode, ModelConfig, ObserveConfig, Park, RolloutConfig,
+};
 pub use rate::LoadThrottle;
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 

@@ -44,6 +44,8 @@ pub struct ModelConfig {
     pub batch: BatchConfig,
     #[serde(default)]
     pub rollout: RolloutConfig,
+    #[serde(default)]
+    pub gpu: GpuConfig,
 }
 
 /// What one request may ask for.
@@ -157,6 +159,34 @@ pub enum Park {
     Host,
 }
 
+/// How a GPU computes; on a CPU this means nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpuConfig {
+    #[serde(deserialize_with = "one_of")]
+    pub f32_matmul: F32Matmul,
+}
+
+/// What numbers are multiplied as in matrix products of f32. Weights in f16 or bf16 are multiplied as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum F32Matmul {
+    /// As they are.
+    #[default]
+    F32,
+    /// By tensor cores, rounded to ten bits after the first; sums stay f32.
+    Tf32,
+}
+
+impl F32Matmul {
+    pub fn name(self) -> &'static str {
+        match self {
+            F32Matmul::F32 => "f32",
+            F32Matmul::Tf32 => "tf32",
+        }
+    }
+}
+
 /// Where the candidate is loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -229,6 +259,7 @@ impl ModelConfig {
             observe: ObserveConfig::default(),
             batch: BatchConfig::default(),
             rollout: RolloutConfig::default(),
+            gpu: GpuConfig::default(),
         }
     }
 
@@ -315,6 +346,7 @@ mod tests {
         assert_eq!(config.observe.window, Duration::from_secs(300));
         assert_eq!(config.batch.max_wait, Duration::ZERO);
         assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Beside, Park::None));
+        assert_eq!(config.gpu.f32_matmul, F32Matmul::F32);
     }
 
     #[test]
@@ -349,6 +381,8 @@ mod tests {
             load_timeout = "4s"
             throttle = "2GB/s"
             park = "host"
+            [gpu]
+            f32_matmul = "tf32"
         "#;
         let config = ModelConfig::parse(text, "m").unwrap();
         assert_eq!((config.family.as_deref(), config.live.as_deref()), (Some("vit"), Some("v1")));
@@ -361,6 +395,7 @@ mod tests {
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
         assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Replace, Park::Host));
         assert_eq!(config.rollout.throttle, LoadThrottle::Rate(2_000_000_000));
+        assert_eq!(config.gpu.f32_matmul, F32Matmul::Tf32);
         let written = toml::to_string(&config).unwrap();
         assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);
     }
@@ -390,6 +425,9 @@ mod tests {
             ("task = 'embed'\n[rollout]\nmode = 'yolo'", "rollout.mode", "expected `beside` or `replace`"),
             ("task = 'embed'\n[rollout]\npark = 'disk'", "rollout.park", "expected `none` or `host`"),
             ("task = 'embed'\nrollout.park = true", "rollout.park", "expected a string"),
+            ("task = 'embed'\n[gpu]\nf32_matmul = 'fp8'", "gpu.f32_matmul", "expected `f32` or `tf32`"),
+            ("task = 'embed'\n[gpu]\nf32_matmul = true", "gpu.f32_matmul", "expected a string"),
+            ("task = 'embed'\n[gpu]\ntf32 = true", "gpu.tf32", "expected `f32_matmul`"),
             ("task = 'embed'\nlimits = 3", "limits", "expected"),
         ];
         for (text, key, expected) in cases {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::files::{Fields, Folder, safe_relative, shown};
-use super::model_toml::ModelConfig;
+use super::model_toml::{F32Matmul, ModelConfig};
 pub use super::sentence_transformers::{DenseSpec, EmbeddingSpec, Pooling};
 use crate::error::{Error, Result};
 use crate::value::Task;
@@ -43,6 +43,8 @@ pub struct Spec {
     /// In the order of the logits: `id2label`, or `LABEL_0`.. for `num_labels` (2 when absent).
     /// Empty for tasks without a classifying head ([`Task::Embed`], [`Task::Generate`]).
     pub labels: Vec<String>,
+    /// `[gpu] f32_matmul` of `model.toml`.
+    pub f32_matmul: F32Matmul,
 }
 
 impl Spec {
@@ -78,6 +80,7 @@ impl Spec {
             preprocessor: folder.optional_object("preprocessor_config.json")?.map(Value::Object),
             weight_files: find_weights(&folder)?,
             labels,
+            f32_matmul: config.gpu.f32_matmul,
             config: Value::Object(object),
         })
     }

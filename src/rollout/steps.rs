@@ -154,6 +154,9 @@ pub(super) async fn reserve(
         Ok(parts) => parts,
         Err(error) => return candidate.failed(error),
     };
+    if let Some(why) = inspected.unheard() {
+        tracing::info!(version = candidate.reference(), "f32_matmul = \"tf32\" means nothing here: {why}");
+    }
     let findings = gate::contract(&inspected.contract, live.as_ref(), accept_change);
     candidate.inspected = Some(Arc::new(inspected));
     candidate.processor = Some(processor);

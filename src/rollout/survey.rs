@@ -5,13 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
+
 use super::gate::{self, Golden};
 use crate::device::{Claim, Kind};
 use crate::error::{Error, Result};
 use crate::model::{self, Family};
 use crate::ops::Keeping;
 use crate::process::Processor;
-use crate::repository::{Contract, Fingerprint, ModelConfig, Spec};
+use crate::repository::{Contract, F32Matmul, Fingerprint, ModelConfig, Spec};
 use crate::weights::{self, Footprint, Index};
 
 /// A GPU's memory pool grows by so much, and what is allocated in it begins on such a border (measured on an H100). Bytes.
@@ -138,6 +140,15 @@ impl Inspected {
     /// The processor, which moves on by itself.
     pub(super) fn take_processor(&mut self) -> Result<Processor> {
         self.processor.take().ok_or_else(|| Error::internal("the processor was taken before"))
+    }
+
+    /// Why what is asked of matrix products means nothing, where it does.
+    pub(super) fn unheard(&self) -> Option<String> {
+        match (self.spec.f32_matmul, self.keeping) {
+            (F32Matmul::F32, _) | (F32Matmul::Tf32, Keeping::Cuda(DType::F32)) => None,
+            (F32Matmul::Tf32, Keeping::Cuda(dtype)) => Some(format!("its weights are {}", dtype.as_str())),
+            (F32Matmul::Tf32, Keeping::Cpu) => Some("a CPU has no TF32".to_owned()),
+        }
     }
 
     /// What to reserve. Unshared, unless a manifest of the very same files says which tensors are resident.

@@ -68,6 +68,17 @@ async fn on_a_cpu_nothing_is_kept_in_host_memory_and_that_is_said_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_choice_for_gpus_means_nothing_on_a_cpu_and_that_is_said_of_each_version() {
+    let site = Site::digits();
+    site.model("digits", &format!("{DIGITS}[gpu]\nf32_matmul = 'tf32'\n"));
+    let server = site.start().await;
+    server.post("/models/v2/stage", json!({})).await.expect(200);
+    let log = server.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("means nothing here: a CPU has no TF32")).collect();
+    assert!(lines.len() == 2 && lines[0].contains("digits@v1") && lines[1].contains("digits@v2"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_loading_is_told_as_one_and_armed_faults_are_logged() {
     let site = Site::digits()
         .fault("version = 'digits@v2'\nkind = 'panic'\nat = 'load'")

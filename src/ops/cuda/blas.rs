@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::DType;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t as Compute, cublasLtEpilogue_t as Ending, cublasLtHandle_t, cublasLtMatmulAlgo_t,
+    cublasComputeType_t as ComputeType, cublasLtEpilogue_t as Ending, cublasLtHandle_t, cublasLtMatmulAlgo_t,
     cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute,
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t, cublasStatus_t as Status,
     cudaDataType as Format, is_culib_present,
@@ -42,9 +42,19 @@ pub(super) enum Then {
     BiasRelu,
 }
 
+/// What numbers are multiplied as; sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Compute {
+    /// As they are.
+    Full,
+    /// Of f32 the ten bits after the first, which tensor cores take.
+    Tf32,
+}
+
 /// `d = x · weightᵀ`, then [`Then`]: `[rows, inner] · [columns, inner]ᵀ`, all of one format.
 pub(super) struct Product {
     pub(super) dtype: DType,
+    pub(super) compute: Compute,
     pub(super) rows: usize,
     pub(super) inner: usize,
     pub(super) columns: usize,
@@ -74,6 +84,7 @@ unsafe impl Sync for Blas {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Choice {
     dtype: DType,
+    compute: Compute,
     rows: usize,
     inner: usize,
     columns: usize,
@@ -108,8 +119,8 @@ impl Blas {
         let described = Described::of(product)?;
         // The same for all rows up to the next power of two: which algorithm is best changes slowly with them.
         let rows = product.rows.next_power_of_two();
-        let Product { dtype, inner, columns, then, .. } = *product;
-        let choice = Choice { dtype, rows, inner, columns, added: product.residual.is_some(), then };
+        let Product { dtype, compute, inner, columns, then, .. } = *product;
+        let choice = Choice { dtype, compute, rows, inner, columns, added: product.residual.is_some(), then };
         let algorithm = self.algorithm(choice, &described)?;
         // SAFETY: the caller's promise.
         match unsafe { self.run(raw, product, &described, &algorithm) } {
@@ -231,7 +242,11 @@ struct Description(cublasLtMatmulDesc_t);
 
 impl Description {
     fn new(product: &Product) -> Result<Description> {
-        let made = result::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, Format::CUDA_R_32F);
+        let compute = match product.compute {
+            Compute::Full => ComputeType::CUBLAS_COMPUTE_32F,
+            Compute::Tf32 => ComputeType::CUBLAS_COMPUTE_32F_FAST_TF32,
+        };
+        let made = result::create_matmul_desc(compute, Format::CUDA_R_32F);
         let description = Description(made.map_err(|error| failed("cublasLtMatmulDescCreate", &error))?);
         description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
         let ending = match product.then {

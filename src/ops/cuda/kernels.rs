@@ -54,6 +54,7 @@ kernels! {
     L2Normalize: "pool" "l2_normalize",
     EmbedPatches: "patches" "embed_patches",
     Finite: "finite" "finite",
+    Land: "finite" "land",
 }
 
 /// The number formats that activations and weights are kept in on a GPU.
@@ -201,6 +202,11 @@ impl Shape {
         const THREADS: usize = 256;
         const MOST: usize = 1 << 16;
         Shape { grid: (count.div_ceil(8 * THREADS).min(MOST) as u32, 1, 1), block: THREADS as u32, shared: 0 }
+    }
+
+    /// Warps of all blocks.
+    pub(super) fn warps(&self) -> usize {
+        self.grid.0 as usize * self.block as usize / 32
     }
 
     /// For kernels in which a warp does a row, four to a block (`kernels/rows.cuh`).

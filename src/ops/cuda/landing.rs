@@ -2,17 +2,22 @@
 //!
 //! Rows are asked for when a pass is queued and read when the next one is queued already: the copy is marked by an event of
 //! its own, so that reading waits for nothing that came later on the stream.
+//!
+//! Whether all of them are numbers comes down in the same copy. Before it, `land` of `kernels/finite.cu` puts them where there is
+//! room beside them and looks at them as it does: whatever made them (a product of cublasLt, too) need not know of that.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
 use half::{bf16, f16};
 
+use super::kernels::{Arguments, Kernel, Shape, launch};
 use super::{Gpu, Tensor};
 use crate::device::cuda::{Cuda, Event, Pinned};
 use crate::error::{Error, Result};
+use crate::ops::Landed;
 
-/// Bytes of a slot: 2,730 embeddings of 384 numbers each.
+/// Bytes of a slot: 2,720 embeddings of 384 numbers each, and what is said of them.
 const SLOT: usize = 4 << 20;
 /// For two batches on their way, each of which may run as two passes.
 const SLOTS: usize = 4;
@@ -52,7 +57,7 @@ pub struct Landing {
 #[derive(Debug)]
 enum State {
     Coming(Copied),
-    Here(Vec<f32>),
+    Here(Read),
 }
 
 /// A slot that is being filled, or has been.
@@ -61,33 +66,79 @@ struct Copied {
     gpu: Arc<Gpu>,
     /// Always there until it is dropped.
     slot: Option<Slot>,
-    bytes: usize,
+    made_of: Parts,
+}
+
+/// What comes down: values, then for each warp that has looked at them a word, which is 0 where it saw numbers only.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
     dtype: DType,
+    /// Bytes.
+    values: usize,
+    /// Where words begin, and where they end.
+    words: usize,
+    end: usize,
+}
+
+impl Parts {
+    fn of(from: &Tensor, shape: Shape) -> Parts {
+        let words = from.bytes().next_multiple_of(size_of::<u32>());
+        let end = words + shape.warps() * size_of::<u32>();
+        Parts { dtype: from.dtype(), values: from.bytes(), words, end }
+    }
+}
+
+/// What was read of it so far.
+#[derive(Debug)]
+struct Read {
+    made_of: Parts,
+    bytes: usize,
+    values: Vec<f32>,
+    finite: bool,
+}
+
+impl Read {
+    fn nothing(made_of: Parts) -> Read {
+        let values = Vec::with_capacity(made_of.values / made_of.dtype.size_in_bytes());
+        Read { made_of, bytes: 0, values, finite: true }
+    }
+
+    /// The next bytes of it, which end between two values or words.
+    fn read(&mut self, bytes: &[u8]) -> Result<()> {
+        let within = |end: usize| end.saturating_sub(self.bytes).min(bytes.len());
+        let (values, words) = (&bytes[..within(self.made_of.values)], &bytes[within(self.made_of.words)..]);
+        self.finite &= words.iter().all(|byte| *byte == 0);
+        self.bytes += bytes.len();
+        widen(values, self.made_of.dtype, &mut self.values)
+    }
 }
 
 impl Landing {
     /// Queues the copy of `from`, whose memory may be used again by what is queued after it. Where no slot is free that holds
     /// it, its rows are waited for here.
     pub(in crate::ops) fn of(from: &Tensor) -> Result<Landing> {
-        let [rows, columns] = *from.dims() else {
+        let [_, columns] = *from.dims() else {
             return Err(Error::internal(format!("rows of a tensor of shape {:?}", from.dims())));
         };
-        let (gpu, bytes, dtype) = (from.gpu(), from.bytes(), from.dtype());
-        let Some(slot) = (bytes <= SLOT).then(|| gpu.landings.take()).flatten() else {
-            let mut values = Vec::with_capacity(rows * columns);
-            let mut read = Ok(());
-            gpu.land(from.address(), bytes, |bytes| {
-                if read.is_ok() {
-                    read = widen(bytes, dtype, &mut values);
+        let (gpu, shape) = (from.gpu(), Shape::each(from.count()));
+        let made_of = Parts::of(from, shape);
+        // Let go of when this returns: what is queued later writes there later.
+        let together = looked_at(from, made_of, shape)?;
+        let Some(slot) = (made_of.end <= SLOT).then(|| gpu.landings.take()).flatten() else {
+            let (mut read, mut all) = (Read::nothing(made_of), Ok(()));
+            gpu.land(together.address(), made_of.end, |bytes| {
+                if all.is_ok() {
+                    all = read.read(bytes);
                 }
             })?;
-            return read.map(|()| Landing { columns, state: State::Here(values) });
+            return all.map(|()| Landing { columns, state: State::Here(read) });
         };
-        let mut copied = Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes, dtype };
+        let mut copied = Copied { gpu: Arc::clone(gpu), slot: Some(slot), made_of };
         if let Some(slot) = &mut copied.slot {
+            let to = &mut slot.memory.bytes_mut()[..made_of.end];
             #[allow(unsafe_code)]
-            // SAFETY: the tensor has as many bytes; the slot is read and given back after its event only.
-            let queued = unsafe { gpu.stream.copy_down(&mut slot.memory.bytes_mut()[..bytes], from.address()) };
+            // SAFETY: so many bytes were allocated; the slot is read and given back after its event only.
+            let queued = unsafe { gpu.stream.copy_down(to, together.address()) };
             // Also after a copy that failed: whatever was queued is waited for.
             let marked = slot.arrived.record(&gpu.stream);
             queued.and(marked)?;
@@ -104,23 +155,35 @@ impl Landing {
     }
 
     /// The rows as f32.
-    pub(in crate::ops) fn wait(self) -> Result<Vec<Vec<f32>>> {
-        let values = match self.state {
-            State::Here(values) => values,
+    pub(in crate::ops) fn wait(self) -> Result<Landed> {
+        let Read { values, finite, .. } = match self.state {
+            State::Here(read) => read,
             State::Coming(copied) => copied.read()?,
         };
-        Ok(values.chunks(self.columns.max(1)).map(<[f32]>::to_vec).collect())
+        Ok(Landed { rows: values.chunks(self.columns.max(1)).map(<[f32]>::to_vec).collect(), finite })
     }
 }
 
+/// The values of `from`, and beside them what was seen of them.
+fn looked_at(from: &Tensor, made_of: Parts, shape: Shape) -> Result<Tensor> {
+    let together = from.beside(&[made_of.end], DType::U8).map_err(Error::internal)?;
+    let function = from.gpu().kernels.get(Kernel::Land, from.dtype())?;
+    let words = together.address() + made_of.words as u64;
+    let arguments = Arguments::new(from).count(from.count()).address(together.address()).address(words);
+    #[allow(unsafe_code)]
+    // SAFETY: `land_T(const T*, long long, T*, unsigned*)`, of new memory that has room for as many values and words.
+    unsafe { launch(&from.gpu().stream, function, shape, arguments) }?;
+    Ok(together)
+}
+
 impl Copied {
-    fn read(&self) -> Result<Vec<f32>> {
-        let mut values = Vec::with_capacity(self.bytes / self.dtype.size_in_bytes());
+    fn read(&self) -> Result<Read> {
+        let mut read = Read::nothing(self.made_of);
         if let Some(slot) = &self.slot {
             slot.arrived.synchronize()?;
-            widen(&slot.memory.bytes()[..self.bytes], self.dtype, &mut values)?;
+            read.read(&slot.memory.bytes()[..self.made_of.end])?;
         }
-        Ok(values)
+        Ok(read)
     }
 }
 

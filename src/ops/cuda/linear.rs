@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::blas::{Product, Then};
+use super::blas::{Compute, Product, Then};
 use super::encoder::layer_norm;
 use super::kernels::{Arguments, Kernel, Shape, launch};
 use super::{Tensor, failed};
@@ -14,6 +14,7 @@ pub(in crate::ops) fn linear(
     bias: Option<&crate::ops::Tensor>,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
+    let in_tf32 = weight.is_in_tf32();
     let weight = weight.stored().on_gpu("a weight")?;
     let bias = bias.map(|bias| bias.on_gpu("a bias")).transpose()?;
     let residual = match epilogue {
@@ -24,7 +25,7 @@ pub(in crate::ops) fn linear(
         Epilogue::Activate(by) => fused(by, x.dtype()).filter(|_| bias.is_some()),
         _ => Some(if bias.is_some() { Then::Bias } else { Then::Nothing }),
     };
-    let out = product(x, weight, bias, residual, fused.unwrap_or(Then::Nothing))?;
+    let out = product(x, (weight, in_tf32), bias, residual, fused.unwrap_or(Then::Nothing))?;
     match epilogue {
         Epilogue::Activate(by) if fused.is_none() => activate(&out, bias, by)?,
         Epilogue::AddNorm(_, norm) => return layer_norm(&out, norm),
@@ -45,7 +46,7 @@ fn fused(by: Activation, dtype: DType) -> Option<Then> {
 
 fn product(
     x: &Tensor,
-    weight: &Tensor,
+    (weight, in_tf32): (&Tensor, bool),
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
     then: Then,
@@ -65,6 +66,7 @@ fn product(
     let out = x.beside(&[rows, columns], dtype)?;
     let product = Product {
         dtype,
+        compute: if in_tf32 && dtype == DType::F32 { Compute::Tf32 } else { Compute::Full },
         rows,
         inner,
         columns,

@@ -67,6 +67,7 @@ pub struct Matrix {
     stored: Tensor,
     layout: WeightLayout,
     out: usize,
+    in_tf32: bool,
 }
 
 impl Matrix {
@@ -74,11 +75,20 @@ impl Matrix {
     pub fn new(stored: Tensor, layout: WeightLayout, out: usize) -> Result<Matrix> {
         match (layout, stored.dims()) {
             (WeightLayout::Panels, &[count, _, PANEL]) if count == out.div_ceil(PANEL) => {
-                Ok(Matrix { stored, layout, out })
+                Ok(Matrix { stored, layout, out, in_tf32: false })
             }
-            (WeightLayout::Rows, &[count, _, ..]) if count == out => Ok(Matrix { stored, layout, out }),
+            (WeightLayout::Rows, &[count, _, ..]) if count == out => Ok(Matrix { stored, layout, out, in_tf32: false }),
             (_, dims) => bail!("{dims:?} is no weight of {out} outputs in {layout:?}"),
         }
+    }
+
+    /// The same weight, by which a GPU may multiply in TF32 if it is f32: what is multiplied is rounded, sums are not.
+    pub fn in_tf32(self) -> Matrix {
+        Matrix { in_tf32: true, ..self }
+    }
+
+    pub fn is_in_tf32(&self) -> bool {
+        self.in_tf32
     }
 
     /// Arranges rows, `[out, in]` f32, as panels: for weights that no loader arranged.

@@ -1,37 +1,20 @@
 """What each kernel is given, and what must come out.
 
 An op is a function `(kernels, dtype, random)` that yields `(kernel, case, got, want)`. References are plain numpy in double
-precision, of inputs as they are stored.
+precision, of inputs as they are stored. What no kernel may read is NaN: outputs before they are written, rows of tables that are
+not asked for, rows past the last and columns between rows; past its end memory cannot be touched at all.
 """
-
-import math
 
 import numpy as np
 
-from library import changed, given, narrow, output, widen
-
-WIDTHS = (1, 31, 384, 768, 1000)
-# beyond what a warp holds in registers, with and without 16-byte accesses
-WIDE = (1024, 1032, 1029, 3072)
-OPS = {}
-
-
-def op(function):
-    OPS[function.__name__] = function
-    return function
+import elementwise  # noqa: F401, ops of values that have nothing to do with each other
+from grid import OPS, VECTORS, WIDE, WIDTHS, ceil, op, read
+from library import changed, given, output
 
 
 def limit(name, of_dtype):
     """What is allowed of a kernel: of its element type, but f32's where it rounds to nothing less."""
-    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_")) else of_dtype
-
-
-def ceil(a, b):
-    return -(-a // b)
-
-
-def read(buffer):
-    return widen(buffer.dtype, buffer.values)
+    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_", "land_")) else of_dtype
 
 
 # --- rows
@@ -39,7 +22,8 @@ def read(buffer):
 
 def normalized(x, gamma, beta, eps):
     x, gamma, beta = x.astype(np.float64), read(gamma), read(beta)
-    centred = x - x.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        centred = x - x.mean(axis=-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * gamma + beta
 
 
@@ -50,7 +34,7 @@ def norm_inputs(random, dtype, width, shift=False):
 @op
 def layer_norm(kernels, dtype, random):
     name, summed = f"layer_norm_{dtype}", f"add_layer_norm_{dtype}"
-    for width in WIDTHS + WIDE:
+    for width in WIDTHS + WIDE + VECTORS:
         for rows, shift in ((0, False), (1, False), (7, False), (5, True)):
             eps = float(random.choice([1e-12, 1e-5]))
             gamma, beta = norm_inputs(random, dtype, width, shift and width % 2 == 0)
@@ -68,6 +52,30 @@ def layer_norm(kernels, dtype, random):
                 yield summed, case, out.read(), normalized(total, gamma, beta, eps)
                 if keep:
                     yield summed, case + ", sum", kept.read(), total
+    # rows that are no numbers, all 0, or far from 0 (where a single pass would cancel), and an ordinary one after each
+    for width in (31, 384, 1024, 1032, 1029):
+        values = random.normal(size=(9, width))
+        values[0, width // 2], values[2, -1], values[4], values[6] = np.nan, np.inf, 0, values[6] * 8 + 250
+        gamma, beta = norm_inputs(random, dtype, width)
+        x, residual = given(dtype, values), given(dtype, random.normal(size=(9, width)) * (np.arange(9) != 4)[:, None])
+        out, other = output(dtype, (9, width)), output(dtype, (9, width))
+        kernels.launch(name, (3,), 128, x, 9, width, gamma, beta, 1e-5, out)
+        kernels.launch(summed, (3,), 128, x, residual, 9, width, gamma, beta, 1e-5, None, other)
+        yield name, f"{width}, strange rows", out.read(), normalized(read(x), gamma, beta, 1e-5)
+        yield summed, f"{width}, strange rows", other.read(), normalized(read(x) + read(residual), gamma, beta, 1e-5)
+    # one of all that is not aligned
+    for off in range(6):
+        width, moved = 384, [number == off for number in range(6)]
+        x, residual = (given(dtype, random.normal(size=(5, width)), shift) for shift in moved[:2])
+        gamma, beta = (given(dtype, random.normal(size=width), shift) for shift in moved[2:4])
+        out, kept = (output(dtype, (5, width), shift) for shift in moved[4:])
+        kernels.launch(summed, (2,), 128, x, residual, 5, width, gamma, beta, 1e-5, kept, out)
+        total = read(x) + read(residual)
+        yield summed, f"argument {off} not aligned", out.read(), normalized(total, gamma, beta, 1e-5)
+        yield summed, f"argument {off} not aligned, sum", kept.read(), total
+        out = output(dtype, (5, width), moved[4])
+        kernels.launch(name, (2,), 128, x, 5, width, gamma, beta, 1e-5, out)
+        yield name, f"argument {off} not aligned", out.read(), normalized(read(x), gamma, beta, 1e-5)
     # written where it was read
     for width in (384, 1000, 1032, 1029):
         gamma, beta = norm_inputs(random, dtype, width)
@@ -83,11 +91,18 @@ def layer_norm(kernels, dtype, random):
 
 @op
 def embed_tokens(kernels, dtype, random):
-    name, words, positions = f"embed_tokens_{dtype}", 50, 520
-    for width in WIDTHS + WIDE:
-        for tokens, typed, shift in ((0, True, False), (1, False, False), (9, True, False), (6, False, True)):
-            tables = [given(dtype, random.normal(size=(rows, width)), shift) for rows in (words, positions, 2)]
-            index = np.stack([random.integers(0, rows, tokens) for rows in (words, positions, 2)])
+    name, sizes = f"embed_tokens_{dtype}", (50, 520, 3)
+    for width in WIDTHS + WIDE + VECTORS:
+        for tokens, typed, shift in (
+            (0, True, ()), (1, False, ()), (9, True, ()), (8, True, ()), (6, False, (0, 1)), (5, True, (0, 1, 2)), (5, True, (2,)),
+        ):
+            index = np.stack([random.integers(0, rows, tokens) for rows in sizes])
+            if tokens > 1:
+                index[:, 0], index[:, -1] = 0, np.array(sizes) - 1  # the first and the last row of each
+            values = [random.normal(size=(rows, width)) for rows in sizes]
+            for table, rows in zip(values, index):
+                table[np.setdiff1d(np.arange(len(table)), rows)] = np.nan
+            tables = [given(dtype, table, number in shift) for number, table in enumerate(values)]
             if not typed:
                 index[2] = 2**31  # not to be read
             gamma, beta = norm_inputs(random, dtype, width)
@@ -96,92 +111,12 @@ def embed_tokens(kernels, dtype, random):
             memory = given("u32", index)
             kernels.launch(name, (ceil(tokens, 4),), 128, memory, tokens, width, *tables[:2], types, gamma, beta, 1e-12, out)
             total = sum(read(table)[rows] for table, rows in list(zip(tables, index))[: 3 if typed else 2])
-            yield name, f"{tokens} x {width}", out.read(), normalized(total, gamma, beta, 1e-12)
-
-
-# --- values
-
-
-def exact(kind, x):
-    with np.errstate(over="ignore"):
-        sigmoid = lambda y: 1 / (1 + np.exp(-y))
-        return [
-            lambda: 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2))),
-            lambda: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-            lambda: x * sigmoid(1.702 * x),
-            lambda: np.where(x < 0, 0, x),
-            lambda: x * sigmoid(x),
-            lambda: np.tanh(x),
-            lambda: sigmoid(x),
-            lambda: x,
-        ][kind]()
-
-
-def some_values(random, shape):
-    """Where activations bend, where they are flat, and where `exp` would be infinite; NaN first."""
-    values = random.normal(size=shape) * 4
-    flat = values.reshape(-1)
-    flat[1::97] *= 30
-    if flat.size > 4:
-        flat[0], flat[1], flat[2] = np.nan, 0, -200
-    return values
-
-
-@op
-def activate(kernels, dtype, random):
-    name, biased = f"activate_{dtype}", f"bias_activate_{dtype}"
-    for kind in range(8):
-        for count, shift, blocks in ((0, False, 1), (1, False, 1), (4999, False, 3), (8192, False, 2), (515, True, 1)):
-            x = changed(dtype, some_values(random, count), shift)
-            before = read(x)
-            kernels.launch(name, (blocks,), 256, x, count, kind)
-            yield name, f"kind {kind}, {count}", x.read(), exact(kind, before)
-        for width in WIDTHS + (3072,):
-            for rows, shift, blocks in ((0, False, 0), (1, False, 1), (11, False, 2), (5, True, 3)):
-                x = changed(dtype, some_values(random, (rows, width)), shift)
-                bias = given(dtype, random.normal(size=width), shift)
-                before = read(x) + read(bias)
-                kernels.launch(biased, (blocks,), 256, x, bias, rows, width, kind)
-                yield biased, f"kind {kind}, {rows} x {width}", x.read(), exact(kind, before)
-
-
-@op
-def cast(kernels, dtype, random):
-    pairs = [(dtype, other) for other in ("f32", "f16", "bf16") if other != dtype]
-    for source, target in pairs + ([("f64", "f32")] if dtype == "f32" else []):
-        name = f"cast_{source}_{target}"
-        for count, shift, blocks in ((0, False, 1), (1, False, 1), (70001, False, 3), (4096, False, 1), (33, True, 2)):
-            values = random.normal(size=count) * 10.0 ** random.integers(-12, 12, count)
-            special = [np.nan, np.inf, -np.inf, 0.0, -0.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 6.1e-5, 1 + 2**-11, 1 + 3 * 2**-11]
-            values[: len(special)] = special[:count]
-            x, out = given(source, values, shift), output(target, (count,), shift)
-            kernels.launch(name, (blocks,), 256, x, count, out)
-            with np.errstate(over="ignore"):
-                single = read(x).astype(np.float32)  # as the kernel reads it
-            yield name, f"{count}", out.read(), widen(target, narrow(target, single))
-
-
-@op
-def finite(kernels, dtype, random):
-    name = f"finite_{dtype}"
-    largest = {"f32": 3.4e38, "f16": 65504.0, "bf16": 3.38e38}[dtype]
-    for count, shift, blocks in ((0, False, 1), (1, False, 1), (700, False, 1), (70001, False, 9), (33, True, 2)):
-        for bad in (None, np.nan, np.inf, -np.inf):
-            # anywhere: the first, the last, one between
-            for at in {0, count - 1, count // 3} if bad is not None and count > 0 else {0}:
-                values = random.normal(size=count)
-                values[1:3] = (largest, -largest)[: max(count - 1, 0)]
-                if bad is not None and count > 0:
-                    values[at] = bad
-                flags = changed("u32", np.array([1, 0xFFFFFFFF]))
-                kernels.launch(name, (blocks,), 256, given(dtype, values, shift), count, flags, 4)
-                want = 5 if bad is not None and count > 0 else 1
-                yield name, f"{count}, {bad} at {at}", flags.read(), np.array([want, 0xFFFFFFFF], dtype=np.float64)
+            yield name, f"{tokens} x {width}, not aligned: {shift}", out.read(), normalized(total, gamma, beta, 1e-12)
 
 
 # --- sequences
 
-LENGTHS = ((1,), (3,), (17, 1, 64), (600, 2), (1, 0, 5), ())
+LENGTHS = ((1,), (3,), (17, 1, 64), (600, 2), (1, 0, 5), (0, 4), (), (15, 16, 31, 33), (63, 65, 130))
 
 
 def offsets_of(lengths):
@@ -196,24 +131,29 @@ def pooled(x, offsets, kind):
 
 
 def unit(x):
-    length = np.sqrt((x**2).sum(axis=-1, keepdims=True))
-    return x / np.where(length < 1e-12, 1e-12, length)
+    with np.errstate(invalid="ignore"):
+        length = np.sqrt((x**2).sum(axis=-1, keepdims=True))
+        return x / np.where(length < 1e-12, 1e-12, length)
 
 
 @op
 def pool(kernels, dtype, random):
     name, normalizing, alone = (f"{stem}_{dtype}" for stem in ("pool", "pool_normalize", "l2_normalize"))
-    for width, gap, shift in ((1, 0, False), (31, 0, False), (384, 0, False), (768, 768, False), (1000, 3, True), (1032, 8, False)):
+    for width, gap, shift in (
+        (1, 0, False), (31, 0, False), (384, 0, False), (768, 768, False), (1000, 3, True), (1032, 8, False),
+        (8, 0, False), (128, 8, False), (256, 4, False), (257, 0, False), (264, 0, True),
+    ):
         for lengths in LENGTHS:
             offsets, stride = offsets_of(lengths), width + gap
             total, sequences = int(offsets[-1]), len(lengths)
-            values = random.normal(size=(total, stride)) + 0.5
-            values[:, width:] = np.nan
-            if total > 600:
-                values[300, 0] = np.nan  # not to be lost
+            values = random.normal(size=(total + 2, stride)) + 0.5
+            values[:, width:], values[total:] = np.nan, np.nan
+            if total > 130:
+                # not to be lost, and of this column only
+                values[total // 2, :3] = (np.nan, np.inf, -np.inf)[: min(width, 3)]
             x, memory = given(dtype, values, shift), given("u32", offsets)
             for kind in range(3):
-                want = pooled(read(x)[:, :width], offsets, kind)
+                want = pooled(read(x)[:total, :width], offsets, kind)
                 case = f"kind {kind}, {lengths} x {width}"
                 for blocks in (1, 3):
                     out = output(dtype, (sequences, width), shift)
@@ -224,14 +164,14 @@ def pool(kernels, dtype, random):
                     arguments = (x, stride, memory, sequences, width, kind, normalize, out)
                     kernels.launch(normalizing, (sequences,), 512, *arguments)
                     yield normalizing, case, out.read(), unit(want) if normalize else want
-    for width in WIDTHS + (1032,):
-        for rows, shift in ((0, False), (1, False), (6, False), (5, True)):
+    for width in WIDTHS + (1032,) + VECTORS:
+        for rows, x_shift, out_shift in ((0, False, False), (1, False, False), (8, False, False), (7, True, False), (5, False, True)):
             values = random.normal(size=(rows, width))
             if rows > 4:
-                values[1], values[2, 0], values[3] = 0, np.nan, 1e-7
-            x, out = given(dtype, values, shift), output("f32", (rows, width))
+                values[1], values[2, 0], values[3], values[4, -1] = 0, np.nan, 1e-7, np.inf
+            x, out = given(dtype, values, x_shift), output("f32", (rows, width), out_shift)
             kernels.launch(alone, (ceil(rows, 4),), 128, x, rows, width, out)
-            yield alone, f"{rows} x {width}", out.read(), unit(read(x))
+            yield alone, f"{rows} x {width}, not aligned: {x_shift}, {out_shift}", out.read(), unit(read(x))
 
 
 # --- images
@@ -249,18 +189,27 @@ def patches(kernels, dtype, random):
     name, embedding = f"patches_{dtype}", f"embed_patches_{dtype}"
     for images, channels, height, width, patch in (
         (0, 3, 32, 32, 16), (1, 1, 8, 8, 4), (2, 3, 64, 48, 16), (3, 3, 29, 45, 14), (1, 4, 33, 40, 8), (2, 2, 7, 5, 1),
+        (2, 3, 16, 16, 16), (1, 3, 15, 40, 16), (2, 1, 17, 41, 8), (1, 3, 70, 66, 32),
     ):
-        pixels = given("f32", random.normal(size=(images, channels, height, width)))
-        rows = images * (height // patch) * (width // patch)
-        out = output(dtype, (rows, channels * patch * patch))
-        kernels.launch(name, (rows,), 128, pixels, images, channels, height, width, patch, out)
-        yield name, f"{pixels.shape} by {patch}", out.read(), unfolded(read(pixels), patch)
-    for width in WIDTHS + (1032,):
-        for images, count, shift in ((0, 4, False), (1, 1, False), (3, 9, False), (2, 5, True)):
+        values = random.normal(size=(images, channels, height, width))
+        if values.size:
+            values[0, -1, 0, 0] = np.inf
+        # past the patches that fill an image nothing is read
+        values[..., height // patch * patch :, :], values[..., width // patch * patch :] = np.nan, np.nan
+        for x_shift, out_shift in ((False, False), (True, False), (False, True)):
+            pixels = given("f32", values, x_shift)
+            rows = images * (height // patch) * (width // patch)
+            out = output(dtype, (rows, channels * patch * patch), out_shift)
+            kernels.launch(name, (rows,), 128, pixels, images, channels, height, width, patch, out)
+            case = f"{pixels.shape} by {patch}, not aligned: {x_shift}, {out_shift}"
+            yield name, case, out.read(), unfolded(read(pixels), patch)
+    for width in WIDTHS + (1032,) + VECTORS:
+        for images, count, shift in ((0, 4, ()), (1, 1, ()), (3, 9, ()), (2, 5, range(4)), (2, 3, (1,)), (2, 3, (3,))):
             projected, cls, positions = (
-                given(dtype, random.normal(size=(rows, width)), shift) for rows in (images * count, 1, count + 1)
+                given(dtype, random.normal(size=(rows, width)), number in shift)
+                for number, rows in enumerate((images * count, 1, count + 1))
             )
-            out = output(dtype, (images * (count + 1), width), shift)
+            out = output(dtype, (images * (count + 1), width), 3 in shift)
             grid = (ceil(images * (count + 1), 4),)
             kernels.launch(embedding, grid, 128, projected, cls, positions, images, count, width, out)
             each = read(projected).reshape(images, count, width)
@@ -339,9 +288,16 @@ def attention(kernels, dtype, random):
         (128, 1, (1, 66), False, 1), (128, 2, (31, 129), False, 2), (128, 2, (40,), True, 1),
         (1, 2, (3, 70), False, 1), (31, 2, (65, 1), False, 1), (80, 2, (64, 100), False, 1), (96, 1, (33,), True, 1),
         (256, 2, (1, 70), False, 1), (255, 1, (40,), False, 1),
+        (32, 1, (), False, 1), (128, 1, (), False, 1), (32, 12, (9, 70), False, 2), (64, 3, (65,), True, 2), (128, 1, (97,), True, 1),
+        (48, 2, (33,), False, 1), (160, 1, (65, 2), True, 1),
     ):
         values = random.normal(size=(sum(lengths), 3, heads, width)) * spread
         yield from Packed(dtype, values, heads, width, shift).attend(kernels, dtype, lengths, shift)
+    # every number of queries and keys that fragments of 16 and buffers of 64 leave over
+    for width in (32, 64, 128, 20):
+        lengths = (1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 47, 48, 49, 56, 63, 64, 65, 0, 79, 80, 81, 127, 128, 129)
+        values = random.normal(size=(sum(lengths), 3, 1, width))
+        yield from Packed(dtype, values, 1, width).attend(kernels, dtype, lengths)
     # scores of -∞ for all keys of the first step, a query and a value that are NaN: what is theirs, and no more
     for width in (32, 64, 128, 40):
         lengths = (130, 40, 70)

@@ -31,9 +31,9 @@ def narrow(dtype, values):
 
 
 def widen(dtype, stored):
-    if dtype != "bf16":
-        return stored.astype(np.float64)
-    return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    single = stored if dtype != "bf16" else (stored.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is one
+        return single.astype(np.float64)
 
 
 class Buffer:
