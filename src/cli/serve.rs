@@ -89,6 +89,7 @@ async fn serve(config: Config, control: &Handle) -> Result<()> {
         opened,
         machine,
         default_batch_tokens: config.batch_tokens,
+        graphs: config.graphs,
         last_generation,
         faults: config.faults.clone(),
     };
