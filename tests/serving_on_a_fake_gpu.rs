@@ -84,7 +84,7 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
         }
         // Beside a graph there may be one kernel that looks at its rows.
         let launches = more("cuLaunchKernel") + more("cublasLtMatmul");
-        assert!(if graphs == 1 { launches <= 20 } else { launches > 20 * 20 }, "{model}: {launches} launches");
+        assert!(if graphs == 1 { launches <= 20 } else { launches > 20 * 10 }, "{model}: {launches} launches");
         let recorded = many["calls"]["cuStreamBeginCapture_v2"].as_u64().unwrap_or(0);
         assert!(if graphs == 1 { recorded > 3 } else { recorded == 0 }, "{model}: {recorded} graphs");
     }

@@ -122,6 +122,8 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
             urgency.take(&processors);
             let name = inspected.spec.reference();
             let result = memory.enter(|| {
+                // At its priority this thread may not come to its end for long: it must not be the last that holds the device.
+                let machine = machine;
                 guarded_load(&name, || {
                     faults.strike(At::Load)?;
                     let mut built = build(&inspected, &manifest, known, (&machine, &memory), &progress)?;
