@@ -36,6 +36,8 @@ pub struct Config {
     pub memory: Option<u64>,
     pub stall_after: Duration,
     pub batch_tokens: usize,
+    /// Whether passes of small batches are recorded on a GPU.
+    pub graphs: bool,
     pub listen: SocketAddr,
     pub admin_listen: Option<SocketAddr>,
     /// Where gRPC is spoken, if anywhere.
@@ -153,6 +155,7 @@ impl Config {
             memory: file.device.memory,
             stall_after: file.device.stall_after.unwrap_or(Duration::from_secs(30)),
             batch_tokens: file.device.batch_tokens.unwrap_or(512),
+            graphs: file.device.graphs.unwrap_or(true),
             listen: args.listen.or(file.server.listen).unwrap_or(DEFAULT_LISTEN),
             admin_listen: args.admin_listen.or(file.server.admin_listen),
             grpc_listen: args.grpc_listen.or(file.server.grpc_listen),

@@ -16,7 +16,7 @@ use common::models::{Fixture, Version, all_fixtures, assert_alike, assert_same, 
 use common::tensors::{Tensors, with_tensors};
 use common::{copy_folder, skipped};
 use cutover::device::{self, DeviceSpec, HostRoom, Memory, Opened, Owner};
-use cutover::model::{Input, Model, TOKENS_PER_PASS, family};
+use cutover::model::{Input, Model, TOKENS_PER_PASS, Tokens, family};
 use cutover::ops::{Device, Keeping, Landing, Machine, Tensor};
 use cutover::repository::F32Matmul;
 use cutover::weights::{Known, Manifest, Pace, Progress, load, park};
@@ -45,6 +45,14 @@ fn loaded(fixture: &Fixture, (opened, machine): &(Opened, Machine), format: DTyp
     let memory = Memory::acquire(opened, footprint.weight_bytes(), Owner::default()).unwrap();
     let device: Device = machine.device(&memory, (footprint.workspace, keeping)).unwrap();
     (fixture.version.load_on(&device), memory)
+}
+
+/// The same, with its passes of small batches recorded.
+fn warmed(fixture: &Fixture, gpu: &(Opened, Machine), format: DType) -> (Model, Memory) {
+    let (mut model, memory) = loaded(fixture, gpu, format);
+    let warmth = model.warm(&Progress::new());
+    assert!(warmth.failed.is_none() && warmth.recorded >= 3, "{warmth:?}");
+    (model, memory)
 }
 
 /// The least cosine, and the largest difference as a part of the largest value.
@@ -113,6 +121,66 @@ fn a_row_of_a_batch_is_the_row_it_would_be_alone() {
             assert_same(row, &alone[0], 1e-5, &name);
         }
     }
+}
+
+#[test]
+fn a_recorded_pass_gives_the_rows_of_one_that_is_not_whatever_ran_before_it() {
+    let Some(gpu) = gpu() else { return };
+    // The same kernels on the same processor; a real GPU may sum the rows of a larger product in another order.
+    let exact = gpu.0.name().contains("Fake GPU");
+    for name in all_fixtures() {
+        let fixture = Fixture::open(&name);
+        let sixteen_bits = ["bert-embed-mean", "roberta-rerank", "vit-classify"].contains(&name.as_str());
+        for format in [DType::F32, DType::F16, DType::BF16].into_iter().take(if sixteen_bits { 3 } else { 1 }) {
+            let (mut plain, _memory) = loaded(&fixture, gpu, format);
+            let (mut recorded, _memory) = warmed(&fixture, gpu, format);
+            // Sizes that are filled up and not, alone and among those that are too many.
+            for count in [1, 40, 1, 3, 2, 9] {
+                let batch: Vec<_> = fixture.inputs.iter().cycle().skip(count).take(count).cloned().collect();
+                let (want, got) = (run(&mut plain, &batch), run(&mut recorded, &batch));
+                let what = format!("{name} in {}, {count} inputs", format.as_str());
+                if exact {
+                    assert_eq!(got, want, "{what}");
+                } else {
+                    assert_alike(&got.concat(), &want.concat(), tolerance(format), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_of_any_length_runs_in_a_recorded_pass_as_in_another() {
+    let Some(gpu) = gpu() else { return };
+    let fixture = Fixture::open("bert-embed-mean");
+    let (mut plain, _memory) = loaded(&fixture, gpu, DType::F32);
+    let (mut recorded, _memory) = warmed(&fixture, gpu, DType::F32);
+    let ids = |length: usize| (0..length).map(|at| 1 + (at * 7 % 20) as u32).collect::<Vec<_>>();
+    let text = |length: usize| Input::Tokens(Tokens { ids: ids(length), type_ids: vec![0; length] });
+    let longest = (1..600).rev().find(|length| plain.forward_all(vec![text(*length)]).is_ok()).unwrap();
+    for length in
+        [1, 2, 15, 16, 17, 31, 32, 33, 48, longest - 1, longest].into_iter().filter(|length| *length <= longest)
+    {
+        for batch in [vec![text(length)], vec![text(length), text(1), text(longest)]] {
+            let (want, got) = (run(&mut plain, &batch), run(&mut recorded, &batch));
+            for (got, want) in got.iter().zip(&want) {
+                assert_same(got, want, 1e-5, &format!("{length} of {longest} tokens"));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_recorded_is_gone_with_its_model() {
+    let Some(gpu) = gpu() else { return };
+    let fixture = Fixture::open("bert-embed-mean");
+    let (mut model, memory) = warmed(&fixture, gpu, DType::F16);
+    run(&mut model, &fixture.inputs[..1]);
+    drop(model);
+    gpu.1.synchronize().unwrap();
+    memory.trim().unwrap();
+    let left = memory.measured().unwrap().unwrap();
+    assert_eq!((left.used, left.reserved), (0, 0));
 }
 
 #[test]
@@ -374,6 +442,10 @@ fn the_same_holds_on_a_fake_driver() {
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     let calls = |name: &str| report["calls"][name].as_u64().unwrap();
     assert_eq!(calls("cuMemHostRegister_v2"), calls("cuMemHostUnregister"));
-    assert_eq!(report["registered_buffers"], 0);
+    assert_eq!(
+        (&report["registered_buffers"], &report["graphs"], &report["graph_execs"]),
+        (&0.into(), &0.into(), &0.into())
+    );
+    assert!(report["counts"]["graph_launches"].as_u64().unwrap() > 300, "{report:#}");
     assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");
 }

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "rollouts_on_a_fake_gpu/graphs.rs"]
+mod graphs;
 #[path = "rollouts_on_a_fake_gpu/parked.rs"]
 mod parked;
 
@@ -189,17 +191,19 @@ async fn whichever_allocation_fails_blue_serves_on_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_that_the_context_does_not_survive_ends_the_process_and_says_so() {
-    let (site, _) = on_fake_gpu(texts());
-    // Somewhere in what the example and the first requests launch.
-    let site = site.variable("FAKE_GPU_FAULT_LAUNCH", "60");
-    let mut server = site.start().await;
-    common::until("the device has failed", async || {
-        let lost = server.try_texts("texts", &["a boat"]).await.map_or(true, |answer| answer.status != 200);
-        lost.then_some(())
-    })
-    .await;
-    assert_eq!(server.ended().await, 70, "{}", server.log());
-    assert!(server.log().contains("the device failed"), "{}", server.log());
+    // Somewhere in what the example and the first requests launch: kernels one by one, or what was recorded.
+    for (graphs, what, fault) in [("false", "FAULT_LAUNCH", "60"), ("true", "FAIL", "cuGraphLaunch:700:4")] {
+        let (site, _) = on_fake_gpu(texts().config(&format!("[device]\ngraphs = {graphs}\n")));
+        let site = site.variable(&format!("FAKE_GPU_{what}"), fault);
+        let mut server = site.start().await;
+        common::until("the device has failed", async || {
+            let lost = server.try_texts("texts", &["a boat"]).await.map_or(true, |answer| answer.status != 200);
+            lost.then_some(())
+        })
+        .await;
+        assert_eq!(server.ended().await, 70, "{}", server.log());
+        assert!(server.log().contains("the device failed"), "{}", server.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,9 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
         }
         nothing_is_left(server, &report).await
     };
-    for (site, model) in [(texts as fn() -> Site, "texts"), (Site::digits, "digits")] {
+    let eager = || texts().config("[device]\ngraphs = false\n");
+    for (site, model, graphs) in [(texts as fn() -> Site, "texts", 1), (Site::digits, "digits", 1), (eager, "texts", 0)]
+    {
         let few = calls_of(site(), model, 5).await;
         let many = calls_of(site(), model, 25).await;
         let more = |what: &str| {
@@ -124,6 +126,7 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
         for (call, each) in [
             ("cuMemcpyHtoDAsync_v2", 1),
             ("cuMemcpyDtoHAsync_v2", 1),
+            ("cuGraphLaunch", graphs),
             ("pageable_copies", 0),
             // Whether rows are numbers comes down with them, and nothing has to be cleared for it.
             ("cuMemsetD8Async", 0),
@@ -134,5 +137,29 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
         ] {
             assert_eq!(more(call), 20 * each, "{model}: {call} {:#} {:#}", few["calls"], many["calls"]);
         }
+        // Beside a graph there may be one kernel that looks at its rows.
+        let launches = more("cuLaunchKernel") + more("cublasLtMatmul");
+        assert!(if graphs == 1 { launches <= 20 } else { launches > 20 * 10 }, "{model}: {launches} launches");
+        let recorded = many["calls"]["cuStreamBeginCapture_v2"].as_u64().unwrap_or(0);
+        assert!(if graphs == 1 { recorded > 3 } else { recorded == 0 }, "{model}: {recorded} graphs");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_batch_asks_for_what_a_load_could_have() {
+    let asked_for = async |site: Site, texts: &[Vec<String>]| {
+        let (site, report) = on_fake_gpu(site);
+        let server = site.start().await;
+        for batch in texts {
+            let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
+            server.texts("texts", &batch).await.expect(200);
+        }
+        let report = nothing_is_left(server, &report).await;
+        report["calls"]["cublasLtMatmulAlgoGetHeuristic"].as_u64().unwrap()
+    };
+    // Of one text, of some, and of more than a recording is for.
+    let batches = [1, 3, 7, 20, 50, 64].map(|count| (0..count).map(text).collect::<Vec<_>>());
+    let loaded = asked_for(texts(), &[]).await;
+    assert!(loaded > 50, "{loaded}");
+    assert_eq!(asked_for(texts(), &batches).await, loaded);
 }

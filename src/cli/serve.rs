@@ -103,6 +103,7 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
         opened,
         machine,
         default_batch_tokens: config.batch_tokens,
+        graphs: config.graphs,
         last_generation,
         faults: config.faults.clone(),
     };

@@ -94,6 +94,7 @@ pub(super) struct Device {
     /// Bytes.
     pub(super) memory: Option<u64>,
     pub(super) batch_tokens: Option<usize>,
+    pub(super) graphs: Option<bool>,
     #[serde(deserialize_with = "optional_duration")]
     pub(super) stall_after: Option<Duration>,
 }

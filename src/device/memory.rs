@@ -109,6 +109,7 @@ impl Memory {
         #[cfg(feature = "cuda")]
         if let Some(pool) = &self.pool {
             pool.trim()?;
+            pool.cuda().trim_graphs()?;
         }
         self.arena.trim()
     }

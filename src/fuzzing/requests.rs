@@ -182,6 +182,7 @@ async fn start() -> Result<(Router, Router)> {
         machine: Machine::Cpu,
         opened,
         default_batch_tokens: 512,
+        graphs: false,
         last_generation: 0,
         faults: Vec::new(),
     };

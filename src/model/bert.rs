@@ -4,16 +4,18 @@
 //! Source: `modeling_bert.py`, `modeling_roberta.py`, `modeling_distilbert.py` of transformers 4.57.
 
 use super::checkpoint::Checkpoint;
+use super::frames::Lengths;
 use super::input::Tokens;
 use super::layers::{Block, BlockNames, EmbeddingHead, Encoder, Linear, NormOrder, Part, size};
 use super::pass::{Stages, in_passes};
+use super::recordings::{Recordings, Warmth};
 use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
 use crate::ops::{Activation, Device, Keeping, Reduce, Segments, Tensor, TokenTables, embed_tokens, reduce};
 use crate::repository::Spec;
 use crate::value::Task;
-use crate::weights::{Footprint, Index, Weights, check};
+use crate::weights::{Footprint, Index, Progress, Weights, check};
 
 pub(super) const FAMILY: Family = Family {
     name: "bert",
@@ -214,6 +216,8 @@ fn ignored(name: &str) -> bool {
 }
 
 struct Bert {
+    /// Gone before the weights that they read.
+    recordings: Recordings<Tokens>,
     config: Config,
     tables: TokenTables,
     blocks: Vec<Block>,
@@ -243,7 +247,9 @@ impl Bert {
             Task::Embed => Head::Embed(EmbeddingHead::load(spec, checkpoint, hidden)?),
             _ => Head::classify(spec, &variant.classifier, checkpoint, hidden)?,
         };
-        Ok(Bert { tables, blocks, head, device: device.clone(), config })
+        let filler = Tokens { ids: vec![0], type_ids: vec![0] };
+        let recordings = Recordings::of(Lengths::UpTo(config.longest()), Some(filler));
+        Ok(Bert { recordings, tables, blocks, head, device: device.clone(), config })
     }
 
     fn check(&self, input: &Tokens) -> Result<()> {
@@ -263,10 +269,18 @@ impl Bert {
             None => Ok(()),
         }
     }
+}
 
-    /// Ids, positions and types of a packed batch: u32 `[3, tokens]`.
-    fn index(&self, batch: &[&Tokens], total: usize) -> Vec<u32> {
-        let mut index = Vec::with_capacity(3 * total);
+impl Stages<Tokens> for Bert {
+    type Number = u32;
+
+    fn shape(&self, _: usize, tokens: usize) -> Vec<usize> {
+        vec![3, tokens]
+    }
+
+    /// Ids, positions and types.
+    fn pack(&self, batch: &[&Tokens]) -> Vec<u32> {
+        let mut index = Vec::with_capacity(3 * batch.iter().map(|input| input.ids.len()).sum::<usize>());
         index.extend(batch.iter().flat_map(|input| &input.ids));
         for input in batch {
             match self.config.variant.positions {
@@ -277,14 +291,9 @@ impl Bert {
         index.extend(batch.iter().flat_map(|input| &input.type_ids));
         index
     }
-}
 
-impl Stages<Tokens> for Bert {
-    fn first(&self, batch: &[&Tokens]) -> candle_core::Result<(Tensor, Segments)> {
-        let segments = Segments::of(batch.iter().map(|input| input.ids.len()));
-        let total = segments.total();
-        let (segments, index) = segments.on(&self.device, self.index(batch, total), (3, total))?;
-        Ok((embed_tokens(&index, &self.tables)?, segments))
+    fn first(&self, index: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
+        embed_tokens(&index, &self.tables)
     }
 
     fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {
@@ -299,6 +308,10 @@ impl Stages<Tokens> for Bert {
                 second.forward(&first.forward_activated(&states, *activation)?)
             }
         }
+    }
+
+    fn recordings(&self) -> &Recordings<Tokens> {
+        &self.recordings
     }
 }
 
@@ -332,6 +345,12 @@ impl OneShot<Tokens> for Bert {
     fn forward(&mut self, batch: &[Tokens]) -> Result<Pending> {
         batch.iter().try_for_each(|input| self.check(input))?;
         in_passes(batch, &self.config.encoder.work(&|input: &Tokens| input.ids.len(), &self.device), self)
+    }
+
+    fn warm(&mut self, progress: &Progress) -> Warmth {
+        let (made, warmth) = self.recordings.make(self, &self.device, progress);
+        self.recordings.keep(made);
+        warmth
     }
 }
 

@@ -6,10 +6,12 @@
 
 mod bert;
 mod checkpoint;
+mod frames;
 mod input;
 mod layers;
 mod packed;
 mod pass;
+mod recordings;
 mod together;
 mod vit;
 
@@ -18,10 +20,11 @@ use std::ops::Range;
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
 pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};
+pub use self::recordings::Warmth;
 use crate::error::{Error, Result};
 use crate::ops::{Device, Keeping};
 use crate::repository::Spec;
-use crate::weights::{Footprint, Index, Weights};
+use crate::weights::{Footprint, Index, Progress, Weights};
 
 /// An architecture: what it needs, and how it is built.
 pub struct Family {
@@ -68,6 +71,14 @@ impl Model {
             (Model::Image(model), Packed::Pixels(all)) => model.forward(cut(all, part)?),
             (Model::Text(_), Packed::Pixels(_)) => Err(Error::bad_request("the model takes text, not images")),
             (Model::Image(_), Packed::Tokens(_)) => Err(Error::bad_request("the model takes images, not text")),
+        }
+    }
+
+    /// Makes ready what first passes would wait for: before the first of them, by whoever loads it ([`OneShot::warm`]).
+    pub fn warm(&mut self, progress: &Progress) -> Warmth {
+        match self {
+            Model::Text(model) => model.warm(progress),
+            Model::Image(model) => model.warm(progress),
         }
     }
 }

@@ -3,11 +3,14 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use candle_core::WithDType;
 use rayon::prelude::*;
 
+use super::recordings::{Recordings, Warmth};
 use super::together::{Share, even_rows, together};
 use crate::error::{Error, Result};
 use crate::ops::{Device, Landed, Landing, Segments, Tensor, serially, threads};
+use crate::weights::Progress;
 
 /// Tokens that one pass computes at once. A larger batch runs as several passes, so this bounds a model's memory
 /// whatever the scheduler packs. Matrix products are as fast as they get well before it.
@@ -17,6 +20,10 @@ pub const TOKENS_PER_PASS: usize = 8192;
 pub trait OneShot<I>: Send {
     /// Packs the batch and runs it; rows come in the order of the inputs, each as if it had been alone.
     fn forward(&mut self, batch: &[I]) -> Result<Pending>;
+
+    /// Makes ready what first passes would wait for, and records small ones where the device can; until it is cancelled. Called
+    /// before the first pass, by whoever loads. A model serves without it, and as well after it failed.
+    fn warm(&mut self, progress: &Progress) -> Warmth;
 }
 
 /// Rows that a device may still be computing.
@@ -78,8 +85,17 @@ impl Pending {
 
 /// A model, in the stages that a pass runs.
 pub(super) trait Stages<I>: Sync {
-    /// What comes before the blocks: `[rows, width]`, and where each input's rows lie.
-    fn first(&self, batch: &[&I]) -> candle_core::Result<(Tensor, Segments)>;
+    /// What a pass begins with are numbers of this kind.
+    type Number: WithDType;
+
+    /// Their shape, for so many inputs of so many tokens together.
+    fn shape(&self, inputs: usize, tokens: usize) -> Vec<usize>;
+
+    /// They themselves, in the order of that.
+    fn pack(&self, batch: &[&I]) -> Vec<Self::Number>;
+
+    /// What comes before the blocks: `[rows, width]`.
+    fn first(&self, given: Tensor, segments: &Segments) -> candle_core::Result<Tensor>;
 
     /// The blocks, of a share of these rows.
     fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor>;
@@ -87,11 +103,15 @@ pub(super) trait Stages<I>: Sync {
     /// What becomes of them: `[inputs, width]`.
     fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor>;
 
-    fn whole(&self, batch: &[&I]) -> candle_core::Result<Tensor> {
-        let (x, segments) = self.first(batch)?;
-        let x = self.blocks(x, &Share::all(&segments))?;
-        self.last(&x, &segments)
+    /// All of it.
+    fn rows(&self, given: Tensor, segments: &Segments) -> candle_core::Result<Tensor> {
+        let x = self.first(given, segments)?;
+        let x = self.blocks(x, &Share::all(segments))?;
+        self.last(&x, segments)
     }
+
+    /// Passes that are recorded.
+    fn recordings(&self) -> &Recordings<I>;
 }
 
 /// What a batch costs, and where it runs.
@@ -109,6 +129,24 @@ impl<I> Work<'_, I> {
     /// Multiply-adds for one of `length` tokens.
     fn of_token(&self, length: usize) -> usize {
         self.per_token.saturating_add(length.saturating_mul(self.per_pair))
+    }
+
+    /// A batch on its device: where each input's rows lie, and what a pass begins with.
+    fn bring(&self, batch: &[&I], model: &impl Stages<I>) -> candle_core::Result<(Segments, Tensor)> {
+        let segments = Segments::of(batch.iter().map(|input| (self.tokens)(input)));
+        let shape = model.shape(batch.len(), segments.total());
+        segments.on(self.device, model.pack(batch), shape)
+    }
+
+    fn rows(&self, batch: &[&I], model: &impl Stages<I>) -> candle_core::Result<Tensor> {
+        if !self.device.is_cpu() {
+            let lengths: Vec<usize> = batch.iter().map(|input| (self.tokens)(input)).collect();
+            if let Some(rows) = model.recordings().run(model, batch, &lengths) {
+                return rows;
+            }
+        }
+        let (segments, given) = self.bring(batch, model)?;
+        model.rows(given, &segments)
     }
 }
 
@@ -141,7 +179,7 @@ pub(super) fn in_passes<I: Sync>(batch: &[I], work: &Work<'_, I>, model: &impl S
         let end = first + 1 + fits.count();
         let part = |places: Vec<usize>| {
             let inputs: Vec<&I> = places.iter().map(|place| &batch[*place]).collect();
-            Part::of(places, model.whole(&inputs)?)
+            Part::of(places, work.rows(&inputs, model)?)
         };
         let lengths: Vec<usize> = batch[first..end].iter().map(tokens).collect();
         let threads = if work.device.is_cpu() { threads() } else { 1 };
@@ -156,7 +194,8 @@ pub(super) fn in_passes<I: Sync>(batch: &[I], work: &Work<'_, I>, model: &impl S
             Way::Together(shares) => {
                 let inputs: Vec<&I> = batch[first..end].iter().collect();
                 let run = || {
-                    let (x, segments) = model.first(&inputs)?;
+                    let (segments, given) = work.bring(&inputs, model)?;
+                    let x = model.first(given, &segments)?;
                     let x = together(&x, &segments, &shares, |x, share| model.blocks(x, share))?;
                     model.last(&x, &segments)
                 };
@@ -237,6 +276,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::frames::Lengths;
 
     /// Inputs that are their own number of tokens, on a CPU.
     fn work(per_token: usize) -> Work<'static, usize> {
@@ -248,14 +288,21 @@ mod tests {
     }
 
     /// Answers an input with the number of its tokens, and notes on how many threads and how many rows its blocks ran.
-    #[derive(Default)]
-    struct Counted(Mutex<Vec<(usize, usize)>>);
+    struct Counted(Mutex<Vec<(usize, usize)>>, Recordings<usize>);
 
     impl Stages<usize> for Counted {
-        fn first(&self, batch: &[&usize]) -> candle_core::Result<(Tensor, Segments)> {
-            let rows: Vec<f32> = batch.iter().flat_map(|tokens| vec![**tokens as f32; **tokens]).collect();
-            let segments = Segments::of(batch.iter().map(|tokens| **tokens));
-            Ok((Tensor::from_vec(rows, (segments.total(), 1), &Device::Cpu)?, segments))
+        type Number = f32;
+
+        fn shape(&self, _: usize, tokens: usize) -> Vec<usize> {
+            vec![tokens, 1]
+        }
+
+        fn pack(&self, batch: &[&usize]) -> Vec<f32> {
+            batch.iter().flat_map(|tokens| vec![**tokens as f32; **tokens]).collect()
+        }
+
+        fn first(&self, given: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
+            Ok(given)
         }
 
         fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {
@@ -267,13 +314,21 @@ mod tests {
         fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor> {
             crate::ops::reduce(x, segments, crate::ops::Reduce::Max)
         }
+
+        fn recordings(&self) -> &Recordings<usize> {
+            &self.1
+        }
+    }
+
+    fn no_recordings() -> Recordings<usize> {
+        Recordings::of(Lengths::UpTo(1), None)
     }
 
     impl Counted {
         /// What came of a batch on so many threads, and what ran where.
         fn run(inputs: &[usize], (pool, per_token): (usize, usize)) -> (Vec<f32>, Vec<(usize, usize)>) {
             let _lock = crate::model::together::alone();
-            let model = Counted::default();
+            let model = Counted(Mutex::default(), no_recordings());
             let pending = on_threads(pool, || in_passes(inputs, &work(per_token), &model)).unwrap();
             let mut ran = model.0.into_inner().unwrap();
             ran.sort_unstable();
@@ -343,9 +398,17 @@ mod tests {
 
     #[test]
     fn a_failed_operation_is_internal() {
-        struct Broken;
+        struct Broken(Recordings<usize>);
         impl Stages<usize> for Broken {
-            fn first(&self, _: &[&usize]) -> candle_core::Result<(Tensor, Segments)> {
+            type Number = f32;
+
+            fn shape(&self, _: usize, tokens: usize) -> Vec<usize> {
+                vec![tokens]
+            }
+            fn pack(&self, batch: &[&usize]) -> Vec<f32> {
+                vec![0.0; batch.iter().copied().sum()]
+            }
+            fn first(&self, _: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
                 candle_core::bail!("shapes")
             }
             fn blocks(&self, x: Tensor, _: &Share<'_>) -> candle_core::Result<Tensor> {
@@ -354,8 +417,11 @@ mod tests {
             fn last(&self, x: &Tensor, _: &Segments) -> candle_core::Result<Tensor> {
                 Ok(x.clone())
             }
+            fn recordings(&self) -> &Recordings<usize> {
+                &self.0
+            }
         }
-        let result = in_passes(&[1usize], &work(1), &Broken);
+        let result = in_passes(&[1usize], &work(1), &Broken(no_recordings()));
         assert!(matches!(result.unwrap_err(), Error::Internal { message } if message.contains("shapes")));
     }
 }

@@ -42,6 +42,10 @@ fn an_unknown_family_is_refused_with_the_known_ones() {
 struct Count;
 
 impl OneShot<Tokens> for Count {
+    fn warm(&mut self, _: &Progress) -> Warmth {
+        Warmth::default()
+    }
+
     fn forward(&mut self, batch: &[Tokens]) -> Result<Pending> {
         let rows: Vec<f32> = batch.iter().map(|input| input.len() as f32).collect();
         let rows = crate::ops::Tensor::from_vec(rows, (batch.len(), 1), &Device::Cpu);

@@ -6,9 +6,11 @@
 use serde_json::Value;
 
 use super::checkpoint::Checkpoint;
+use super::frames::Lengths;
 use super::input::Pixels;
 use super::layers::{Block, BlockNames, Encoder, Linear, NormOrder, Part, size};
 use super::pass::{Stages, in_passes};
+use super::recordings::{Recordings, Warmth};
 use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
@@ -17,7 +19,7 @@ use crate::ops::{
 };
 use crate::repository::Spec;
 use crate::value::Task;
-use crate::weights::{Footprint, Index, Weights, check};
+use crate::weights::{Footprint, Index, Progress, Weights, check};
 
 pub(super) const FAMILY: Family = Family {
     name: "vit",
@@ -131,6 +133,8 @@ fn ignored(name: &str) -> bool {
 }
 
 struct Vit {
+    /// Gone before the weights that they read.
+    recordings: Recordings<Pixels>,
     config: Config,
     /// `[hidden, channels * tall * wide]`: a convolution whose stride is its size
     projection: Matrix,
@@ -152,6 +156,7 @@ impl Vit {
         let Config { patch, channels, .. } = config;
         const PROJECTION: &str = "embeddings.patch_embeddings.projection";
         Ok(Vit {
+            recordings: Recordings::of(Lengths::Of(config.tokens()), None),
             class: checkpoint.base("embeddings.cls_token", &[1, 1, hidden])?,
             positions: checkpoint.base("embeddings.position_embeddings", &[1, config.tokens(), hidden])?,
             projection: checkpoint
@@ -177,13 +182,21 @@ impl Vit {
             found => Err(Error::bad_request(format!("{found} values for {channels} channels of {width}x{height}"))),
         }
     }
+}
 
-    /// Every patch of the batch as a row: `[images * patches, channels * tall * wide]`, and those two.
-    fn unfold(&self, batch: &[&Pixels]) -> (Vec<f32>, (usize, usize)) {
+impl Stages<Pixels> for Vit {
+    type Number = f32;
+
+    /// Every patch is a row of its pixels.
+    fn shape(&self, images: usize, _: usize) -> Vec<usize> {
+        let [down, across] = self.config.grid();
+        vec![images * down * across, self.config.patch_values()]
+    }
+
+    fn pack(&self, batch: &[&Pixels]) -> Vec<f32> {
         let Config { image: [height, width], patch: [tall, wide], channels, .. } = self.config;
         let [down, across] = self.config.grid();
-        let rows = batch.len() * down * across;
-        let mut values = Vec::with_capacity(rows * self.config.patch_values());
+        let mut values = Vec::with_capacity(batch.len() * down * across * self.config.patch_values());
         for input in batch {
             for (top, left) in pairs(down, across).map(|(row, column)| (row * tall, column * wide)) {
                 for (channel, y) in pairs(channels, tall) {
@@ -192,20 +205,15 @@ impl Vit {
                 }
             }
         }
-        (values, (rows, self.config.patch_values()))
+        values
     }
-}
 
-impl Stages<Pixels> for Vit {
-    fn first(&self, batch: &[&Pixels]) -> candle_core::Result<(Tensor, Segments)> {
-        let segments = Segments::of(std::iter::repeat_n(self.config.tokens(), batch.len()));
-        let (patches, shape) = self.unfold(batch);
-        let (segments, patches) = segments.on(&self.device, patches, shape)?;
+    fn first(&self, patches: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
         let patches = patches.activations(&self.device)?;
         let patches = linear(&patches, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
         let hidden = self.config.encoder.hidden;
         let (class, positions) = (self.class.reshape(hidden)?, self.positions.reshape((self.config.tokens(), hidden))?);
-        Ok((embed_patches(&patches, &class, &positions)?, segments))
+        embed_patches(&patches, &class, &positions)
     }
 
     fn blocks(&self, x: Tensor, share: &Share<'_>) -> candle_core::Result<Tensor> {
@@ -215,6 +223,10 @@ impl Stages<Pixels> for Vit {
     fn last(&self, x: &Tensor, segments: &Segments) -> candle_core::Result<Tensor> {
         // rows are normalised one by one, so only the class tokens' need be
         self.classifier.forward(&layer_norm(&reduce(x, segments, Reduce::First)?, &self.norm)?)
+    }
+
+    fn recordings(&self) -> &Recordings<Pixels> {
+        &self.recordings
     }
 }
 
@@ -227,6 +239,12 @@ impl OneShot<Pixels> for Vit {
     fn forward(&mut self, batch: &[Pixels]) -> Result<Pending> {
         batch.iter().try_for_each(|input| self.check(input))?;
         in_passes(batch, &self.config.encoder.work(&|_: &Pixels| self.config.tokens(), &self.device), self)
+    }
+
+    fn warm(&mut self, progress: &Progress) -> Warmth {
+        let (made, warmth) = self.recordings.make(self, &self.device, progress);
+        self.recordings.keep(made);
+        warmth
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, Shape, WithDType};
+use candle_core::{Result, Shape, WithDType, bail};
 
 use super::tensor::{Device, Tensor};
 
@@ -13,6 +13,9 @@ use super::tensor::{Device, Tensor};
 #[derive(Debug, Clone)]
 pub struct Segments {
     offsets: Arc<[usize]>,
+    /// Where they were filled up: rows after the last sequence, which belong to none. They attend to each other, and nothing is made
+    /// of them.
+    rest: Option<usize>,
     /// As kernels read it.
     #[cfg(feature = "cuda")]
     plan: Option<Arc<super::cuda::Plan>>,
@@ -28,8 +31,22 @@ impl Segments {
         });
         Segments {
             offsets: std::iter::once(0).chain(ends).collect(),
+            rest: None,
             #[cfg(feature = "cuda")]
             plan: None,
+        }
+    }
+
+    /// Packs them likewise, and fills them up: with sequences of one row until there are `count` of them, then with rows of none
+    /// until there are `total`.
+    pub fn filled_up(lengths: impl IntoIterator<Item = usize>, (count, total): (usize, usize)) -> Result<Self> {
+        let mut lengths: Vec<usize> = lengths.into_iter().collect();
+        let found = lengths.len();
+        lengths.resize(count.max(found), 1);
+        let filled = Segments::of(lengths);
+        match total.checked_sub(filled.total()) {
+            Some(rest) if found <= count => Ok(Segments { rest: Some(rest), ..filled }),
+            _ => bail!("{found} sequences do not fit {count} of {total} rows"),
         }
     }
 
@@ -42,16 +59,26 @@ impl Segments {
             Device::Cuda(place) => {
                 let bytes = super::cuda::bytes_of(&values)?;
                 let (plan, values) = super::cuda::Plan::upload(&self, (bytes, shape.into().dims(), T::DTYPE), place)?;
-                Ok((Segments { plan: Some(Arc::new(plan)), ..self }, Tensor::Cuda(values)))
+                Ok((self.planned(plan), Tensor::Cuda(values)))
             }
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn planned(self, plan: super::cuda::Plan) -> Self {
+        Segments { plan: Some(Arc::new(plan)), ..self }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_filled_up(&self) -> bool {
+        self.rest.is_some()
     }
 
     #[cfg(feature = "cuda")]
     pub(super) fn plan(&self) -> Result<&super::cuda::Plan> {
         match &self.plan {
             Some(plan) => Ok(plan),
-            None => candle_core::bail!("segments that were not put on the GPU"),
+            None => bail!("segments that were not put on the GPU"),
         }
     }
 
@@ -60,9 +87,15 @@ impl Segments {
         self.offsets.len() - 1
     }
 
-    /// Rows of all sequences together.
+    /// Rows of all sequences together, and those of none.
     pub fn total(&self) -> usize {
-        self.offsets[self.offsets.len() - 1]
+        self.offsets[self.offsets.len() - 1] + self.rest.unwrap_or(0)
+    }
+
+    /// The rows of none.
+    #[cfg(feature = "cuda")]
+    pub(super) fn rest(&self) -> Range<usize> {
+        self.offsets[self.offsets.len() - 1]..self.total()
     }
 
     /// Rows of the longest sequence; 0 when there is none.
@@ -85,6 +118,17 @@ mod tests {
         let segments = Segments::of([3, 1, 4]);
         assert_eq!((segments.count(), segments.total(), segments.longest()), (3, 8, 4));
         assert_eq!(segments.ranges().collect::<Vec<_>>(), [0..3, 3..4, 4..8]);
+    }
+
+    #[test]
+    fn they_are_filled_up_with_sequences_and_then_with_rows_or_not_at_all() {
+        let segments = Segments::filled_up([3, 1], (4, 16)).unwrap();
+        assert_eq!((segments.count(), segments.total()), (4, 16));
+        assert_eq!(segments.ranges().collect::<Vec<_>>(), [0..3, 3..4, 4..5, 5..6]);
+        assert_eq!(Segments::filled_up([3, 1], (2, 4)).unwrap().total(), 4);
+        for (count, total) in [(1, 16), (4, 5), (2, 3)] {
+            assert!(Segments::filled_up([3, 1], (count, total)).is_err(), "{count} of {total}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::engine::{Engine, guarded};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults};
 use crate::generation::GenerationId;
-use crate::model::Model;
+use crate::model::{Model, Warmth};
 use crate::ops::{Machine, Tensor};
 use crate::weights::{self, Known, Manifest, Parked, Progress, TensorKey};
 
@@ -76,6 +76,8 @@ pub(super) struct Loading {
     pub(super) patience: Duration,
     pub(super) faults: Faults,
     pub(super) urgency: Urgency,
+    /// Whether small passes are recorded.
+    pub(super) graphs: bool,
 }
 
 pub(super) struct Loaded {
@@ -84,6 +86,8 @@ pub(super) struct Loaded {
     pub(super) shared: u64,
     /// Of its own bytes, those that no file was read for.
     pub(super) parked: u64,
+    /// What making its first passes ready came to, where that was to be done; in the time that all took.
+    pub(super) warmth: Option<Warmth>,
     pub(super) took: Duration,
 }
 
@@ -103,7 +107,8 @@ impl From<Error> for LoadError {
 /// Loads the weights and builds the model.
 pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: Loading) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let Loading { generation, manifest, parked, machine, memory, progress, patience, faults, urgency } = loading;
+    let Loading { generation, manifest, parked, machine, memory, progress, patience, faults, urgency, graphs } =
+        loading;
     let wanted = &inspected.footprint.wanted;
     let keys = wanted.iter().map(|w| weights::key_of(w, &inspected.index, &manifest)).collect::<Result<Vec<_>>>()?;
     let known = Known { resident: engine.lookup(generation, keys).await?, parked };
@@ -117,9 +122,13 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
             urgency.take(&processors);
             let name = inspected.spec.reference();
             let result = memory.enter(|| {
+                // At its priority this thread may not come to its end for long: it must not be the last that holds the device.
+                let machine = machine;
                 guarded_load(&name, || {
                     faults.strike(At::Load)?;
-                    build(&inspected, &manifest, known, (&machine, &memory), &progress)
+                    let mut built = build(&inspected, &manifest, known, (&machine, &memory), &progress)?;
+                    let warmth = graphs.then(|| warm(&name, &mut built.model, &progress));
+                    Ok((built, warmth))
                 })
             });
             // Nobody listens when the load was given up; then everything is dropped here.
@@ -132,9 +141,23 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
     let built = patiently((receiver, thread), patience, &progress, &inspected.spec.reference()).await?;
-    let Built { model, entries, bytes, shared, parked } = built;
+    let (Built { model, entries, bytes, shared, parked }, warmth) = built;
     engine.keep(generation, entries).await?;
-    Ok(Loaded { model, bytes, shared, parked, took: began.elapsed() })
+    Ok(Loaded { model, bytes, shared, parked, warmth, took: began.elapsed() })
+}
+
+/// Makes a model's first passes ready on this thread, before the engine has it. A version serves without that as well.
+fn warm(name: &str, model: &mut Model, progress: &Progress) -> Warmth {
+    let warmth = model.warm(progress);
+    let (graphs, took) = (warmth.recorded, warmth.took);
+    match &warmth.failed {
+        Some(error) => {
+            tracing::warn!(version = name, graphs, ?took, error, "passes could not be recorded; they run op by op")
+        }
+        None if graphs > 0 => tracing::info!(version = name, graphs, ?took, "passes of small batches are recorded"),
+        None => {}
+    }
+    warmth
 }
 
 /// A copy of an error that was made inside an arena: it goes into the rollout's record, which outlives the arena's use,

@@ -62,6 +62,8 @@ pub struct Context {
     pub(crate) ids: GenerationIds,
     /// Tokens per batch where `model.toml` does not say.
     pub(crate) default_batch_tokens: usize,
+    /// Whether loads record what small batches run, where the device can.
+    pub(crate) graphs: bool,
     pub(crate) faults: Vec<crate::faults::Fault>,
     lingering: Lingering,
 }

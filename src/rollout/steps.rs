@@ -214,8 +214,9 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         let machine = ctx.machine.clone();
         let faults = Faults::of(&ctx.faults, &candidate.reference());
         let patience = candidate.config.rollout.load_timeout;
-        let urgency = candidate.urgency;
-        let loading = Loading { generation, manifest, parked, machine, memory, progress, faults, patience, urgency };
+        let (urgency, graphs) = (candidate.urgency, ctx.graphs);
+        let loading =
+            Loading { generation, manifest, parked, machine, memory, progress, faults, patience, urgency, graphs };
         Ok((load::load(&ctx.engine, &inspected, loading).await?, digest, was_parked))
     };
     let progress = Arc::clone(&candidate.progress);
@@ -247,6 +248,10 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
                 ("shared_bytes", json!(loaded.shared)),
                 ("load_eased", json!(eased)),
             ];
+            if let Some(warmth) = loaded.warmth.filter(|warmth| warmth.recorded > 0) {
+                figures.push(("graphs", json!(warmth.recorded)));
+                figures.push(("graphs_ms", json!(warmth.took.as_secs_f64() * 1e3)));
+            }
             if was_parked {
                 figures.push(("parked_bytes", json!(loaded.parked)));
             }

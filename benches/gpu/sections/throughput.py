@@ -1,5 +1,6 @@
 """Texts a second of an encoder of BERT-base's size in bf16 over HTTP, by clients and inputs of a request, beside PyTorch's own bf16
-with scaled dot-product attention on the same texts, weights and GPU. Packages: numpy, torch, transformers.
+with scaled dot-product attention on the same texts, weights and GPU; and what CUDA graphs are worth to it. Packages: numpy, torch,
+transformers.
 """
 
 import subprocess
@@ -16,26 +17,27 @@ TEXTS = 512
 # Clients, and inputs of a request.
 LEVELS = ((1, 1), (8, 1), (32, 1), (128, 1), (8, 16), (16, 32))
 BATCHES = (1, 8, 32, 128)
+# Those again where every kernel is launched by itself.
+WITHOUT_GRAPHS = ((1, 1), (8, 1))
 # The server's default suits a CPU.
 CONFIG = "[device]\nbatch_tokens = 16384\n"
 SECONDS = 8
 
 
-def served(section, folder):
-    models = section.work / "models"
-    model_folder(models, "base", weights.LARGE, {"a": folder})
+def served(section, models, config, levels, name):
     best = 0.0
-    with Server(section, models, config=CONFIG) as server:
-        for clients, batch in section.of(LEVELS, ((1, 1), (2, 2))):
+    with Server(section, models, config=config) as server:
+        for clients, batch in levels:
             told = server.bench(
                 "serve", "--model", "base", "--clients", clients, "--batch", batch, "--corpus", section.of(TEXTS, 8),
                 "--duration", f"{section.of(SECONDS, 1)}s", "--warmup", section.of("2s", "0s"),
             )  # fmt: skip
             level = told["levels"][0]
             rate = level["throughput"] * batch
-            named = f"server, {clients} clients, {batch} a request"
+            named = f"{name}, {clients} clients, {batch} a request"
             section.figure(named, rate, "texts/s")
-            section.figure(f"{named}: p99", level["latency"]["p99_ms"], "ms")
+            for quantile in ("p50", "p99"):
+                section.figure(f"{named}: {quantile}", level["latency"][f"{quantile}_ms"], "ms")
             section.same(f"{named}: requests that failed", failures(level)[1], 0)
             best = max(best, rate)
     return best
@@ -92,7 +94,10 @@ def main():
     folder = section.work / "base"
     if not folder.exists():
         weights.encoder(folder, weights.tokenizer_of(section)[0], size, "bf16", 7)
-    best = served(section, folder)
+    models = section.work / "models"
+    model_folder(models, "base", weights.LARGE, {"a": folder})
+    best = served(section, models, CONFIG, section.of(LEVELS, ((1, 1), (2, 2))), "server")
+    served(section, models, CONFIG + "graphs = false\n", section.of(WITHOUT_GRAPHS, ((1, 1),)), "server without graphs")
     reference = Reference(section, folder)
     forward, whole = 0.0, 0.0
     for size in section.of(BATCHES, (1, 4)):

@@ -1,6 +1,6 @@
 //! One NVIDIA GPU through its driver: the context, and what lives in it.
 //!
-//! `stream` orders work, `pool` is where memory comes from and returns to, to the byte, `pinned` is memory of the process that
+//! `stream` orders work, `graph` is work that was recorded, `pool` is where memory comes from and returns to, to the byte, `pinned` is memory of the process that
 //! the GPU copies from and to by itself, `registered` the same where it is pinned beside live traffic. Nothing here knows kernels or tensors. The driver is looked for when a device is
 //! opened, so the same binary starts where there is none.
 //!
@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)]
 
+mod graph;
 mod pinned;
 mod pool;
 mod registered;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::{DriverError, result, sys};
 
+pub use self::graph::Graph;
 pub use self::pinned::Pinned;
 pub use self::pool::{Buffer, Pool};
 pub use self::registered::{PIECE, Registered};
@@ -125,6 +127,22 @@ impl Cuda {
         self.bind()?;
         let (free, total) = self.check("cuMemGetInfo", result::mem_get_info())?;
         Ok(Vram { free: free as u64, total: total as u64 })
+    }
+
+    /// Returns to the driver what its graphs took beside pools. What is recorded here takes nothing: then this asks, and no more.
+    pub fn trim_graphs(&self) -> Result<()> {
+        self.bind()?;
+        let mut held = 0u64;
+        let which = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT;
+        // SAFETY: the attribute is 64 bits wide.
+        let answer = unsafe { sys::cuDeviceGetGraphMemAttribute(self.device, which, (&raw mut held).cast()) };
+        self.check("cuDeviceGetGraphMemAttribute", answer.result())?;
+        if held == 0 {
+            return Ok(());
+        }
+        tracing::warn!(bytes = held, "graphs took memory of their own");
+        // SAFETY: the device is in use.
+        self.check("cuDeviceGraphMemTrim", unsafe { sys::cuDeviceGraphMemTrim(self.device) }.result())
     }
 
     /// What every pool holds.

@@ -1,7 +1,7 @@
 //! Matrix products by cublasLt, with a bias, an activation or a residual applied to the product while it is at hand.
 //!
 //! Which algorithm suits a product is asked once for each width and each power of two of rows, and kept: asking takes
-//! longer than many products do.
+//! longer than many products do. It can be asked before the first of them is needed ([`Blas::look_up`]).
 //!
 //! Source: cuBLAS 13.0, "Using the cublasLt API".
 
@@ -27,6 +27,8 @@ use crate::error::{Error, Result};
 
 /// What algorithms may use beside operands; NVIDIA recommends this much for Hopper.
 const WORKSPACE: usize = 32 << 20;
+/// Products of more rows are not tried when they are looked up: they take the GPU's time.
+const TRIED_ROWS: usize = 512;
 
 /// `CUBLAS_OP_T` of `cublas_api.h`, which cudarc has elsewhere.
 const TRANSPOSED: i32 = 1;
@@ -71,7 +73,10 @@ pub(super) struct Product {
 #[derive(Debug)]
 pub(super) struct Blas {
     handle: cublasLtHandle_t,
+    /// Of products on the stream of passes, one after the other.
     workspace: Buffer,
+    /// Of those that are tried beside them.
+    aside: Buffer,
     chosen: Mutex<HashMap<Choice, cublasLtMatmulAlgo_t>>,
 }
 
@@ -92,6 +97,15 @@ struct Choice {
     then: Then,
 }
 
+impl Choice {
+    /// The same for all rows up to the next power of two: which algorithm is best changes slowly with them.
+    fn of(product: &Product) -> Choice {
+        let Product { dtype, compute, inner, columns, then, .. } = *product;
+        let (rows, added) = (product.rows.next_power_of_two(), product.residual.is_some());
+        Choice { dtype, compute, rows, inner, columns, added, then }
+    }
+}
+
 impl Blas {
     pub(super) fn start(cuda: &Arc<Cuda>, pool: &Arc<Pool>, stream: &Arc<Stream>) -> Result<Blas> {
         // SAFETY: only looks whether the library can be opened.
@@ -100,8 +114,9 @@ impl Blas {
         }
         cuda.bind()?;
         let handle = result::create_handle().map_err(|error| failed("cublasLtCreate", &error))?;
-        let blas = |workspace| Blas { handle, workspace, chosen: Mutex::default() };
-        pool.allocate(WORKSPACE, stream).map(blas).inspect_err(|_| {
+        let room = || pool.allocate(WORKSPACE, stream);
+        let blas = |(workspace, aside)| Blas { handle, workspace, aside, chosen: Mutex::default() };
+        room().and_then(|first| Ok((first, room()?))).map(blas).inspect_err(|_| {
             // SAFETY: just made, and used by nobody.
             let _ = unsafe { result::destroy_handle(handle) };
         })
@@ -117,22 +132,39 @@ impl Blas {
         }
         let raw = stream.bound()?;
         let described = Described::of(product)?;
-        // The same for all rows up to the next power of two: which algorithm is best changes slowly with them.
-        let rows = product.rows.next_power_of_two();
-        let Product { dtype, compute, inner, columns, then, .. } = *product;
-        let choice = Choice { dtype, compute, rows, inner, columns, added: product.residual.is_some(), then };
-        let algorithm = self.algorithm(choice, &described)?;
+        let (algorithm, _) = self.algorithm(Choice::of(product), &described)?;
+        let workspace = &self.workspace;
         // SAFETY: the caller's promise.
-        match unsafe { self.run(raw, product, &described, &algorithm) } {
+        match unsafe { self.run(raw, product, (&described, &algorithm), workspace) } {
             // Chosen for another number of rows, which it takes and these it does not.
             Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) => {
                 let algorithm = self.ask(&described)?;
                 // SAFETY: as above.
-                unsafe { self.run(raw, product, &described, &algorithm) }
+                unsafe { self.run(raw, product, (&described, &algorithm), workspace) }
             }
             answer => answer,
         }
         .map_err(|error| failed("cublasLtMatmul", &error))
+    }
+
+    /// Asks for a product's algorithm where nobody has yet. A small one is then queued once, so that what the library loads for
+    /// it is there before it is needed, or recorded.
+    ///
+    /// # Safety
+    /// As for [`Blas::multiply`]; and products are looked up on one stream only.
+    pub(super) unsafe fn look_up(&self, stream: &Stream, product: &Product) -> Result<()> {
+        if product.rows == 0 || product.columns == 0 {
+            return Ok(());
+        }
+        let raw = stream.bound()?;
+        let described = Described::of(product)?;
+        let (algorithm, asked) = self.algorithm(Choice::of(product), &described)?;
+        if !asked || product.rows > TRIED_ROWS {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        let queued = unsafe { self.run(raw, product, (&described, &algorithm), &self.aside) };
+        queued.map_err(|error| failed("cublasLtMatmul", &error))
     }
 
     /// # Safety
@@ -141,8 +173,8 @@ impl Blas {
         &self,
         raw: CUstream,
         product: &Product,
-        described: &Described,
-        algorithm: &cublasLtMatmulAlgo_t,
+        (described, algorithm): (&Described, &cublasLtMatmulAlgo_t),
+        workspace: &Buffer,
     ) -> Result<(), CublasError> {
         let (one, beta) = (1f32, if product.residual.is_some() { 1f32 } else { 0f32 });
         let pointer = |address: u64| address as *const c_void;
@@ -164,21 +196,22 @@ impl Blas {
                 out,
                 to.0,
                 algorithm,
-                self.workspace.address() as *mut c_void,
-                WORKSPACE,
+                workspace.address() as *mut c_void,
+                workspace.bytes(),
                 raw.cast(),
             )
         }
     }
 
-    fn algorithm(&self, choice: Choice, described: &Described) -> Result<cublasLtMatmulAlgo_t> {
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = chosen.get(&choice) {
-            return Ok(*algorithm);
+    /// And whether it had to be asked for.
+    fn algorithm(&self, choice: Choice, described: &Described) -> Result<(cublasLtMatmulAlgo_t, bool)> {
+        let chosen = || self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(algorithm) = chosen().get(&choice) {
+            return Ok((*algorithm, false));
         }
+        // Not under the lock: live traffic must not wait for what a candidate asks.
         let algorithm = self.ask(described)?;
-        chosen.insert(choice, algorithm);
-        Ok(algorithm)
+        Ok((*chosen().entry(choice).or_insert(algorithm), true))
     }
 
     /// What cublasLt takes to be the fastest.

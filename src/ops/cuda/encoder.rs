@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::{Arguments, Kernel, Shape, launch};
+use super::kernels::{Arguments, Kernel, Shape};
 use super::{Tensor, failed};
 use crate::ops::{LayerNorm, Reduce, Segments, TokenTables};
 
@@ -134,9 +134,10 @@ pub(in crate::ops) fn l2_normalize(x: &Tensor) -> Result<Tensor> {
 
 /// Queues a kernel on `x`'s stream. Callers in this file hold shapes against each other first, and write to new tensors.
 fn run(x: &Tensor, (kernel, dtype): (Kernel, DType), shape: Shape, arguments: Arguments) -> Result<()> {
-    let gpu = x.gpu();
-    let function = gpu.kernels.get(kernel, dtype).map_err(failed)?;
+    let function = x.gpu().kernels.get(kernel, dtype).map_err(failed)?;
     #[allow(unsafe_code)]
     // SAFETY: the arguments are the kernel's, as is said where each is called, of tensors of the shapes that were checked.
-    unsafe { launch(&gpu.stream, function, shape, arguments) }.map_err(failed)
+    unsafe {
+        x.launch(function, shape, arguments)
+    }
 }

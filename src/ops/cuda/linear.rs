@@ -4,7 +4,7 @@ use candle_core::{DType, Result, bail};
 
 use super::blas::{Compute, Product, Then};
 use super::encoder::layer_norm;
-use super::kernels::{Arguments, Kernel, Shape, launch};
+use super::kernels::{Arguments, Kernel, Shape};
 use super::{Tensor, failed};
 use crate::ops::{Activation, Epilogue, Matrix};
 
@@ -77,17 +77,15 @@ fn product(
         then,
         out: out.address(),
     };
-    let gpu = x.gpu();
     #[allow(unsafe_code)]
     // SAFETY: the shapes were just held against each other, and the result is new.
-    unsafe { gpu.blas.multiply(&gpu.stream, &product) }.map_err(failed)?;
+    unsafe { x.multiply(&product) }?;
     Ok(out)
 }
 
 /// Adds a bias and applies an activation, in place.
 fn activate(x: &Tensor, bias: Option<&Tensor>, by: Activation) -> Result<()> {
     let (rows, width) = x.matrix("what is activated", x.dtype())?;
-    let gpu = x.gpu();
     let start = Arguments::new(x);
     let (kernel, arguments) = match bias {
         Some(bias) => {
@@ -97,10 +95,12 @@ fn activate(x: &Tensor, bias: Option<&Tensor>, by: Activation) -> Result<()> {
         None => (Kernel::Activate, start.count(x.count())),
     };
     let arguments = arguments.size(kind(by));
-    let function = gpu.kernels.get(kernel, x.dtype()).map_err(failed)?;
+    let function = x.gpu().kernels.get(kernel, x.dtype()).map_err(failed)?;
     #[allow(unsafe_code)]
     // SAFETY: `activate_T(T*, long long, int)` or `bias_activate_T(T*, const T*, int, int, int)`, of this tensor.
-    unsafe { launch(&gpu.stream, function, Shape::each(x.count()), arguments) }.map_err(failed)
+    unsafe {
+        x.launch(function, Shape::each(x.count()), arguments)
+    }
 }
 
 /// As `kernels/activate.cu` numbers them.

@@ -14,6 +14,7 @@ mod kernels;
 mod landing;
 mod linear;
 mod plan;
+mod recorded;
 mod scratch;
 mod tensor;
 
@@ -30,7 +31,9 @@ use self::kernels::{Arguments, Kernels, Shape, launch};
 pub use self::landing::Landing;
 pub(super) use self::linear::linear;
 pub(super) use self::plan::Plan;
+pub use self::recorded::{Recorded, Recorder};
 use self::scratch::Scratch;
+use self::tensor::Spot;
 pub use self::tensor::Tensor;
 use crate::device::Owner;
 use crate::device::cuda::{Buffer, Cuda, Event, Piece, Pinned, Pool, Priority, Staging, Stream};
@@ -67,6 +70,8 @@ pub struct Gpu {
     /// For inputs, on the stream of passes.
     sending: Staging,
     landings: landing::Slots,
+    /// What passes are looked up and recorded on, by one generation at a time.
+    aside: Mutex<Arc<Stream>>,
 }
 
 impl Gpu {
@@ -81,6 +86,7 @@ impl Gpu {
         let between = Mutex::new(common.allocate(WEIGHTS_SLOT, staging.stream())?);
         let sending = Staging::on(Arc::clone(&stream), INPUT_SLOTS, INPUT_SLOT)?;
         let landings = landing::Slots::new(cuda)?;
+        let aside = Mutex::new(Stream::new(cuda, Priority::Low)?);
         Ok(Arc::new(Gpu {
             cuda: Arc::clone(cuda),
             stream,
@@ -91,6 +97,7 @@ impl Gpu {
             between,
             sending,
             landings,
+            aside,
         }))
     }
 
@@ -201,29 +208,26 @@ impl Place {
 
     /// `values` in the order of their shape, to be used by what is queued from here on.
     pub(super) fn upload<T: WithDType>(&self, values: &[T], shape: &[usize]) -> candle_core::Result<Tensor> {
-        let mut sent = self.upload_together(&[(bytes_of(values)?, shape, T::DTYPE)])?;
-        sent.pop().ok_or_else(|| failed(Error::internal("an upload without its tensor")))
+        let tensor = Tensor::uninitialised(self, shape, T::DTYPE)?;
+        self.send(&[(&tensor.spot()?, bytes_of(values)?)])?;
+        Ok(tensor)
     }
 
-    /// Several tensors, each as its bytes, its shape and its format, in one copy as long as they fit a slot.
-    pub(super) fn upload_together(&self, parts: &[(&[u8], &[usize], DType)]) -> candle_core::Result<Vec<Tensor>> {
-        let tensors = Tensor::side_by_side(self, parts.iter().map(|(_, shape, dtype)| (*shape, *dtype)))?;
+    /// Fills what lies side by side in the slab, in one copy as long as it fits a slot.
+    fn send(&self, parts: &[(&Spot, &[u8])]) -> candle_core::Result<()> {
         let mut pieces = Pieces { gpu: &self.gpu, piece: None };
-        for (tensor, (bytes, shape, _)) in tensors.iter().zip(parts) {
-            if bytes.len() != tensor.bytes() {
-                candle_core::bail!("{} bytes for a tensor of {shape:?}", bytes.len());
+        for (spot, bytes) in parts {
+            if bytes.len() != spot.bytes() {
+                candle_core::bail!("{} bytes for {}", bytes.len(), spot.bytes());
             }
-            let (slab, at) = tensor.place_in_slab()?;
-            pieces.add(bytes, slab, at).map_err(failed)?;
+            pieces.add(bytes, self.scratch.slab(), spot.at).map_err(failed)?;
         }
-        pieces.send().map_err(failed)?;
-        drop(pieces);
-        Ok(tensors)
+        pieces.send().map_err(failed)
     }
 
     /// Numbers that came as f32, as activations of this place.
     pub(super) fn activations(&self, values: Tensor) -> candle_core::Result<Tensor> {
-        if self.dtype == DType::F32 { Ok(values) } else { values.cast(self, self.dtype) }
+        if self.dtype == DType::F32 { Ok(values) } else { values.cast(self.dtype) }
     }
 }
 

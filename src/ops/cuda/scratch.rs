@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::device::cuda::Buffer;
+use crate::device::cuda::{Buffer, Stream};
 use crate::error::{Error, Result};
 
 /// Blocks begin on such borders: of whole cache lines, and of the widest access of any kernel.
@@ -15,18 +15,51 @@ pub(super) const ALIGNMENT: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    slab: Buffer,
+    slab: Arc<Buffer>,
+    /// What everything in it runs on.
+    stream: Arc<Stream>,
+    /// Nothing in it runs at all: it is there to see what a pass would need.
+    dry: bool,
     free: Mutex<Free>,
 }
 
 impl Scratch {
+    /// A slab whose work runs on the stream that it was allocated for.
     pub(crate) fn new(slab: Buffer) -> Arc<Scratch> {
+        let stream = Arc::clone(slab.stream());
+        Self::of(Arc::new(slab), stream, false)
+    }
+
+    fn of(slab: Arc<Buffer>, stream: Arc<Stream>, dry: bool) -> Arc<Scratch> {
         let free = Mutex::new(Free::all(slab.bytes() / ALIGNMENT * ALIGNMENT));
-        Arc::new(Scratch { slab, free })
+        Arc::new(Scratch { slab, stream, dry, free })
+    }
+
+    /// The same slab, all of it free, with work that runs on another stream: for as long as nobody takes anything of this one.
+    pub(super) fn on(&self, stream: &Arc<Stream>) -> Arc<Scratch> {
+        Self::of(Arc::clone(&self.slab), Arc::clone(stream), false)
+    }
+
+    /// The same again, with work that does not run.
+    pub(super) fn dry(&self, stream: &Arc<Stream>) -> Arc<Scratch> {
+        Self::of(Arc::clone(&self.slab), Arc::clone(stream), true)
+    }
+
+    pub(super) fn is_dry(&self) -> bool {
+        self.dry
     }
 
     pub(super) fn slab(&self) -> &Buffer {
         &self.slab
+    }
+
+    pub(super) fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// All of it, where nobody has anything of it.
+    pub(super) fn take_all(self: &Arc<Self>) -> Result<Block> {
+        self.take(self.slab.bytes() / ALIGNMENT * ALIGNMENT)
     }
 
     /// `bytes`, of undefined content.
@@ -54,6 +87,20 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Gives back all but `bytes` from `at` of its slab on, which it has, and what lies before them up to a border.
+    pub(super) fn only(mut self, (at, bytes): (usize, usize)) -> Block {
+        let (at, end) = (at / ALIGNMENT * ALIGNMENT, (at + bytes.max(1)).next_multiple_of(ALIGNMENT));
+        let mut free = self.scratch.free.lock().unwrap_or_else(PoisonError::into_inner);
+        for (from, to) in [(self.at, at), (end, self.at + self.bytes)] {
+            if from < to {
+                free.give((from, to - from));
+            }
+        }
+        drop(free);
+        (self.at, self.bytes) = (at, end - at);
+        self
+    }
+
     /// Where in its slab.
     pub(super) fn at(&self) -> usize {
         self.at

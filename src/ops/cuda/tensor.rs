@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, bail};
 
+use cudarc::driver::sys::CUfunction;
+
+use super::blas::Product;
 use super::kernels::{Arguments, Shape, launch};
 use super::scratch::{ALIGNMENT, Block};
 use super::{Gpu, Place, Scratch, failed};
@@ -26,6 +29,20 @@ enum Memory {
     Weight(Arc<Buffer>),
     /// What a pass makes.
     Activation(Arc<Block>, Arc<Scratch>),
+}
+
+/// A place in a slab, and what lies there.
+#[derive(Debug)]
+pub(super) struct Spot {
+    pub(super) at: usize,
+    shape: Vec<usize>,
+    pub(super) dtype: DType,
+}
+
+impl Spot {
+    pub(super) fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size_in_bytes()
+    }
 }
 
 impl Tensor {
@@ -57,6 +74,19 @@ impl Tensor {
         Ok(parts.map(part).collect())
     }
 
+    /// Numbers at a place of a slab, which lies in this block of it.
+    pub(super) fn within(place: &Place, block: Block, spot: &Spot) -> Tensor {
+        let Spot { at, ref shape, dtype } = *spot;
+        let (gpu, offset) = (Arc::clone(&place.gpu), at - block.at());
+        let memory = Memory::Activation(Arc::new(block), Arc::clone(&place.scratch));
+        Tensor { gpu, memory, offset, shape: shape.clone(), dtype }
+    }
+
+    /// Where in its slab it lies, and what it is there.
+    pub(super) fn spot(&self) -> Result<Spot> {
+        Ok(Spot { at: self.place_in_slab()?.1, shape: self.shape.clone(), dtype: self.dtype })
+    }
+
     /// The slab that an activation lies in, and where.
     pub(super) fn place_in_slab(&self) -> Result<(&Buffer, usize)> {
         match &self.memory {
@@ -82,6 +112,46 @@ impl Tensor {
 
     pub(super) fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// The slab that it lies in, and so what ops on it are queued on: everything in a slab runs on one stream.
+    pub(super) fn scratch(&self) -> Result<&Arc<Scratch>> {
+        match &self.memory {
+            Memory::Activation(_, scratch) => Ok(scratch),
+            Memory::Weight(_) => bail!("an op on a weight alone has no stream to run on"),
+        }
+    }
+
+    /// Queues a kernel on this tensor's stream.
+    ///
+    /// # Safety
+    /// As for [`launch`].
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn launch(&self, function: CUfunction, shape: Shape, arguments: Arguments) -> Result<()> {
+        let scratch = self.scratch()?;
+        if scratch.is_dry() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { launch(scratch.stream(), function, shape, arguments) }.map_err(failed)
+    }
+
+    /// Queues a product on this tensor's stream.
+    ///
+    /// # Safety
+    /// As for [`super::blas::Blas::multiply`].
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn multiply(&self, product: &Product) -> Result<()> {
+        let (scratch, blas) = (self.scratch()?, &self.gpu.blas);
+        // SAFETY: the caller's promise.
+        let answer = unsafe {
+            if scratch.is_dry() {
+                blas.look_up(scratch.stream(), product)
+            } else {
+                blas.multiply(scratch.stream(), product)
+            }
+        };
+        answer.map_err(failed)
     }
 
     pub(in crate::ops) fn dims(&self) -> &[usize] {
@@ -160,13 +230,13 @@ impl Tensor {
     }
 
     /// The same numbers in another format.
-    pub(super) fn cast(&self, place: &Place, to: DType) -> Result<Tensor> {
-        let out = Tensor::uninitialised(place, &self.shape, to)?;
+    pub(super) fn cast(&self, to: DType) -> Result<Tensor> {
+        let out = self.beside(&self.shape, to)?;
         let function = self.gpu.kernels.cast(self.dtype, to).map_err(failed)?;
         let arguments = Arguments::new(self).count(self.count()).address(out.address());
         #[allow(unsafe_code)]
         // SAFETY: `cast_A_B(const A*, long long, B*)`, of tensors of as many numbers.
-        unsafe { launch(&self.gpu.stream, function, Shape::each(self.count()), arguments) }.map_err(failed)?;
+        unsafe { self.launch(function, Shape::each(self.count()), arguments) }?;
         Ok(out)
     }
 }

@@ -35,6 +35,7 @@ pub struct SupervisorConfig {
     pub machine: Machine,
     pub budget: Arc<Budget>,
     pub default_batch_tokens: usize,
+    pub graphs: bool,
     /// The last generation id that the ledger knows.
     pub last_generation: u64,
     pub faults: Vec<crate::faults::Fault>,
@@ -81,6 +82,7 @@ impl Supervisor {
             journal,
             ids: GenerationIds::after(config.last_generation),
             default_batch_tokens: config.default_batch_tokens,
+            graphs: config.graphs,
             faults: config.faults,
             lingering: Lingering::default(),
         });

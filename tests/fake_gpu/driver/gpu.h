@@ -198,6 +198,7 @@ struct Gpu {
   std::unordered_map<uint64_t, Function> functions;
   std::unordered_map<uint64_t, std::shared_ptr<Graph>> graphs;
   std::unordered_map<uint64_t, std::shared_ptr<Graph>> execs;
+  std::set<uint64_t> capturing_threads, capturing_streams, launching_threads, launching_streams;  // of graphs
 
   long long misuses = 0;
   std::vector<std::string> messages;

@@ -116,6 +116,8 @@ static CUresult launch(const std::shared_ptr<Graph>& graph, CUstream handle) {
     }
   }
   op.run = [graph, good] { return good ? replay(*graph) : ILLEGAL_ADDRESS; };
+  gpu().launching_threads.insert(thread_id());
+  gpu().launching_streams.insert(stream->id);
   return enqueue(stream, std::move(op));
 }
 
@@ -147,6 +149,8 @@ EXPORT CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
   capture->tails[stream->id];
   stream->capture = capture;
   gpu().captures.push_back(capture);
+  gpu().capturing_threads.insert(thread_id());
+  gpu().capturing_streams.insert(stream->id);
   return SUCCESS;
 }
 

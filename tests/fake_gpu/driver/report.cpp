@@ -2,6 +2,7 @@
 // (`%p` in that path is the process). It changes nothing.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -101,6 +102,10 @@ static void tell_pools(Members& out) {
   out.raw("pools_each", listed(pools));
 }
 
+static long long in_both(const std::set<uint64_t>& one, const std::set<uint64_t>& other) {
+  return std::count_if(one.begin(), one.end(), [&](uint64_t id) { return other.count(id) > 0; });
+}
+
 std::string report() {
   Gpu& g = gpu();
   Members out;
@@ -118,6 +123,8 @@ std::string report() {
   out.number("modules", (long long)g.modules.size());
   out.number("graphs", (long long)g.graphs.size());
   out.number("graph_execs", (long long)g.execs.size());
+  out.number("threads_that_capture_and_launch", in_both(g.capturing_threads, g.launching_threads));
+  out.number("streams_that_capture_and_launch", in_both(g.capturing_streams, g.launching_streams));
   out.number("graph_memory_used", (long long)g.graph_used);
   out.number("graph_memory_reserved", (long long)g.graph_reserved);
   out.number("cublaslt_handles", g.counts["cublaslt_handles"]);

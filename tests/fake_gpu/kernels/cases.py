@@ -269,7 +269,10 @@ class Packed:
         """What every kernel of this width makes of it, and what it should."""
         total, scale = sum(lengths), self.width**-0.5
         want = attended(self.q, self.k, self.v, lengths, self.heads, scale).reshape(total, self.heads * self.width)
-        offsets, tiles = given("u32", offsets_of(lengths)), given("u32", tiles_of(lengths))
+        # Two tiles of an empty sequence at the end, as tables have that are filled up.
+        empty = np.array([(len(lengths), 0)] * (2 if lengths else 0), dtype=np.uint32).reshape(-1, 2)
+        offsets = given("u32", offsets_of((*lengths, 0)))
+        tiles = given("u32", np.concatenate([tiles_of(lengths), empty]))
         for of in [self.width] * (self.width in (32, 64, 128)) + ["any"]:
             name = f"attention_{of}_{dtype}"
             block, shared = attention_launch(name, self.width)

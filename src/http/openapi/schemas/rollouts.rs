@@ -150,7 +150,8 @@ pub(super) struct Rollout {
     #[schema(nullable = false)]
     gate: Option<Vec<GateCheck>>,
     /// Measures by name: `downtime_ms`, `rollback_ms`, and for a `parked` or `cold` one `cold_rollback_ms`, are among them once they
-    /// are known; `parked_bytes` is how much came from host memory, where the version waited there.
+    /// are known; `parked_bytes` is how much came from host memory, where the version waited there; `graphs` and `graphs_ms`, how
+    /// many CUDA graphs a load has recorded, and in what time.
     figures: BTreeMap<String, Value>,
     /// Of the version's files.
     #[schema(required)]
