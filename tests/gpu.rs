@@ -7,18 +7,20 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::DType;
 use common::fake_gpu::libraries;
-use common::models::{Fixture, Version, all_fixtures, assert_alike, assert_same, run};
+use common::models::{Fixture, Version, all_fixtures, assert_alike, assert_same, json_file, run};
 use common::tensors::with_tensors;
 use common::{copy_folder, skipped};
 use cutover::device::{self, DeviceSpec, HostRoom, Memory, Opened, Owner};
 use cutover::model::{Model, TOKENS_PER_PASS, family};
-use cutover::ops::{Device, Keeping, Machine};
-use cutover::weights::{Known, Manifest, Pace, Progress, load, park};
+use cutover::ops::{Device, Keeping, Machine, Tensor};
+use cutover::weights::{Known, Manifest, Pace, Progress, TensorKey, load, park};
+use half::{bf16, f16};
 
 /// The GPU, for all tests of the process.
 fn gpu() -> Option<&'static (Opened, Machine)> {
@@ -37,12 +39,16 @@ fn gpu() -> Option<&'static (Opened, Machine)> {
 }
 
 /// A fixture's model on the GPU, in a number format, with the memory that it has there.
-fn loaded(fixture: &Fixture, (opened, machine): &(Opened, Machine), format: DType) -> (Model, Memory) {
+fn loaded(fixture: &Fixture, gpu: &(Opened, Machine), format: DType) -> (Model, Memory) {
+    loaded_version(&fixture.version, gpu, format)
+}
+
+fn loaded_version(version: &Version, (opened, machine): &(Opened, Machine), format: DType) -> (Model, Memory) {
     let keeping = Keeping::Cuda(format);
-    let footprint = fixture.version.footprint_for(keeping).unwrap();
+    let footprint = version.footprint_for(keeping).unwrap();
     let memory = Memory::acquire(opened, footprint.weight_bytes(), Owner::default()).unwrap();
     let device: Device = machine.device(&memory, (footprint.workspace, keeping)).unwrap();
-    (fixture.version.load_on(&device), memory)
+    (version.load_on(&device), memory)
 }
 
 /// The least cosine, and the largest difference as a part of the largest value.
@@ -162,18 +168,27 @@ fn a_version_that_waited_in_host_memory_answers_as_before_without_its_files() {
 #[test]
 fn values_that_are_no_numbers_in_a_format_are_refused_on_their_way() {
     let Some(gpu) = gpu() else { return };
-    for (value, format, says) in [
+    let cases = [
         (1e30f32, DType::F16, "too large for f16"),
         (f32::NAN, DType::BF16, "holds non-finite values, or"),
         (f32::INFINITY, DType::F32, "holds non-finite values"),
         (1e30, DType::F32, ""),
-    ] {
+    ];
+    // Tensors of their own, and parts of one.
+    let broken = [
+        "embeddings.word_embeddings.weight",
+        "encoder.layer.1.output.dense.bias",
+        "encoder.layer.0.attention.self.query.weight",
+        "encoder.layer.1.attention.self.key.weight",
+        "encoder.layer.1.attention.self.value.weight",
+        "encoder.layer.0.attention.self.key.bias",
+        "encoder.layer.1.attention.self.value.bias",
+    ];
+    for ((value, format, says), broken) in broken.into_iter().flat_map(|broken| cases.map(|case| (case, broken))) {
         let folder = tempfile::tempdir().unwrap();
         copy_folder(&Fixture::open("bert-embed-mean").version.spec.dir, folder.path());
-        let mut broken = String::new();
         with_tensors(folder.path(), |tensors| {
-            broken = tensors.matrix();
-            tensors.bytes(&broken)[4..8].copy_from_slice(&value.to_le_bytes());
+            tensors.bytes(broken)[4..8].copy_from_slice(&value.to_le_bytes());
         });
         let version = Version::open(folder.path(), "embed");
         let keeping = Keeping::Cuda(format);
@@ -187,10 +202,88 @@ fn values_that_are_no_numbers_in_a_format_are_refused_on_their_way() {
             Ok(_) => assert_eq!(says, "", "{value} in {}", format.as_str()),
             Err(error) => {
                 let told = error.to_string();
-                assert!(!says.is_empty() && told.contains(says) && told.contains(&broken), "{told}");
+                assert!(!says.is_empty() && told.contains(says) && told.contains(&format!("'{broken}'")), "{told}");
             }
         }
     }
+}
+
+/// Every f32 of a tensor in a format of two bytes.
+fn halved(bytes: &[u8], half: impl Fn(f32) -> [u8; 2]) -> Vec<u8> {
+    bytes.chunks_exact(4).flat_map(|number| half(f32::from_le_bytes(number.try_into().unwrap()))).collect()
+}
+
+#[test]
+fn queries_keys_and_values_may_come_in_different_formats_and_without_biases() {
+    let Some(gpu) = gpu() else { return };
+    for (name, biases) in [("bert-embed-mean", true), ("distilbert-classify", true), ("vit-classify", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let fixture = Fixture::open(name);
+        copy_folder(&fixture.version.spec.dir, folder.path());
+        let (mut keys, mut values, mut dropped) = (0, 0, 0);
+        with_tensors(folder.path(), |tensors| {
+            tensors.lay(|name, header, bytes| {
+                let is =
+                    |part: &str| name.contains(&format!(".{part}.")) || name.contains(&format!(".{}_lin.", &part[..1]));
+                if !biases && name.ends_with("bias") && (is("query") || is("key") || is("value")) {
+                    dropped += 1;
+                    return None;
+                }
+                if is("key") {
+                    (keys, header["dtype"]) = (keys + 1, "F16".into());
+                    return Some(halved(&bytes, |number| f16::from_f32(number).to_le_bytes()));
+                }
+                if is("value") {
+                    (values, header["dtype"]) = (values + 1, "BF16".into());
+                    return Some(halved(&bytes, |number| bf16::from_f32(number).to_le_bytes()));
+                }
+                Some(bytes)
+            });
+        });
+        assert_eq!((keys, values, dropped), if biases { (4, 4, 0) } else { (2, 2, 6) }, "{name}");
+        let path = folder.path().join("config.json");
+        let mut config = json_file(&path);
+        config["qkv_bias"] = biases.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let version = Version::open(folder.path(), fixture.version.spec.task.name());
+        let want = run(&mut version.load(), &fixture.inputs).concat();
+        for format in [DType::F32, DType::F16, DType::BF16] {
+            let (mut model, _memory) = loaded_version(&version, gpu, format);
+            let got = run(&mut model, &fixture.inputs).concat();
+            assert_alike(&got, &want, tolerance(format), &format!("{name} in {}", format.as_str()));
+        }
+    }
+}
+
+#[test]
+fn generations_share_queries_keys_and_values_unless_one_of_them_differs() {
+    let Some(gpu) = gpu() else { return };
+    let fixture = Fixture::open("bert-embed-mean");
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&fixture.version.spec.dir, folder.path());
+    with_tensors(folder.path(), |tensors| {
+        tensors.bytes("encoder.layer.1.attention.self.value.weight")[..4].copy_from_slice(&0.5f32.to_le_bytes());
+    });
+    let keeping = Keeping::Cuda(DType::F32);
+    let weights = |version: &Version, known: HashMap<TensorKey, Tensor>| {
+        let footprint = version.footprint_for(keeping).unwrap();
+        let memory = Memory::acquire(&gpu.0, footprint.weight_bytes(), Owner::default()).unwrap();
+        let device = gpu.1.device(&memory, (footprint.workspace, keeping)).unwrap();
+        let manifest = Manifest::compute(&version.spec.dir, &version.index).unwrap();
+        let weights = load(&version.index, &manifest, &footprint.wanted, known, &device, &Progress::new()).unwrap();
+        (weights, device, memory)
+    };
+    let (first, _device, _memory) = weights(&fixture.version, HashMap::new());
+    let resident: HashMap<_, _> = first.entries().map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
+    let changed = Version::open(folder.path(), "embed");
+    let (next, device, _next_memory) = weights(&changed, resident);
+    // The three weights of its layer, [32, 32] each, and nothing else.
+    assert_eq!(next.exclusive_bytes(), 3 * 32 * 32 * 4);
+    assert_eq!(next.shared_bytes(), first.exclusive_bytes() - 3 * 32 * 32 * 4);
+    let mut model = (family(&changed.spec).unwrap().load)(&changed.spec, next, &device).unwrap();
+    let want = run(&mut changed.load(), &fixture.inputs).concat();
+    assert_alike(&run(&mut model, &fixture.inputs).concat(), &want, tolerance(DType::F32), "what is shared");
+    assert!(want != fixture.expected.concat());
 }
 
 /// The tests above, in a process that finds the fake driver.
@@ -206,7 +299,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("7 passed"), "{told}");
+    assert!(told.contains("9 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     let calls = |name: &str| report["calls"][name].as_u64().unwrap();
