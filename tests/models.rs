@@ -6,14 +6,15 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
+use candle_core::DType;
 use common::models::{Fixture, Version, all_fixtures, assert_same, fixtures, floats, json_file, prepare_tokens, run};
 use cutover::error::{Error, Kind};
 use cutover::model::{Input, Model, Pixels, Tokens, family};
-use cutover::ops::Device;
+use cutover::ops::{Device, Keeping};
 use cutover::value::Task;
 use cutover::weights::{Footprint, Manifest, Progress, load};
 use safetensors::SafeTensors;
@@ -53,15 +54,19 @@ fn a_row_of_a_batch_is_the_row_it_would_be_alone() {
 fn the_footprint_is_exactly_the_tensors_that_the_model_takes() {
     for name in all_fixtures() {
         let Fixture { version, .. } = Fixture::open(&name);
+        for keeping in [Keeping::Cpu, Keeping::Cuda(DType::F16)] {
+            let Footprint { wanted, .. } = version.footprint_for(keeping).unwrap();
+            let mut read = HashSet::new();
+            for (want, tensor) in wanted.iter().flat_map(|want| want.names().map(move |tensor| (want, tensor))) {
+                assert_eq!(version.index.get(tensor).unwrap().shape, want.shape, "{name}: {tensor}");
+                assert!(read.insert(tensor), "{name}: {tensor}");
+            }
+            for info in version.index.iter().filter(|info| !read.contains(info.name.as_str())) {
+                let unused = info.name.contains("pooler.") && version.spec.task == Task::Embed;
+                assert!(unused, "{name} leaves {} unread", info.name);
+            }
+        }
         let Footprint { mut wanted, .. } = version.footprint().unwrap();
-        for want in &wanted {
-            assert_eq!(version.index.get(&want.name).unwrap().shape, want.shape, "{name}: {}", want.name);
-        }
-        let unread = version.index.iter().filter(|info| wanted.iter().all(|want| want.name != info.name));
-        for info in unread {
-            let unused = info.name.contains("pooler.") && version.spec.task == Task::Embed;
-            assert!(unused, "{name} leaves {} unread", info.name);
-        }
         // one too few is an error, not a guess
         wanted.pop();
         let manifest = Manifest::compute(&version.spec.dir, &version.index).unwrap();
@@ -174,6 +179,45 @@ fn checkpoints_that_do_not_fit_their_configuration_are_refused_before_a_byte_is_
     let labels = |config: &mut Value| config["id2label"] = json!({"0": "yes", "1": "no"});
     let message = refusal("bert-rerank", labels, same);
     assert!(message.contains("'rerank' takes 1, found 2"), "{message}");
+}
+
+#[test]
+fn a_gpu_has_query_key_and_value_as_one_of_the_same_bytes() {
+    for (name, layers) in
+        [("bert-embed-mean", 2), ("roberta-classify", 2), ("distilbert-embed", 2), ("vit-classify", 2)]
+    {
+        let Fixture { version, .. } = Fixture::open(name);
+        let footprint = version.footprint_for(Keeping::Cuda(DType::F32)).unwrap();
+        let together: Vec<_> = footprint.wanted.iter().filter(|want| !want.below.is_empty()).collect();
+        assert_eq!(together.len(), 2 * layers, "{name}");
+        for want in together {
+            let parts: Vec<&str> = want.names().collect();
+            assert!(parts.len() == 3 && parts[0].contains(".q"), "{name}: {parts:?}");
+            assert_eq!(want.whole()[0], 3 * want.shape[0]);
+        }
+        let read = |tensor: &str| version.index.get(tensor).unwrap().shape.iter().product::<usize>() as u64;
+        let elements: u64 = footprint.wanted.iter().flat_map(|want| want.names().map(read)).sum();
+        assert_eq!(footprint.weight_bytes(), 4 * elements, "{name}");
+        assert!(version.footprint().unwrap().wanted.iter().all(|want| want.below.is_empty()), "{name}");
+    }
+}
+
+#[test]
+fn a_query_key_or_value_that_does_not_fit_is_refused_by_its_own_name_on_a_gpu_too() {
+    for (name, broken) in [
+        ("bert-classify", "bert.encoder.layer.1.attention.self.key.weight"),
+        ("roberta-rerank", "roberta.encoder.layer.0.attention.self.value.bias"),
+        ("distilbert-classify", "distilbert.transformer.layer.1.attention.q_lin.weight"),
+        ("vit-classify", "vit.encoder.layer.0.attention.attention.key.bias"),
+    ] {
+        let dir = changed(name, |_| (), |tensor| (tensor != broken).then(|| tensor.into()));
+        let task = json_file(&fixtures().join(name).join("expected.json"))["task"].as_str().unwrap().to_owned();
+        let version = Version::open(dir.path(), &task);
+        for keeping in [Keeping::Cpu, Keeping::Cuda(DType::BF16)] {
+            let message = version.footprint_for(keeping).unwrap_err().to_string();
+            assert!(message.contains(&format!("the tensors do not fit: '{broken}' is missing")), "{message}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
 use common::fake_gpu::{nothing_is_left, on_fake_gpu};
 use common::tensors::with_tensors;
@@ -49,6 +50,68 @@ async fn many_clients_at_once_each_get_their_own_answer() {
         client.await.unwrap();
     }
     nothing_is_left(gpu, &report).await;
+}
+
+/// How much more of a thing a report counted, by the name of a call or of a counter, than another one.
+fn more(what: &str, (few, many): (&Value, &Value)) -> i64 {
+    let of = |report: &Value| report["calls"][what].as_i64().or(report["counts"][what].as_i64()).unwrap_or(0);
+    of(many) - of(few)
+}
+
+/// A fixture's model with its first layers only.
+fn of_layers(name: &str, layers: usize) -> Site {
+    // Op by op: what is recorded is one launch.
+    let site = Site::new().config("[device]\ngraphs = false\n");
+    let read = |file: &Path| -> Value { serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap() };
+    let task = read(&fixture(name).join("expected.json"))["task"].as_str().unwrap().to_owned();
+    site.model(name, &format!("task = \"{task}\"\n"));
+    let dir = site.version(name, "v", &fixture(name));
+    with_tensors(&dir, |tensors| {
+        let beyond = |name: &str| {
+            let number = name.split("layer.").nth(1).and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            number.is_some_and(|number| number >= layers)
+        };
+        tensors.lay(|name, _, bytes| (!beyond(name)).then_some(bytes));
+    });
+    let mut config = read(&dir.join("config.json"));
+    let key = if config["n_layers"].is_null() { "num_hidden_layers" } else { "n_layers" };
+    assert!(config[key].as_u64().unwrap() >= layers as u64);
+    config[key] = layers.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_at_most_eight_launches() {
+    // GELU by a kernel of its own, by the product, or another activation; other names; norms before and after.
+    for name in
+        ["bert-embed-mean", "bert-embed-cls", "bert-embed-max", "distilbert-embed", "xlmr-embed", "vit-classify"]
+    {
+        let mut each = Vec::new();
+        for layers in [1, 2] {
+            let few = report_of(of_layers(name, layers), name, 5).await;
+            let many = report_of(of_layers(name, layers), name, 25).await;
+            each.push(["launches", "matmuls", "memsets", "copies"].map(|what| more(what, (&few, &many))));
+        }
+        let [launches, matmuls, memsets, copies] = [0, 1, 2, 3].map(|what: usize| each[1][what] - each[0][what]);
+        // Queries, keys and values together; the output of attention; up and down.
+        assert_eq!((matmuls, memsets, copies), (20 * 4, 0, 0), "{name}: {each:?}");
+        assert!(launches + matmuls <= 20 * 8, "{name}: {each:?}");
+        assert!(each[0].iter().all(|count| count % 20 == 0), "{name}: {each:?}");
+    }
+}
+
+/// What the driver says once so many requests were answered, one after the other.
+async fn report_of(site: Site, model: &str, requests: usize) -> Value {
+    let (site, report) = on_fake_gpu(site);
+    let server = site.start().await;
+    for number in 0..requests {
+        match model {
+            "digits" | "vit-classify" => server.image(model, &inputs::digit(number % 10)).await.expect(200),
+            _ => server.texts(model, &[&text(number)]).await.expect(200),
+        };
+    }
+    nothing_is_left(server, &report).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,26 +166,12 @@ fn word(text: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
-    let calls_of = async |site: Site, model: &'static str, requests: usize| {
-        let (site, report) = on_fake_gpu(site);
-        let server = site.start().await;
-        for number in 0..requests {
-            match model {
-                "texts" => server.texts(model, &[&text(number)]).await.expect(200),
-                _ => server.image(model, &inputs::digit(number % 10)).await.expect(200),
-            };
-        }
-        nothing_is_left(server, &report).await
-    };
     let eager = || texts().config("[device]\ngraphs = false\n");
     for (site, model, graphs) in [(texts as fn() -> Site, "texts", 1), (Site::digits, "digits", 1), (eager, "texts", 0)]
     {
-        let few = calls_of(site(), model, 5).await;
-        let many = calls_of(site(), model, 25).await;
-        let more = |what: &str| {
-            let of = |report: &Value| report["calls"][what].as_u64().or(report["counts"][what].as_u64()).unwrap_or(0);
-            of(&many) as i64 - of(&few) as i64
-        };
+        let few = report_of(site(), model, 5).await;
+        let many = report_of(site(), model, 25).await;
+        let more = |what: &str| more(what, (&few, &many));
         for (call, each) in [
             ("cuMemcpyHtoDAsync_v2", 1),
             ("cuMemcpyDtoHAsync_v2", 1),

@@ -62,7 +62,13 @@ fn a_load_holds_its_tensors_and_one_buffer() {
     assert!(peak <= BUFFER, "{peak} bytes were held to compute digests");
     for (dtype, size) in [(DType::F16, 2), (DType::F32, 4)] {
         let wanted: Vec<Wanted> = (0..TENSORS)
-            .map(|n| Wanted { name: format!("t{n}"), shape: vec![ELEMENTS], dtype, layout: WeightLayout::Rows })
+            .map(|n| Wanted {
+                name: format!("t{n}"),
+                below: Vec::new(),
+                shape: vec![ELEMENTS],
+                dtype,
+                layout: WeightLayout::Rows,
+            })
             .collect();
         let before = HELD.load(Ordering::SeqCst);
         PEAK.store(before, Ordering::SeqCst);

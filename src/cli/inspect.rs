@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::repository::{F32Matmul, FileStat, ModelConfig, task_of};
 use crate::rollout::{Golden, Survey};
 use crate::value::Task;
-use crate::weights::{Footprint, Index, Manifest};
+use crate::weights::{Footprint, Index, Manifest, Wanted};
 
 const MODEL_TOML: &str = "model.toml";
 /// Labels that the table names; JSON has all of them.
@@ -273,8 +273,8 @@ impl WeightsReport {
         }
         let elements = |shape: &[usize]| shape.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64));
         WeightsReport {
-            parameters: wanted.iter().map(|wanted| elements(&wanted.shape)).sum(),
-            used: wanted.iter().filter(|wanted| index.get(&wanted.name).is_some()).count(),
+            parameters: wanted.iter().map(|wanted| elements(&wanted.whole())).sum(),
+            used: wanted.iter().flat_map(Wanted::names).filter(|name| index.get(name).is_some()).count(),
             tensors: index.len(),
             dtypes,
         }

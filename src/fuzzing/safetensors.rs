@@ -86,7 +86,7 @@ fn loads(dir: &Path, index: &Index) -> Result<()> {
     fits(index, &wanted, &|_| true)?;
     let mut weights = load(index, &manifest, &wanted, HashMap::new(), &Device::Cpu, &Progress::new())?;
     assert_eq!(weights.len(), wanted.len());
-    for Wanted { name, shape, dtype, layout } in &wanted {
+    for Wanted { name, shape, dtype, layout, .. } in &wanted {
         let tensor = weights.take(name).unwrap();
         assert_eq!((tensor.dims(), tensor.dtype()), (&*layout.stored(shape), *dtype), "{name}");
         if *dtype == DType::F32 {
@@ -117,5 +117,5 @@ fn wanted(tensor: &TensorInfo) -> Option<Wanted> {
         SourceDtype::Bool | SourceDtype::I8 | SourceDtype::U16 | SourceDtype::U64 => return None,
     };
     let layout = if shape.len() < 2 { WeightLayout::Rows } else { WeightLayout::Panels };
-    Some(Wanted { name: name.clone(), shape: shape.clone(), dtype, layout })
+    Some(Wanted { name: name.clone(), below: Vec::new(), shape: shape.clone(), dtype, layout })
 }

@@ -9,7 +9,7 @@ use super::pass::failed;
 use crate::error::{Error, Result};
 use crate::ops::{Keeping, LayerNorm, Matrix, Tensor, WeightLayout};
 use crate::repository::F32Matmul;
-use crate::weights::{Index, Wanted, Weights};
+use crate::weights::{Index, Wanted, Weights, stacked};
 
 /// The tensors of a version, under the names that its checkpoint uses.
 pub(super) struct Checkpoint<'a> {
@@ -35,6 +35,10 @@ impl<'a> Checkpoint<'a> {
         Checkpoint { source: Source::Loaded(weights), prefix, keeping, f32_matmul }
     }
 
+    pub(super) fn keeping(&self) -> Keeping {
+        self.keeping
+    }
+
     /// What was asked for while there were only headers.
     pub(super) fn into_wanted(self) -> Vec<Wanted> {
         match self.source {
@@ -53,23 +57,36 @@ impl<'a> Checkpoint<'a> {
         self.first(&[name.to_owned()], shape, WeightLayout::Rows)
     }
 
+    /// Tensors of the base model that have this shape, the rows of each below those of the one before, as one.
+    pub(super) fn base_stacked(&mut self, names: [&str; 3], shape: &[usize]) -> Result<Tensor> {
+        let names = names.map(|name| self.base_names(name).to_vec());
+        self.stacked(&names, shape, WeightLayout::Rows)
+    }
+
     /// The weight of a linear layer of the base model, `[out, …]`, whose other dimensions are its input.
     pub(super) fn base_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix> {
-        self.matrix(&self.base_names(name), shape)
+        self.matrix(&[self.base_names(name).to_vec()], shape)
+    }
+
+    /// The weights of linear layers of the base model with the same input, as that of one whose outputs are theirs in order.
+    pub(super) fn base_stacked_matrix(&mut self, names: [&str; 3], shape: &[usize]) -> Result<Matrix> {
+        let names = names.map(|name| self.base_names(name).to_vec());
+        self.matrix(&names, shape)
     }
 
     /// The same beside the base model.
     pub(super) fn head_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Matrix> {
-        self.matrix(&[name.to_owned()], shape)
+        self.matrix(&[vec![name.to_owned()]], shape)
     }
 
-    fn matrix(&mut self, names: &[String], shape: &[usize]) -> Result<Matrix> {
+    fn matrix(&mut self, parts: &[Vec<String>], shape: &[usize]) -> Result<Matrix> {
         let layout = match self.keeping {
             Keeping::Cpu => WeightLayout::Panels,
             Keeping::Cuda(_) => WeightLayout::Rows,
         };
-        let stored = self.first(names, shape, layout)?;
-        let matrix = Matrix::new(stored, layout, shape.first().copied().unwrap_or(1)).map_err(failed)?;
+        let stored = self.stacked(parts, shape, layout)?;
+        let out = stacked(shape, parts.len()).first().copied().unwrap_or(1);
+        let matrix = Matrix::new(stored, layout, out).map_err(failed)?;
         Ok(match self.f32_matmul {
             F32Matmul::F32 => matrix,
             F32Matmul::Tf32 => matrix.in_tf32(),
@@ -93,19 +110,29 @@ impl<'a> Checkpoint<'a> {
     /// The first of these names that the checkpoint has. When it has none, the first is wanted, and found missing
     /// when the footprint is checked.
     fn first(&mut self, names: &[String], shape: &[usize], layout: WeightLayout) -> Result<Tensor> {
-        let stored = layout.stored(shape);
+        self.stacked(&[names.to_vec()], shape, layout)
+    }
+
+    /// The same of each part, and all of them as one tensor, from the top down.
+    fn stacked(&mut self, parts: &[Vec<String>], shape: &[usize], layout: WeightLayout) -> Result<Tensor> {
+        let stored = layout.stored(&stacked(shape, parts.len()));
         let dtype = match self.keeping {
             Keeping::Cpu => DType::F32,
             Keeping::Cuda(dtype) => dtype,
         };
         match &mut self.source {
             Source::Headers { index, wanted } => {
-                let name = names.iter().find(|name| index.get(name).is_some()).or(names.first());
-                let name = name.cloned().unwrap_or_default();
-                wanted.push(Wanted { name, shape: shape.to_vec(), dtype, layout });
+                let mut names = parts.iter().map(|names| {
+                    let name = names.iter().find(|name| index.get(name).is_some()).or(names.first());
+                    name.cloned().unwrap_or_default()
+                });
+                let (name, shape) = (names.next().unwrap_or_default(), shape.to_vec());
+                wanted.push(Wanted { name, below: names.collect(), shape, dtype, layout });
                 Tensor::stand_in(stored).map_err(failed)
             }
             Source::Loaded(weights) => {
+                // All of it goes by its first part's name.
+                let names = parts.first().map(Vec::as_slice).unwrap_or_default();
                 let tensor = names.iter().find_map(|name| weights.take_optional(name));
                 let missing = || Error::internal(format!("tensor '{}' was not loaded", names.join("' or '")));
                 let tensor = tensor.ok_or_else(missing)?;

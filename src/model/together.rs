@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use candle_core::{Result, bail};
 
 use crate::device::give_way;
-use crate::ops::{Segments, Tensor, attention, attention_of_rows, serially};
+use crate::ops::{Segments, Tensor, attention, attention_of_rows, self_attention, serially};
 
 /// The rows of a batch that one thread computes.
 pub(super) struct Share<'a> {
@@ -48,6 +48,15 @@ impl<'a> Share<'a> {
                 let all = meeting.exchange((*number, rounds.replace(rounds.get() + 1)), (k, v))?;
                 attention_of_rows((q, *first), &all, (self.segments, heads))
             }
+        }
+    }
+
+    /// The same of rows that have queries, keys and values side by side: `[rows, 3 * heads * d]`, of a whole batch.
+    pub(super) fn self_attention(&self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+        give_way();
+        match &self.member {
+            None => self_attention(qkv, (self.segments, heads)),
+            Some(_) => bail!("keys and values that were not computed apart, to be handed to other threads"),
         }
     }
 }

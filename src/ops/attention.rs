@@ -19,17 +19,27 @@ const PARALLEL_WORK: usize = 2 << 20;
 
 /// `softmax(q kᵀ / √d) v` for each head of each sequence; no row sees another sequence.
 ///
-/// `q`, `k`, `v`: `[tokens, heads * d]`, rows possibly strided; `[tokens, heads * d]` comes back.
+/// `q`, `k`, `v`: `[tokens, heads * d]`, rows possibly strided; `[tokens, heads * d]` comes back. On a CPU.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, plan: (&Segments, usize)) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if let (Tensor::Cuda(q), Tensor::Cuda(k), Tensor::Cuda(v)) = (q, k, v) {
-        return super::cuda::attention([q, k, v], plan).map(Tensor::Cuda);
-    }
     for (tensor, what) in [(q, "queries"), (k, "keys"), (v, "values")] {
         require_f32(tensor, what)?;
     }
     let (segments, heads) = plan;
     q.apply3((k, v), &Attention { segments, heads })
+}
+
+/// [`attention`] where a row has its query, its key and its value side by side: `[tokens, 3 * heads * d]`.
+pub fn self_attention(qkv: &Tensor, plan: (&Segments, usize)) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(qkv) = qkv {
+        return super::cuda::self_attention(qkv, plan).map(Tensor::Cuda);
+    }
+    let (_, width) = qkv.dims2()?;
+    if !width.is_multiple_of(3) {
+        bail!("{width} features are no queries, keys and values");
+    }
+    let third = |number: usize| qkv.host()?.narrow(1, number * (width / 3), width / 3).map(Tensor::Host);
+    attention(&third(0)?, &third(1)?, &third(2)?, plan)
 }
 
 /// [`attention`] of some of a batch's rows: `q`, and which row of the batch its first is. Keys and values come in
@@ -347,6 +357,28 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+        #[test]
+        fn thirds_of_a_row_are_its_query_key_and_value(
+            lengths in prop::collection::vec(0usize..90, 1..6), heads in 1usize..5, d in 1usize..40, seed: u64,
+        ) {
+            let segments = Segments::of(lengths);
+            let qkv = matrix(segments.total(), 3 * heads * d, seed);
+            let [q, k, v] = [0, 1, 2].map(|third| contiguous(&columns(&qkv, third * heads * d, heads * d)));
+            let got = self_attention(&qkv, (&segments, heads)).unwrap();
+            assert_close(&got, &naive(&q, &k, &v, (&segments, heads)), 1e-5);
+        }
+    }
+
+    #[test]
+    fn rows_that_are_no_thirds_are_refused() {
+        let segments = Segments::of([2]);
+        assert!(self_attention(&matrix(2, 10, 0), (&segments, 1)).is_err());
+        assert!(self_attention(&matrix(2, 12, 0), (&segments, 3)).is_err());
+        assert!(self_attention(&matrix(3, 12, 0), (&segments, 2)).is_err());
+    }
+
+    proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn some_rows_of_a_batch_are_what_they_are_of_the_whole(
@@ -369,16 +401,6 @@ mod tests {
             }
             prop_assert!(pieces.len() < 2 || attention_of_rows((&q, 0), &pieces[1..], (&segments, heads)).is_err() || pieces[0].0.dims()[0] == 0);
         }
-    }
-
-    #[test]
-    fn queries_keys_and_values_may_be_slices_of_one_projection() {
-        let segments = Segments::of([70, 1, 13]);
-        let all = matrix(84, 3 * 24, 9);
-        let [q, k, v] = [0, 1, 2].map(|i| columns(&all, i * 24, 24));
-        let [qc, kc, vc] = [&q, &k, &v].map(contiguous);
-        let got = attention(&q, &k, &v, (&segments, 3)).unwrap();
-        assert_close(&got, &naive(&qc, &kc, &vc, (&segments, 3)), 1e-5);
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod tensor;
 mod testing;
 
 pub use activation::Activation;
-pub use attention::{attention, attention_of_rows, attention_scratch_bytes};
+pub use attention::{attention, attention_of_rows, attention_scratch_bytes, self_attention};
 pub use cpu::{serially, threads};
 pub use embed::{TokenTables, embed_patches, embed_tokens};
 pub use layer_norm::{LayerNorm, layer_norm};

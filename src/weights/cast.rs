@@ -48,11 +48,9 @@ pub(super) fn bytes_mut<T: Element>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
 }
 
-/// Memory that begins on a border of eight bytes, as room for numbers: as many as fit.
-#[cfg(feature = "cuda")]
+/// Memory that begins where such a number may, as room for numbers: as many as fit.
 pub(super) fn numbers_mut<T: Element>(bytes: &mut [u8]) -> &mut [T] {
-    const { assert!(align_of::<T>() <= align_of::<u64>()) };
-    debug_assert!(bytes.as_ptr().cast::<u64>().is_aligned());
+    debug_assert!(bytes.as_ptr().cast::<T>().is_aligned());
     // SAFETY: every bit pattern is a T, and every T is valid bytes (`Element`); what is not aligned is left out.
     unsafe { bytes.align_to_mut::<T>() }.1
 }

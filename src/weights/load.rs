@@ -1,15 +1,16 @@
 //! From files to tensors: each wanted tensor is read once, in file order, straight into its final memory.
 //!
-//! At any moment a load holds the tensors that it has made, the one that it is making, and one buffer of 1 MiB. Tensors
-//! that are resident already are not read at all. Every byte is held against the manifest before it is used.
+//! At any moment a load holds the tensors that it has made, the one that it is making, and buffers of 1 MiB. Tensors that
+//! are resident already are not read at all. Every byte is held against the manifest before it is used.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use candle_core::DType;
 
-use super::read::{Read, Reader, read_as};
+use super::read::{Part, Read, Reader, read_as};
 use super::{Index, Manifest, Parked, Progress, TensorInfo, quoted};
 use crate::error::{Error, Result};
 use crate::ops::{Device, Tensor, WeightLayout};
@@ -21,6 +22,9 @@ const NAMED: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     pub name: String,
+    /// Others of its shape, whose rows come below its own: together they are one tensor, which goes by the first's name.
+    pub below: Vec<String>,
+    /// Of each of them.
     pub shape: Vec<usize>,
     /// What it becomes, whatever its file holds.
     pub dtype: DType,
@@ -29,10 +33,29 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// What the checkpoint calls its parts, from the top down.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.below.iter().map(String::as_str))
+    }
+
+    /// The shape of all of it.
+    pub fn whole(&self) -> Vec<usize> {
+        stacked(&self.shape, 1 + self.below.len())
+    }
+
     fn bytes(&self) -> u64 {
-        let stored = self.layout.stored(&self.shape);
+        let stored = self.layout.stored(&self.whole());
         let elements = stored.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
         elements.saturating_mul(self.dtype.size_in_bytes() as u64)
+    }
+}
+
+/// The shape of so many tensors of a shape, one below the other.
+pub fn stacked(shape: &[usize], count: usize) -> Vec<usize> {
+    match shape {
+        _ if count == 1 => shape.to_vec(),
+        [] => vec![count],
+        [rows, rest @ ..] => [&[rows.saturating_mul(count)], rest].concat(),
     }
 }
 
@@ -57,9 +80,10 @@ impl Footprint {
 /// Equal keys are equal tensors: what the file holds, and what is made of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TensorKey {
-    /// The source's number format and the digest of its bytes: the same bytes as f16 and as bf16 are other numbers.
+    /// Each source's number format and the digest of its bytes: the same bytes as f16 and as bf16 are other numbers.
     pub digest: String,
     pub dtype: DType,
+    /// Of all of it.
     pub shape: Vec<usize>,
     pub layout: WeightLayout,
 }
@@ -157,13 +181,10 @@ impl std::fmt::Debug for Weights {
 /// does not know are one error that names the first eight of them.
 pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -> Result<()> {
     let mut wrong = Vec::new();
-    let mut names = HashSet::new();
-    for want in wanted {
-        let name = quoted(&want.name);
-        if !names.insert(want.name.as_str()) {
-            return Err(Error::internal(format!("tensor {name} is wanted twice")));
-        }
-        match index.get(&want.name) {
+    let names = names_of(wanted)?;
+    for (want, name) in wanted.iter().flat_map(|want| want.names().map(move |name| (want, name))) {
+        let (info, name) = (index.get(name), quoted(name));
+        match info {
             None => wrong.push(format!("{name} is missing")),
             Some(info) if info.shape != want.shape => {
                 wrong.push(format!("{name} has shape {:?}, not {:?}", info.shape, want.shape));
@@ -185,12 +206,22 @@ pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -
     Err(Error::unloadable(index.label(""), format!("the tensors do not fit: {}{tail}", wrong.join(", "))))
 }
 
+/// The checkpoint's names of what is wanted: each once, by itself or as a part.
+fn names_of(wanted: &[Wanted]) -> Result<HashSet<&str>> {
+    let mut names = HashSet::new();
+    match wanted.iter().flat_map(Wanted::names).find(|name| !names.insert(*name)) {
+        Some(name) => Err(Error::internal(format!("tensor {} is wanted twice", quoted(name)))),
+        None => Ok(names),
+    }
+}
+
 /// Under which key a wanted tensor may be found among the resident ones.
 pub fn key_of(wanted: &Wanted, index: &Index, manifest: &Manifest) -> Result<TensorKey> {
-    let info = find(wanted, index)?;
-    let digest = digest_of(info, index, manifest)?;
-    let (dtype, shape, layout) = (wanted.dtype, wanted.shape.clone(), wanted.layout);
-    Ok(TensorKey { digest: format!("{}:{digest}", info.dtype), dtype, shape, layout })
+    let parts = parts(wanted, index, manifest)?;
+    // Neither formats nor digests have a plus in them, so that no two lists are written alike.
+    let digests = parts.iter().map(|part| format!("{}:{}", part.info.dtype, part.digest));
+    let digest = digests.collect::<Vec<_>>().join("+");
+    Ok(TensorKey { digest, dtype: wanted.dtype, shape: wanted.whole(), layout: wanted.layout })
 }
 
 /// Reads the wanted tensors, but for those that are known, and puts them on `device`.
@@ -209,38 +240,33 @@ pub fn load(
     let mut weights = Weights { tensors: HashMap::new(), keys: HashMap::new(), exclusive: 0, shared: 0, parked: 0 };
     let mut reads: HashMap<TensorKey, Read<'_>> = HashMap::new();
     let mut counted = HashSet::new();
+    names_of(wanted)?;
     for want in wanted {
         let key = key_of(want, index, manifest)?;
-        if weights.keys.insert(want.name.clone(), key.clone()).is_some() {
-            return Err(Error::internal(format!("tensor {} is wanted twice", quoted(&want.name))));
-        }
+        weights.keys.insert(want.name.clone(), key.clone());
         if let Some(tensor) = resident.get(&key) {
             same_kind(tensor, &key, device)?;
             if counted.insert(key) {
                 weights.shared += want.bytes();
             }
             weights.tensors.insert(want.name.clone(), tensor.clone());
-        } else {
-            let info = find(want, index)?;
-            let digest = digest_of(info, index, manifest)?;
-            let read = Read {
-                info,
-                dtype: want.dtype,
-                layout: want.layout,
-                digest,
-                names: Vec::new(),
-                #[cfg(feature = "cuda")]
-                room: None,
-                #[cfg(feature = "cuda")]
-                parked: parked.as_ref().and_then(|parked| parked.extent(&key)),
-            };
-            // Tensors with equal bytes (tied weights that were saved twice) are read once.
-            reads.entry(key).or_insert(read).names.push(want.name.clone());
+            continue;
         }
+        // Tensors with equal bytes (tied weights that were saved twice) are read once.
+        let read = match reads.entry(key) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(free) => {
+                let read = Read::of(want, (index, manifest))?;
+                #[cfg(feature = "cuda")]
+                let read = Read { parked: parked.as_ref().and_then(|parked| parked.extent(free.key())), ..read };
+                free.insert(read)
+            }
+        };
+        read.names.push(want.name.clone());
     }
     drop(resident);
     let mut reads: Vec<Read<'_>> = reads.into_values().collect();
-    reads.sort_by_key(|read| Reverse((read.info.file, read.info.offset)));
+    reads.sort_by_key(|read| Reverse(read.place()));
     progress.begin(reads.iter().map(Read::bytes).sum());
     #[cfg(feature = "cuda")]
     if let Device::Cuda(place) = device {
@@ -261,18 +287,30 @@ pub fn load(
     Ok(weights)
 }
 
-pub(super) fn find<'a>(wanted: &Wanted, index: &'a Index) -> Result<&'a TensorInfo> {
-    let name = quoted(&wanted.name);
-    let info = index.get(&wanted.name);
-    let info = info.ok_or_else(|| Error::unloadable(index.label(""), format!("tensor {name} is missing")))?;
-    if info.shape != wanted.shape {
-        let reason = format!("tensor {name} has shape {:?}, not {:?}", info.shape, wanted.shape);
+/// What a wanted tensor is made of, from the top down.
+pub(super) fn parts<'a>(wanted: &Wanted, index: &'a Index, manifest: &'a Manifest) -> Result<Vec<Part<'a>>> {
+    let mut first = 0;
+    let part = |name| {
+        let info = find((name, &wanted.shape), index)?;
+        let part = Part { info, digest: digest_of(info, index, manifest)?, first };
+        first += part.elements();
+        Ok(part)
+    };
+    wanted.names().map(part).collect()
+}
+
+fn find<'a>((name, shape): (&str, &[usize]), index: &'a Index) -> Result<&'a TensorInfo> {
+    let info = index.get(name);
+    let missing = || Error::unloadable(index.label(""), format!("tensor {} is missing", quoted(name)));
+    let info = info.ok_or_else(missing)?;
+    if info.shape != shape {
+        let reason = format!("tensor {} has shape {:?}, not {shape:?}", quoted(name), info.shape);
         return Err(Error::unloadable(index.label_of(info), reason));
     }
     Ok(info)
 }
 
-pub(super) fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Result<&'a str> {
+fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Result<&'a str> {
     let unknown = || {
         let reason = format!("the manifest knows no tensor {}: the folder changed", quoted(&info.name));
         Error::unloadable(index.label_of(info), reason)
@@ -289,3 +327,7 @@ fn same_kind(tensor: &Tensor, key: &TensorKey, device: &Device) -> Result<()> {
 #[cfg(test)]
 #[path = "load_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "stacked_tests.rs"]
+mod stacked_tests;

@@ -10,16 +10,16 @@ use super::*;
 
 const CPU: Device = Device::Cpu;
 
-fn want(name: &str, shape: &[usize], dtype: DType) -> Wanted {
-    Wanted { name: name.to_owned(), shape: shape.to_vec(), dtype, layout: WeightLayout::Rows }
+pub(super) fn want(name: &str, shape: &[usize], dtype: DType) -> Wanted {
+    Wanted { name: name.to_owned(), below: Vec::new(), shape: shape.to_vec(), dtype, layout: WeightLayout::Rows }
 }
 
-fn load_all(folder: &Folder, wanted: &[Wanted]) -> Result<Weights> {
+pub(super) fn load_all(folder: &Folder, wanted: &[Wanted]) -> Result<Weights> {
     let (index, manifest) = folder.indexed();
     load(&index, &manifest, wanted, HashMap::new(), &CPU, &Progress::new())
 }
 
-fn values<T: WithDType>(tensor: &Tensor) -> Vec<T> {
+pub(super) fn values<T: WithDType>(tensor: &Tensor) -> Vec<T> {
     tensor.host().unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -200,23 +200,11 @@ fn cancelling_stops_between_chunks() {
     let progress = Progress::new();
     let mut source = Source { index: &index, progress: &progress, open: None };
     let info = index.get("large").unwrap();
-    let layout = WeightLayout::Rows;
-    let digest = manifest.tensors["large"].as_str();
-    let read = Read {
-        info,
-        dtype: DType::F32,
-        layout,
-        digest,
-        names: vec![],
-        #[cfg(feature = "cuda")]
-        room: None,
-        #[cfg(feature = "cuda")]
-        parked: None,
-    };
+    let part = Part { info, digest: manifest.tensors["large"].as_str(), first: 0 };
     let mut piece = vec![0; CHUNK];
-    source.fill(&read, 0, &mut piece, Some(&mut blake3::Hasher::new())).unwrap();
+    source.fill(&part, 0, &mut piece, Some(&mut blake3::Hasher::new())).unwrap();
     progress.cancel();
-    let error = source.fill(&read, CHUNK, &mut piece, Some(&mut blake3::Hasher::new())).unwrap_err();
+    let error = source.fill(&part, CHUNK, &mut piece, Some(&mut blake3::Hasher::new())).unwrap_err();
     assert_eq!(error.to_string(), "reading the weights was cancelled");
     assert_eq!(progress.done(), CHUNK as u64);
     let error = load(&index, &manifest, &wanted, HashMap::new(), &CPU, &progress).unwrap_err();

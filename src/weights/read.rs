@@ -1,4 +1,5 @@
-//! One tensor at a time out of its file: the bytes that are there, in the format that is wanted, where they stay.
+//! One tensor at a time out of its file, or several into one: the bytes that are there, in the format that is wanted, where
+//! they stay.
 //!
 //! Every byte goes by the hasher and every value is looked at once. Must not know which tensors are wanted, nor by whom.
 
@@ -9,17 +10,20 @@ use std::os::unix::fs::FileExt;
 use candle_core::DType;
 use half::{bf16, f16};
 
-use super::cast::{Buffer, CastFrom, Element, bytes_mut};
-use super::{CHUNK, Index, Progress, SourceDtype, TensorInfo, quoted};
+use super::cast::{Buffer, CastFrom, Element, bytes_mut, numbers_mut};
+use super::load::parts;
+use super::{CHUNK, Index, Manifest, Progress, SourceDtype, TensorInfo, Wanted, quoted};
 use crate::error::{Error, Result};
 use crate::ops::{Device, Tensor, WeightLayout};
 
 /// One tensor to read, and the names that it goes by.
 pub(super) struct Read<'a> {
-    pub(super) info: &'a TensorInfo,
+    /// Tensors of files, the rows of each below those of the one before.
+    pub(super) parts: Vec<Part<'a>>,
+    /// Of all of it.
+    pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
     pub(super) layout: WeightLayout,
-    pub(super) digest: &'a str,
     pub(super) names: Vec<String>,
     /// Where it goes on a GPU, and where it lies in host memory, if it is parked there.
     #[cfg(feature = "cuda")]
@@ -28,10 +32,30 @@ pub(super) struct Read<'a> {
     pub(super) parked: Option<super::parked::Extent>,
 }
 
-impl Read<'_> {
-    pub(super) fn elements(&self) -> usize {
-        // Cannot overflow: the header's check multiplied the same numbers.
-        self.info.shape.iter().product()
+impl<'a> Read<'a> {
+    /// Without a name, and without a place on a device.
+    pub(super) fn of(wanted: &Wanted, (index, manifest): (&'a Index, &'a Manifest)) -> Result<Self> {
+        Ok(Read {
+            parts: parts(wanted, index, manifest)?,
+            shape: wanted.whole(),
+            dtype: wanted.dtype,
+            layout: wanted.layout,
+            names: Vec::new(),
+            #[cfg(feature = "cuda")]
+            room: None,
+            #[cfg(feature = "cuda")]
+            parked: None,
+        })
+    }
+
+    /// File and offset, which reads are ordered by: parts of one tensor mostly lie close together.
+    pub(super) fn place(&self) -> Option<(usize, u64)> {
+        self.parts.first().map(|part| (part.info.file, part.info.offset))
+    }
+
+    /// For errors that are about all of it.
+    fn name(&self) -> &str {
+        self.parts.first().map_or("", |part| &part.info.name)
     }
 
     /// To be read, or to be copied where it is parked.
@@ -40,40 +64,60 @@ impl Read<'_> {
         if let Some(extent) = self.parked {
             return extent.bytes as u64;
         }
-        self.info.len
+        self.parts.iter().map(|part| part.info.len).sum()
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn elements(&self) -> usize {
+        self.parts.iter().map(Part::elements).sum()
     }
 }
 
+/// A tensor of a file, as all of a tensor that is read or as part of one.
+pub(super) struct Part<'a> {
+    pub(super) info: &'a TensorInfo,
+    pub(super) digest: &'a str,
+    /// Which element of the whole its first is.
+    pub(super) first: usize,
+}
+
+impl Part<'_> {
+    pub(super) fn elements(&self) -> usize {
+        // Cannot overflow: the header's check multiplied the same numbers.
+        self.info.shape.iter().product()
+    }
+}
+
+/// Fills memory with a part's values from one of its elements on, as many as fit; the bytes that it filled.
+pub(super) type Fill<'a> = fn(&mut Reader<'a>, &Part<'_>, usize, (&mut [u8], &mut Seen)) -> Result<usize>;
+
 /// How a number format in a file becomes one in memory.
 pub(super) struct How<'a> {
-    /// A whole tensor of the process.
-    whole: fn(&mut Reader<'a>, &mut Read<'_>) -> Result<Tensor>,
-    /// Part after part of one, as it is parked for a GPU.
+    /// A whole tensor of the process that has a part of this format.
+    whole: fn(&mut Reader<'a>, &Read<'_>) -> Result<Tensor>,
+    /// As it is kept in the process.
+    pub(super) wanted: Fill<'a>,
+    /// As it is sent to a GPU: as the file has it, in this format.
     #[cfg(feature = "cuda")]
-    pub(super) part: super::staged::Fill<'a>,
-    /// And as it is sent to one: as the file has it, in this format.
-    #[cfg(feature = "cuda")]
-    pub(super) raw: (super::staged::Fill<'a>, DType),
+    pub(super) raw: (Fill<'a>, DType),
 }
 
 impl How<'_> {
     fn same<T: Element>() -> Self {
         How {
-            whole: Reader::same::<T>,
+            whole: Reader::whole::<T>,
+            wanted: Reader::as_it_is::<T>,
             #[cfg(feature = "cuda")]
-            part: Reader::part_as_it_is::<T>,
-            #[cfg(feature = "cuda")]
-            raw: (Reader::part_as_it_is::<T>, T::DTYPE),
+            raw: (Reader::as_it_is::<T>, T::DTYPE),
         }
     }
 
     fn cast<S: Element, T: CastFrom<S>>() -> Self {
         How {
-            whole: Reader::cast::<S, T>,
+            whole: Reader::whole::<T>,
+            wanted: Reader::cast::<S, T>,
             #[cfg(feature = "cuda")]
-            part: Reader::part_cast::<S, T>,
-            #[cfg(feature = "cuda")]
-            raw: (Reader::part_as_it_is::<S>, S::DTYPE),
+            raw: (Reader::as_it_is::<S>, S::DTYPE),
         }
     }
 }
@@ -105,7 +149,7 @@ pub(super) fn read_as<'a>(source: SourceDtype, target: DType) -> Option<How<'a>>
     Some(how)
 }
 
-/// What was seen while a tensor's bytes went by.
+/// What was seen while the bytes of a tensor of a file went by.
 pub(super) struct Seen {
     /// None where bytes are taken for those of the manifest, and whether values are numbers is looked at elsewhere.
     pub(super) hasher: Option<blake3::Hasher>,
@@ -140,99 +184,108 @@ impl<'a> Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn read(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
-        let how = self.how(read)?;
         #[cfg(feature = "cuda")]
         if let Device::Cuda(place) = self.device {
-            return self.staged(place, read, how.raw);
+            return self.staged(place, read);
         }
-        (how.whole)(self, read)
+        let first = read.parts.first().ok_or_else(|| Error::internal("a tensor that is made of nothing"))?;
+        (self.how(first, read.dtype)?.whole)(self, read)
     }
 
-    pub(super) fn how(&self, read: &Read<'_>) -> Result<How<'a>> {
-        read_as(read.info.dtype, read.dtype).ok_or_else(|| {
-            let (from, to) = (read.info.dtype, read.dtype.as_str());
-            self.source.refused(read, format!("tensor {} is {from}, which cannot become {to}", quoted(&read.info.name)))
+    pub(super) fn how(&self, part: &Part<'_>, wanted: DType) -> Result<How<'a>> {
+        read_as(part.info.dtype, wanted).ok_or_else(|| {
+            let (from, to) = (part.info.dtype, wanted.as_str());
+            self.source.refused(part, format!("tensor {} is {from}, which cannot become {to}", quoted(&part.info.name)))
         })
     }
 
-    /// The file's own format is the wanted one: where rows stay rows, bytes go to where they stay.
-    fn same<T: Element>(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
+    /// Where rows stay rows, values go to where they stay; else by way of a piece that is arranged anew.
+    fn whole<T: Element>(&mut self, read: &Read<'_>) -> Result<Tensor> {
         let mut values = reserve::<T>(read)?;
-        let mut seen = Seen::nothing();
-        match read.layout {
-            WeightLayout::Rows => {
-                while values.len() < read.elements() {
-                    let at = values.len();
-                    let end = read.elements().min(at + CHUNK / size_of::<T>());
-                    values.resize(end, T::default());
-                    let piece = &mut values[at..];
-                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), seen.hasher.as_mut())?;
-                    seen.finite &= T::all_finite(piece);
-                }
-            }
-            WeightLayout::Panels => {
-                values.resize(values.capacity(), T::default());
-                let mut at = 0;
-                while at < read.elements() {
-                    let piece = self.buffer.numbers::<T>(read.elements() - at);
-                    self.source.fill(read, at * size_of::<T>(), bytes_mut(piece), seen.hasher.as_mut())?;
-                    seen.finite &= T::all_finite(piece);
-                    read.layout.place(&mut values, &read.info.shape, at, piece);
-                    at += piece.len();
-                }
-            }
+        let mut piece = Vec::new();
+        if read.layout == WeightLayout::Panels {
+            values.resize(values.capacity(), T::default());
+            let longest = read.parts.iter().map(Part::elements).max().unwrap_or(0);
+            piece.resize(longest.min(CHUNK / size_of::<T>()), T::default());
         }
-        self.finish(read, values, &seen)
-    }
-
-    /// Through the buffer into the wanted format, and through another where it is arranged anew.
-    fn cast<S: Element, T: CastFrom<S>>(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
-        let mut values = reserve::<T>(read)?;
-        values.resize(values.capacity(), T::default());
-        let mut turned = match read.layout {
-            WeightLayout::Rows => Vec::new(),
-            WeightLayout::Panels => vec![T::default(); read.elements().min(CHUNK / size_of::<S>())],
-        };
-        let mut seen = Seen::nothing();
-        let mut at = 0;
-        while at < read.elements() {
-            let piece = self.buffer.numbers::<S>(read.elements() - at);
-            let end = at + piece.len();
-            self.source.fill(read, at * size_of::<S>(), bytes_mut(piece), seen.hasher.as_mut())?;
-            seen.finite &= S::all_finite(piece);
-            let target = if turned.is_empty() { &mut values[at..end] } else { &mut turned[..piece.len()] };
-            T::cast(piece, target);
-            seen.fits &= T::all_finite(target);
-            if read.layout == WeightLayout::Panels {
-                read.layout.place(&mut values, &read.info.shape, at, &turned[..end - at]);
+        for part in &read.parts {
+            let (fill, mut seen, mut at) = (self.how(part, read.dtype)?.wanted, Seen::nothing(), 0);
+            while at < part.elements() {
+                let left = part.elements() - at;
+                let room = match read.layout {
+                    WeightLayout::Panels => &mut piece[..],
+                    WeightLayout::Rows => {
+                        let start = values.len();
+                        values.resize(start + left.min(CHUNK / size_of::<T>()), T::default());
+                        &mut values[start..]
+                    }
+                };
+                let filled = fill(self, part, at, (bytes_mut(room), &mut seen))? / size_of::<T>();
+                if read.layout == WeightLayout::Panels {
+                    read.layout.place(&mut values, &read.shape, part.first + at, &piece[..filled]);
+                }
+                at += filled;
             }
-            at = end;
+            self.accept(part, read.dtype, &seen)?;
         }
-        self.finish(read, values, &seen)
-    }
-
-    fn finish<T: Element>(&self, read: &Read<'_>, values: Vec<T>, seen: &Seen) -> Result<Tensor> {
-        self.accept(read, seen)?;
-        Tensor::from_vec(values, read.layout.stored(&read.info.shape), self.device).map_err(|error| {
-            let name = quoted(&read.info.name);
+        Tensor::from_vec(values, read.layout.stored(&read.shape), self.device).map_err(|error| {
+            let name = quoted(read.name());
             Error::internal(format!("tensor {name} could not be put on its device: {error}"))
         })
     }
 
-    /// Whether its bytes were those of the manifest, and its values numbers before and after they were cast.
-    pub(super) fn accept(&self, read: &Read<'_>, seen: &Seen) -> Result<()> {
-        let name = quoted(&read.info.name);
+    /// The file's own format: straight to where it goes.
+    fn as_it_is<T: Element>(
+        &mut self,
+        part: &Part<'_>,
+        from: usize,
+        (room, seen): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        let end = part.elements().min(from + room.len() / size_of::<T>());
+        let values = &mut numbers_mut::<T>(room)[..end - from];
+        self.source.fill(part, from * size_of::<T>(), bytes_mut(values), seen.hasher.as_mut())?;
+        if seen.hasher.is_some() {
+            seen.finite &= T::all_finite(values);
+        }
+        Ok(size_of_val(values))
+    }
+
+    /// Through the buffer into the wanted format.
+    fn cast<S: Element, T: CastFrom<S>>(
+        &mut self,
+        part: &Part<'_>,
+        from: usize,
+        (room, seen): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        let end = part.elements().min(from + room.len() / size_of::<T>());
+        let values = &mut numbers_mut::<T>(room)[..end - from];
+        let mut at = 0;
+        while at < values.len() {
+            let piece = self.buffer.numbers::<S>(values.len() - at);
+            self.source.fill(part, (from + at) * size_of::<S>(), bytes_mut(piece), seen.hasher.as_mut())?;
+            seen.finite &= S::all_finite(piece);
+            let target = &mut values[at..at + piece.len()];
+            T::cast(piece, target);
+            seen.fits &= T::all_finite(target);
+            at += piece.len();
+        }
+        Ok(size_of_val(values))
+    }
+
+    /// Whether a part's bytes were those of the manifest, and its values numbers before and after they were cast.
+    pub(super) fn accept(&self, part: &Part<'_>, wanted: DType, seen: &Seen) -> Result<()> {
+        let name = quoted(&part.info.name);
         // First, since the values of a file that changed mean nothing.
-        if seen.hasher.as_ref().is_some_and(|hasher| hasher.finalize().to_hex().as_str() != read.digest) {
+        if seen.hasher.as_ref().is_some_and(|hasher| hasher.finalize().to_hex().as_str() != part.digest) {
             let reason = format!("tensor {name} is not what its manifest recorded: the file changed");
-            return Err(self.source.refused(read, reason));
+            return Err(self.source.refused(part, reason));
         }
         if !seen.finite {
-            return Err(self.source.refused(read, format!("tensor {name} holds non-finite values")));
+            return Err(self.source.refused(part, format!("tensor {name} holds non-finite values")));
         }
         if !seen.fits {
-            let reason = format!("tensor {name} holds values that are too large for {}", read.dtype.as_str());
-            return Err(self.source.refused(read, reason));
+            let reason = format!("tensor {name} holds values that are too large for {}", wanted.as_str());
+            return Err(self.source.refused(part, reason));
         }
         Ok(())
     }
@@ -241,12 +294,12 @@ impl<'a> Reader<'a> {
 /// Room for a whole tensor as it is stored, without dying where there is none.
 fn reserve<T>(read: &Read<'_>) -> Result<Vec<T>> {
     let mut values = Vec::new();
-    let elements: usize = read.layout.stored(&read.info.shape).iter().product();
+    let elements: usize = read.layout.stored(&read.shape).iter().product();
     values.try_reserve_exact(elements).map_err(|_| {
         let bytes = (elements as u64).saturating_mul(size_of::<T>() as u64);
         let sum =
-            format!("tensor {} takes {bytes} bytes of host memory, which the system refused", quoted(&read.info.name));
-        Error::NoRoom { sum, details: serde_json::json!({ "tensor": read.info.name, "bytes": bytes }) }
+            format!("tensor {} takes {bytes} bytes of host memory, which the system refused", quoted(read.name()));
+        Error::NoRoom { sum, details: serde_json::json!({ "tensor": read.name(), "bytes": bytes }) }
     })?;
     Ok(values)
 }
@@ -255,29 +308,29 @@ fn reserve<T>(read: &Read<'_>) -> Result<Vec<T>> {
 pub(super) struct Source<'a> {
     pub(super) index: &'a Index,
     pub(super) progress: &'a Progress,
-    /// The file of the last read: reads come in file order, so one is enough.
+    /// The file of the last read: most reads come in file order, so one is enough.
     pub(super) open: Option<(usize, File)>,
 }
 
 impl Source<'_> {
-    fn refused(&self, read: &Read<'_>, reason: String) -> Error {
-        Error::unloadable(self.index.label_of(read.info), reason)
+    fn refused(&self, part: &Part<'_>, reason: String) -> Error {
+        Error::unloadable(self.index.label_of(part.info), reason)
     }
 
     /// The tensor's bytes from `at`, as many as `piece` has.
     pub(super) fn fill(
         &mut self,
-        read: &Read<'_>,
+        part: &Part<'_>,
         at: usize,
         piece: &mut [u8],
         hasher: Option<&mut blake3::Hasher>,
     ) -> Result<()> {
         self.progress.between_chunks()?;
-        let offset = read.info.offset + at as u64;
-        let result = self.file(read)?.read_exact_at(piece, offset);
+        let offset = part.info.offset + at as u64;
+        let result = self.file(part)?.read_exact_at(piece, offset);
         result.map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => self.refused(read, "the file ended early: it changed".to_owned()),
-            _ => self.refused(read, format!("cannot read it: {error}")),
+            ErrorKind::UnexpectedEof => self.refused(part, "the file ended early: it changed".to_owned()),
+            _ => self.refused(part, format!("cannot read it: {error}")),
         })?;
         if let Some(hasher) = hasher {
             hasher.update(piece);
@@ -286,14 +339,14 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn file(&mut self, read: &Read<'_>) -> Result<&File> {
-        let number = read.info.file;
+    fn file(&mut self, part: &Part<'_>) -> Result<&File> {
+        let number = part.info.file;
         let file = match self.open.take() {
             Some((open, file)) if open == number => file,
             _ => {
                 let name = self.index.files.get(number).ok_or_else(|| Error::internal("an index without its file"))?;
                 File::open(self.index.dir.join(name))
-                    .map_err(|error| self.refused(read, format!("cannot open it: {error}")))?
+                    .map_err(|error| self.refused(part, format!("cannot open it: {error}")))?
             }
         };
         Ok(&self.open.insert((number, file)).1)

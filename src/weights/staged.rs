@@ -12,12 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
 
-use super::cast::{CastFrom, Element, bytes_mut, numbers_mut};
 use super::parked::{Parked, runs};
-use super::read::{Read, Reader, Seen};
-use super::{Index, Manifest, Progress, quoted};
+use super::read::{Part, Read, Reader, Seen};
+use super::{Index, Manifest, Progress, TensorInfo, quoted};
 use crate::device::company;
-use crate::device::cuda::Convoy;
+use crate::device::cuda::{Buffer, Convoy};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{Finite, Place};
 use crate::ops::{Device, Tensor};
@@ -27,9 +26,6 @@ use crate::repository::Fingerprint;
 /// H100). At most half of the processors: the others answer clients.
 const READERS: usize = 8;
 
-/// Fills memory with a tensor's values from an element on, as many as fit; the bytes that it filled.
-pub(super) type Fill<'a> = fn(&mut Reader<'a>, &Read<'_>, usize, (&mut [u8], &mut Seen)) -> Result<usize>;
-
 /// A tensor under the names that it goes by.
 type Named = (Vec<String>, Tensor);
 
@@ -37,7 +33,7 @@ type Named = (Vec<String>, Tensor);
 pub(super) fn upload(
     place: &Place,
     files: (&Index, &Manifest),
-    mut reads: Vec<Read<'_>>,
+    reads: Vec<Read<'_>>,
     parked: Option<&Parked>,
     progress: &Progress,
 ) -> Result<Vec<Named>> {
@@ -48,12 +44,17 @@ pub(super) fn upload(
     }
     let sizes: Vec<usize> = reads.iter().map(|read| read.elements() * read.dtype.size_in_bytes()).collect();
     let rooms = place.rooms(&sizes)?;
-    let finite = Finite::of(place, reads.len())?;
-    for (read, room) in reads.iter_mut().zip(rooms) {
+    // A number for every part, so that it is known which of them is no number.
+    let mut looked_at: Vec<(&TensorInfo, DType)> = Vec::new();
+    let mut numbered = Vec::with_capacity(reads.len());
+    for (mut read, room) in reads.into_iter().zip(rooms) {
         read.room = Some(room);
+        let first = looked_at.len();
+        looked_at.extend(read.parts.iter().map(|part| (part.info, read.dtype)));
+        numbered.push((first, read));
     }
+    let finite = Finite::of(place, looked_at.len())?;
     let device = Device::Cuda(place.clone());
-    let numbered: Vec<(usize, Read<'_>)> = reads.into_iter().enumerate().collect();
     let (kept, reads) = numbered.into_iter().partition(|(_, read)| read.parked.is_some());
     let work = Work {
         finite: &finite,
@@ -79,24 +80,22 @@ pub(super) fn upload(
     progress.check()?;
     let done = work.done.into_inner().unwrap_or_else(PoisonError::into_inner);
     let bad = finite.bad()?;
-    if let Some((_, named)) = done.iter().find(|(number, _)| bad.contains(number)) {
-        return Err(not_numbers(files.0, named));
+    if let Some((_, part)) = looked_at.iter().enumerate().find(|(number, _)| bad.contains(number)) {
+        return Err(not_numbers(files.0, *part));
     }
     if from_files {
         unchanged(files)?;
     }
-    Ok(done.into_iter().map(|(_, named)| named).collect())
+    Ok(done)
 }
 
 /// What was cast may have held numbers before.
-fn not_numbers(index: &Index, (names, tensor): &Named) -> Error {
-    let name = names.first().map(String::as_str).unwrap_or_default();
-    let cast = index.get(name).is_some_and(|info| !info.dtype.name().eq_ignore_ascii_case(tensor.dtype().as_str()));
-    let reason = match cast {
-        true => format!("non-finite values, or values that are too large for {}", tensor.dtype().as_str()),
-        false => "non-finite values".to_owned(),
+fn not_numbers(index: &Index, (info, wanted): (&TensorInfo, DType)) -> Error {
+    let reason = match info.dtype.name().eq_ignore_ascii_case(wanted.as_str()) {
+        false => format!("non-finite values, or values that are too large for {}", wanted.as_str()),
+        true => "non-finite values".to_owned(),
     };
-    Error::unloadable(index.label(""), format!("tensor {} holds {reason}", quoted(name)))
+    Error::unloadable(index.label(""), format!("tensor {} holds {reason}", quoted(&info.name)))
 }
 
 pub(super) fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
@@ -111,10 +110,9 @@ pub(super) fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
 /// What readers share.
 struct Work<'a> {
     finite: &'a Finite,
-    /// With their numbers; the last is the next.
+    /// With the numbers of their first parts; the last is the next.
     queue: Mutex<Vec<(usize, Read<'a>)>>,
-    /// By number.
-    done: Mutex<Vec<(usize, Named)>>,
+    done: Mutex<Vec<Named>>,
     /// What went wrong first.
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
@@ -145,8 +143,8 @@ impl<'a> Work<'a> {
             && let Some((number, mut read)) = self.next()
         {
             let brought = reader.read(&mut read).and_then(|tensor| {
-                self.finite.look_at(&tensor, number)?;
-                Ok((number, (read.names, tensor)))
+                self.look_at(&tensor, (number, read.parts.len()))?;
+                Ok((read.names, tensor))
             });
             match brought {
                 Ok(done) => self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done),
@@ -162,21 +160,30 @@ impl<'a> Work<'a> {
             let missing = || Error::internal("a parked tensor without its memory, or without room on its device");
             let (extent, room) = read.parked.take().zip(read.room.take()).ok_or_else(missing)?;
             let room = Arc::new(room);
-            let tensor = Tensor::Cuda(place.weight(Arc::clone(&room), &read.info.shape, read.dtype));
+            let tensor = Tensor::Cuda(place.weight(Arc::clone(&room), &read.shape, read.dtype));
             let sent = runs(extent).try_for_each(|(at, bytes)| {
                 progress.between_chunks()?;
                 convoy.send((at, bytes), &room, at - extent.at)?;
                 progress.advance(bytes as u64);
                 Ok(())
             });
-            if let Err(error) = sent.and_then(|()| self.finite.look_at(&tensor, number)) {
+            if let Err(error) = sent.and_then(|()| self.look_at(&tensor, (number, read.parts.len()))) {
                 // What was sent must have arrived before its room is freed.
                 drop(convoy);
                 return Err(error);
             }
-            self.done.lock().unwrap_or_else(PoisonError::into_inner).push((number, (read.names, tensor)));
+            self.done.lock().unwrap_or_else(PoisonError::into_inner).push((read.names, tensor));
         }
         Ok(())
+    }
+
+    /// Queues a look at each of a tensor's parts.
+    fn look_at(&self, tensor: &Tensor, (first, parts): (usize, usize)) -> Result<()> {
+        let rows = tensor.dims().first().copied().unwrap_or(1) / parts.max(1);
+        (0..parts).try_for_each(|part| {
+            let view = if parts == 1 { Ok(tensor.clone()) } else { tensor.narrow_rows(part * rows, rows) };
+            self.finite.look_at(&view.map_err(Error::internal)?, first + part)
+        })
     }
 
     fn fail(&self, error: Error) {
@@ -184,7 +191,7 @@ impl<'a> Work<'a> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    /// The next in the order of files, and its number.
+    /// The next in the order of files, and its first part's number.
     fn next(&self) -> Option<(usize, Read<'a>)> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
@@ -192,68 +199,28 @@ impl<'a> Work<'a> {
 
 impl<'a> Reader<'a> {
     /// As the file has it, through pinned slots; what is wanted in another format is cast when it is there.
-    pub(super) fn staged(
-        &mut self,
-        place: &Place,
-        read: &mut Read<'_>,
-        (fill, format): (Fill<'a>, DType),
-    ) -> Result<Tensor> {
+    pub(super) fn staged(&mut self, place: &Place, read: &mut Read<'_>) -> Result<Tensor> {
         let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
         let room = Arc::new(room);
-        let (mut seen, mut element) = (Seen::elsewhere(), 0);
-        let sent = (|| {
-            while element < read.elements() {
-                let mut slot = place.gpu().staging().take()?;
-                let filled = fill(self, read, element, (slot.bytes_mut(), &mut seen))?;
-                let to = (&*room, element * read.dtype.size_in_bytes(), read.dtype);
-                place.gpu().send(slot, (filled, format), to)?;
-                element += filled / format.size_in_bytes();
-            }
-            Ok(())
-        })();
+        let sent = read.parts.iter().try_for_each(|part| self.send(place, part, (&room, read.dtype)));
         if let Err(error) = sent {
             // What was sent must have arrived before its room is freed.
             place.gpu().staging().stream().synchronize()?;
             return Err(error);
         }
-        Ok(Tensor::Cuda(place.weight(room, &read.info.shape, read.dtype)))
+        Ok(Tensor::Cuda(place.weight(room, &read.shape, read.dtype)))
     }
 
-    /// The file's own format: straight to where it goes.
-    pub(super) fn part_as_it_is<T: Element>(
-        &mut self,
-        read: &Read<'_>,
-        from: usize,
-        (slot, seen): (&mut [u8], &mut Seen),
-    ) -> Result<usize> {
-        let end = read.elements().min(from + slot.len() / size_of::<T>());
-        let values = &mut numbers_mut::<T>(slot)[..end - from];
-        self.source.fill(read, from * size_of::<T>(), bytes_mut(values), seen.hasher.as_mut())?;
-        if seen.hasher.is_some() {
-            seen.finite &= T::all_finite(values);
+    fn send(&mut self, place: &Place, part: &Part<'_>, (room, wanted): (&Buffer, DType)) -> Result<()> {
+        let (fill, format) = self.how(part, wanted)?.raw;
+        let (mut seen, mut element) = (Seen::elsewhere(), 0);
+        while element < part.elements() {
+            let mut slot = place.gpu().staging().take()?;
+            let filled = fill(self, part, element, (slot.bytes_mut(), &mut seen))?;
+            let at = (part.first + element) * wanted.size_in_bytes();
+            place.gpu().send(slot, (filled, format), (room, at, wanted))?;
+            element += filled / format.size_in_bytes();
         }
-        Ok(size_of_val(values))
-    }
-
-    /// Through the buffer into the wanted format.
-    pub(super) fn part_cast<S: Element, T: CastFrom<S>>(
-        &mut self,
-        read: &Read<'_>,
-        from: usize,
-        (slot, seen): (&mut [u8], &mut Seen),
-    ) -> Result<usize> {
-        let end = read.elements().min(from + slot.len() / size_of::<T>());
-        let values = &mut numbers_mut::<T>(slot)[..end - from];
-        let mut at = 0;
-        while at < values.len() {
-            let piece = self.buffer.numbers::<S>(values.len() - at);
-            self.source.fill(read, (from + at) * size_of::<S>(), bytes_mut(piece), seen.hasher.as_mut())?;
-            seen.finite &= S::all_finite(piece);
-            let target = &mut values[at..at + piece.len()];
-            T::cast(piece, target);
-            seen.fits &= T::all_finite(target);
-            at += piece.len();
-        }
-        Ok(size_of_val(values))
+        Ok(())
     }
 }

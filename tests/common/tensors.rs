@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A safetensors file in parts.
 pub(crate) struct Tensors {
@@ -32,6 +32,28 @@ impl Tensors {
         let end = |at: usize| ends[at].as_u64().unwrap_or_else(|| panic!("no tensor {name}")) as usize;
         let range = end(0)..end(1);
         &mut self.data[range]
+    }
+
+    /// Lays every tensor anew, in the order that they lie in: with what `change` makes of its header and bytes, or without it
+    /// where that is none.
+    pub(crate) fn lay(&mut self, mut change: impl FnMut(&str, &mut Value, Vec<u8>) -> Option<Vec<u8>>) {
+        let mut places: Vec<(u64, String)> = Vec::new();
+        for (name, tensor) in self.header.as_object().unwrap() {
+            places.extend(tensor["data_offsets"][0].as_u64().map(|at| (at, name.clone())));
+        }
+        places.sort();
+        let mut data = Vec::new();
+        for (_, name) in places {
+            let bytes = self.bytes(&name).to_vec();
+            match change(&name, &mut self.header[&name], bytes) {
+                Some(bytes) => {
+                    self.header[&name]["data_offsets"] = json!([data.len(), data.len() + bytes.len()]);
+                    data.extend(bytes);
+                }
+                None => drop(self.header.as_object_mut().unwrap().remove(&name)),
+            }
+        }
+        self.data = data;
     }
 
     /// The name of some tensor of two dimensions.

@@ -24,25 +24,15 @@ fn parking(park: &str) -> Site {
 fn widen(dir: &Path, number: f32) {
     const TOKENS: usize = 40_000;
     with_tensors(dir, |tensors| {
-        let mut places: Vec<(u64, String)> = Vec::new();
-        for (name, tensor) in tensors.header.as_object().unwrap() {
-            places.extend(tensor["data_offsets"][0].as_u64().map(|at| (at, name.clone())));
-        }
-        places.sort();
-        let mut data = Vec::new();
-        for (_, name) in places {
-            let start = data.len();
-            data.extend_from_slice(tensors.bytes(&name));
-            let tensor = &mut tensors.header[&name];
+        tensors.lay(|name, tensor, mut bytes| {
             if name.ends_with("word_embeddings.weight") {
                 let width = tensor["shape"][1].as_u64().unwrap() as usize;
-                let more = TOKENS * width - (data.len() - start) / size_of::<f32>();
-                data.extend(std::iter::repeat_n(number.to_le_bytes(), more).flatten());
+                let more = TOKENS * width - bytes.len() / size_of::<f32>();
+                bytes.extend(std::iter::repeat_n(number.to_le_bytes(), more).flatten());
                 tensor["shape"][0] = json!(TOKENS);
             }
-            tensor["data_offsets"] = json!([start, data.len()]);
-        }
-        tensors.data = data;
+            Some(bytes)
+        });
     });
     let path = dir.join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

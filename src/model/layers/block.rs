@@ -2,6 +2,7 @@
 
 use candle_core::Result;
 
+use super::attention::SelfAttention;
 use super::config::Encoder;
 use super::linear::{Linear, Part};
 use crate::error;
@@ -36,16 +37,13 @@ pub(in crate::model) struct BlockNames {
 
 #[derive(Debug)]
 pub(in crate::model) struct Block {
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    attention: SelfAttention,
     attention_output: Linear,
     attention_norm: LayerNorm,
     up: Linear,
     down: Linear,
     feed_forward_norm: LayerNorm,
     activation: Activation,
-    heads: usize,
     order: NormOrder,
 }
 
@@ -64,23 +62,19 @@ impl Block {
         (names, number): (&BlockNames, usize),
         encoder: &Encoder,
     ) -> error::Result<Block> {
-        let &Encoder { hidden, intermediate, heads, activation, eps, qkv_bias, .. } = encoder;
-        let at = |part: &str| format!("{}.{number}.{part}", names.blocks);
-        let load_qkv = if qkv_bias { Linear::load } else { Linear::load_without_bias };
-        let mut qkv = |name| load_qkv(checkpoint, (Part::Base, &at(name)), (hidden, hidden));
-        let (query, key, value) = (qkv(names.query)?, qkv(names.key)?, qkv(names.value)?);
+        let &Encoder { hidden, intermediate, activation, eps, .. } = encoder;
+        let block = format!("{}.{number}", names.blocks);
+        let at = |part: &str| format!("{block}.{part}");
+        let attention = SelfAttention::load(checkpoint, (names, &block), encoder)?;
         let mut linear = |name, size| Linear::load(checkpoint, (Part::Base, &at(name)), size);
         Ok(Block {
-            query,
-            key,
-            value,
+            attention,
             attention_output: linear(names.attention_output, (hidden, hidden))?,
             up: linear(names.up, (hidden, intermediate))?,
             down: linear(names.down, (intermediate, hidden))?,
             attention_norm: checkpoint.norm(&at(names.attention_norm), hidden, eps)?,
             feed_forward_norm: checkpoint.norm(&at(names.feed_forward_norm), hidden, eps)?,
             activation,
-            heads,
             order: names.order,
         })
     }
@@ -89,24 +83,19 @@ impl Block {
     pub(in crate::model) fn forward(&self, x: Tensor, share: &Share<'_>) -> Result<Tensor> {
         match self.order {
             NormOrder::Post => {
-                let context = self.attend(&x, share)?;
+                let context = self.attention.forward(&x, share)?;
                 let attended = self.attention_output.forward_added_and_normed(&context, &x, &self.attention_norm)?;
                 drop((x, context));
                 let up = self.up.forward_activated(&attended, self.activation)?;
                 self.down.forward_added_and_normed(&up, &attended, &self.feed_forward_norm)
             }
             NormOrder::Pre => {
-                let context = self.attend(&layer_norm(&x, &self.attention_norm)?, share)?;
+                let context = self.attention.forward(&layer_norm(&x, &self.attention_norm)?, share)?;
                 let summed = self.attention_output.forward_added(&context, &x)?;
                 drop((x, context));
                 let up = self.up.forward_activated(&layer_norm(&summed, &self.feed_forward_norm)?, self.activation)?;
                 self.down.forward_added(&up, &summed)
             }
         }
-    }
-
-    fn attend(&self, x: &Tensor, share: &Share<'_>) -> Result<Tensor> {
-        let [q, k, v] = [self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?];
-        share.attention(&q, k, v, self.heads)
     }
 }

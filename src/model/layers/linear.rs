@@ -49,6 +49,20 @@ impl Linear {
         Ok(Linear { weight, bias: None })
     }
 
+    /// Three layers of the base model with the same input and as many outputs each, as one that gives their outputs side by
+    /// side.
+    pub(in crate::model) fn load_side_by_side(
+        checkpoint: &mut Checkpoint<'_>,
+        (names, bias): ([&str; 3], bool),
+        (from, to): (usize, usize),
+    ) -> Result<Self> {
+        let named = |part: &str| names.map(|name| format!("{name}.{part}"));
+        let (weights, biases) = (named("weight"), named("bias"));
+        let weight = checkpoint.base_stacked_matrix(weights.each_ref().map(String::as_str), &[to, from])?;
+        let biases = bias.then(|| checkpoint.base_stacked(biases.each_ref().map(String::as_str), &[to]));
+        Ok(Linear { weight, bias: biases.transpose()? })
+    }
+
     pub(in crate::model) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         self.run(x, Epilogue::None)
     }

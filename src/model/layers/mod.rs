@@ -1,8 +1,9 @@
 //! What architectures are assembled from: linear layers, self-attention, feed-forward, blocks, pooling heads.
 //!
-//! Layers see packed rows `[tokens, width]`. They hold tensors as they were loaded (no transposed or fused
-//! copies), because versions share unchanged tensors.
+//! Layers see packed rows `[tokens, width]`. They hold tensors as they were loaded and make none of them (no transposed or
+//! fused copies), because versions share unchanged tensors; what shall lie together is loaded so.
 
+mod attention;
 mod block;
 mod config;
 mod embedding;

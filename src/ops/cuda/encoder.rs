@@ -82,25 +82,22 @@ impl Norm {
     }
 }
 
-pub(in crate::ops) fn attention([q, k, v]: [&Tensor; 3], (segments, heads): (&Segments, usize)) -> Result<Tensor> {
-    let (dtype, plan) = (q.dtype(), segments.plan()?);
-    let (rows, width) = q.matrix("queries", dtype)?;
-    for (tensor, what) in [(k, "keys"), (v, "values")] {
-        if tensor.matrix(what, dtype)? != (rows, width) {
-            bail!("queries are [{rows}, {width}], {what} {:?}", tensor.dims());
-        }
+/// `qkv`: `[tokens, 3 * heads * d]`, each row its query, its key and its value.
+pub(in crate::ops) fn self_attention(qkv: &Tensor, (segments, heads): (&Segments, usize)) -> Result<Tensor> {
+    let (dtype, plan) = (qkv.dtype(), segments.plan()?);
+    let (rows, stride) = qkv.matrix("queries, keys and values", dtype)?;
+    if heads == 0 || !stride.is_multiple_of(3 * heads) || rows != segments.total() {
+        bail!("{rows} rows of {stride} for queries, keys and values of {heads} heads and {} tokens", segments.total());
     }
-    if heads == 0 || !width.is_multiple_of(heads) || rows != segments.total() {
-        bail!("{rows} rows of {width} for {heads} heads and {} tokens", segments.total());
-    }
-    let each = width / heads;
+    let (width, each) = (stride / 3, stride / (3 * heads));
     let (kernel, shape) = Shape::attention(plan.tiles(), heads, each, dtype)?;
-    let out = q.beside(&[rows, width], dtype)?;
-    let arguments = Arguments::new(q).address(k.address()).address(v.address()).size(width);
+    let out = qkv.beside(&[rows, width], dtype)?;
+    let third = |number: usize| qkv.address() + (number * width * dtype.size_in_bytes()) as u64;
+    let arguments = Arguments::default().address(third(0)).address(third(1)).address(third(2)).size(stride);
     let arguments = arguments.address(plan.offsets()).address(plan.tile_table()).size(heads).size(each);
     let arguments = arguments.float(1.0 / (each as f32).sqrt()).address(out.address());
     // `attention_W_T(const T*, const T*, const T*, int, const unsigned*, const unsigned*, int, int, float, T*)`
-    run(q, (kernel, dtype), shape, arguments)?;
+    run(qkv, (kernel, dtype), shape, arguments)?;
     Ok(out)
 }
 

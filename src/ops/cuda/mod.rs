@@ -24,7 +24,7 @@ use candle_core::{DType, WithDType};
 use half::{bf16, f16};
 
 use self::blas::Blas;
-pub(super) use self::encoder::{attention, embed_patches, embed_tokens, l2_normalize, layer_norm, reduce};
+pub(super) use self::encoder::{embed_patches, embed_tokens, l2_normalize, layer_norm, reduce, self_attention};
 pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};

@@ -3,7 +3,6 @@
 use std::collections::hash_map::Entry;
 use std::time::Instant;
 
-use super::super::load::{digest_of, find};
 use super::super::read::{Read, Reader, Seen};
 use super::super::staged::unchanged;
 use super::super::{CHUNK, key_of};
@@ -43,7 +42,7 @@ pub(super) fn park(
 ) -> Result<Parked> {
     unchanged((index, manifest))?;
     let Layout { reads, bytes } = Layout::of(wanted, index, manifest)?;
-    progress.begin(reads.iter().map(|(_, read, _)| read.info.len).sum());
+    progress.begin(reads.iter().map(|(_, read, _)| read.bytes()).sum());
     let promise = room(bytes as u64)?;
     let mut shelf = Pinning { memory: Registered::room(cuda, bytes)?, promise: &promise, pace };
     let filled = fill(reads, &mut shelf, (index, progress)).and_then(|tensors| {
@@ -93,14 +92,11 @@ impl<'a> Layout<'a> {
             let key = key_of(want, index, manifest)?;
             // Equal tensors are kept once.
             if let Entry::Vacant(free) = known.entry(key) {
-                let info = find(want, index)?;
-                let digest = digest_of(info, index, manifest)?;
-                let (dtype, layout) = (want.dtype, want.layout);
-                free.insert(Read { info, dtype, layout, digest, names: Vec::new(), room: None, parked: None });
+                free.insert(Read::of(want, (index, manifest))?);
             }
         }
         let mut ordered: Vec<(TensorKey, Read<'a>)> = known.into_iter().collect();
-        ordered.sort_by_key(|(_, read)| (read.info.file, read.info.offset));
+        ordered.sort_by_key(|(_, read)| read.place());
         let mut end = 0usize;
         let mut reads = Vec::with_capacity(ordered.len());
         for (key, read) in ordered {
@@ -150,18 +146,22 @@ impl Reader<'_> {
     /// Reads a tensor to where it is kept; no part of it crosses a piece's end, so that each piece is written once.
     fn shelve(&mut self, read: &Read<'_>, extent: Extent, shelf: &mut impl Shelf) -> Result<()> {
         const { assert!(PIECE <= CHUNK) };
-        let part = self.how(read)?.part;
-        let (mut seen, each) = (Seen::nothing(), read.dtype.size_in_bytes());
-        for (at, bytes) in runs(extent) {
-            let room = shelf.bytes_mut().get_mut(at..at + bytes);
-            let room = room.ok_or_else(|| Error::internal("a tensor beyond its memory"))?;
-            let filled = part(self, read, (at - extent.at) / each, (room, &mut seen))?;
-            if filled != bytes {
-                return Err(Error::internal(format!("{filled} of {bytes} bytes were filled")));
+        let each = read.dtype.size_in_bytes();
+        for part in &read.parts {
+            let (fill, mut seen) = (self.how(part, read.dtype)?.wanted, Seen::nothing());
+            let start = extent.at + part.first * each;
+            for (at, bytes) in runs(Extent { at: start, bytes: part.elements() * each }) {
+                let room = shelf.bytes_mut().get_mut(at..at + bytes);
+                let room = room.ok_or_else(|| Error::internal("a tensor beyond its memory"))?;
+                let filled = fill(self, part, (at - start) / each, (room, &mut seen))?;
+                if filled != bytes {
+                    return Err(Error::internal(format!("{filled} of {bytes} bytes were filled")));
+                }
+                shelf.written(at + bytes)?;
             }
-            shelf.written(at + bytes)?;
+            self.accept(part, read.dtype, &seen)?;
         }
-        self.accept(read, &seen)
+        Ok(())
     }
 }
 

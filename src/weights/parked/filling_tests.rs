@@ -1,9 +1,10 @@
 use candle_core::DType;
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
+use safetensors::Dtype;
 
 use super::super::super::cast;
-use super::super::super::fixtures::{Folder, Given, f32s};
+use super::super::super::fixtures::{Folder, Given, f32s, given};
 use super::*;
 use crate::ops::WeightLayout;
 
@@ -27,7 +28,7 @@ impl Shelf for Pages {
 }
 
 fn want(name: &str, shape: &[usize], dtype: DType) -> Wanted {
-    Wanted { name: name.to_owned(), shape: shape.to_vec(), dtype, layout: WeightLayout::Rows }
+    Wanted { name: name.to_owned(), below: Vec::new(), shape: shape.to_vec(), dtype, layout: WeightLayout::Rows }
 }
 
 /// Fills as much memory as the layout asks for.
@@ -130,6 +131,53 @@ fn it_ends_where_memory_cannot_be_pinned_and_where_nobody_wants_it_any_more() {
     let mut pages = Pages { words: vec![0; layout.bytes / 8], ends: Vec::new(), full: usize::MAX };
     assert!(fill(layout.reads, &mut pages, (&index, &progress)).is_err());
     assert!(pages.ends.is_empty());
+}
+
+/// Three as one, each of a shape.
+fn want_three(shape: &[usize], dtype: DType) -> Wanted {
+    Wanted { below: vec!["k".to_owned(), "v".to_owned()], ..want("q", shape, dtype) }
+}
+
+#[test]
+fn several_that_are_one_on_the_device_lie_one_after_the_other() {
+    // The first ends on no border of eight bytes, and the last crosses a piece's end.
+    for (count, shape) in [(3, vec![1, 3]), (PIECE / 6 + 1, vec![PIECE / 6 + 1])] {
+        let values: Vec<f32> = (0..3 * count).map(|value| (value % 2000) as f32 - 1000.0).collect();
+        let part = |number: usize| &values[number * count..(number + 1) * count];
+        let half = |name: &str, number: usize| {
+            let bytes = bytes_of(part(number), |value| f16::from_f32(*value).to_le_bytes());
+            given(name, Dtype::F16, &shape, bytes)
+        };
+        let folder = Folder::with(&[half("v", 2), f32s("k", &shape, part(1)), half("q", 0)]);
+        for dtype in [DType::F16, DType::F32] {
+            let wanted = want_three(&shape, dtype);
+            let (mut pages, tensors) = filled(&folder, std::slice::from_ref(&wanted), usize::MAX).unwrap();
+            let (index, manifest) = folder.indexed();
+            let Extent { at, bytes } = tensors[&key_of(&wanted, &index, &manifest).unwrap()];
+            let expected = match dtype {
+                DType::F16 => bytes_of(&values, |value| f16::from_f32(*value).to_le_bytes()),
+                _ => bytes_of(&values, |value| value.to_le_bytes()),
+            };
+            assert_eq!((tensors.len(), bytes), (1, expected.len()));
+            assert!(pages.bytes_mut()[at..at + bytes] == expected, "{shape:?} as {}", dtype.as_str());
+            assert!(pages.ends.is_sorted_by(|a, b| a < b), "{:?}", pages.ends);
+        }
+    }
+}
+
+#[test]
+fn the_part_that_is_not_kept_is_named() {
+    let broken = |name: &str, bad| f32s(name, &[2], &[1.0, bad]);
+    for (bad, says) in [(f32::NAN, "'k' holds non-finite"), (1e30, "'k' holds values that are too large for f16")] {
+        let folder = Folder::with(&[broken("q", 2.0), broken("k", bad), broken("v", 2.0)]);
+        let error = filled(&folder, &[want_three(&[2], DType::F16)], usize::MAX).err().unwrap().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let folder = Folder::with(&[broken("q", 2.0), broken("k", 2.0), broken("v", 2.0)]);
+    let (index, manifest) = folder.indexed();
+    folder.patch("model.safetensors", index.get("v").unwrap().offset, &[7]);
+    let error = fill_with(&index, &manifest, &[want_three(&[2], DType::F16)], usize::MAX).err().unwrap().to_string();
+    assert!(error.contains("tensor 'v' is not what its manifest recorded"), "{error}");
 }
 
 proptest! {
