@@ -253,6 +253,8 @@ __device__ void attend(const Attention<T>& all) {
             warp.template step<false>(Shared::keys(step), Shared::values(step), count, scale);
         }
     }
+    // a tile without keys has begun to copy none of them, and must not end before that
+    wait_for_groups<0>();
     // the buffers of a step that there is not have been out of use since the last barrier
     if (first < tile.queries) warp.end(Shared::keys(steps), first, tile, all.heads * WIDTH);
 }

@@ -1,51 +1,83 @@
-"""How long each kernel takes on a GPU, by itself: `kernels.py LIBRARY FATBINS [--smoke]`.
+"""How long each kernel takes on a GPU, by itself: `kernels.py LIBRARY FATBINS [--json] [--smoke] [--attention BATCH …]`.
 
 LIBRARY is what tests/fake_gpu/kernels/build makes (it names the kernels' parameters), FATBINS the folder of kernels/build.
-For shapes of encoders (MiniLM, BERT base and large, ViT base) and batches of 16 to 16,384 tokens it prints microseconds a
-launch, as the least of 5 rounds of 50 launches in one graph (else launching from Python would be what is timed), and what
-moved or was multiplied in that time. Up to some ten megabytes stay in the device's cache from one launch to the next. `--smoke` runs everything once at a small size. What
-comes out is not looked at: check.py does that. Packages: numpy.
+A time is that of one launch of several in one graph (else launching from Python would be what is timed), by the device's own
+events, the median of nine rounds after two; between launches of a graph lie one or two microseconds, which are told as the time
+of a launch that does next to nothing. Beside it stands what counts.py says must be moved and computed.
+
+Sizes: those of models' batches, of which up to some ten megabytes stay in the device's cache from one launch to the next; and
+large ones, each launch of which moves several times what the cache holds, for comparison with the copy that is timed in the same
+way. `--attention` times the attention of BERT-base's heads in bf16 for these batches (shapes.py) and nothing else, `--smoke` runs
+everything at a small size. What comes out is not looked at: check.py does that. Packages: numpy.
 """
 
 import argparse
+import contextlib
 import ctypes
+import json
 import pathlib
+import statistics
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/fake_gpu/kernels"))
 
+import counts  # noqa: E402
 import numpy as np  # noqa: E402
 from cases import attention_launch, ceil, tiles_of  # noqa: E402
+from counts import BYTES  # noqa: E402
 from device import MAX_DYNAMIC_SHARED_SIZE_BYTES, SHARED_WITHOUT_ASKING, U64, DeviceKernels  # noqa: E402
-from library import STORED, narrow  # noqa: E402
+from library import narrow  # noqa: E402
+from shapes import lengths_of  # noqa: E402
 
-BYTES = {dtype: np.dtype(kind).itemsize for dtype, kind in STORED.items()}
 # name: width, heads, width between
 MODELS = {"minilm": (384, 12, 1536), "bert-base": (768, 12, 3072), "bert-large": (1024, 16, 4096)}
 MODELS["heads of 128"] = (1024, 8, 4096)
+FORMATS = ("bf16", "f16", "f32")
 SEQUENCE = 128  # tokens, for what has sequences; long ones besides
+BLOCK = 1 << 22  # random values that larger arrays repeat
+L2_CACHE_SIZE = 38  # CUdevice_attribute
+# What a launch of a large size moves, over what the cache holds: what of it is still there from the launch before is little.
+TIMES_CACHE = 8
 
 
 class Array:
     """Memory of the device with random values, not zeros: those are faster."""
 
     def __init__(self, bench, dtype, shape, values=None):
-        self.bytes = int(np.prod(shape)) * BYTES[dtype]
+        count = int(np.prod(shape))
+        self.bytes = count * BYTES[dtype]
         self.pointer = U64()
-        bench.kernels.call("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(self.bytes))
-        stored = narrow(dtype, bench.random.standard_normal(shape, np.float32) if values is None else values)
-        data = np.ascontiguousarray(stored)
-        bench.kernels.call("cuMemcpyHtoD_v2", self.pointer, ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(self.bytes))
+        bench.kernels.call("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(self.bytes, 1)))
+        data = bench.random_values(dtype, count) if values is None else narrow(dtype, values)
+        data = np.ascontiguousarray(data).reshape(-1)
+        for at in range(0, self.bytes, max(data.nbytes, 1)):
+            size = ctypes.c_size_t(min(data.nbytes, self.bytes - at))
+            bench.kernels.call("cuMemcpyHtoD_v2", U64(self.pointer.value + at), ctypes.c_void_p(data.ctypes.data), size)
 
 
 class Bench:
-    def __init__(self, kernels, smoke):
-        self.kernels, self.random, self.arrays = kernels, np.random.default_rng(1), []
-        self.rounds, self.launches = (1, 1) if smoke else (5, 50)
+    def __init__(self, kernels, smoke, tell):
+        self.kernels, self.random, self.arrays, self.tell = kernels, np.random.default_rng(1), [], tell
+        self.smoke, self.rounds = smoke, 1 if smoke else 9
+        self.timed, self.blocks = set(), {}
         self.stream, self.events = U64(), [U64(), U64()]
         kernels.call("cuStreamCreate", ctypes.byref(self.stream), 1)  # not waiting for the default stream
         for event in self.events:
             kernels.call("cuEventCreate", ctypes.byref(event), 0)
+        cache = ctypes.c_int()
+        kernels.call("cuDeviceGetAttribute", ctypes.byref(cache), L2_CACHE_SIZE, 0)
+        self.cache = cache.value
+        # What a large launch moves; in a rehearsal it only has to be run.
+        self.large = (1 << 16) if smoke else TIMES_CACHE * self.cache
+
+    def random_values(self, dtype, count):
+        """So many, or a block that is repeated; from another place of it each time."""
+        if dtype not in self.blocks:
+            block = (1 << 16) if self.smoke else BLOCK
+            self.blocks[dtype] = narrow(dtype, self.random.standard_normal(block + 8192, np.float32))
+        block = self.blocks[dtype]
+        begin = int(self.random.integers(8192))
+        return block[begin : begin + min(count, len(block) - 8192)]
 
     def array(self, dtype, *shape, values=None):
         self.arrays.append(Array(self, dtype, shape, values))
@@ -56,9 +88,10 @@ class Bench:
             self.kernels.call("cuMemFree_v2", array.pointer)
         self.arrays.clear()
 
-    def time(self, name, what, grid, block, *arguments, shared=0, moved=0, multiplied=0):
-        """`moved`: bytes read and written at least; `multiplied`: multiplications, each with an addition."""
+    def time(self, name, what, grid, block, *arguments, count, size, shared=0, batch=None):
+        """`count`: bytes and operations, as counts.py has them; `size`: whose this is, a model's name or "large"."""
         kernels, function = self.kernels, self.kernels.functions[name]
+        self.timed.add(name)
         if shared > SHARED_WITHOUT_ASKING:
             kernels.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
         number = lambda param, a: a.pointer if isinstance(a, Array) else kernels.value(param, a)
@@ -66,145 +99,224 @@ class Bench:
         values = [at(a) or number(param, a) for param, a in zip(kernels.params[name], arguments)]
         grid = tuple(grid) + (1,) * (3 - len(grid))
         launch = (function, *grid, block, 1, 1, shared, self.stream, kernels.addresses(values), None)
-        us = max(self.least(launch), 1e-3)
-        rate = f"{2e-6 * multiplied / us:8.1f} TFLOP/s" if multiplied else f"{1e-3 * moved / us:8.0f} GB/s"
-        print(f"{name:24} {what:34} {us:9.2f} us {rate}", flush=True)
+        us = self.middle("cuLaunchKernel", launch, self.launches(count))
+        self.tell({"kernel": name, "what": what, "size": size, "batch": batch, "us": us, "bytes": count[0], "operations": count[1]})
 
-    def least(self, launch):
-        """Microseconds a launch."""
-        call, graph, ready = self.kernels.call, U64(), U64()
+    def copy(self):
+        """What bytes are held against: a copy on the device, counted as read and written."""
+        half = self.large // 2
+        source, target = (self.array("f32", half // 4) for _ in range(2))
+        arguments = (target.pointer, source.pointer, ctypes.c_size_t(half), self.stream)
+        launches = self.launches((2 * half, 0))
+        # A graph may give a copy to another part of the device than a stream does: the faster counts.
+        us = min(self.middle("cuMemcpyDtoDAsync_v2", arguments, launches, queued) for queued in (self.in_graph, self.in_turn))
+        record = {"kernel": "copy", "what": f"{half / 1e6:.0f} MB on the device", "size": "large", "batch": None, "us": us}
+        self.tell(record | {"bytes": 2 * half, "operations": 0})
+        self.forget()
+
+    def launches(self, count):
+        """Of one graph: fewer where each takes longer."""
+        return 1 if self.smoke else 50 if count[0] < self.cache else 10
+
+    def middle(self, name, arguments, launches, queued=None):
+        """Microseconds a launch, the median of several rounds."""
+        call = self.kernels.call
         call("cuCtxSynchronize")  # what was copied up may not be there yet, and this stream waits for no other
+        took = []
+        with (queued or self.in_graph)(lambda: [call(name, *arguments) for _ in range(launches)]) as queue:
+            for _ in range(2 + self.rounds):
+                call("cuEventRecord", self.events[0], self.stream)
+                queue()
+                call("cuEventRecord", self.events[1], self.stream)
+                call("cuStreamSynchronize", self.stream)
+                ms = ctypes.c_float()
+                call("cuEventElapsedTime_v2", ctypes.byref(ms), *self.events)
+                took.append(ms.value * 1e3 / launches)
+        return max(statistics.median(took[2:]), 1e-3)
+
+    @contextlib.contextmanager
+    def in_graph(self, work):
+        call, graph, ready = self.kernels.call, U64(), U64()
         call("cuStreamBeginCapture_v2", self.stream, 2)  # nobody else's calls are our concern
-        for _ in range(self.launches):
-            call("cuLaunchKernel", *launch)
+        work()
         call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
         call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, U64(0))
-        took = []
-        for _ in range(1 + self.rounds):
-            call("cuEventRecord", self.events[0], self.stream)
-            call("cuGraphLaunch", ready, self.stream)
-            call("cuEventRecord", self.events[1], self.stream)
-            call("cuStreamSynchronize", self.stream)
-            ms = ctypes.c_float()
-            call("cuEventElapsedTime_v2", ctypes.byref(ms), *self.events)
-            took.append(ms.value * 1e3 / self.launches)
+        yield lambda: call("cuGraphLaunch", ready, self.stream)
         call("cuGraphExecDestroy", ready)
         call("cuGraphDestroy", graph)
-        return min(took[1:])
+
+    @contextlib.contextmanager
+    def in_turn(self, work):
+        yield work
 
 
-def rows(bench, dtype, model, tokens):
-    width, _, _ = MODELS[model]
-    what, size = f"{tokens} x {width}", tokens * width * BYTES[dtype]
+def rows(bench, dtype, model, tokens, size=None):
+    (width, _, _), size = MODELS[model], size or model
+    what = f"{tokens} x {width}"
     x, y, z, out = (bench.array(dtype, tokens, width) for _ in range(4))
     gamma, beta = bench.array(dtype, width), bench.array(dtype, width)
     grid = (ceil(tokens, 4),)
-    bench.time(f"layer_norm_{dtype}", what, grid, 128, x, tokens, width, gamma, beta, 1e-5, out, moved=2 * size)
-    arguments = (x, y, tokens, width, gamma, beta, 1e-5, z, out)
-    bench.time(f"add_layer_norm_{dtype}", what, grid, 128, *arguments, moved=4 * size)
-    words, positions, types = (bench.array(dtype, n, width) for n in (30522, 512, 2))
-    index = np.stack([bench.random.integers(0, n, tokens) for n in (30522, 512, 2)])
+    count = counts.layer_norm(dtype, tokens, width)
+    bench.time(f"layer_norm_{dtype}", what, grid, 128, x, tokens, width, gamma, beta, 1e-5, out, count=count, size=size)
+    arguments, count = (x, y, tokens, width, gamma, beta, 1e-5, z, out), counts.add_layer_norm(dtype, tokens, width)
+    bench.time(f"add_layer_norm_{dtype}", what, grid, 128, *arguments, count=count, size=size)
+    tables = (counts.VOCABULARY, counts.POSITIONS, 2)
+    words, positions, types = (bench.array(dtype, n, width) for n in tables)
+    index = np.stack([bench.random.integers(0, n, tokens) for n in tables])
+    count = counts.embed_tokens(dtype, tokens, width, len(np.unique(index[0])))
     index = bench.array("u32", 3, tokens, values=index)
     arguments = (index, tokens, width, words, positions, types, gamma, beta, 1e-12, out)
-    bench.time(f"embed_tokens_{dtype}", what, grid, 128, *arguments, moved=3 * size)
+    bench.time(f"embed_tokens_{dtype}", what, grid, 128, *arguments, count=count, size=size)
     length = min(SEQUENCE, tokens)
     sequences = tokens // length
     offsets = bench.array("u32", sequences + 1, values=np.arange(sequences + 1) * length)
     result = bench.array("f32", sequences, width)
     arguments = (x, width, offsets, sequences, width, 0, 1, result)
-    bench.time(f"pool_normalize_{dtype}", f"{sequences} of {length} x {width}", (sequences,), 512, *arguments, moved=size)
+    what, count = f"{sequences} of {length} x {width}", counts.pool_normalize(dtype, sequences * length, sequences, width)
+    bench.time(f"pool_normalize_{dtype}", what, (sequences,), 512, *arguments, count=count, size=size)
     # what the server does in its place, and what it ends every batch with
     pooled = bench.array(dtype, sequences, width)
-    arguments, blocks = (x, width, offsets, sequences, width, 0, pooled), ceil(width, 256)
-    bench.time(f"pool_{dtype}", f"{sequences} of {length} x {width}", (sequences, blocks), 512, *arguments, moved=size)
-    count, what = sequences * width, f"{sequences} x {width}"
-    arguments, moved = (pooled, sequences, width, result), count * (BYTES[dtype] + 4)
-    bench.time(f"l2_normalize_{dtype}", what, (ceil(sequences, 4),), 128, *arguments, moved=moved)
-    blocks = ceil(count, 256 * 8)
+    arguments, count = (x, width, offsets, sequences, width, 0, pooled), counts.pool(dtype, sequences * length, sequences, width)
+    bench.time(f"pool_{dtype}", what, (sequences, ceil(width, 256)), 512, *arguments, count=count, size=size)
+    what, count = f"{sequences} x {width}", counts.l2_normalize(dtype, sequences, width)
+    bench.time(f"l2_normalize_{dtype}", what, (ceil(sequences, 4),), 128, pooled, sequences, width, result, count=count, size=size)
+    blocks = ceil(sequences * width, 256 * 8)
     landed, words = bench.array(dtype, sequences, width), bench.array("u32", blocks * 8)
-    moved = 2 * count * BYTES[dtype]
-    bench.time(f"land_{dtype}", what, (blocks,), 256, pooled, count, landed, words, moved=moved)
+    arguments, count = (pooled, sequences * width, landed, words), counts.land(dtype, sequences * width)
+    bench.time(f"land_{dtype}", what, (blocks,), 256, *arguments, count=count, size=size)
     bench.forget()
 
 
-def activations(bench, dtype, model, tokens):
-    width = MODELS[model][2]
+def normals(bench, dtype, rows_, width, size):
+    """Rows that are brought to length one."""
+    x, out = bench.array(dtype, rows_, width), bench.array("f32", rows_, width)
+    count = counts.l2_normalize(dtype, rows_, width)
+    bench.time(f"l2_normalize_{dtype}", f"{rows_} x {width}", (ceil(rows_, 4),), 128, x, rows_, width, out, count=count, size=size)
+    bench.forget()
+
+
+def activations(bench, dtype, model, tokens, size=None):
+    width, size = MODELS[model][2], size or model
     x, bias = bench.array(dtype, tokens, width), bench.array(dtype, width)
-    size = tokens * width * BYTES[dtype]
-    grid = (ceil(size, 256 * 16),)
+    grid = (ceil(tokens * width * BYTES[dtype], 256 * 16),)
+    count = counts.bias_activate(dtype, tokens, width)
     for kind, name in ((0, "gelu"), (1, "gelu tanh")):
         what = f"{tokens} x {width} {name}"
-        bench.time(f"bias_activate_{dtype}", what, grid, 256, x, bias, tokens, width, kind, moved=2 * size)
+        bench.time(f"bias_activate_{dtype}", what, grid, 256, x, bias, tokens, width, kind, count=count, size=size)
+    count = counts.activate(dtype, tokens * width)
+    bench.time(f"activate_{dtype}", f"{tokens} x {width} gelu", grid, 256, x, tokens * width, 0, count=count, size=size)
     bench.forget()
 
 
 def attention(bench, dtype, model, tokens):
-    width, heads, _ = MODELS[model]
-    of_head = width // heads
     for length in sorted({min(SEQUENCE, tokens), min(512, tokens)}):
-        lengths = (length,) * (tokens // length)
-        packed, out = bench.array(dtype, tokens, 3 * width), bench.array(dtype, tokens, width)
-        offsets = bench.array("u32", len(lengths) + 1, values=np.arange(len(lengths) + 1) * length)
-        tiles = tiles_of(lengths)
-        listed = bench.array("u32", *tiles.shape, values=tiles)
-        columns = [(packed, i * width * BYTES[dtype]) for i in range(3)]
-        for of in (of_head, "any"):
-            name = f"attention_{of}_{dtype}"
-            block, shared = attention_launch(name, of_head)
-            arguments = (*columns, 3 * width, offsets, listed, heads, of_head, of_head**-0.5, out)
-            what = f"{len(lengths)} of {length} x {heads} x {of_head}"
-            multiplied = 2 * tokens * length * width
-            bench.time(name, what, (len(tiles), heads), block, *arguments, shared=shared, multiplied=multiplied)
+        width, heads, _ = MODELS[model]
+        attend(bench, dtype, model, f"{length}x{tokens // length}", (str(width // heads), "any"))
+
+
+def attend(bench, dtype, model, batch, kinds):
+    width, heads, _ = MODELS[model]
+    of_head, lengths = width // heads, lengths_of(batch)
+    tokens, offsets = sum(lengths), np.concatenate([[0], np.cumsum(lengths)])
+    packed, out = bench.array(dtype, tokens, 3 * width), bench.array(dtype, tokens, width)
+    offsets = bench.array("u32", len(lengths) + 1, values=offsets)
+    tiles = tiles_of(lengths)
+    listed = bench.array("u32", *tiles.shape, values=tiles)
+    columns = [(packed, i * width * BYTES[dtype]) for i in range(3)]
+    count, what = counts.attention(dtype, lengths, width), f"{batch}, {heads} heads of {of_head}"
+    for of in kinds:
+        name = f"attention_{of}_{dtype}"
+        block, shared = attention_launch(name, of_head)
+        arguments = (*columns, 3 * width, offsets, listed, heads, of_head, of_head**-0.5, out)
+        bench.time(name, what, (len(tiles), heads), block, *arguments, shared=shared, count=count, size=model, batch=batch)
     bench.forget()
 
 
-def images(bench, dtype, count):
-    size, side, patch, width = 4 * count * 3 * 224 * 224, 224, 16, 768
+def images(bench, dtype, images_, size="vit-base"):
+    side, patch, width = 224, 16, 768
     each = (side // patch) ** 2
-    pixels, out = bench.array("f32", count, 3, side, side), bench.array(dtype, count * each, 3 * patch * patch)
-    arguments = (pixels, count, 3, side, side, patch, out)
-    moved = size + size // 4 * BYTES[dtype]
-    bench.time(f"patches_{dtype}", f"{count} of {side} x {side}", (count * each,), 128, *arguments, moved=moved)
-    projected, cls, positions = (bench.array(dtype, n, width) for n in (count * each, 1, each + 1))
-    out = bench.array(dtype, count * (each + 1), width)
-    arguments = (projected, cls, positions, count, each, width, out)
-    moved = 2 * count * each * width * BYTES[dtype]
-    what, grid = f"{count} x {each + 1} x {width}", (ceil(count * (each + 1), 4),)
-    bench.time(f"embed_patches_{dtype}", what, grid, 128, *arguments, moved=moved)
+    pixels, out = bench.array("f32", images_, 3, side, side), bench.array(dtype, images_ * each, 3 * patch * patch)
+    arguments, count = (pixels, images_, 3, side, side, patch, out), counts.patches(dtype, images_, side, patch)
+    bench.time(f"patches_{dtype}", f"{images_} of {side} x {side}", (images_ * each,), 128, *arguments, count=count, size=size)
+    bench.forget()
+    projected, cls, positions = (bench.array(dtype, n, width) for n in (images_ * each, 1, each + 1))
+    out = bench.array(dtype, images_ * (each + 1), width)
+    arguments, count = (projected, cls, positions, images_, each, width, out), counts.embed_patches(dtype, images_, each, width)
+    what, grid = f"{images_} x {each + 1} x {width}", (ceil(images_ * (each + 1), 4),)
+    bench.time(f"embed_patches_{dtype}", what, grid, 128, *arguments, count=count, size=size)
     bench.forget()
 
 
-def values(bench, count):
-    for source, target in (("f32", "bf16"), ("f16", "bf16"), ("bf16", "f32")):
-        x, out = bench.array(source, count), bench.array(target, count)
-        grid = (ceil(count, 256 * 8),)
-        moved = count * (BYTES[source] + BYTES[target])
-        bench.time(f"cast_{source}_{target}", f"{count}", grid, 256, x, count, out, moved=moved)
+def values(bench, moved, size):
+    """Kernels that know no shape, with as many values as come to so many bytes."""
+    for source, target in (name.split("_")[1:] for name in sorted(bench.kernels.params) if name.startswith("cast_")):
+        number = moved // (BYTES[source] + BYTES[target])
+        x, out = bench.array(source, number), bench.array(target, number)
+        grid, count = (ceil(number, 256 * 8),), counts.cast(source, target, number)
+        bench.time(f"cast_{source}_{target}", f"{number}", grid, 256, x, number, out, count=count, size=size)
         bench.forget()
-    for dtype in ("f32", "bf16"):
-        x, flags = bench.array(dtype, count), bench.array("u32", 1, values=np.zeros(1))
-        grid = (min(ceil(count * BYTES[dtype], 256 * 16), 1024),)
-        bench.time(f"finite_{dtype}", f"{count}", grid, 256, x, count, flags, 1, moved=count * BYTES[dtype])
+    for dtype in FORMATS:
+        number = moved // BYTES[dtype]
+        x, flags = bench.array(dtype, number), bench.array("u32", 1, values=np.zeros(1))
+        grid, count = (min(ceil(number * BYTES[dtype], 256 * 16), 1024),), counts.finite(dtype, number)
+        bench.time(f"finite_{dtype}", f"{number}", grid, 256, x, number, flags, 1, count=count, size=size)
         bench.forget()
+
+
+def large(bench):
+    """Every kernel that memory bounds, moving several times what the cache holds."""
+    bench.copy()
+    values(bench, bench.large, "large")
+    for dtype in FORMATS:
+        for model in ("minilm", "bert-base"):
+            width, _, inner = MODELS[model]
+            tokens = max(bench.large // (2 * width * BYTES[dtype]) // SEQUENCE, 1) * SEQUENCE
+            rows(bench, dtype, model, tokens, "large")
+            normals(bench, dtype, bench.large // (width * (BYTES[dtype] + 4)), width, "large")
+            activations(bench, dtype, model, max(bench.large // (2 * inner * BYTES[dtype]), 1), "large")
+        images(bench, dtype, max(bench.large // (3 * 224 * 224 * (4 + BYTES[dtype])), 1), "large")
+
+
+def everything(bench):
+    x, flags = bench.array("f32", 1), bench.array("u32", 1, values=np.zeros(1))
+    bench.time("finite_f32", "1 value: a launch", (1,), 256, x, 1, flags, 1, count=counts.finite("f32", 1), size="launch")
+    bench.forget()
+    for dtype in FORMATS:
+        for model in MODELS:
+            for tokens in (16,) if bench.smoke else (16, 128, 1024, 16384):
+                for part in (rows, activations, attention):
+                    part(bench, dtype, model, tokens)
+        for count in (1,) if bench.smoke else (1, 8, 64):
+            images(bench, dtype, count)
+    large(bench)
+    if missed := sorted(bench.kernels.params.keys() - bench.timed):
+        raise SystemExit(f"not timed: {', '.join(missed)}")
+
+
+def line(told):
+    us = told["us"]
+    rates = f"{1e-3 * told['bytes'] / us:8.0f} GB/s {1e-6 * told['operations'] / us:8.1f} TFLOP/s"
+    print(f"{told['kernel']:24} {told['what']:34} {us:9.2f} us {rates}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Times each kernel on a GPU.")
     parser.add_argument("library", help="libcutover_kernels_cpu.so")
     parser.add_argument("fatbins", help="what kernels/build made")
+    parser.add_argument("--json", action="store_true", help="a line of JSON each")
     parser.add_argument("--smoke", action="store_true", help="everything once, at a small size")
+    parser.add_argument("--attention", nargs="+", metavar="BATCH", help="only attention, of these batches")
     given = parser.parse_args()
     kernels = DeviceKernels(given.library, given.fatbins)
-    bench = Bench(kernels, given.smoke)
-    print(f"on {kernels.device}")
-    for dtype in ("bf16", "f32"):
-        for model in MODELS:
-            for tokens in (16,) if given.smoke else (16, 128, 1024, 16384):
-                for part in (rows, activations, attention):
-                    part(bench, dtype, model, tokens)
-        for count in (1,) if given.smoke else (1, 8, 64):
-            images(bench, dtype, count)
-    values(bench, 5000 if given.smoke else 1 << 26)
+    tell = (lambda told: print(json.dumps(told), flush=True)) if given.json else line
+    bench = Bench(kernels, given.smoke, tell)
+    print(f"on {kernels.device}, a cache of {bench.cache / 1e6:.0f} MB", file=sys.stderr)
+    if given.attention:
+        width, heads, _ = MODELS["bert-base"]
+        for batch in given.attention:
+            attend(bench, "bf16", "bert-base", batch, (str(width // heads),))
+    else:
+        everything(bench)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ class Server:
         told = self.section.work / f"bench-{kind}.json"
         told.unlink(missing_ok=True)
         command = [self.section.bundle / "bin/cutover", "bench", kind, "--url", self.url, "--json", told]
-        command += ["--images", self.section.bundle / "models/digits/samples", *map(str, arguments)]
+        command += map(str, arguments)
+        if "--images" not in arguments:
+            command += ["--images", self.section.bundle / "models/digits/samples"]
         run = subprocess.run(command, capture_output=True, text=True, env=self.section.environment())
         if not told.exists():
             raise RuntimeError(f"bench {kind} {' '.join(map(str, arguments))}: {run.stdout}{run.stderr}")

@@ -15,7 +15,7 @@ import pathlib
 import platform
 import subprocess
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy", "triton", "pillow")
 TIMED_OUT = {124, 137}
 
 

@@ -8,6 +8,7 @@ Packages: none.
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -66,6 +67,13 @@ class Section:
             self.at_most(name, value, limit, unit)
         else:
             self.at_least(name, value, limit, unit)
+
+    def torch(self):
+        """PyTorch; or nothing in a rehearsal that has none, whose other half is rehearsed all the same."""
+        if self.fake and importlib.util.find_spec("torch") is None:
+            self.figure("PyTorch's side: not rehearsed, there is no torch here", "-")
+            return None
+        return importlib.import_module("torch")
 
     @contextlib.contextmanager
     def part(self, name):

@@ -1,4 +1,4 @@
-"""Random BERT encoders in Hugging Face's layout, of any size, written as fast as the disk takes them.
+"""Random BERT encoders and ViT classifiers in Hugging Face's layout, of any size, written as fast as the disk takes them.
 
 For sections where only size and speed count; `sections/families.py` has models that are compared with others' answers. Values
 come from one block of random numbers, from another place of it for each tensor and seed, so that no two tensors are the
@@ -16,6 +16,8 @@ import numpy as np
 BLOCK = 1 << 24  # values
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 NAMES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
+# What makes a tensor the factors of a norm, which lie round one.
+NORMS = ("layernorm.weight", "layernorm_before.weight", "layernorm_after.weight")
 # What the fixtures' tokenizer needs; that of the bundle's real models has 30,522.
 SMALL_VOCABULARY, VOCABULARY = 240, 30522
 
@@ -36,6 +38,26 @@ def tensors(size):
         yield from linear(f"{under}intermediate.dense", inner, hidden)
         yield from linear(f"{under}output.dense", hidden, inner)
         yield from norm(f"{under}output.LayerNorm", hidden)
+
+
+def image_tensors(size):
+    """The same of a ViT with its classifier."""
+    hidden, inner, patch = size["hidden"], size["inner"], size["patch"]
+    yield "vit.embeddings.cls_token", (1, 1, hidden)
+    yield "vit.embeddings.position_embeddings", (1, (size["side"] // patch) ** 2 + 1, hidden)
+    yield "vit.embeddings.patch_embeddings.projection.weight", (hidden, 3, patch, patch)
+    yield "vit.embeddings.patch_embeddings.projection.bias", (hidden,)
+    for layer in range(size["layers"]):
+        under = f"vit.encoder.layer.{layer}."
+        for name in ("query", "key", "value"):
+            yield from linear(f"{under}attention.attention.{name}", hidden, hidden)
+        yield from linear(f"{under}attention.output.dense", hidden, hidden)
+        yield from norm(f"{under}layernorm_before", hidden)
+        yield from linear(f"{under}intermediate.dense", inner, hidden)
+        yield from linear(f"{under}output.dense", hidden, inner)
+        yield from norm(f"{under}layernorm_after", hidden)
+    yield from norm("vit.layernorm", hidden)
+    yield from linear("classifier", size["labels"], hidden)
 
 
 def linear(name, out, into):
@@ -79,7 +101,7 @@ def write_weights(path, listed, format, seed):
             # Each time round, other bytes: two tensors of the same size never have the same.
             while count > 0:
                 part = block[begin : begin + min(count, len(block) - begin)] * np.float32(scale)
-                part += np.float32(1.0 if "LayerNorm.weight" in name else 0.0)
+                part += np.float32(1.0 if name.lower().endswith(NORMS) else 0.0)
                 file.write(memoryview(stored(part, format)).cast("B"))
                 count, begin, scale = count - len(part), 0, scale * 1.01
     return path
@@ -109,6 +131,28 @@ def encoder(folder, tokenizer, size, format, seed, hollow=False):
             file.truncate(len(head) + length)
     else:
         write_weights(fresh / "model.safetensors", tensors(size), format, seed)
+    fresh.rename(folder)
+    return folder
+
+
+def image_classifier(folder, size, format, seed):
+    """A version folder that says what an image shows, resized as the real ones do."""
+    fresh = pathlib.Path(folder).with_name(f".{pathlib.Path(folder).name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    labels = {str(i): f"shape {i}" for i in range(size["labels"])}
+    config = {
+        "architectures": ["ViTForImageClassification"], "model_type": "vit", "hidden_act": "gelu", "hidden_size": size["hidden"],
+        "intermediate_size": size["inner"], "num_hidden_layers": size["layers"], "num_attention_heads": size["heads"],
+        "image_size": size["side"], "patch_size": size["patch"], "num_channels": 3, "qkv_bias": True, "layer_norm_eps": 1e-12,
+        "dtype": NAMES[format][1], "id2label": labels, "label2id": {label: int(i) for i, label in labels.items()},
+    }  # fmt: skip
+    (fresh / "config.json").write_text(json.dumps(config))
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 2}
+    processor |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "image_processor_type": "ViTImageProcessor"}
+    processor["size"] = {"height": size["side"], "width": size["side"]}
+    (fresh / "preprocessor_config.json").write_text(json.dumps(processor))
+    write_weights(fresh / "model.safetensors", image_tensors(size), format, seed)
     fresh.rename(folder)
     return folder
 
@@ -157,6 +201,26 @@ def shape(section, hidden, heads, inner, layers, positions=512):
     return dict(hidden=hidden, heads=heads, inner=inner, layers=layers, positions=positions, vocabulary=vocabulary)
 
 
+# Width, heads, width between and blocks of the models that figures are told of.
+TEXT_SIZES = {"bert-base": (768, 12, 3072, 12), "minilm": (384, 12, 1536, 6)}
+
+
+def figured(section, name):
+    """A version of a base model's size in bf16, made once for all sections of a run, and its size."""
+    folder = section.shared / "figures" / name
+    if name == "vit-base":
+        size = dict(hidden=768, heads=12, inner=3072, layers=12, side=224, patch=16, labels=1000)
+        if section.fake:
+            size = dict(hidden=32, heads=1, inner=64, layers=2, side=32, patch=8, labels=12)
+        make = lambda: image_classifier(folder, size, "bf16", 5)
+    else:
+        size = shape(section, *TEXT_SIZES[name])
+        make = lambda: encoder(folder, tokenizer_of(section)[0], size, "bf16", 5)
+    if not folder.exists():
+        make()
+    return folder, size
+
+
 def large(section):
     """Two versions of several GB that have no byte in common; made once for all sections of a run, and the bytes of each."""
     size = shape(section, 4096, 32, 16384, 10)
@@ -181,3 +245,6 @@ window = "10m"
 golden_every = "10m"
 max_p99_ratio = 1000.0
 """
+# For saturation: every client's inputs may wait.
+LARGE_CROWD = LARGE + "[limits]\nqueue = 8192\n"
+LARGE_IMAGES = LARGE_CROWD.replace('"embed"', '"image-classify"')

@@ -136,7 +136,7 @@ impl std::fmt::Display for Reference {
     }
 }
 
-fn reference(text: &str) -> Result<Reference, String> {
+pub(super) fn reference(text: &str) -> Result<Reference, String> {
     let (model, version) = text.split_once('@').ok_or("expected MODEL@VERSION")?;
     name::check(model).and_then(|()| name::check(version))?;
     Ok(Reference { model: model.to_owned(), version: version.to_owned() })

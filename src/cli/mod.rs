@@ -1,7 +1,7 @@
 //! The command line: what can be typed, and the commands that are clients of a running server.
 //!
 //! The client commands and `bench` speak the HTTP interface only, as any other client would; they must
-//! not reach into the server's rooms. Commands that work on this machine (`serve`, `golden`, `inspect`,
+//! not reach into the server's rooms (but `bench forward`, which asks no server). Commands that work on this machine (`serve`, `golden`, `inspect`,
 //! `pull`, `history --verify`) are parsed here and handed back as [`Local`] to whoever wires them.
 //!
 //! Exit codes: 0 done, 1 failed or refused, 2 usage. What was asked for goes to standard output;
@@ -82,7 +82,7 @@ pub enum Command {
     Golden(GoldenArgs),
     /// Describe a version folder without loading it
     Inspect(InspectArgs),
-    /// Measure a running server
+    /// Measure a running server, or a version by itself
     ///
     /// On a machine that the generator shares with the server, its own delays show in the latencies (each report says
     /// how large they were). --realtime gives it the processor the moment it needs it.
@@ -194,6 +194,8 @@ mod tests {
             "cutover bench serve --model minilm --dialect openai --rate 100 --duration 10s",
             "cutover bench swap --model digits --versions v1,v2 --switches 50 --observe 1s --load 60%",
             "cutover bench soak --model digits --versions v1,v2 --refused v3 --mishaps 10% --every 25 --svg f",
+            "cutover bench forward minilm@f32 --device cpu --batches 128x1,5-250x64 --duration 1s --warmup 1s --json -",
+            "cutover bench forward minilm@f32 --models m --clients 1,64 --batch 32 --batch-tokens 16384",
             "cutover inspect models/digits/v1 --task image-classify",
             "cutover pull org/name",
             "cutover pull org/name --revision v1.0 --as name@v1 --task embed --endpoint http://hub --token secret",
@@ -217,6 +219,9 @@ mod tests {
             "cutover bench swap --model digits --versions v1,v2 --rate 5 --load 60%",
             "cutover bench soak --model digits --versions v1,v2 --mishaps 101%",
             "cutover bench serve --model digits --clients 0",
+            "cutover bench forward minilm",
+            "cutover bench forward minilm@f32 --batches 128x",
+            "cutover bench forward minilm@f32 --batches 1x1 --clients 1",
             "cutover golden check digits",
             "cutover golden check digits@../v1",
             "cutover golden record digits@v1 --min-cosine 2",

@@ -2,22 +2,17 @@
 //!
 //! It is loaded, run and judged by the very code of a rollout, so that what passes here passes there.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
+use super::alone::Alone;
 use super::gate::{self, Golden, Probation, Runner, SoftError, Trial};
-use super::load::{build, guarded_load};
 use super::quiet::Urgency;
 use super::survey::Survey;
-use crate::device::{Memory, Opened, Owner, Processors};
+use crate::device::{Opened, Processors};
 use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::ledger::GateCheck;
-use crate::ops::Machine;
 use crate::process::{FinishOptions, PrepareOptions, Processor};
 use crate::repository::{Contract, ModelConfig};
 use crate::value::{Output, RawInput};
-use crate::weights::{Manifest, Progress};
 
 pub struct Rehearsal {
     runner: Runner,
@@ -30,27 +25,13 @@ pub struct Rehearsal {
 impl Rehearsal {
     /// Loads the version. Blocks, and reads every byte twice: for the digests, and against them.
     pub fn start(survey: Survey, config: &ModelConfig, opened: &Opened) -> Result<Rehearsal> {
-        let mut inspected = survey.into_inspected()?;
-        let processor = inspected.take_processor()?;
-        let reference = inspected.spec.reference();
-        let manifest = Manifest::compute(&inspected.spec.dir, &inspected.index)?;
-        let progress = Arc::new(Progress::new());
-        let machine = Machine::start(opened)?;
-        let owner = Owner { holder: reference.clone(), generation: None };
-        let memory = Memory::acquire(opened, inspected.footprint.weight_bytes(), owner)?;
-        let built =
-            guarded_load(&reference, || build(&inspected, &manifest, HashMap::new(), (&machine, &memory), &progress))?;
+        let Alone { model, processor, spec, contract, progress, .. } = Alone::load(survey, opened)?;
+        let reference = spec.reference();
         let (name, faults, urgency) = (reference.clone(), Faults::default(), Urgency::Awaited);
         let processors = Processors::all();
-        let trial = Trial { name, model: built.model, faults, urgency, processors, beside: None, progress };
+        let trial = Trial { name, model, faults, urgency, processors, beside: None, progress };
         let probation = Probation::start(trial, &config.gate)?;
-        Ok(Rehearsal {
-            runner: Runner::Probation(probation),
-            processor,
-            contract: inspected.contract,
-            config: config.clone(),
-            reference,
-        })
+        Ok(Rehearsal { runner: Runner::Probation(probation), processor, contract, config: config.clone(), reference })
     }
 
     pub fn contract(&self) -> &Contract {

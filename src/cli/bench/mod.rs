@@ -1,17 +1,21 @@
-//! `cutover bench`: what a server does under load, steady and while its models are switched.
+//! `cutover bench`: what a server does under load, steady and while its models are switched; and what it is held against.
 //!
-//! A client of the HTTP interface like any other: it sees what users see, and speaks to `--url` only.
+//! A client of the HTTP interface like any other: it sees what users see, and speaks to `--url` only. `bench forward` alone
+//! asks no server: [`forward`] runs a version in this process.
 //! [`load`] makes the requests and records them, [`driver`] switches versions meanwhile; [`audit`] and the reports judge
 //! the record and are pure.
 
 mod audit;
 mod capacity;
 mod check;
+mod clients;
 mod driver;
+mod forward;
 mod images;
 mod load;
 mod machine;
 mod mishap;
+mod passes;
 mod reading;
 mod report;
 mod serve;
@@ -38,6 +42,7 @@ use super::client::{Api, Connection, model_path, parse_reference};
 use super::output::Failure;
 use crate::repository::duration;
 use crate::value::Task;
+pub use forward::ForwardBench;
 pub use serve::ServeBench;
 pub use session::{Switching, Versions};
 pub use soak::SoakBench;
@@ -58,6 +63,11 @@ pub enum BenchCommand {
     Swap(SwapBench),
     /// Whether a server is after a thousand switches what it was before: resident size, threads, files, and its answers
     Soak(SoakBench),
+    /// Forward passes of one version by themselves, in this process, without a server
+    ///
+    /// How long a pass of a batch takes, and how many there are in a second; or with --clients, how many requests of so many
+    /// clients could be answered if HTTP, tokenizing and JSON cost nothing.
+    Forward(ForwardBench),
     /// Print the texts that the load is made of, a line each, so that others can be asked the same
     Texts(TextsArgs),
 }
@@ -142,6 +152,7 @@ pub(super) async fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Fai
         BenchCommand::Serve(args) => serve::run(args, out).await,
         BenchCommand::Swap(args) => swap::run(args, out).await,
         BenchCommand::Soak(args) => soak::run(args, out).await,
+        BenchCommand::Forward(args) => forward::run(args, out),
         BenchCommand::Texts(args) => print_texts(args, out),
     }
 }

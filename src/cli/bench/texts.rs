@@ -236,7 +236,7 @@ impl SplitMix64 {
     }
 
     /// Evenly in [0, 1).
-    fn unit(&mut self) -> f64 {
+    pub(super) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 

@@ -1,0 +1,111 @@
+"""What each kernel must move and compute at least: every input read once, every output written once. Divided by what a machine can
+do these are floors; `kernels.py` times against them, and `counts.py` prints those of one forward pass as a table. Pure.
+
+Counts are (bytes, operations), an operation being a multiplication or an addition. Those of kernels that are bound by memory are
+about: what matters of them is their bytes. Packages: none.
+"""
+
+BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "u32": 4}
+VOCABULARY, POSITIONS = 30522, 512
+
+
+def layer_norm(dtype, rows, width):
+    return (2 * rows + 2) * width * BYTES[dtype], 8 * rows * width
+
+
+def add_layer_norm(dtype, rows, width, keeps=True):
+    """`keeps`: the sum is written too."""
+    return ((4 if keeps else 3) * rows + 2) * width * BYTES[dtype], 9 * rows * width
+
+
+def embed_tokens(dtype, tokens, width, words):
+    """`words`: different ones among the tokens."""
+    read = (words + min(tokens, POSITIONS) + 2 + 2) * width * BYTES[dtype] + 3 * 4 * tokens
+    return read + tokens * width * BYTES[dtype], 10 * tokens * width
+
+
+def bias_activate(dtype, rows, width):
+    return (2 * rows + 1) * width * BYTES[dtype], 20 * rows * width
+
+
+def activate(dtype, count):
+    return 2 * count * BYTES[dtype], 20 * count
+
+
+def pool_normalize(dtype, tokens, sequences, width):
+    return tokens * width * BYTES[dtype] + 4 * (sequences + 1) + 4 * sequences * width, (tokens + 3 * sequences) * width
+
+
+def pool(dtype, tokens, sequences, width):
+    return (tokens + sequences) * width * BYTES[dtype] + 4 * (sequences + 1), tokens * width
+
+
+def l2_normalize(dtype, rows, width):
+    return rows * width * (BYTES[dtype] + 4), 3 * rows * width
+
+
+def attention(dtype, lengths, width):
+    """Two products of every token with all of its sequence; `width`: that of all heads together."""
+    tokens, pairs = sum(lengths), sum(length * length for length in lengths)
+    return 4 * tokens * width * BYTES[dtype] + 4 * (len(lengths) + 1), 4 * pairs * width
+
+
+def patches(dtype, images, side, patch):
+    values = images * 3 * (side // patch * patch) ** 2
+    return values * (4 + BYTES[dtype]), 0
+
+
+def embed_patches(dtype, images, count, width):
+    return ((images * count + 1 + count + 1) + images * (count + 1)) * width * BYTES[dtype], images * count * width
+
+
+def cast(source, target, count):
+    return count * (BYTES[source] + BYTES[target]), 0
+
+
+def finite(dtype, count):
+    return count * BYTES[dtype], 0
+
+
+def land(dtype, count):
+    """Rows to where they come down from, looked at on their way."""
+    return 2 * count * BYTES[dtype], 0
+
+
+def product(dtype, rows, out, into, adds=False):
+    """cublasLt's, with its bias. `adds`: and a residual."""
+    return (rows * (into + (2 if adds else 1) * out) + out * into + out) * BYTES[dtype], 2 * rows * out * into
+
+
+def pass_of(size, lengths, dtype="bf16"):
+    """(what, launches, bytes and operations of one launch) of a forward pass of an encoder that embeds, as the server launches
+    it: residuals are added by products, and queries, keys and values are one."""
+    hidden, inner, layers, tokens = size["hidden"], size["inner"], size["layers"], sum(lengths)
+    yield "embed_tokens", 1, embed_tokens(dtype, tokens, hidden, min(tokens, VOCABULARY))
+    yield "product, queries, keys and values", layers, product(dtype, tokens, 3 * hidden, hidden)
+    yield "attention", layers, attention(dtype, lengths, hidden)
+    yield "product, attention's output", layers, product(dtype, tokens, hidden, hidden, adds=True)
+    yield "layer_norm", 2 * layers, layer_norm(dtype, tokens, hidden)
+    yield "product, up", layers, product(dtype, tokens, inner, hidden)
+    yield "bias_activate", layers, bias_activate(dtype, tokens, inner)
+    yield "product, down", layers, product(dtype, tokens, hidden, inner, adds=True)
+    yield "pool", 1, pool(dtype, tokens, len(lengths), hidden)
+    yield "l2_normalize", 1, l2_normalize(dtype, len(lengths), hidden)
+    yield "land", 1, land("f32", len(lengths) * hidden)
+
+
+def main():
+    size = dict(hidden=768, inner=3072, layers=12)
+    for lengths in ((128,), (128,) * 128, (512,) * 32):
+        print(f"\nBERT-base in bf16, {len(lengths)} x {lengths[0]} tokens\n")
+        print("| kernel | launches | MB each | Gop each | MB in all | Gop in all |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+        all_bytes = all_operations = 0
+        for what, launches, (moved, operations) in pass_of(size, lengths):
+            all_bytes, all_operations = all_bytes + launches * moved, all_operations + launches * operations
+            cells = (moved / 1e6, operations / 1e9, launches * moved / 1e6, launches * operations / 1e9)
+            print(f"| {what} | {launches} | " + " | ".join(f"{cell:,.2f}" for cell in cells) + " |")
+        print(f"| all | | | | {all_bytes / 1e6:,.2f} | {all_operations / 1e9:,.2f} |")
+
+
+if __name__ == "__main__":
+    main()
