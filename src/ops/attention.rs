@@ -371,6 +371,13 @@ mod tests {
     }
 
     #[test]
+    fn no_rows_have_no_thirds() {
+        let segments = Segments::of([0, 0]);
+        let got = self_attention(&matrix(0, 3 * 24, 0), (&segments, 2)).unwrap();
+        assert_eq!(got.dims(), [0, 24]);
+    }
+
+    #[test]
     fn rows_that_are_no_thirds_are_refused() {
         let segments = Segments::of([2]);
         assert!(self_attention(&matrix(2, 10, 0), (&segments, 1)).is_err());

@@ -32,8 +32,11 @@ impl<'a, T: WithDType> Rows<'a, T> {
             bail!("{what} has rows that are not contiguous: {layout:?}");
         }
         let values = T::cpu_storage_as_slice(storage)?;
-        let start = layout.start_offset();
-        let len = if count == 0 || width == 0 { 0 } else { (count - 1) * stride + width };
+        // Nothing begins nowhere: columns of no rows may start behind them.
+        let (start, len) = match count == 0 || width == 0 {
+            true => (0, 0),
+            false => (layout.start_offset(), (count - 1) * stride + width),
+        };
         match values.get(start..start + len) {
             Some(data) => Ok(Rows { data, count, width, stride }),
             None => bail!("{what} reaches outside its storage: {layout:?}"),
