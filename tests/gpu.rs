@@ -351,7 +351,7 @@ fn rows_that_land_say_whether_they_are_numbers_as<T: WithDType>(gpu: &(Opened, M
         assert_eq!(landed::<T>(&device, (rows, columns), None), (whole, true), "{rows} x {columns} {:?}", T::DTYPE);
     }
     // More of them on their way than there are slots.
-    let bad = |number: usize| (number % 2 == 0).then_some((number, f32::NAN));
+    let bad = |number: usize| number.is_multiple_of(2).then_some((number, f32::NAN));
     let all: Vec<Landing> = (0..7).map(|number| landing::<T>(&device, (3, 5), bad(number))).collect();
     for (number, landing) in all.into_iter().enumerate() {
         assert_eq!(landing.wait().unwrap().finite, bad(number).is_none(), "{number}");
