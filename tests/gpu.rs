@@ -55,7 +55,7 @@ fn loaded_version(version: &Version, (opened, machine): &(Opened, Machine), form
 /// The same, with its passes of small batches recorded.
 fn warmed(fixture: &Fixture, gpu: &(Opened, Machine), format: DType) -> (Model, Memory) {
     let (mut model, memory) = loaded(fixture, gpu, format);
-    let warmth = model.warm(&Progress::new());
+    let warmth = model.warm(true, &Progress::new());
     assert!(warmth.failed.is_none() && warmth.recorded >= 3, "{warmth:?}");
     (model, memory)
 }

@@ -208,7 +208,11 @@ async fn no_batch_asks_for_what_a_load_could_have() {
     };
     // Of one text, of some, and of more than a recording is for.
     let batches = [1, 3, 7, 20, 50, 64].map(|count| (0..count).map(text).collect::<Vec<_>>());
-    let loaded = asked_for(texts(), &[]).await;
-    assert!(loaded > 50, "{loaded}");
-    assert_eq!(asked_for(texts(), &batches).await, loaded);
+    // Without recordings, too.
+    let eager = || texts().config("[device]\ngraphs = false\n");
+    for site in [texts as fn() -> Site, eager] {
+        let loaded = asked_for(site(), &[]).await;
+        assert!(loaded > 50, "{loaded}");
+        assert_eq!(asked_for(site(), &batches).await, loaded);
+    }
 }

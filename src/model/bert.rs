@@ -347,8 +347,8 @@ impl OneShot<Tokens> for Bert {
         in_passes(batch, &self.config.encoder.work(&|input: &Tokens| input.ids.len(), &self.device), self)
     }
 
-    fn warm(&mut self, progress: &Progress) -> Warmth {
-        let (made, warmth) = self.recordings.make(self, &self.device, progress);
+    fn warm(&mut self, records: bool, progress: &Progress) -> Warmth {
+        let (made, warmth) = self.recordings.make(self, &self.device, (records, progress));
         self.recordings.keep(made);
         warmth
     }

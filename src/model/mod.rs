@@ -75,10 +75,10 @@ impl Model {
     }
 
     /// Makes ready what first passes would wait for: before the first of them, by whoever loads it ([`OneShot::warm`]).
-    pub fn warm(&mut self, progress: &Progress) -> Warmth {
+    pub fn warm(&mut self, records: bool, progress: &Progress) -> Warmth {
         match self {
-            Model::Text(model) => model.warm(progress),
-            Model::Image(model) => model.warm(progress),
+            Model::Text(model) => model.warm(records, progress),
+            Model::Image(model) => model.warm(records, progress),
         }
     }
 }

@@ -21,9 +21,9 @@ pub trait OneShot<I>: Send {
     /// Packs the batch and runs it; rows come in the order of the inputs, each as if it had been alone.
     fn forward(&mut self, batch: &[I]) -> Result<Pending>;
 
-    /// Makes ready what first passes would wait for, and records small ones where the device can; until it is cancelled. Called
-    /// before the first pass, by whoever loads. A model serves without it, and as well after it failed.
-    fn warm(&mut self, progress: &Progress) -> Warmth;
+    /// Makes ready what first passes would wait for and, where `records` says so and the device can, records small ones; until it
+    /// is cancelled. Called before the first pass, by whoever loads. A model serves without it, and as well after it failed.
+    fn warm(&mut self, records: bool, progress: &Progress) -> Warmth;
 }
 
 /// Rows that a device may still be computing.

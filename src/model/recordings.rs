@@ -47,10 +47,11 @@ impl<I> Recordings<I> {
         Recordings { lengths, filler, kept: Passes::new() }
     }
 
-    /// Records a model's passes, as many as its device can. Nothing else may run on its part of that meanwhile.
-    pub(super) fn make<S: Stages<I>>(&self, model: &S, device: &Device, progress: &Progress) -> (Passes, Warmth) {
+    /// Looks up what a model's passes need and, where `records` says so, records small ones, as many as its device can. Nothing
+    /// else may run on its part of that meanwhile.
+    pub(super) fn make<S: Stages<I>>(&self, model: &S, device: &Device, how: (bool, &Progress)) -> (Passes, Warmth) {
         let (began, mut made) = (Instant::now(), Passes::new());
-        let failed = self.make_all(model, device, progress, &mut made).err().map(|error| error.to_string());
+        let failed = self.make_all(model, device, how, &mut made).err().map(|error| error.to_string());
         let warmth = Warmth { recorded: made.len(), took: began.elapsed(), failed };
         (made, warmth)
     }
@@ -59,7 +60,13 @@ impl<I> Recordings<I> {
         self.kept = made;
     }
 
-    fn make_all<S: Stages<I>>(&self, model: &S, device: &Device, progress: &Progress, made: &mut Passes) -> Result<()> {
+    fn make_all<S: Stages<I>>(
+        &self,
+        model: &S,
+        device: &Device,
+        (records, progress): (bool, &Progress),
+        made: &mut Passes,
+    ) -> Result<()> {
         let Some(recorder) = device.recorder()? else { return Ok(()) };
         let pass = |given: Tensor, segments: &Segments| model.rows(given, segments);
         let go_on = || {
@@ -69,7 +76,8 @@ impl<I> Recordings<I> {
         for frame in self.lengths.representatives().into_iter().take_while(|_| go_on()) {
             recorder.look_up(&self.form(model, frame)?, pass)?;
         }
-        for frame in self.lengths.frames().into_iter().take_while(|_| go_on()) {
+        let recorded = if records { self.lengths.frames() } else { Vec::new() };
+        for frame in recorded.into_iter().take_while(|_| go_on()) {
             let recorded = recorder.record(&self.form(model, frame)?, pass)?;
             made.insert(frame, Kept { recorded, broken: AtomicBool::new(false) });
         }

@@ -42,7 +42,7 @@ fn an_unknown_family_is_refused_with_the_known_ones() {
 struct Count;
 
 impl OneShot<Tokens> for Count {
-    fn warm(&mut self, _: &Progress) -> Warmth {
+    fn warm(&mut self, _: bool, _: &Progress) -> Warmth {
         Warmth::default()
     }
 

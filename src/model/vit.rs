@@ -241,8 +241,8 @@ impl OneShot<Pixels> for Vit {
         in_passes(batch, &self.config.encoder.work(&|_: &Pixels| self.config.tokens(), &self.device), self)
     }
 
-    fn warm(&mut self, progress: &Progress) -> Warmth {
-        let (made, warmth) = self.recordings.make(self, &self.device, progress);
+    fn warm(&mut self, records: bool, progress: &Progress) -> Warmth {
+        let (made, warmth) = self.recordings.make(self, &self.device, (records, progress));
         self.recordings.keep(made);
         warmth
     }

@@ -86,8 +86,8 @@ pub(super) struct Loaded {
     pub(super) shared: u64,
     /// Of its own bytes, those that no file was read for.
     pub(super) parked: u64,
-    /// What making its first passes ready came to, where that was to be done; in the time that all took.
-    pub(super) warmth: Option<Warmth>,
+    /// What making its first passes ready came to, in the time that all took.
+    pub(super) warmth: Warmth,
     pub(super) took: Duration,
 }
 
@@ -127,7 +127,7 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
                 guarded_load(&name, || {
                     faults.strike(At::Load)?;
                     let mut built = build(&inspected, &manifest, known, (&machine, &memory), &progress)?;
-                    let warmth = graphs.then(|| warm(&name, &mut built.model, &progress));
+                    let warmth = warm(&name, &mut built.model, (graphs, &progress));
                     Ok((built, warmth))
                 })
             });
@@ -147,12 +147,18 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
 }
 
 /// Makes a model's first passes ready on this thread, before the engine has it. A version serves without that as well.
-fn warm(name: &str, model: &mut Model, progress: &Progress) -> Warmth {
-    let warmth = model.warm(progress);
+fn warm(name: &str, model: &mut Model, (records, progress): (bool, &Progress)) -> Warmth {
+    let warmth = model.warm(records, progress);
     let (graphs, took) = (warmth.recorded, warmth.took);
     match &warmth.failed {
         Some(error) => {
-            tracing::warn!(version = name, graphs, ?took, error, "passes could not be recorded; they run op by op")
+            tracing::warn!(
+                version = name,
+                graphs,
+                ?took,
+                error,
+                "passes could not all be made ready; those run op by op"
+            )
         }
         None if graphs > 0 => tracing::info!(version = name, graphs, ?took, "passes of small batches are recorded"),
         None => {}

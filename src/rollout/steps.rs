@@ -248,7 +248,8 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
                 ("shared_bytes", json!(loaded.shared)),
                 ("load_eased", json!(eased)),
             ];
-            if let Some(warmth) = loaded.warmth.filter(|warmth| warmth.recorded > 0) {
+            let warmth = &loaded.warmth;
+            if warmth.recorded > 0 {
                 figures.push(("graphs", json!(warmth.recorded)));
                 figures.push(("graphs_ms", json!(warmth.took.as_secs_f64() * 1e3)));
             }

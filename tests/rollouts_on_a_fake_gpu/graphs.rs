@@ -84,12 +84,12 @@ async fn versions_change_under_load_and_every_graph_goes_with_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_recorded_runs_op_by_op_and_no_version_is_refused_for_it() {
     for (fails, says, some) in [
-        ("cuStreamBeginCapture_v2:801:1+", "could not be recorded", false),
-        ("cuGraphInstantiateWithFlags:2:3+", "could not be recorded", true),
-        ("cuGraphUpload:2:2", "could not be recorded", true),
+        ("cuStreamBeginCapture_v2:801:1+", "could not all be made ready", false),
+        ("cuGraphInstantiateWithFlags:2:3+", "could not all be made ready", true),
+        ("cuGraphUpload:2:2", "could not all be made ready", true),
         // In the midst of a recording, and of what is looked up before.
-        ("cublasLtMatmul:2:100", "could not be recorded", true),
-        ("cublasLtMatmul:2:3", "could not be recorded", true),
+        ("cublasLtMatmul:2:100", "could not all be made ready", true),
+        ("cublasLtMatmul:2:3", "could not all be made ready", true),
         ("cuGraphLaunch:2:1+", "a recorded pass fails", true),
     ] {
         let (site, report) = on_fake_gpu(texts());

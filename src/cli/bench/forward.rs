@@ -156,12 +156,10 @@ fn load(args: &ForwardBench, opened: &Opened) -> Result<Alone> {
     let config = repository.model(model)?.config?;
     let dir = repository.version_dir(model, version)?;
     let mut alone = Alone::load(Survey::of(&dir, (model, version), &config, opened.kind()), opened)?;
-    if !args.no_graphs {
-        // As a server's load does it; and as there, passes run op by op where it fails.
-        let warmth = alone.model.warm(&Progress::new());
-        if let Some(error) = &warmth.failed {
-            note(&format!("passes could not be recorded: {error}"));
-        }
+    // As a server's load does it; and as there, a version runs where it fails.
+    let warmth = alone.model.warm(!args.no_graphs, &Progress::new());
+    if let Some(error) = &warmth.failed {
+        note(&format!("passes could not be made ready: {error}"));
     }
     Ok(alone)
 }
