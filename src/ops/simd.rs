@@ -1,11 +1,11 @@
 //! Scalar functions written so that the compiler vectorises them, and the dispatch to wide registers.
 //!
-//! The default x86-64 target knows only 128-bit registers and no fused multiply-add. `wide!` compiles a loop a
-//! second time for AVX2 + FMA and picks at run time; on other processors (aarch64 has both in its base) the
-//! plain version is all there is. Nothing here calls libm per element, and NaN always passes through: a gate
+//! The default x86-64 target knows only 128-bit registers and no fused multiply-add. `wide!` compiles a loop once
+//! more for AVX2 + FMA and for AVX-512, and picks at run time; on other processors (aarch64 has both in its base)
+//! the plain version is all there is. Nothing here calls libm per element, and NaN always passes through: a gate
 //! that looks for non-finite outputs must find them.
 
-/// Defines a function whose body is compiled for AVX2 + FMA and for the base target, chosen at each call.
+/// Defines a function whose body is compiled for AVX-512, for AVX2 + FMA and for the base target, chosen at each call.
 /// The identifier in `<..>` names a `const bool` that the body hands to the functions below.
 macro_rules! wide {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident>($($arg:ident : $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -20,7 +20,22 @@ macro_rules! wide {
                 fn avx2($($arg: $type),*) $(-> $ret)? {
                     body::<true>($($arg),*)
                 }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $type),*) $(-> $ret)? {
+                    body::<true>($($arg),*)
+                }
+                let fused = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+                if fused
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    #[allow(unsafe_code)]
+                    // SAFETY: this processor was just found to have all of these.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if fused {
                     #[allow(unsafe_code)]
                     // SAFETY: this processor was just found to have both features.
                     return unsafe { avx2($($arg),*) };
