@@ -24,7 +24,7 @@
 //! | [`slot`] | the route behind one atomic pointer; `admit` decides, `serve` answers and fails over |
 //! | [`generation`] | one version made resident once: processor, lane, counters, drain signal |
 //! | [`engine`] | the one thread that owns the device, all models, and the order of forward passes |
-//! | [`schedule`] | batches and turns as pure decisions |
+//! | [`schedule`] | batches, turns, and the steps of language models as pure decisions |
 //! | [`process`] | tokenizers and image preparation |
 //! | [`model`], [`ops`] | architectures on shared layers; operations, and the matrix products under them |
 //! | [`weights`] | safetensors headers, digests, loading, sharing |
