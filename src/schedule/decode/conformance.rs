@@ -181,7 +181,7 @@ proptest! {
                 now += 1;
                 let request = fit(&flood[now as usize % flood.len()]);
                 let priority = request.priority.abs();
-                push(&mut world, now, &Request { urgent: now % 2 == 0, priority, ..request })?;
+                push(&mut world, now, &Request { urgent: now.is_multiple_of(2), priority, ..request })?;
             }
             world.step();
             steps += 1;

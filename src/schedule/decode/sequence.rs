@@ -121,10 +121,18 @@ impl Sequence {
     }
 
     /// Begins to run: with `found` blocks, and new ones for the rest of its tokens. The caller has seen that there are enough.
-    pub(super) fn begin<S: BuildHasher>(&mut self, found: Vec<BlockId>, blocks: &mut Blocks<S>, block_tokens: usize) {
+    pub(super) fn begin<S: BuildHasher>(
+        &mut self,
+        mut found: Vec<BlockId>,
+        blocks: &mut Blocks<S>,
+        block_tokens: usize,
+    ) {
         // Held before others are taken, which would evict them.
         found.iter().for_each(|block| blocks.hold(*block));
-        (self.published, self.computed) = (found.len(), found.len() * block_tokens);
+        (self.published, self.computed, self.unpublishable) = (found.len(), found.len() * block_tokens, false);
+        // Nothing is moved when it grows.
+        self.tokens.reserve_exact(self.prompt + self.max_new - self.tokens.len());
+        found.reserve_exact(blocks_needed(self.prompt, self.max_new, block_tokens) - found.len());
         self.table = Arc::new(found);
         while self.table.len() < self.blocks(block_tokens) && self.extend(blocks) {}
     }
@@ -140,10 +148,9 @@ impl Sequence {
         block.is_some()
     }
 
-    /// Gives up its blocks and stands at the head of its class, to be computed again.
+    /// Gives up its blocks and stands at the head of its class, to be computed again after another `begin`.
     pub(super) fn preempt<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) {
         self.release(blocks);
-        (self.computed, self.published, self.unpublishable) = (0, 0, false);
         self.rank.fresh = false;
     }
 

@@ -170,15 +170,28 @@ fn the_oldest_is_never_preempted_however_little_it_matters() {
 
 #[test]
 fn nobody_is_admitted_into_blocks_that_those_who_run_will_need() {
-    let mut world = world(DecodeLimits { blocks: 4, ..limits() });
-    world.push(prompted(1, tokens(1, 4), 5)).unwrap();
-    world.push(prompted(2, tokens(2, 8), 1)).unwrap();
-    world.push(prompted(3, tokens(3, 12), 1)).unwrap();
-    // One block is left for 1; the third prompt needs three.
-    assert_eq!(steps(&mut world, 1), [[(1, 0, 4), (2, 0, 8)]]);
-    let ran = steps(&mut world, 5);
-    assert_eq!(ran[..3], [[(1, 4, 1)], [(1, 5, 1)], [(1, 6, 1)]]);
-    assert_eq!((ran[4].as_slice(), world.preempted.len()), (&[(3, 0, 12)][..], 0));
+    // Three blocks are left beside the first prompt, and the second needs three.
+    for (max_new, expected) in [(5, vec![(1, 0, 4)]), (1, vec![(1, 0, 4), (2, 0, 12)])] {
+        let mut world = world(DecodeLimits { blocks: 4, ..limits() });
+        world.push(prompted(1, tokens(1, 4), max_new)).unwrap();
+        world.push(prompted(2, tokens(2, 12), 1)).unwrap();
+        assert_eq!(steps(&mut world, 1), [expected]);
+        if max_new > 1 {
+            assert_eq!(steps(&mut world, 5)[3..], [[(1, 7, 1)], [(2, 0, 12)]]);
+        }
+    }
+}
+
+#[test]
+fn a_plan_that_preempts_admits_nobody() {
+    let mut world = world(DecodeLimits { blocks: 8, step_tokens: 32, ..limits() });
+    world.push(prompted(1, tokens(1, 4), 28)).unwrap();
+    world.push(prompted(2, tokens(2, 16), 16)).unwrap();
+    steps(&mut world, 5);
+    world.push(Prompted { urgent: true, ..prompted(3, tokens(3, 8), 4) }).unwrap();
+    // 1 takes the last block and 2 gives up all of its own; the next plan sees who gets them.
+    assert_eq!(steps(&mut world, 2), [vec![(1, 8, 1)], vec![(1, 9, 1), (3, 0, 8)]]);
+    assert_eq!(world.preempted, [2]);
 }
 
 #[test]
