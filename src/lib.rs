@@ -14,7 +14,8 @@
 //!
 //! (`weights` asks `ops` how a weight is arranged for its kernels, so that the loader writes it there at once.)
 //!
-//! Leaves that anyone may use: [`repository`], [`ledger`], [`config`], [`error`], [`telemetry`], [`value`], [`faults`].
+//! Leaves that anyone may use: [`repository`], [`gguf`], [`ledger`], [`config`], [`error`], [`telemetry`], [`value`],
+//! [`faults`].
 //!
 //! | room | what it is for |
 //! | --- | --- |
@@ -27,7 +28,8 @@
 //! | [`schedule`] | batches and turns as pure decisions |
 //! | [`process`] | tokenizers and image preparation |
 //! | [`model`], [`ops`] | architectures on shared layers; operations, and the matrix products under them |
-//! | [`weights`] | safetensors headers, digests, loading, sharing |
+//! | [`weights`] | the tensors of safetensors and GGUF files, digests, loading, sharing |
+//! | [`gguf`] | that file format: metadata and where tensors lie |
 //! | [`device`] | opening a device; budget, reservations, arenas and pools: memory that is measured; the GPU's driver |
 //! | [`repository`] | versions on disk: `model.toml`, spec, contract, golden cases, fingerprints |
 //! | [`ledger`] | the durable, hash-chained history in SQLite |
@@ -71,6 +73,7 @@ pub mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod generation;
+pub mod gguf;
 pub mod http;
 pub mod ledger;
 pub mod model;
