@@ -1,7 +1,8 @@
 //! From files to tensors: each wanted tensor is read once, in file order, straight into its final memory.
 //!
-//! At any moment a load holds the tensors that it has made, the one that it is making, and buffers of 1 MiB. Tensors that
-//! are resident already are not read at all. Every byte is held against the manifest before it is used.
+//! At any moment a load holds the tensors that it has made, the one that it is making, and buffers of 1 MiB (of a GGUF file
+//! also one head of queries or keys). Tensors that are resident already are not read at all. Every byte is held against the
+//! manifest before it is used.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
@@ -80,7 +81,8 @@ impl Footprint {
 /// Equal keys are equal tensors: what the file holds, and what is made of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TensorKey {
-    /// Each source's number format and the digest of its bytes: the same bytes as f16 and as bf16 are other numbers.
+    /// Each source's number format and the digest of its bytes: the same bytes as f16 and as bf16 are other numbers, and so
+    /// are rows that are put in another order.
     pub digest: String,
     pub dtype: DType,
     /// Of all of it.
@@ -219,7 +221,10 @@ fn names_of(wanted: &[Wanted]) -> Result<HashSet<&str>> {
 pub fn key_of(wanted: &Wanted, index: &Index, manifest: &Manifest) -> Result<TensorKey> {
     let parts = parts(wanted, index, manifest)?;
     // Neither formats nor digests have a plus in them, so that no two lists are written alike.
-    let digests = parts.iter().map(|part| format!("{}:{}", part.info.dtype, part.digest));
+    let digests = parts.iter().map(|part| {
+        let turned = part.info.heads.map_or(String::new(), |heads| format!("/{heads}"));
+        format!("{}{turned}:{}", part.info.dtype, part.digest)
+    });
     let digest = digests.collect::<Vec<_>>().join("+");
     Ok(TensorKey { digest, dtype: wanted.dtype, shape: wanted.whole(), layout: wanted.layout })
 }
