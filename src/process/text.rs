@@ -6,7 +6,6 @@
 //! product of them.
 
 use std::borrow::Cow;
-use std::fs;
 
 use serde_json::Value;
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Token, Tokenizer};
@@ -52,7 +51,7 @@ impl TextProcessor {
     pub(super) fn load(spec: &Spec, limits: &Limits) -> Result<TextProcessor> {
         let none = Value::Object(serde_json::Map::new());
         const CONFIG: &str = "tokenizer_config.json";
-        let json = read(spec, CONFIG)?.map(|bytes| parse(spec, CONFIG, &bytes)).transpose()?;
+        let json = spec.read_file(CONFIG)?.map(|bytes| parse(spec, CONFIG, &bytes)).transpose()?;
         let config = Settings::new(spec, CONFIG, json.as_ref().unwrap_or(&none));
         let tokenizer = read_tokenizer(spec, &config)?;
         let special = [false, true].map(|pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair)));
@@ -214,14 +213,6 @@ fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
-fn read(spec: &Spec, name: &str) -> Result<Option<Vec<u8>>> {
-    match fs::read(spec.dir.join(name)) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::unloadable(label(spec, name), e)),
-    }
-}
-
 fn parse(spec: &Spec, name: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::unloadable(label(spec, name), e))
 }
@@ -229,7 +220,7 @@ fn parse(spec: &Spec, name: &str, bytes: &[u8]) -> Result<Value> {
 fn read_tokenizer(spec: &Spec, config: &Settings) -> Result<Tokenizer> {
     const NAME: &str = "tokenizer.json";
     let wrong = |e: tokenizers::Error| Error::unloadable(label(spec, NAME), e);
-    let Some(mut bytes) = read(spec, NAME)? else {
+    let Some(mut bytes) = spec.read_file(NAME)? else {
         return Err(Error::unloadable(label(spec, NAME), "missing; a model of texts needs its tokenizer"));
     };
     let mut json = parse(spec, NAME, &bytes)?;

@@ -22,7 +22,7 @@ pub struct Contract {
     pub dimension: Option<usize>,
     /// In the order of the logits; empty where answers carry no labels.
     pub labels: Vec<String>,
-    /// blake3 of `tokenizer.json`, in hex; `None` for images and where there is no such file.
+    /// blake3 of `tokenizer.json`, in hex, or of what it would be for a GGUF file; `None` for images and where there is none.
     pub tokenizer: Option<String>,
     pub pooling: Option<String>,
     /// Whether embeddings have length 1.
@@ -93,6 +93,11 @@ impl Contract {
 
 fn tokenizer_digest(spec: &Spec) -> Result<Option<String>> {
     const FILE: &str = "tokenizer.json";
+    if spec.gguf().is_some() {
+        // As `cutover convert` writes it, so that a version and what was converted from it cut texts alike.
+        let bytes = spec.read_file(FILE)?;
+        return Ok(bytes.map(|bytes| blake3::hash(&bytes).to_hex().to_string()));
+    }
     let opened = files::open(&spec.dir.join(FILE)).map_err(|why| spec.file_error(FILE, why))?;
     let Some(mut file) = opened else { return Ok(None) };
     let mut hasher = blake3::Hasher::new();
