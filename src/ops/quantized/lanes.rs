@@ -19,6 +19,8 @@ pub(super) trait Lanes {
     /// Whether levels of 8 bits are multiplied as signed ones, so that 128 is not too much in them.
     const SIGNED: bool;
 
+    /// Has a line brought into the first-level cache, if there is one; any address will do.
+    fn fetch(line: *const u8);
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
     /// Every byte shifted right (or left, where negative) by so many bits, and then masked.
     unsafe fn shifted(bytes: Self::Bytes, by: i32, mask: u8) -> Self::Bytes;
@@ -62,6 +64,9 @@ impl Lanes for Portable {
 
     const ROWS: usize = 4;
     const SIGNED: bool = false;
+
+    #[inline(always)]
+    fn fetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Self::Bytes {

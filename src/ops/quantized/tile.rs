@@ -15,6 +15,9 @@ use crate::ops::matmul::{PANEL, Target};
 /// Bytes of activations that a thread goes through for one panel after the other: they stay in its second-level cache.
 const AT_HAND: usize = 384 * 1024;
 
+/// Bytes that come from memory at once.
+const LINE: usize = 64;
+
 /// A product, or the panels of it that a thread takes.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
@@ -226,6 +229,10 @@ struct Operands {
     columns: usize,
     /// Sixteen.
     bias: *const f32,
+    /// Where the next panel's part for this tile begins, and how many bytes of it each unit has brought into the first-level
+    /// cache; there need not be a next panel.
+    next: *const u8,
+    pace: usize,
 }
 
 /// Panels `from..to` of a product, on the calling thread.
@@ -262,16 +269,24 @@ unsafe fn panels_of<L: Lanes, F: Opened>(job: Job<'_>, from: usize, to: usize) {
             if let Some(of) = job.bias {
                 bias[..columns].copy_from_slice(&of[column..column + columns]);
             }
-            for tile in first..activations.tiling.count.min(first + at_once) {
+            let tiles = first..activations.tiling.count.min(first + at_once);
+            // The tiles of a panel fetch the next one among them, a little with every unit: weights come from main memory,
+            // and the processor looks no further ahead than a few units by itself.
+            let pace = F::UNIT.bytes().div_ceil(tiles.len());
+            for tile in tiles {
                 let (row, rows) = activations.tiling.tile(tile);
+                let weights = job.weights[panel * panel_bytes..].as_ptr();
+                let next = weights.wrapping_add(panel_bytes + (tile - first) * units * pace);
                 let operands = Operands {
                     units,
-                    weights: job.weights[panel * panel_bytes..].as_ptr(),
+                    weights,
                     activations: activations.words[activations.before(tile)..].as_ptr(),
                     out: job.target.at(row, column).start,
                     stride: job.target.stride,
                     columns,
                     bias: bias.as_ptr(),
+                    next,
+                    pace,
                 };
                 // SAFETY: handed on; the tile and the panel are whole.
                 unsafe {
@@ -297,8 +312,12 @@ unsafe fn tile_of<L: Lanes, F: Opened, const ROWS: usize>(o: Operands) {
     // SAFETY: the caller's: units, rows and columns are inside the operands.
     unsafe {
         let mut sums = [L::load(o.bias); ROWS];
-        let (mut unit, mut block) = (o.weights, o.activations.cast::<Block<ROWS>>());
+        let (mut unit, mut block, mut next) = (o.weights, o.activations.cast::<Block<ROWS>>(), o.next);
         for _ in 0..o.units {
+            for line in (0..o.pace).step_by(LINE) {
+                L::fetch(next.wrapping_add(line));
+            }
+            next = next.wrapping_add(o.pace);
             let head = F::head::<L>(unit);
             for part in 0..F::UNIT.parts {
                 let weights = F::part::<L>(unit, head, part);

@@ -19,6 +19,12 @@ impl Lanes for Avx512 {
     const SIGNED: bool = false;
 
     #[inline(always)]
+    fn fetch(line: *const u8) {
+        // SAFETY: a prefetch is a hint; it may be given any address and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn bytes(from: *const u8) -> __m512i {
         // SAFETY: as said above, here and below.
         unsafe { _mm512_loadu_si512(from.cast()) }
@@ -152,6 +158,12 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const ROWS: usize = 4;
     // Pairs of products of all 8 bits do not fit 16 bits; those of 7 bits and a sign do.
     const SIGNED: bool = !VNNI;
+
+    #[inline(always)]
+    fn fetch(line: *const u8) {
+        // SAFETY: a prefetch is a hint; it may be given any address and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Self::Bytes {
