@@ -35,6 +35,8 @@ pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>, epilogue: Epil
 
 /// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
 const PARALLEL_WORK: usize = 4 << 20;
+/// Rows that take no longer than one: reading the weight does.
+const READ: usize = 8;
 /// Rows of the result that are finished while they are in the second-level cache: this many values.
 const AT_HAND: usize = 64 * 1024;
 /// With fewer rows for each thread than this, threads share the outputs instead.
@@ -163,7 +165,7 @@ fn product<W: Element>(left: Left<'_>, right: Right<'_, W>, finish: &Finish<'_>,
     }
     let tiles = Tiles::best();
     let target = Target { start: out.start(), stride: n };
-    let threads = if m * n * k < PARALLEL_WORK { 1 } else { threads() };
+    let threads = if m.max(READ) * n * k < PARALLEL_WORK { 1 } else { threads() };
     if threads > 1 && m < threads * FEW_ROWS {
         let panels = n.div_ceil(PANEL);
         let each = panels.div_ceil(threads);

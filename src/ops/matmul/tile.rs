@@ -103,6 +103,14 @@ impl<W> Operands<W> {
             }
         }
     }
+
+    /// The same for one of so many tiles of so many panels, which fetch the next panels among them, a little with every step:
+    /// weights come from main memory, and a burst of requests would wait for itself.
+    #[inline(always)]
+    fn fetching(self, panels: usize, tiles: usize) -> Self {
+        let next = self.b.wrapping_add(panels * self.panel_stride).cast();
+        Operands { next, pace: (self.b_stride * size_of::<W>()).div_ceil(tiles), ..self }
+    }
 }
 
 /// What an instruction set must have.
@@ -145,7 +153,7 @@ pub(super) unsafe fn blocks<I: Isa, W: Element>(
                     panel_stride: right.panel_stride,
                     c: unsafe { target.start.add(top * target.stride + column) },
                     c_stride: target.stride,
-                    // What is there already: tiles of few rows take several panels and wait for memory all the same.
+                    // What is there already.
                     next: left.data.as_ptr().cast(),
                     pace: 0,
                     start: std::ptr::null(),
@@ -181,19 +189,19 @@ unsafe fn strip<I: Isa, W: Element>(
     unsafe {
         match rows {
             1 if whole >= 4 => {
-                I::tile::<W, 1, 4>(operands);
+                I::tile::<W, 1, 4>(operands.fetching(4, 1));
                 return 4;
             }
             1 | 2 if whole >= 2 => {
                 if rows == 1 {
-                    I::tile::<W, 1, 2>(operands)
+                    I::tile::<W, 1, 2>(operands.fetching(2, 1))
                 } else {
-                    I::tile::<W, 2, 2>(operands)
+                    I::tile::<W, 2, 2>(operands.fetching(2, 1))
                 }
                 return 2;
             }
             3 if whole >= 2 => {
-                I::tile::<W, 3, 2>(operands);
+                I::tile::<W, 3, 2>(operands.fetching(2, 1));
                 return 2;
             }
             _ if whole >= 2 && I::PAIRS => {
@@ -211,13 +219,11 @@ unsafe fn strip<I: Isa, W: Element>(
 unsafe fn column_of_tiles<I: Isa, W: Element, const PANELS: usize>(mut operands: Operands<W>, rows: usize) {
     let count = rows.div_ceil(I::ROWS);
     let (height, taller) = (rows / count, rows % count);
-    // The tiles of a panel fetch the next one among them, a little with every step: weights come from main memory, and
-    // a burst of requests would wait for itself.
-    let next = operands.b.wrapping_add(PANELS * operands.panel_stride);
-    operands.pace = (operands.b_stride * size_of::<W>()).div_ceil(count);
+    operands = operands.fetching(PANELS, count);
+    let next = operands.next;
     for tile in 0..count {
         let rows = height + usize::from(tile < taller);
-        operands.next = next.wrapping_add(tile * operands.inner / count * operands.b_stride).cast();
+        operands.next = next.wrapping_add(tile * operands.inner / count * operands.b_stride * size_of::<W>());
         // SAFETY: tiles follow one another inside the rows.
         unsafe {
             match rows {
