@@ -16,6 +16,8 @@ pub(super) trait Lanes {
 
     /// Rows of the tallest tile.
     const ROWS: usize;
+    /// Whether there are registers for two panels of that many rows. A level that is loaded then serves two instructions.
+    const PAIRS: bool;
     /// Whether levels of 8 bits are multiplied as signed ones, so that 128 is not too much in them.
     const SIGNED: bool;
 
@@ -63,6 +65,7 @@ impl Lanes for Portable {
     type Floats = [f32; 16];
 
     const ROWS: usize = 4;
+    const PAIRS: bool = false;
     const SIGNED: bool = false;
 
     #[inline(always)]

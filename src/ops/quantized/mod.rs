@@ -15,6 +15,7 @@ mod activations;
 mod format;
 mod lanes;
 mod layout;
+mod opened;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -175,7 +176,7 @@ pub(super) unsafe fn multiply(path: Path, x: Rows<'_>, weight: Blocks<'_>, bias:
     assert_eq!(x.width, inner);
     assert!(bias.is_none_or(|bias| bias.len() == out));
     let (most, signed) = path.likes();
-    let activations = Activations::of(x, most, tile::written(format, signed));
+    let activations = Activations::of(x, most, opened::written(format, signed));
     let job = Job { activations: &activations, weights: stored, columns: out, bias, target };
     let panels = out.div_ceil(PANEL);
     let threads = if x.count * out * inner < PARALLEL_WORK { 1 } else { threads().min(panels) };

@@ -6,10 +6,10 @@
 
 #![allow(unsafe_code)]
 
-use super::activations::{Activations, BLOCK, Block, WORDS, Written};
+use super::activations::{Activations, BLOCK, Block, WORDS};
 use super::format::QuantFormat;
 use super::lanes::Lanes;
-use super::layout::Unit;
+use super::opened::{Opened, Part, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use crate::ops::matmul::{PANEL, Target};
 
 /// Bytes of activations that a thread goes through for one panel after the other: they stay in its second-level cache.
@@ -31,203 +31,21 @@ pub(super) struct Job<'a> {
     pub(super) target: Target,
 }
 
-/// 32 weights of each of sixteen outputs.
-pub(super) struct Part<L: Lanes> {
-    /// Levels without a sign, four of each output.
-    levels: [L::Bytes; BLOCK / 4],
-    /// What a level stands for, in either half.
-    scales: [L::Floats; 2],
-    /// What every weight has beside its level.
-    offset: L::Floats,
-}
-
-/// How a format's units are opened.
-trait Opened {
-    const FORMAT: QuantFormat;
-    const UNIT: Unit = Unit::of(Self::FORMAT);
-    /// Levels use all 8 bits.
-    const WIDE: bool = false;
-    /// The halves of a part have scales of their own.
-    const HALVES: bool = false;
-    /// Weights have an offset.
-    const OFFSET: bool = false;
-
-    /// What the rows' blocks have once: scales and offsets.
-    ///
-    /// # Safety
-    /// For both: `unit` is a whole unit of this format, and the processor has the instructions.
-    unsafe fn head<L: Lanes>(unit: *const u8) -> [L::Floats; 2];
-    unsafe fn part<L: Lanes>(unit: *const u8, head: [L::Floats; 2], part: usize) -> Part<L>;
-}
-
-/// How a format's weights are written in panels; `signed`: levels of 8 bits are multiplied with their sign.
-pub(super) fn written(format: QuantFormat, signed: bool) -> Written {
-    let zero = match format {
-        QuantFormat::Q4_0 => 8,
-        QuantFormat::Q8_0 if !signed => 128,
-        QuantFormat::Q6_K => 32,
-        QuantFormat::Q8_0 | QuantFormat::Q4_1 | QuantFormat::Q4_K => 0,
-    };
-    Written { zero, halves: format == QuantFormat::Q6_K }
-}
-
-struct Q4_0;
-struct Q4_1;
-struct Q8_0;
-struct Q4K;
-struct Q6K;
-
-/// Levels of 4 bits: the low halves of four registers, then the high ones.
-///
-/// # Safety
-/// 256 bytes may be read, and the processor has the instructions.
-#[inline(always)]
-unsafe fn nibbles<L: Lanes>(from: *const u8) -> [L::Bytes; BLOCK / 4] {
-    // SAFETY: the caller's.
-    unsafe {
-        let (a, b) = (L::bytes(from), L::bytes(from.add(64)));
-        let (c, d) = (L::bytes(from.add(128)), L::bytes(from.add(192)));
-        [
-            L::shifted(a, 0, 15),
-            L::shifted(b, 0, 15),
-            L::shifted(c, 0, 15),
-            L::shifted(d, 0, 15),
-            L::shifted(a, 4, 15),
-            L::shifted(b, 4, 15),
-            L::shifted(c, 4, 15),
-            L::shifted(d, 4, 15),
-        ]
-    }
-}
-
-impl Opened for Q4_0 {
-    const FORMAT: QuantFormat = QuantFormat::Q4_0;
-
-    #[inline(always)]
-    unsafe fn head<L: Lanes>(unit: *const u8) -> [L::Floats; 2] {
-        // SAFETY: inside the unit, here and below.
-        unsafe { [L::halves(unit), L::splat(0.0)] }
-    }
-
-    #[inline(always)]
-    unsafe fn part<L: Lanes>(unit: *const u8, head: [L::Floats; 2], _: usize) -> Part<L> {
-        // SAFETY: as above.
-        unsafe { Part { levels: nibbles::<L>(unit.add(Self::UNIT.levels)), scales: [head[0]; 2], offset: head[1] } }
-    }
-}
-
-impl Opened for Q4_1 {
-    const FORMAT: QuantFormat = QuantFormat::Q4_1;
-    const OFFSET: bool = true;
-
-    #[inline(always)]
-    unsafe fn head<L: Lanes>(unit: *const u8) -> [L::Floats; 2] {
-        // SAFETY: as above.
-        unsafe { [L::halves(unit), L::halves(unit.add(2 * PANEL))] }
-    }
-
-    #[inline(always)]
-    unsafe fn part<L: Lanes>(unit: *const u8, head: [L::Floats; 2], _: usize) -> Part<L> {
-        // SAFETY: as above.
-        unsafe { Part { levels: nibbles::<L>(unit.add(Self::UNIT.levels)), scales: [head[0]; 2], offset: head[1] } }
-    }
-}
-
-impl Opened for Q8_0 {
-    const FORMAT: QuantFormat = QuantFormat::Q8_0;
-    const WIDE: bool = true;
-
-    #[inline(always)]
-    unsafe fn head<L: Lanes>(unit: *const u8) -> [L::Floats; 2] {
-        // SAFETY: as above.
-        unsafe { [L::halves(unit), L::splat(0.0)] }
-    }
-
-    #[inline(always)]
-    unsafe fn part<L: Lanes>(unit: *const u8, head: [L::Floats; 2], _: usize) -> Part<L> {
-        // SAFETY: as above.
-        unsafe {
-            let at = unit.add(Self::UNIT.levels);
-            let mut levels = [L::bytes(at); BLOCK / 4];
-            for i in 1..BLOCK / 4 {
-                levels[i] = L::bytes(at.add(4 * PANEL * i));
-            }
-            Part { levels, scales: [head[0]; 2], offset: head[1] }
-        }
-    }
-}
-
-impl Opened for Q4K {
-    const FORMAT: QuantFormat = QuantFormat::Q4_K;
-    const OFFSET: bool = true;
-
-    #[inline(always)]
-    unsafe fn head<L: Lanes>(unit: *const u8) -> [L::Floats; 2] {
-        // SAFETY: as above.
-        unsafe { [L::halves(unit), L::negate(L::halves(unit.add(2 * PANEL)))] }
-    }
-
-    #[inline(always)]
-    unsafe fn part<L: Lanes>(unit: *const u8, head: [L::Floats; 2], part: usize) -> Part<L> {
-        // SAFETY: as above.
-        unsafe {
-            let levels = nibbles::<L>(unit.add(Self::UNIT.levels + part * Self::UNIT.part));
-            let scale = L::mul(head[0], L::counts(unit.add((4 + part) * PANEL)));
-            let offset = L::mul(head[1], L::counts(unit.add((12 + part) * PANEL)));
-            Part { levels, scales: [scale; 2], offset }
-        }
-    }
-}
-
-impl Opened for Q6K {
-    const FORMAT: QuantFormat = QuantFormat::Q6_K;
-    const HALVES: bool = true;
-
-    #[inline(always)]
-    unsafe fn head<L: Lanes>(unit: *const u8) -> [L::Floats; 2] {
-        // SAFETY: as above.
-        unsafe { [L::halves(unit), L::splat(0.0)] }
-    }
-
-    #[inline(always)]
-    unsafe fn part<L: Lanes>(unit: *const u8, head: [L::Floats; 2], part: usize) -> Part<L> {
-        // SAFETY: as above.
-        unsafe {
-            let at = unit.add(Self::UNIT.levels + part * Self::UNIT.part);
-            let [a, b, c, d, e, f, g, h] = nibbles::<L>(at);
-            let high = [L::bytes(at.add(16 * PANEL)), L::bytes(at.add(20 * PANEL))];
-            // Two bits each, brought to bits 4 and 5.
-            let levels = [
-                L::or(a, L::shifted(high[0], -4, 0x30)),
-                L::or(b, L::shifted(high[1], -4, 0x30)),
-                L::or(c, L::shifted(high[0], -2, 0x30)),
-                L::or(d, L::shifted(high[1], -2, 0x30)),
-                L::or(e, L::shifted(high[0], 0, 0x30)),
-                L::or(f, L::shifted(high[1], 0, 0x30)),
-                L::or(g, L::shifted(high[0], 2, 0x30)),
-                L::or(h, L::shifted(high[1], 2, 0x30)),
-            ];
-            let a = unit.add((2 + 2 * part) * PANEL);
-            let scales = [L::mul(head[0], L::signed_counts(a)), L::mul(head[0], L::signed_counts(a.add(PANEL)))];
-            Part { levels, scales, offset: head[1] }
-        }
-    }
-}
-
 /// One tile's operands.
 #[derive(Clone, Copy)]
 struct Operands {
     /// In a row.
     units: usize,
-    /// A panel.
+    /// A panel, and the bytes to the next one.
     weights: *const u8,
+    panel_bytes: usize,
     /// A tile, `[blocks]` of its rows.
     activations: *const i32,
     out: *mut f32,
     stride: usize,
-    /// Of the panel, that exist.
+    /// Of the panels, that exist.
     columns: usize,
-    /// Sixteen.
+    /// Sixteen for each panel.
     bias: *const f32,
     /// Where the next panel's part for this tile begins, and how many bytes of it each unit has brought into the first-level
     /// cache; there need not be a next panel.
@@ -262,131 +80,149 @@ unsafe fn panels_of<L: Lanes, F: Opened>(job: Job<'_>, from: usize, to: usize) {
     let tile_bytes = L::ROWS * activations.blocks * WORDS * size_of::<i32>();
     let at_once = (AT_HAND / tile_bytes.max(1)).max(1);
     for first in (0..activations.tiling.count).step_by(at_once) {
-        for panel in from..to {
-            let column = panel * PANEL;
-            let columns = PANEL.min(job.columns - column);
-            let mut bias = [0f32; PANEL];
+        let tiles = first..activations.tiling.count.min(first + at_once);
+        let mut panel = from;
+        while panel < to {
+            // The last panel may have fewer columns, and is taken alone.
+            let pair = L::PAIRS && panel + 2 <= to && (panel + 2) * PANEL <= job.columns;
+            let (column, count) = (panel * PANEL, if pair { 2 } else { 1 });
+            let columns = (count * PANEL).min(job.columns - column);
+            let mut bias = [0f32; 2 * PANEL];
             if let Some(of) = job.bias {
                 bias[..columns].copy_from_slice(&of[column..column + columns]);
             }
-            let tiles = first..activations.tiling.count.min(first + at_once);
             // The tiles of a panel fetch the next one among them, a little with every unit: weights come from main memory,
             // and the processor looks no further ahead than a few units by itself.
             let pace = F::UNIT.bytes().div_ceil(tiles.len());
-            for tile in tiles {
+            for tile in tiles.clone() {
                 let (row, rows) = activations.tiling.tile(tile);
                 let weights = job.weights[panel * panel_bytes..].as_ptr();
-                let next = weights.wrapping_add(panel_bytes + (tile - first) * units * pace);
                 let operands = Operands {
                     units,
                     weights,
+                    panel_bytes,
                     activations: activations.words[activations.before(tile)..].as_ptr(),
                     out: job.target.at(row, column).start,
                     stride: job.target.stride,
                     columns,
                     bias: bias.as_ptr(),
-                    next,
+                    next: weights.wrapping_add(count * panel_bytes + (tile - first) * units * pace),
                     pace,
                 };
-                // SAFETY: handed on; the tile and the panel are whole.
+                // SAFETY: handed on; the tile and the panels are whole.
                 unsafe {
-                    match rows {
-                        0 => {}
-                        1 => tile_of::<L, F, 1>(operands),
-                        2 => tile_of::<L, F, 2>(operands),
-                        3 => tile_of::<L, F, 3>(operands),
-                        4 => tile_of::<L, F, 4>(operands),
-                        5 => tile_of::<L, F, 5>(operands),
-                        6 => tile_of::<L, F, 6>(operands),
-                        7 => tile_of::<L, F, 7>(operands),
-                        _ => tile_of::<L, F, 8>(operands),
+                    match pair {
+                        true => tile_of::<L, F, 2>(operands, rows),
+                        false => tile_of::<L, F, 1>(operands, rows),
                     }
                 }
             }
+            panel += count;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn tile_of<L: Lanes, F: Opened, const ROWS: usize>(o: Operands) {
+unsafe fn tile_of<L: Lanes, F: Opened, const PANELS: usize>(operands: Operands, rows: usize) {
+    const { assert!(L::ROWS <= 6, "a taller tile than there are") };
+    // SAFETY: handed on.
+    unsafe {
+        match rows {
+            0 => {}
+            1 => rows_of::<L, F, 1, PANELS>(operands),
+            2 => rows_of::<L, F, 2, PANELS>(operands),
+            3 => rows_of::<L, F, 3, PANELS>(operands),
+            4 => rows_of::<L, F, 4, PANELS>(operands),
+            5 => rows_of::<L, F, 5, PANELS>(operands),
+            _ => rows_of::<L, F, 6, PANELS>(operands),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_of<L: Lanes, F: Opened, const ROWS: usize, const PANELS: usize>(o: Operands) {
     // SAFETY: the caller's: units, rows and columns are inside the operands.
     unsafe {
-        let mut sums = [L::load(o.bias); ROWS];
+        let mut sums = [[L::load(o.bias); PANELS]; ROWS];
+        for panel in 1..PANELS {
+            for row in 0..ROWS {
+                sums[row][panel] = L::load(o.bias.add(panel * PANEL));
+            }
+        }
         let (mut unit, mut block, mut next) = (o.weights, o.activations.cast::<Block<ROWS>>(), o.next);
         for _ in 0..o.units {
-            for line in (0..o.pace).step_by(LINE) {
-                L::fetch(next.wrapping_add(line));
+            let mut heads = [F::head::<L>(unit); PANELS];
+            for panel in 0..PANELS {
+                heads[panel] = F::head::<L>(unit.add(panel * o.panel_bytes));
+                for line in (0..o.pace).step_by(LINE) {
+                    L::fetch(next.wrapping_add(panel * o.panel_bytes + line));
+                }
             }
             next = next.wrapping_add(o.pace);
-            let head = F::head::<L>(unit);
             for part in 0..F::UNIT.parts {
-                let weights = F::part::<L>(unit, head, part);
-                let a = &*block;
-                for row in 0..ROWS {
-                    sums[row] = row_of::<L, F, ROWS>(sums[row], &weights, a, row);
+                let mut parts = [F::part::<L>(unit, heads[0], part); PANELS];
+                for panel in 1..PANELS {
+                    parts[panel] = F::part::<L>(unit.add(panel * o.panel_bytes), heads[panel], part);
                 }
+                add_part::<L, F, ROWS, PANELS>(&mut sums, &parts, &*block);
                 block = block.add(1);
             }
             unit = unit.add(F::UNIT.bytes());
         }
         for (row, sums) in sums.into_iter().enumerate() {
-            let out = o.out.add(row * o.stride);
-            if o.columns == PANEL {
-                L::store(sums, out);
-            } else {
-                let mut all = [0f32; PANEL];
-                L::store(sums, all.as_mut_ptr());
-                std::slice::from_raw_parts_mut(out, o.columns).copy_from_slice(&all[..o.columns]);
+            for (panel, sums) in sums.into_iter().enumerate() {
+                let out = o.out.add(row * o.stride + panel * PANEL);
+                if o.columns >= PANEL {
+                    L::store(sums, out);
+                } else {
+                    let mut all = [0f32; PANEL];
+                    L::store(sums, all.as_mut_ptr());
+                    std::slice::from_raw_parts_mut(out, o.columns).copy_from_slice(&all[..o.columns]);
+                }
             }
         }
     }
 }
 
-/// A row's sum with its products of a part.
+/// Adds to every row's sums its products with a part.
 #[inline(always)]
-unsafe fn row_of<L: Lanes, F: Opened, const ROWS: usize>(
-    sum: L::Floats,
-    weights: &Part<L>,
+unsafe fn add_part<L: Lanes, F: Opened, const ROWS: usize, const PANELS: usize>(
+    sums: &mut [[L::Floats; PANELS]; ROWS],
+    parts: &[Part<L>; PANELS],
     a: &Block<ROWS>,
-    row: usize,
-) -> L::Floats {
-    const HALF: usize = BLOCK / 8;
+) {
     // SAFETY: the caller's: the processor has the instructions.
     unsafe {
-        let scale = L::splat(a.scale[row]);
-        let mut sum = sum;
-        if F::HALVES {
-            let first = dots::<L, F, 0, HALF>(a.start[row][0], weights, &a.levels[row]);
-            let second = dots::<L, F, HALF, { 2 * HALF }>(a.start[row][1], weights, &a.levels[row]);
-            sum = L::madd(L::mul(L::floats(first), scale), weights.scales[0], sum);
-            sum = L::madd(L::mul(L::floats(second), scale), weights.scales[1], sum);
-        } else {
-            let all = dots::<L, F, 0, { 2 * HALF }>(a.start[row][0], weights, &a.levels[row]);
-            sum = L::madd(L::mul(L::floats(all), scale), weights.scales[0], sum);
+        let halves = if F::HALVES { 2 } else { 1 };
+        let levels = BLOCK / 4 / halves;
+        for half in 0..halves {
+            let mut dots = [[L::start(0); PANELS]; ROWS];
+            for row in 0..ROWS {
+                dots[row] = [L::start(a.start[row][half]); PANELS];
+            }
+            for i in half * levels..(half + 1) * levels {
+                for row in 0..ROWS {
+                    for panel in 0..PANELS {
+                        dots[row][panel] = match F::WIDE {
+                            true => L::dot_wide(dots[row][panel], parts[panel].levels[i], a.levels[row][i]),
+                            false => L::dot(dots[row][panel], parts[panel].levels[i], a.levels[row][i]),
+                        };
+                    }
+                }
+            }
+            for row in 0..ROWS {
+                for panel in 0..PANELS {
+                    let scaled = L::mul(L::floats(dots[row][panel]), L::splat(a.scale[row]));
+                    sums[row][panel] = L::madd(scaled, parts[panel].scales[half], sums[row][panel]);
+                }
+            }
         }
         if F::OFFSET {
-            sum = L::madd(L::splat(a.sum[row]), weights.offset, sum);
+            for row in 0..ROWS {
+                for panel in 0..PANELS {
+                    sums[row][panel] = L::madd(L::splat(a.sum[row]), parts[panel].offset, sums[row][panel]);
+                }
+            }
         }
-        sum
-    }
-}
-
-/// The sum of products of levels `4 · FROM..4 · TO` of a part.
-#[inline(always)]
-unsafe fn dots<L: Lanes, F: Opened, const FROM: usize, const TO: usize>(
-    start: i32,
-    weights: &Part<L>,
-    levels: &[i32; BLOCK / 4],
-) -> L::Ints {
-    // SAFETY: the caller's: the processor has the instructions.
-    unsafe {
-        let mut sum = L::start(start);
-        for i in FROM..TO {
-            sum = match F::WIDE {
-                true => L::dot_wide(sum, weights.levels[i], levels[i]),
-                false => L::dot(sum, weights.levels[i], levels[i]),
-            };
-        }
-        sum
     }
 }

@@ -15,7 +15,8 @@ impl Lanes for Avx512 {
     type Ints = __m512i;
     type Floats = __m512;
 
-    const ROWS: usize = 8;
+    const ROWS: usize = 6;
+    const PAIRS: bool = true;
     const SIGNED: bool = false;
 
     #[inline(always)]
@@ -156,6 +157,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
     // Eight registers of levels leave no room for more sums.
     const ROWS: usize = 4;
+    const PAIRS: bool = false;
     // Pairs of products of all 8 bits do not fit 16 bits; those of 7 bits and a sign do.
     const SIGNED: bool = !VNNI;
 
