@@ -2,7 +2,8 @@
 //!
 //! For every format and shape at 1, 8 and 128 rows: time, bytes of weights a second, multiply-adds a second. The last line
 //! of a format is all of them, as a token takes them: thirty layers and the last one, of which a prompt needs one row.
-//! `RAYON_NUM_THREADS` says how many threads. Every layer has weights of its own, as a model has: none stays in a cache.
+//! `RAYON_NUM_THREADS` says how many threads. Every layer has weights of its own, as a model has, so that a whole step comes
+//! from memory; thirty layers of one small shape may stay in a last-level cache.
 #![allow(clippy::expect_used, clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
@@ -62,13 +63,14 @@ fn shortest(mut run: impl FnMut()) -> Duration {
     shortest
 }
 
+/// `products`: of all rows together.
 fn report(name: &str, rows: usize, time: Duration, (bytes, products): (usize, usize)) {
     let seconds = time.as_secs_f64();
     println!(
         "{name:<24} {rows:>4} rows {:>9.1} us {:>7.1} GB/s {:>8.1} GMAC/s",
         seconds * 1e6,
         bytes as f64 / seconds / 1e9,
-        products as f64 * rows as f64 / seconds / 1e9
+        products as f64 / seconds / 1e9
     );
 }
 
@@ -99,13 +101,14 @@ fn of(format: QuantFormat) {
                     linear(&inputs[i], &layer[i], None, Epilogue::None).expect("fits");
                 });
             });
-            let size = (bytes(format, *inner, *out), inner * out);
+            let size = (bytes(format, *inner, *out), rows * inner * out);
             report(&format!("{format} {name}"), rows, time / LAYERS as u32, size);
         }
         let sum = shapes.iter().fold((0, 0), |(bytes, products), (_, inner, out)| {
-            (bytes + LAYERS * crate::bytes(format, *inner, *out), products + LAYERS * inner * out)
+            (bytes + LAYERS * crate::bytes(format, *inner, *out), products + LAYERS * rows * inner * out)
         });
-        let last = activations(if rows > 8 { 1 } else { rows }, fit(HEAD.1));
+        let asked = if rows > 8 { 1 } else { rows };
+        let last = activations(asked, fit(HEAD.1));
         let all = shortest(|| {
             for layer in &layers {
                 for (x, weight) in inputs.iter().zip(layer) {
@@ -114,7 +117,7 @@ fn of(format: QuantFormat) {
             }
             linear(&last, &head, None, Epilogue::None).expect("fits");
         });
-        let size = (sum.0 + bytes(format, fit(HEAD.1), HEAD.2), sum.1 + fit(HEAD.1) * HEAD.2);
+        let size = (sum.0 + bytes(format, fit(HEAD.1), HEAD.2), sum.1 + asked * fit(HEAD.1) * HEAD.2);
         report(&format!("{format} whole step"), rows, all, size);
         println!("{:<24} {rows:>4} rows {:>9.1} tokens/s", "", rows as f64 / all.as_secs_f64());
     }

@@ -6,13 +6,18 @@
 
 use rayon::prelude::*;
 
+use super::format::QuantFormat;
+use super::lanes::Lanes;
+use super::opened::written;
+use super::path::Path;
 use crate::ops::cpu::{Rows, threads};
-use crate::ops::simd::wide;
 
 /// Activations with one scale.
 pub(super) const BLOCK: usize = 32;
 /// Words of a block of a row: its levels, its scale, two starts, its sum.
 pub(super) const WORDS: usize = BLOCK / 4 + 1 + 2 + 1;
+/// Activations of a block that are all smaller than this are taken for zeroes: 127 of it would not be finite.
+const NOTHING: f32 = 1e-35;
 /// Values below which another thread is not worth waking: some 5 µs.
 const GRAIN: usize = 16 * 1024;
 
@@ -62,14 +67,16 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    /// In tiles of at most `most` rows, for weights that are written so. The width is a multiple of [`BLOCK`].
-    pub(super) fn of(x: Rows<'_>, most: usize, written: Written) -> Activations {
+    /// For weights of a format, in tiles of rows as the instructions like them. The width is a multiple of [`BLOCK`].
+    pub(super) fn of(x: Rows<'_>, path: Path, format: QuantFormat) -> Activations {
+        let (most, signed) = path.likes();
+        let written = written(format, signed);
         let (tiling, blocks) = (Tiling::of(x.count, most), x.width / BLOCK);
         let mut words = vec![0; x.count * blocks * WORDS];
         let tile = |(index, words): (usize, &mut [i32])| {
             let (first, rows) = tiling.tile(index);
             for row in 0..rows {
-                quantize(x.row(first + row), words, &Place { row, rows, written });
+                path.quantize(x.row(first + row), words, &Place { row, rows, written });
             }
         };
         let (taller, others) = words.split_at_mut(tiling.taller * (tiling.height + 1) * blocks * WORDS);
@@ -89,7 +96,7 @@ impl Activations {
 }
 
 /// Which row of a tile is written, and for which weights.
-struct Place {
+pub(super) struct Place {
     row: usize,
     rows: usize,
     written: Written,
@@ -104,35 +111,30 @@ pub(super) struct Written {
     pub(super) halves: bool,
 }
 
-wide! {
-    fn quantize<_FMA>(x: &[f32], tile: &mut [i32], place: &Place) {
-        let Place { row, rows, written: Written { zero, halves: apart } } = *place;
-        for (values, block) in x.as_chunks::<BLOCK>().0.iter().zip(tile.chunks_exact_mut(rows * WORDS)) {
-            // By their bits: what is not finite is larger than any number, and so makes a scale that is not one either.
-            let largest = values.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & 0x7fff_ffff));
-            let scale = f32::from_bits(largest) / 127.0;
-            let inverse = if largest == 0 { 0.0 } else { 127.0 / f32::from_bits(largest) };
-            let levels = values.map(|value| nearest(value * inverse) as i8);
-            let halves = levels.as_chunks::<{ BLOCK / 2 }>().0;
-            let sum = |half: &[i8; BLOCK / 2]| half.iter().fold(0, |sum, level| sum + i32::from(*level));
-            let (first, second) = (sum(&halves[0]), sum(&halves[1]));
-            let (words, rest) = block.split_at_mut(rows * BLOCK / 4);
-            for (word, bytes) in words[row * BLOCK / 4..].iter_mut().zip(levels.as_chunks::<4>().0) {
-                *word = i32::from_le_bytes(bytes.map(|byte| byte as u8));
-            }
-            rest[row] = scale.to_bits() as i32;
-            rest[rows + 2 * row] = -zero * if apart { first } else { first + second };
-            rest[rows + 2 * row + 1] = if apart { -zero * second } else { 0 };
-            rest[3 * rows + row] = (scale * (first + second) as f32).to_bits() as i32;
-        }
-    }
-}
-
-/// To the nearest whole number, ties to even, in its lowest bits.
+/// Writes a row to its place in a tile.
+///
+/// # Safety
+/// The processor has the instructions.
+#[allow(unsafe_code)]
 #[inline(always)]
-fn nearest(value: f32) -> i32 {
-    // Adding 1.5 · 2^23 rounds to a whole number in the low bits of the mantissa.
-    (value + 12_582_912.0).to_bits() as i32
+pub(super) unsafe fn quantize<L: Lanes>(x: &[f32], tile: &mut [i32], place: &Place) {
+    let Place { row, rows, written: Written { zero, halves } } = *place;
+    for (values, block) in x.as_chunks::<BLOCK>().0.iter().zip(tile.chunks_exact_mut(rows * WORDS)) {
+        // By their bits: what is not finite is larger than any number, and so makes a scale that is not one either.
+        // SAFETY: the caller's, here and below.
+        let largest = f32::from_bits(unsafe { L::largest(values) });
+        let inverse = if largest < NOTHING { 0.0 } else { 127.0 / largest };
+        let (words, rest) = block.split_at_mut(rows * BLOCK / 4);
+        let (words, _) = words[row * BLOCK / 4..].split_at_mut(BLOCK / 4);
+        // SAFETY: as above.
+        let [first, second] = unsafe { L::levels(values, inverse, words) };
+        let (scale, sum) = (largest / 127.0, first.wrapping_add(second));
+        rest[row] = scale.to_bits() as i32;
+        let starts = if halves { [first, second] } else { [sum, 0] };
+        rest[rows + 2 * row] = starts[0].wrapping_mul(-zero);
+        rest[rows + 2 * row + 1] = starts[1].wrapping_mul(-zero);
+        rest[3 * rows + row] = (scale * sum as f32).to_bits() as i32;
+    }
 }
 
 #[cfg(test)]
@@ -164,10 +166,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_level_is_the_nearest_multiple_of_its_scale(
-            values in prop::collection::vec(-3f32..3.0, 64 * 21), most in 1usize..9, halves: bool,
+            values in prop::collection::vec(-3f32..3.0, 64 * 21), halves: bool,
         ) {
-            let of = Activations::of(rows(&values, 64), most, Written { zero: 8, halves });
-            for (row, x) in values.chunks(64).enumerate() {
+            let (format, zero) = if halves { (QuantFormat::Q6_K, 32) } else { (QuantFormat::Q4_0, 8) };
+            for (path, (row, x)) in Path::all().flat_map(|path| values.chunks(64).enumerate().map(move |row| (path, row))) {
+                let of = Activations::of(rows(&values, 64), path, format);
                 for (x, (levels, scale, starts, sum)) in x.chunks(32).zip(read(&of, row)) {
                     let largest = x.iter().fold(0f32, |a, b| a.max(b.abs()));
                     prop_assert_eq!(scale, largest / 127.0);
@@ -175,7 +178,7 @@ mod tests {
                         prop_assert!((x - scale * f32::from(*level)).abs() <= scale * 0.5001);
                     }
                     let half = |range: std::ops::Range<usize>| levels[range].iter().map(|l| i32::from(*l)).sum::<i32>();
-                    let apart = [-8 * half(0..16), -8 * half(16..32)];
+                    let apart = [-zero * half(0..16), -zero * half(16..32)];
                     prop_assert_eq!(starts, if halves { apart } else { [apart[0] + apart[1], 0] });
                     prop_assert_eq!(sum, scale * half(0..32) as f32);
                 }
@@ -198,18 +201,20 @@ mod tests {
     #[test]
     fn what_is_not_finite_makes_a_scale_that_is_not() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut values = vec![1f32; 64];
-            values[40] = bad;
-            let of = Activations::of(rows(&values, 64), 8, Written { zero: 0, halves: true });
-            let blocks = read(&of, 0);
-            assert!(blocks[0].1.is_finite() && !blocks[1].1.is_finite());
+            for (path, at) in Path::all().flat_map(|path| (32..64).map(move |at| (path, at))) {
+                let mut values = vec![1f32; 64];
+                values[at] = bad;
+                let blocks = read(&Activations::of(rows(&values, 64), path, QuantFormat::Q6_K), 0);
+                assert!(blocks[0].1.is_finite() && !blocks[1].1.is_finite(), "{path:?} {at}");
+            }
         }
     }
 
     #[test]
-    fn nothing_is_nothing() {
-        let of = Activations::of(rows(&[0.0; 32], 32), 8, Written { zero: 128, halves: false });
-        let (levels, scale, starts, sum) = read(&of, 0).remove(0);
-        assert_eq!((levels, scale, starts, sum), (vec![0; 32], 0.0, [0, 0], 0.0));
+    fn nothing_is_nothing_and_next_to_nothing_is_too() {
+        for (path, value) in Path::all().flat_map(|path| [0.0, 1e-36, -1e-44].map(|value| (path, value))) {
+            let of = Activations::of(rows(&[value; 32], 32), path, QuantFormat::Q8_0);
+            assert_eq!(read(&of, 0), [(vec![0; 32], value.abs() / 127.0, [0, 0], 0.0)], "{path:?}");
+        }
     }
 }

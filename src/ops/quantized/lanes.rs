@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+use super::activations::BLOCK;
+
 /// An instruction set. Every function asks of its caller that the processor has it, and that pointers may be read or
 /// written for sixteen values, or 64 bytes of levels.
 pub(super) trait Lanes {
@@ -20,6 +22,12 @@ pub(super) trait Lanes {
     const PAIRS: bool;
     /// Whether levels of 8 bits are multiplied as signed ones, so that 128 is not too much in them.
     const SIGNED: bool;
+
+    /// The largest of their bits but for the sign.
+    unsafe fn largest(values: &[f32; BLOCK]) -> u32;
+    /// Each value times `by` to the nearest whole number, ties to even, as bytes in `words`; the sums of either half. What does
+    /// not fit a byte is anything.
+    unsafe fn levels(values: &[f32; BLOCK], by: f32, words: &mut [i32]) -> [i32; 2];
 
     /// Has a line brought into the first-level cache, if there is one; any address will do.
     fn fetch(line: *const u8);
@@ -67,6 +75,22 @@ impl Lanes for Portable {
     const ROWS: usize = 4;
     const PAIRS: bool = false;
     const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn largest(values: &[f32; BLOCK]) -> u32 {
+        values.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & 0x7fff_ffff))
+    }
+
+    #[inline(always)]
+    unsafe fn levels(values: &[f32; BLOCK], by: f32, words: &mut [i32]) -> [i32; 2] {
+        // Adding 1.5 · 2^23 rounds to a whole number in the low bits of the mantissa.
+        let levels = values.map(|value| (value * by + 12_582_912.0).to_bits() as i8);
+        for (word, bytes) in words.iter_mut().zip(levels.as_chunks::<4>().0) {
+            *word = i32::from_le_bytes(bytes.map(|byte| byte as u8));
+        }
+        let sum = |half: &[i8]| half.iter().fold(0, |sum, level| sum + i32::from(*level));
+        [sum(&levels[..BLOCK / 2]), sum(&levels[BLOCK / 2..])]
+    }
 
     #[inline(always)]
     fn fetch(_: *const u8) {}

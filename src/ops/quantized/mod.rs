@@ -16,6 +16,7 @@ mod format;
 mod lanes;
 mod layout;
 mod opened;
+mod path;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -26,120 +27,17 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 pub use format::QuantFormat;
+pub(super) use path::Path;
 
 use super::cpu::{Rows, threads};
 use super::matmul::{PANEL, Target};
 use activations::Activations;
-use lanes::{Lanes, Portable};
 use tile::Job;
 
 /// Multiply-adds below which waking another thread costs more than it saves: some 10 µs of one core.
 const PARALLEL_WORK: usize = 256 * 1024;
 /// Pieces for each thread: one that is held up leaves its last ones to the others.
 const PIECES: usize = 4;
-
-/// An instruction set that this processor was found to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Path {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Path {
-    /// The best that this processor has.
-    pub(super) fn best() -> Path {
-        Path::all().last().unwrap_or(Path::Portable)
-    }
-
-    /// Every one that this processor has, the best last.
-    pub(super) fn all() -> impl Iterator<Item = Path> {
-        let portable = [Path::Portable].into_iter();
-        #[cfg(target_arch = "x86_64")]
-        let wide = {
-            let avx2 =
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-            let vnni = avx2 && is_x86_feature_detected!("avxvnni");
-            let avx512 = avx2
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vnni");
-            let wide = avx2.then_some(Path::Avx2).into_iter();
-            portable.chain(wide.chain(vnni.then_some(Path::AvxVnni)).chain(avx512.then_some(Path::Avx512)))
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let wide = portable;
-        wide
-    }
-
-    /// Rows of its tallest tile, and whether it multiplies levels of 8 bits with their sign.
-    fn likes(self) -> (usize, bool) {
-        fn of<L: Lanes>() -> (usize, bool) {
-            (L::ROWS, L::SIGNED)
-        }
-        match self {
-            Path::Portable => of::<Portable>(),
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => of::<x86::Avx2<false>>(),
-            #[cfg(target_arch = "x86_64")]
-            Path::AvxVnni => of::<x86::Avx2<true>>(),
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => of::<x86::Avx512>(),
-        }
-    }
-
-    /// See [`tile::panels`].
-    ///
-    /// # Safety
-    /// The job's parts have the sizes that they say, the panels are inside it, and their outputs are the caller's alone.
-    #[allow(unsafe_code)]
-    unsafe fn panels(self, format: QuantFormat, job: Job<'_>, from: usize, to: usize) {
-        match self {
-            // SAFETY: handed on.
-            Path::Portable => unsafe { tile::panels::<Portable>(format, job, from, to) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the value was made by `all`, which found the instructions, here and below; the rest is handed on.
-            Path::Avx2 => unsafe { wide::avx2(format, job, from, to) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Path::AvxVnni => unsafe { wide::avx_vnni(format, job, from, to) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Path::Avx512 => unsafe { wide::avx512(format, job, from, to) },
-        }
-    }
-}
-
-/// The tiles, compiled for each instruction set.
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-mod wide {
-    use super::QuantFormat;
-    use super::tile::{Job, panels};
-    use super::x86::{Avx2, Avx512};
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn avx2(format: QuantFormat, job: Job<'_>, from: usize, to: usize) {
-        // SAFETY: handed on.
-        unsafe { panels::<Avx2<false>>(format, job, from, to) }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(super) unsafe fn avx_vnni(format: QuantFormat, job: Job<'_>, from: usize, to: usize) {
-        // SAFETY: handed on.
-        unsafe { panels::<Avx2<true>>(format, job, from, to) }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-    pub(super) unsafe fn avx512(format: QuantFormat, job: Job<'_>, from: usize, to: usize) {
-        // SAFETY: handed on.
-        unsafe { panels::<Avx512>(format, job, from, to) }
-    }
-}
 
 /// A quantised weight, as [`QuantFormat::place`] arranged it.
 #[derive(Clone, Copy)]
@@ -175,8 +73,7 @@ pub(super) unsafe fn multiply(path: Path, x: Rows<'_>, weight: Blocks<'_>, bias:
     let Blocks { format, stored, out, inner } = weight;
     assert_eq!(x.width, inner);
     assert!(bias.is_none_or(|bias| bias.len() == out));
-    let (most, signed) = path.likes();
-    let activations = Activations::of(x, most, opened::written(format, signed));
+    let activations = Activations::of(x, path, format);
     let job = Job { activations: &activations, weights: stored, columns: out, bias, target };
     let panels = out.div_ceil(PANEL);
     let threads = if x.count * out * inner < PARALLEL_WORK { 1 } else { threads().min(panels) };

@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use super::activations::BLOCK;
 use super::lanes::Lanes;
 
 /// One register of sixteen outputs; `vpdpbusd` multiplies and sums four levels of each.
@@ -18,6 +19,32 @@ impl Lanes for Avx512 {
     const ROWS: usize = 6;
     const PAIRS: bool = true;
     const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn largest(values: &[f32; BLOCK]) -> u32 {
+        // SAFETY: as said above, here and below.
+        unsafe {
+            let (first, second) = (Self::bytes(values.as_ptr().cast()), Self::bytes(values[16..].as_ptr().cast()));
+            let size = _mm512_set1_epi32(0x7fff_ffff);
+            let (first, second) = (_mm512_and_si512(first, size), _mm512_and_si512(second, size));
+            _mm512_reduce_max_epu32(_mm512_max_epu32(first, second))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(values: &[f32; BLOCK], by: f32, words: &mut [i32]) -> [i32; 2] {
+        // SAFETY: as above; `words` has eight words, which is asserted.
+        unsafe {
+            assert!(words.len() >= BLOCK / 4);
+            let by = _mm512_set1_ps(by);
+            let first = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), by));
+            let second = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values[16..].as_ptr()), by));
+            let to = words.as_mut_ptr().cast::<__m128i>();
+            _mm_storeu_si128(to, _mm512_cvtepi32_epi8(first));
+            _mm_storeu_si128(to.add(1), _mm512_cvtepi32_epi8(second));
+            [_mm512_reduce_add_epi32(first), _mm512_reduce_add_epi32(second)]
+        }
+    }
 
     #[inline(always)]
     fn fetch(line: *const u8) {
@@ -129,6 +156,20 @@ impl Lanes for Avx512 {
     }
 }
 
+/// The sum of eight.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn sum_of(eight: __m256i) -> i32 {
+    // SAFETY: the caller's.
+    unsafe {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b01_00_11_10));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0b10_11_00_01)))
+    }
+}
+
 /// Two registers of eight outputs each, with the instruction that multiplies and sums four levels (`VNNI`), or with the
 /// older ones that sum pairs in 16 bits.
 pub(super) struct Avx2<const VNNI: bool>;
@@ -160,6 +201,41 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const PAIRS: bool = false;
     // Pairs of products of all 8 bits do not fit 16 bits; those of 7 bits and a sign do.
     const SIGNED: bool = !VNNI;
+
+    #[inline(always)]
+    unsafe fn largest(values: &[f32; BLOCK]) -> u32 {
+        // SAFETY: as said above, here and below.
+        unsafe {
+            let size = _mm256_set1_epi32(0x7fff_ffff);
+            let mut largest = _mm256_setzero_si256();
+            for i in 0..BLOCK / 8 {
+                let eight = _mm256_loadu_si256(values[8 * i..].as_ptr().cast());
+                largest = _mm256_max_epu32(largest, _mm256_and_si256(eight, size));
+            }
+            let four = _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+            let two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0b01_00_11_10));
+            _mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0b10_11_00_01))) as u32
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn levels(values: &[f32; BLOCK], by: f32, words: &mut [i32]) -> [i32; 2] {
+        // SAFETY: as above; `words` has eight words, which is asserted.
+        unsafe {
+            assert!(words.len() >= BLOCK / 4);
+            let by = _mm256_set1_ps(by);
+            let mut levels = [_mm256_setzero_si256(); BLOCK / 8];
+            for i in 0..BLOCK / 8 {
+                levels[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values[8 * i..].as_ptr()), by));
+            }
+            let [a, b, c, d] = levels;
+            // Packing keeps to halves of a register: fours come as 0 2 4 6 1 3 5 7.
+            let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(words.as_mut_ptr().cast(), bytes);
+            [sum_of(_mm256_add_epi32(a, b)), sum_of(_mm256_add_epi32(c, d))]
+        }
+    }
 
     #[inline(always)]
     fn fetch(line: *const u8) {
