@@ -4,6 +4,7 @@
 //! what every weight has beside.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "a closure would not have the instructions")]
 
 use super::activations::{BLOCK, Written};
 use super::format::QuantFormat;

@@ -5,6 +5,7 @@
 //! stand beside it.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "a row or panel indexes the sums and the operands alike")]
 
 use super::activations::{Activations, BLOCK, Block, WORDS};
 use super::format::QuantFormat;
