@@ -6,9 +6,11 @@
 
 mod bert;
 mod checkpoint;
+mod decoder;
 mod frames;
 mod input;
 mod layers;
+mod llama;
 mod packed;
 mod pass;
 mod recordings;
@@ -17,12 +19,14 @@ mod vit;
 
 use std::ops::Range;
 
+pub use self::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
 pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};
 pub use self::recordings::Warmth;
 use crate::error::{Error, Result};
 use crate::ops::{Device, Keeping};
+pub use crate::ops::{KvCache, KvSpec};
 use crate::repository::Spec;
 use crate::weights::{Footprint, Index, Progress, Weights};
 
@@ -43,7 +47,7 @@ pub struct Family {
 }
 
 /// Every architecture there is.
-pub const FAMILIES: &[Family] = &[bert::FAMILY, vit::FAMILY];
+pub const FAMILIES: &[Family] = &[bert::FAMILY, vit::FAMILY, llama::FAMILY];
 
 /// The family that builds `spec`.
 pub fn family(spec: &Spec) -> Result<&'static Family> {
@@ -54,10 +58,15 @@ pub fn family(spec: &Spec) -> Result<&'static Family> {
     })
 }
 
+/// Why a model has no rows for a batch of inputs.
+const BY_STEPS: &str = "the model generates text: it has no single answer for a whole input";
+
 /// A model that is ready for forward passes, by what it takes.
 pub enum Model {
     Text(Box<dyn OneShot<Tokens>>),
     Image(Box<dyn OneShot<Pixels>>),
+    /// Text, token by token: run by steps, not by batches.
+    Decoder(Box<dyn Decoder>),
 }
 
 impl Model {
@@ -71,6 +80,7 @@ impl Model {
             (Model::Image(model), Packed::Pixels(all)) => model.forward(cut(all, part)?),
             (Model::Text(_), Packed::Pixels(_)) => Err(Error::bad_request("the model takes text, not images")),
             (Model::Image(_), Packed::Tokens(_)) => Err(Error::bad_request("the model takes images, not text")),
+            (Model::Decoder(_), _) => Err(Error::Unsupported { reason: BY_STEPS.to_owned() }),
         }
     }
 
@@ -79,6 +89,8 @@ impl Model {
         match self {
             Model::Text(model) => model.warm(records, progress),
             Model::Image(model) => model.warm(records, progress),
+            // Steps of a decoder are warmed by running some: nothing of it is recorded.
+            Model::Decoder(_) => Warmth::default(),
         }
     }
 }

@@ -79,6 +79,14 @@ impl<'a> Reading<'a> {
     }
 }
 
+/// All values of a contiguous tensor that is being read, whatever its shape.
+pub(super) fn values_of_reading<'a>(reading: &'a Reading<'_>) -> Result<&'a [f32]> {
+    match &*reading.storage {
+        Storage::Cpu(storage) => values_of(storage, reading.layout, reading.what),
+        _ => bail!("{} is not on the same device", reading.what),
+    }
+}
+
 /// All values of a contiguous tensor, whatever its shape.
 pub(super) fn values_of<'a>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

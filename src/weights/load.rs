@@ -22,9 +22,9 @@ const NAMED: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     pub name: String,
-    /// Others of its shape, whose rows come below its own: together they are one tensor, which goes by the first's name.
-    pub below: Vec<String>,
-    /// Of each of them.
+    /// Others whose rows come below its own: together they are one tensor, which goes by the first's name.
+    pub below: Vec<Below>,
+    /// Of the first; the others differ from it in how many rows they have, if at all.
     pub shape: Vec<usize>,
     /// What it becomes, whatever its file holds.
     pub dtype: DType,
@@ -32,15 +32,32 @@ pub struct Wanted {
     pub layout: WeightLayout,
 }
 
+/// A tensor that is stacked below others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    pub name: String,
+    /// Its first dimension; 1 for a number.
+    pub rows: usize,
+}
+
 impl Wanted {
     /// What the checkpoint calls its parts, from the top down.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.name.as_str()).chain(self.below.iter().map(String::as_str))
+        std::iter::once(self.name.as_str()).chain(self.below.iter().map(|part| part.name.as_str()))
+    }
+
+    /// The same, with the shape that each has.
+    pub fn parts(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let below = self.below.iter().map(|part| match self.shape.as_slice() {
+            [] => (part.name.as_str(), Vec::new()),
+            [_, rest @ ..] => (part.name.as_str(), [&[part.rows], rest].concat()),
+        });
+        std::iter::once((self.name.as_str(), self.shape.clone())).chain(below)
     }
 
     /// The shape of all of it.
     pub fn whole(&self) -> Vec<usize> {
-        stacked(&self.shape, 1 + self.below.len())
+        stacked(&self.shape, self.below.iter().map(|part| part.rows))
     }
 
     fn bytes(&self) -> u64 {
@@ -50,12 +67,14 @@ impl Wanted {
     }
 }
 
-/// The shape of so many tensors of a shape, one below the other.
-pub fn stacked(shape: &[usize], count: usize) -> Vec<usize> {
+/// The shape of a tensor with others of so many rows below it.
+pub fn stacked(shape: &[usize], below: impl ExactSizeIterator<Item = usize>) -> Vec<usize> {
+    let add = |first: usize, below: &mut dyn Iterator<Item = usize>| below.fold(first, usize::saturating_add);
+    let mut below = below;
     match shape {
-        _ if count == 1 => shape.to_vec(),
-        [] => vec![count],
-        [rows, rest @ ..] => [&[rows.saturating_mul(count)], rest].concat(),
+        _ if below.len() == 0 => shape.to_vec(),
+        [] => vec![add(1, &mut below)],
+        [rows, rest @ ..] => [&[add(*rows, &mut below)], rest].concat(),
     }
 }
 
@@ -124,6 +143,11 @@ impl Weights {
         self.tensors.remove(name)
     }
 
+    /// Whether there is one of this name that is not taken yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensors that are not taken yet, with what they may be shared by; one that has several names comes several times.
     pub fn entries(&self) -> impl Iterator<Item = (&TensorKey, &Tensor)> {
         self.tensors.iter().filter_map(|(name, tensor)| Some((self.keys.get(name)?, tensor)))
@@ -182,12 +206,12 @@ impl std::fmt::Debug for Weights {
 pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -> Result<()> {
     let mut wrong = Vec::new();
     let names = names_of(wanted)?;
-    for (want, name) in wanted.iter().flat_map(|want| want.names().map(move |name| (want, name))) {
+    for (want, (name, shape)) in wanted.iter().flat_map(|want| want.parts().map(move |part| (want, part))) {
         let (info, name) = (index.get(name), quoted(name));
         match info {
             None => wrong.push(format!("{name} is missing")),
-            Some(info) if info.shape != want.shape => {
-                wrong.push(format!("{name} has shape {:?}, not {:?}", info.shape, want.shape));
+            Some(info) if info.shape != shape => {
+                wrong.push(format!("{name} has shape {:?}, not {shape:?}", info.shape));
             }
             Some(info) if read_as(info.dtype, want.dtype).is_none() => {
                 wrong.push(format!("{name} is {}, which cannot become {}", info.dtype, want.dtype.as_str()));
@@ -290,13 +314,13 @@ pub fn load(
 /// What a wanted tensor is made of, from the top down.
 pub(super) fn parts<'a>(wanted: &Wanted, index: &'a Index, manifest: &'a Manifest) -> Result<Vec<Part<'a>>> {
     let mut first = 0;
-    let part = |name| {
-        let info = find((name, &wanted.shape), index)?;
+    let part = |(name, shape): (&str, Vec<usize>)| {
+        let info = find((name, &shape), index)?;
         let part = Part { info, digest: digest_of(info, index, manifest)?, first };
         first += part.elements();
         Ok(part)
     };
-    wanted.names().map(part).collect()
+    wanted.parts().map(part).collect()
 }
 
 fn find<'a>((name, shape): (&str, &[usize]), index: &'a Index) -> Result<&'a TensorInfo> {

@@ -21,7 +21,7 @@ mod throttle;
 
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};
-pub use load::{Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};
+pub use load::{Below, Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};
 pub use manifest::{FileDigest, Manifest};
 pub use parked::{Pace, Parked, park};
 pub use progress::Progress;

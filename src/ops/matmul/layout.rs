@@ -106,6 +106,10 @@ impl Matrix {
         &self.stored
     }
 
+    pub(in crate::ops) fn layout(&self) -> WeightLayout {
+        self.layout
+    }
+
     pub fn out_features(&self) -> usize {
         self.out
     }

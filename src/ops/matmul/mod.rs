@@ -14,6 +14,7 @@ mod layout;
 mod tile;
 
 pub use layout::{Matrix, PANEL, WeightLayout};
+use tile::Start;
 pub(super) use tile::Tiles;
 
 /// Values of the inner dimension that are gone through at once: a panel of them is 24 KiB.
@@ -84,14 +85,30 @@ impl Target {
 /// `target` has `left.rows` rows of `right.columns` values that nobody else reads or writes meanwhile.
 #[allow(unsafe_code)]
 pub(super) unsafe fn multiply(tiles: Tiles, left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+    check(&left, &right);
+    assert!(bias.is_none_or(|bias| bias.len() >= right.columns));
+    // SAFETY: the operands were just held against what the tiles read, and the target is the caller's promise.
+    unsafe { tiles.multiply(left, right, bias.map_or(Start::Zero, Start::Bias), target) }
+}
+
+/// `target += left · right`, on the calling thread.
+///
+/// # Safety
+/// As for [`multiply`], and the target was written before.
+#[allow(unsafe_code)]
+pub(super) unsafe fn multiply_onto(tiles: Tiles, left: Left<'_>, right: Right<'_>, target: Target) {
+    check(&left, &right);
+    // SAFETY: as above.
+    unsafe { tiles.multiply(left, right, Start::Target, target) }
+}
+
+/// That both sides have what will be read of them.
+fn check(left: &Left<'_>, right: &Right<'_>) {
     let (rows, inner, columns) = (left.rows, left.inner, right.columns);
     assert_eq!(inner, right.inner);
     assert!(rows == 0 || left.data.len() >= (rows - 1) * left.stride + inner);
     let last = columns.div_ceil(PANEL).saturating_sub(1) * right.panel_stride;
     assert!(columns == 0 || inner == 0 || right.data.len() >= last + (inner - 1) * right.row_stride + PANEL);
-    assert!(bias.is_none_or(|bias| bias.len() >= columns));
-    // SAFETY: the operands were just held against what the tiles read, and the target is the caller's promise.
-    unsafe { tiles.multiply(left, right, bias, target) }
 }
 
 /// Slices of `inner` of nearly equal size, none longer than [`SLICE`].

@@ -42,18 +42,28 @@ impl Tiles {
     ///
     /// # Safety
     /// The operands hold what their sizes and strides say, and the target is the caller's alone.
-    pub(super) unsafe fn multiply(self, left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+    pub(super) unsafe fn multiply(self, left: Left<'_>, right: Right<'_>, start: Start<'_>, target: Target) {
         match self {
             // SAFETY: handed on.
-            Tiles::Portable => unsafe { blocks::<Portable>(left, right, bias, target) },
+            Tiles::Portable => unsafe { blocks::<Portable>(left, right, start, target) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value was made by `all`, which found AVX2 and FMA; the rest is handed on.
-            Tiles::Avx2 => unsafe { x86::avx2(left, right, bias, target) },
+            Tiles::Avx2 => unsafe { x86::avx2(left, right, start, target) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value was made by `all`, which found AVX-512F; the rest is handed on.
-            Tiles::Avx512 => unsafe { x86::avx512(left, right, bias, target) },
+            Tiles::Avx512 => unsafe { x86::avx512(left, right, start, target) },
         }
     }
+}
+
+/// What sums begin with.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    Zero,
+    /// The same in every row.
+    Bias(&'a [f32]),
+    /// What the target holds.
+    Target,
 }
 
 /// One tile's operands.
@@ -112,7 +122,7 @@ trait Isa {
 const NOTHING: [f32; 4 * PANEL] = [0.0; 4 * PANEL];
 
 #[inline(always)]
-unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, start: Start<'_>, target: Target) {
     let full = right.columns / PANEL;
     for top in (0..left.rows).step_by(BLOCK) {
         let rows = BLOCK.min(left.rows - top);
@@ -136,7 +146,11 @@ unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>,
                     pace: 0,
                     start: std::ptr::null(),
                 };
-                let bias = if from == 0 { Some(bias.map_or(&NOTHING[..], |bias| &bias[column..])) } else { None };
+                let bias = match start {
+                    Start::Zero if from == 0 => Some(&NOTHING[..]),
+                    Start::Bias(bias) if from == 0 => Some(&bias[column..]),
+                    _ => None,
+                };
                 // SAFETY: handed on; `full - panel` whole panels lie before the end of both sides.
                 panel +=
                     unsafe { strip::<I>(operands, rows, full.saturating_sub(panel), right.columns - column, bias) };
@@ -287,18 +301,18 @@ impl Isa for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Isa, Left, Operands, PANEL, Right, Target, blocks};
+    use super::{Isa, Left, Operands, PANEL, Right, Start, Target, blocks};
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+    pub(super) unsafe fn avx2(left: Left<'_>, right: Right<'_>, start: Start<'_>, target: Target) {
         // SAFETY: handed on.
-        unsafe { blocks::<Avx2>(left, right, bias, target) }
+        unsafe { blocks::<Avx2>(left, right, start, target) }
     }
 
     #[target_feature(enable = "avx512f,avx2,fma")]
-    pub(super) unsafe fn avx512(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+    pub(super) unsafe fn avx512(left: Left<'_>, right: Right<'_>, start: Start<'_>, target: Target) {
         // SAFETY: handed on.
-        unsafe { blocks::<Avx512>(left, right, bias, target) }
+        unsafe { blocks::<Avx512>(left, right, start, target) }
     }
 
     /// Sixteen registers: twelve sums, two of a panel, one broadcast.
