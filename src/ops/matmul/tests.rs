@@ -109,3 +109,23 @@ fn slices_cover_the_inner_dimension_once() {
         assert!(all.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0), "{inner}: {all:?}");
     }
 }
+
+#[test]
+fn a_product_may_be_added_to_what_is_there() {
+    let (rows, columns, inner) = (5, 37, 11);
+    let (a, b) = (random(rows * inner, 1), random(columns * inner, 2));
+    let (stored, before) = (panels(&b, columns, inner), random(rows * columns, 3));
+    let (left, right) = (Left { data: &a, rows, inner, stride: inner }, Right::panels(&stored, inner, columns));
+    for tiles in Tiles::all() {
+        let product = product(tiles, left, right, None);
+        let mut out = before.clone();
+        #[allow(unsafe_code)]
+        // SAFETY: `out` has the rows, and was written.
+        unsafe {
+            multiply_onto(tiles, left, right, Target { start: out.as_mut_ptr(), stride: columns });
+        }
+        for (at, got) in out.iter().enumerate() {
+            assert!((got - before[at] - product[at]).abs() < 1e-5, "{tiles:?}, {at}: {got}");
+        }
+    }
+}
