@@ -33,8 +33,6 @@ pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>, epilogue: Epil
 
 /// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
 const PARALLEL_WORK: usize = 4 << 20;
-/// What reading a weight from memory takes, in multiply-adds: with fewer rows than this, that is what a product waits for.
-const ROWS_PER_READ: usize = 16;
 /// Rows of the result that are finished while they are in the second-level cache: this many values.
 const AT_HAND: usize = 64 * 1024;
 /// With fewer rows for each thread than this, threads share the outputs instead.
@@ -145,7 +143,7 @@ fn product(left: Left<'_>, right: Right<'_>, finish: &Finish<'_>, out: &mut Fres
     }
     let tiles = Tiles::best();
     let target = Target { start: out.start(), stride: n };
-    let threads = if m.max(ROWS_PER_READ) * n * k < PARALLEL_WORK { 1 } else { threads() };
+    let threads = if m * n * k < PARALLEL_WORK { 1 } else { threads() };
     if threads > 1 && m < threads * FEW_ROWS {
         let panels = n.div_ceil(PANEL);
         let each = panels.div_ceil(threads);
