@@ -111,7 +111,7 @@ impl Running {
     fn of(model: Model) -> Running {
         let Model::Decoder(model) = model else { panic!("it is not a decoder") };
         let kv = KvCache::new(&model.kv(), 256, &Device::Cpu).unwrap();
-        Running { model, kv, next: 256 }
+        Running { model, kv, next: 256 }.keep_as(DType::F32)
     }
 
     fn keep_as(mut self, dtype: DType) -> Running {
@@ -269,6 +269,19 @@ fn only_rows_that_are_wanted_come_and_they_are_the_same_bits() {
         assert!(rows == [want[1][c_all - 1].clone()], "{name}");
         assert!(running.step(&mut [(&mut a, 3, Wants::Nothing)]).is_empty());
         assert!(running.step(&mut []).is_empty());
+    }
+}
+
+#[test]
+fn weights_of_16_bits_stay_so_and_keys_and_values_with_them() {
+    for (name, weights, kv) in [("llama", DType::F32, DType::F32), ("qwen2", DType::BF16, DType::F16)] {
+        let version = Fixture::open(name).version();
+        let footprint = version.footprint().unwrap();
+        let matrices = footprint.wanted.iter().filter(|want| want.shape.len() == 2);
+        assert!(matrices.clone().count() > 4 && matrices.clone().all(|want| want.dtype == weights), "{name}");
+        assert!(footprint.wanted.iter().all(|want| want.shape.len() == 2 || want.dtype == DType::F32), "{name}");
+        let Model::Decoder(model) = version.load() else { panic!("{name} is no decoder") };
+        assert_eq!(model.kv().dtype, kv, "{name}");
     }
 }
 

@@ -9,7 +9,7 @@ use super::pass::failed;
 use crate::error::{Error, Result};
 use crate::ops::{Keeping, LayerNorm, Matrix, RmsNorm, Tensor, WeightLayout};
 use crate::repository::F32Matmul;
-use crate::weights::{Below, Index, Wanted, Weights, stacked};
+use crate::weights::{Below, Index, SourceDtype, Wanted, Weights, stacked};
 
 /// The tensors of a version, under the names that its checkpoint uses.
 pub(super) struct Checkpoint<'a> {
@@ -18,6 +18,8 @@ pub(super) struct Checkpoint<'a> {
     prefix: &'static str,
     keeping: Keeping,
     f32_matmul: F32Matmul,
+    /// Whether weights of 16 bits stay what they are on a CPU too.
+    halves: bool,
 }
 
 enum Source<'a> {
@@ -28,11 +30,17 @@ enum Source<'a> {
 impl<'a> Checkpoint<'a> {
     pub(super) fn headers(index: &'a Index, prefix: &'static str, keeping: Keeping) -> Self {
         let f32_matmul = F32Matmul::default();
-        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix, keeping, f32_matmul }
+        Checkpoint { source: Source::Headers { index, wanted: Vec::new() }, prefix, keeping, f32_matmul, halves: false }
     }
 
     pub(super) fn loaded(weights: Weights, prefix: &'static str, (keeping, f32_matmul): (Keeping, F32Matmul)) -> Self {
-        Checkpoint { source: Source::Loaded(weights), prefix, keeping, f32_matmul }
+        Checkpoint { source: Source::Loaded(weights), prefix, keeping, f32_matmul, halves: false }
+    }
+
+    /// The same where the weights of linear layers stay f16 or bf16 on a CPU too: for models that read all of them for a
+    /// few rows, and wait for memory.
+    pub(super) fn with_halves(self) -> Self {
+        Checkpoint { halves: true, ..self }
     }
 
     pub(super) fn keeping(&self) -> Keeping {
@@ -59,7 +67,7 @@ impl<'a> Checkpoint<'a> {
 
     /// Vectors of the base model, of so many values each, one after the other.
     pub(super) fn base_stacked(&mut self, parts: &[(&str, usize)]) -> Result<Tensor> {
-        self.stacked(&self.base_parts(parts), &[], WeightLayout::Rows)
+        self.stacked(&self.base_parts(parts), &[], (WeightLayout::Rows, self.dtype()))
     }
 
     /// The weight of a linear layer of the base model, `[out, …]`, whose other dimensions are its input.
@@ -105,7 +113,7 @@ impl<'a> Checkpoint<'a> {
             Keeping::Cpu => WeightLayout::Panels,
             Keeping::Cuda(_) => WeightLayout::Rows,
         };
-        let stored = self.stacked(parts, rest, layout)?;
+        let stored = self.stacked(parts, rest, (layout, self.dtype_of(parts)))?;
         let out = parts.iter().map(|(_, rows)| rows).sum();
         let matrix = Matrix::new(stored, layout, out).map_err(failed)?;
         Ok(match self.f32_matmul {
@@ -116,6 +124,27 @@ impl<'a> Checkpoint<'a> {
 
     fn base_parts(&self, parts: &[(&str, usize)]) -> Vec<(Vec<String>, usize)> {
         parts.iter().map(|(name, rows)| (self.base_names(name).to_vec(), *rows)).collect()
+    }
+
+    fn dtype(&self) -> DType {
+        match self.keeping {
+            Keeping::Cpu => DType::F32,
+            Keeping::Cuda(dtype) => dtype,
+        }
+    }
+
+    /// What a matrix of these parts is kept as; once it is loaded, it is what it is.
+    fn dtype_of(&self, parts: &[(Vec<String>, usize)]) -> DType {
+        let (Keeping::Cpu, true, Source::Headers { index, .. }) = (self.keeping, self.halves, &self.source) else {
+            return self.dtype();
+        };
+        let format = |names: &[String]| names.iter().find_map(|name| index.get(name)).map(|info| info.dtype);
+        let all = |wanted| parts.iter().all(|(names, _)| format(names) == Some(wanted));
+        match () {
+            () if all(SourceDtype::F16) => DType::F16,
+            () if all(SourceDtype::Bf16) => DType::BF16,
+            () => DType::F32,
+        }
     }
 
     fn base_names(&self, name: &str) -> [String; 2] {
@@ -141,20 +170,21 @@ impl<'a> Checkpoint<'a> {
     /// when the footprint is checked.
     fn first(&mut self, names: &[String], shape: &[usize], layout: WeightLayout) -> Result<Tensor> {
         let (rows, rest) = shape.split_first().map_or((1, shape), |(rows, rest)| (*rows, rest));
-        self.stacked(&[(names.to_vec(), rows)], rest, layout)
+        self.stacked(&[(names.to_vec(), rows)], rest, (layout, self.dtype()))
     }
 
     /// The same of each part, which has so many rows of `rest`, and all of them as one tensor, from the top down.
-    fn stacked(&mut self, parts: &[(Vec<String>, usize)], rest: &[usize], layout: WeightLayout) -> Result<Tensor> {
+    fn stacked(
+        &mut self,
+        parts: &[(Vec<String>, usize)],
+        rest: &[usize],
+        (layout, dtype): (WeightLayout, DType),
+    ) -> Result<Tensor> {
         let Some(((first, rows), below)) = parts.split_first() else {
             return Err(Error::internal("a tensor that is made of nothing"));
         };
         let shape = [&[*rows], rest].concat();
         let stored = layout.stored(&stacked(&shape, below.iter().map(|(_, rows)| *rows)));
-        let dtype = match self.keeping {
-            Keeping::Cpu => DType::F32,
-            Keeping::Cuda(dtype) => dtype,
-        };
         match &mut self.source {
             Source::Headers { index, wanted } => {
                 let found = |names: &[String]| {

@@ -12,8 +12,8 @@ use super::pass::failed;
 use super::{Family, KvCache, KvSpec, Model};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Device, Keeping, Matrix, RmsNorm, Run, Runs, Tensor, gated, look_up, paged_attention,
-    paged_scratch_bytes, place_heads, rms_norm, take_rows,
+    Activation, Device, Keeping, Matrix, RmsNorm, Run, Runs, Tensor, gated, paged_attention, paged_scratch_bytes,
+    place_heads, rms_norm, take_rows,
 };
 use crate::repository::Spec;
 use crate::value::Task;
@@ -225,12 +225,13 @@ impl Config {
         })
     }
 
-    fn kv(&self) -> KvSpec {
+    /// Keys and values are as exact as weights are.
+    fn kv(&self, weights: DType) -> KvSpec {
         KvSpec {
             layers: self.windows.len(),
             heads: self.kv_heads,
             head_dim: self.head_dim,
-            dtype: DType::F32,
+            dtype: if weights == DType::F32 { DType::F32 } else { DType::F16 },
             block_tokens: KvSpec::BLOCK_TOKENS,
         }
     }
@@ -258,7 +259,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
         return Err(spec.config_error("model_type", reason));
     }
     let workspace = config.workspace();
-    let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping);
+    let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping).with_halves();
     Llama::build(spec, config, &mut checkpoint)?;
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
@@ -267,7 +268,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
     let config = Config::read(spec)?;
-    let mut checkpoint = Checkpoint::loaded(weights, PREFIX, (device.keeping(), spec.f32_matmul));
+    let mut checkpoint = Checkpoint::loaded(weights, PREFIX, (device.keeping(), spec.f32_matmul)).with_halves();
     Ok(Model::Decoder(Box::new(Llama::build(spec, config, &mut checkpoint)?)))
 }
 
@@ -304,7 +305,8 @@ impl Llama {
 
     fn check(&self, step: &StepInput, kv: &KvCache) -> Result<()> {
         let Config { vocabulary, context, .. } = self.config;
-        let (found, own) = (KvSpec { dtype: DType::F32, ..*kv.spec() }, KvSpec { dtype: DType::F32, ..self.kv() });
+        // Either format will do.
+        let (found, own) = (*kv.spec(), KvSpec { dtype: kv.spec().dtype, ..self.kv() });
         if found != own {
             return Err(Error::internal(format!("a cache of {found:?} for a model that has {own:?}")));
         }
@@ -336,7 +338,7 @@ impl Llama {
         });
         let runs = Runs::new(runs.collect(), kv, &self.config.rope.rotary)?;
         let ids: Vec<u32> = step.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
-        let mut x = look_up(&self.embedding, &ids)?;
+        let mut x = self.embedding.rows(&ids)?;
         let wanted = wanted_rows(step);
         let last = self.blocks.len() - 1;
         for (number, block) in self.blocks.iter().enumerate() {
@@ -370,7 +372,7 @@ fn wanted_rows(step: &StepInput) -> Vec<usize> {
 
 impl Decoder for Llama {
     fn kv(&self) -> KvSpec {
-        self.config.kv()
+        self.config.kv(self.embedding.dtype())
     }
 
     fn context(&self) -> usize {

@@ -4,6 +4,7 @@
 //! or HTTP. Everything here is plain synchronous code that may take milliseconds (a long text, a large image):
 //! callers on an async runtime run it on a blocking pool.
 
+mod ascii;
 mod finish;
 mod image;
 mod settings;

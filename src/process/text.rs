@@ -5,6 +5,7 @@
 //! Texts are truncated here rather than by the library, which keeps every cut-off piece, and for a long pair the
 //! product of them.
 
+use std::borrow::Cow;
 use std::fs;
 
 use serde_json::Value;
@@ -13,6 +14,7 @@ use tokenizers::{Encoding, ModelWrapper, PostProcessor, Token, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Input, Tokens};
 use crate::process::PrepareOptions;
+use crate::process::ascii::AsciiWords;
 use crate::process::settings::{Settings, label};
 use crate::repository::{Limits, Spec};
 use crate::value::Task;
@@ -24,6 +26,8 @@ const NO_MAXIMUM: f64 = 1e9;
 pub(super) struct TextProcessor {
     /// Neither pads nor truncates.
     tokenizer: Tokenizer,
+    /// Where it has one.
+    short_way: Option<AsciiWords>,
     /// How many special tokens a text and a pair get.
     special: [usize; 2],
     max_tokens: usize,
@@ -53,6 +57,7 @@ impl TextProcessor {
         let tokenizer = read_tokenizer(spec, &config)?;
         let special = [false, true].map(|pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair)));
         let processor = TextProcessor {
+            short_way: AsciiWords::of(&tokenizer),
             special,
             max_tokens: max_tokens(spec, &config, limits)?,
             max_bytes: limits.max_text_bytes,
@@ -108,13 +113,10 @@ impl TextProcessor {
             return Err(Error::TooLarge { what: "text in bytes", got, limit });
         }
         let text = if self.trim { trim(text) } else { text };
-        let encoded = if self.lowercase {
-            self.tokenizer.encode_fast(text.to_lowercase(), false)
-        } else {
-            self.tokenizer.encode_fast(text, false)
-        };
-        let encoding = encoded.map_err(|e| Error::bad_request(format!("the text cannot be tokenized: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        let text = if self.lowercase { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) };
+        let short = self.short_way.as_ref().and_then(|way| way.encode(&self.tokenizer, &text));
+        let ids = short.unwrap_or_else(|| Ok(self.tokenizer.encode_fast(&*text, false)?.get_ids().to_vec()));
+        ids.map_err(|e| Error::bad_request(format!("the text cannot be tokenized: {e}")))
     }
 
     /// Truncates, then adds the special tokens and the token types.

@@ -201,6 +201,10 @@ impl<'a> Reader<'a> {
 
     /// Where rows stay rows, values go to where they stay; else by way of a piece that is arranged anew.
     fn whole<T: Element>(&mut self, read: &Read<'_>) -> Result<Tensor> {
+        if let WeightLayout::Quantized(format) = read.layout {
+            let reason = format!("tensor {} holds no {format} blocks that could stay as they are", quoted(read.name()));
+            return Err(Error::unloadable(self.source.index.label(""), reason));
+        }
         let mut values = reserve::<T>(read)?;
         let mut piece = Vec::new();
         if read.layout == WeightLayout::Panels {
@@ -214,7 +218,7 @@ impl<'a> Reader<'a> {
                 let left = part.elements() - at;
                 let room = match read.layout {
                     WeightLayout::Panels => &mut piece[..],
-                    WeightLayout::Rows => {
+                    WeightLayout::Rows | WeightLayout::Quantized(_) => {
                         let start = values.len();
                         values.resize(start + left.min(CHUNK / size_of::<T>()), T::default());
                         &mut values[start..]
@@ -222,7 +226,8 @@ impl<'a> Reader<'a> {
                 };
                 let filled = fill(self, part, at, (bytes_mut(room), &mut seen))? / size_of::<T>();
                 if read.layout == WeightLayout::Panels {
-                    read.layout.place(&mut values, &read.shape, part.first + at, &piece[..filled]);
+                    let placed = read.layout.place(&mut values, &read.shape, part.first + at, &piece[..filled]);
+                    placed.map_err(|error| Error::internal(format!("tensor {}: {error}", quoted(read.name()))))?;
                 }
                 at += filled;
             }

@@ -232,7 +232,7 @@ proptest! {
         let all: Vec<f32> = (0..formats.len()).flat_map(numbers).collect();
         let stored = layout.stored(&wanted.whole());
         let mut expected = vec![0f32; stored.iter().product()];
-        layout.place(&mut expected, &wanted.whole(), 0, &all);
+        layout.place(&mut expected, &wanted.whole(), 0, &all).unwrap();
         let tensor = weights.take("p0").unwrap();
         prop_assert_eq!(tensor.dims(), stored);
         prop_assert!(values::<f32>(&tensor) == expected);

@@ -12,15 +12,14 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 use rayon::prelude::*;
 
 use super::super::cpu::{Fresh, Rows, require_f32, threads};
-use super::super::matmul::{Left, PANEL, Right, Target, Tiles, multiply, multiply_onto};
+use super::super::matmul::{Element, Left, PANEL, Right, Target, Tiles, multiply, multiply_onto};
 use super::super::simd::{exp, max_of, wide};
 use super::super::tensor::Tensor;
-use super::cache::{Head, KvCache};
+use super::cache::{Head, KvCache, KvSpec, keys_and_values};
 use super::{Run, Runs};
 
 /// Keys between two looks at the softmax.
 const GROUP: usize = 64;
-const BLOCKS: usize = GROUP / PANEL;
 
 /// Rows (a query of one head each) whose scores are held at once: with queries and sums 72 KiB for heads of 64.
 const ROWS: usize = 96;
@@ -49,8 +48,7 @@ pub fn paged_attention(
 pub fn paged_scratch_bytes((group, head_dim): (usize, usize), threads: usize) -> u64 {
     let (rows, stride) = (ROWS.max(group), head_dim.next_multiple_of(PANEL));
     let row = head_dim + GROUP + stride + 1 + PANEL;
-    let blocks = BLOCKS * PANEL * (head_dim + stride);
-    ((rows * row + blocks) * threads * size_of::<f32>()) as u64
+    (rows * row * threads * size_of::<f32>()) as u64
 }
 
 struct PagedAttention<'a> {
@@ -78,7 +76,7 @@ impl CustomOp1 for PagedAttention<'_> {
             group,
             head_dim: spec.head_dim,
             stride: spec.value_stride(),
-            block: spec.values_per_head(),
+            spec,
             window: self.window.map_or(usize::MAX, |window| window.max(1)),
             heads: (0..spec.heads).map(|head| self.cache.head(self.layer, head)).collect::<Result<_>>()?,
             target: Target { start: out.start(), stride: q.width },
@@ -106,8 +104,7 @@ struct Step<'a> {
     head_dim: usize,
     /// From one token's values to the next one's.
     stride: usize,
-    /// Values of a head in a block.
-    block: usize,
+    spec: &'a KvSpec,
     window: usize,
     heads: Vec<Head<'a>>,
     target: Target,
@@ -123,8 +120,6 @@ struct Scratch {
     sums: Vec<f32>,
     /// Of each row: the largest score so far, and the sum of weights in sixteen parts.
     softmax: Vec<(f32, [f32; PANEL])>,
-    /// Blocks that had to be widened.
-    blocks: [Vec<f32>; BLOCKS],
 }
 
 impl Step<'_> {
@@ -174,7 +169,6 @@ impl Step<'_> {
             scores: vec![0.0; rows * GROUP],
             sums: vec![0.0; rows * self.stride],
             softmax: vec![(f32::NEG_INFINITY, [0.0; PANEL]); rows],
-            blocks: std::array::from_fn(|_| vec![0.0; self.block]),
         }
     }
 
@@ -192,7 +186,10 @@ impl Step<'_> {
             // Rows that see some of these keys: from `base` on, and not yet past the window.
             let from = positions.start.max(base);
             let to = positions.end.min(self.window.saturating_add(base + GROUP - 1));
-            self.group_of_keys(task, (base, from..to), scratch);
+            match self.heads[task.head] {
+                Head::F32(head) => self.group_of_keys(task, head, (base, from..to), scratch),
+                Head::F16(head) => self.group_of_keys(task, head, (base, from..to), scratch),
+            }
             base += GROUP;
         }
         self.finish(task, rows, scratch);
@@ -211,46 +208,41 @@ impl Step<'_> {
         scratch.softmax[..rows].fill((f32::NEG_INFINITY, [0.0; PANEL]));
     }
 
-    /// Lets the rows at positions `seen` have the keys of `base..base + 64`.
-    fn group_of_keys(&self, task: &Task<'_>, (base, seen): (usize, Range<usize>), scratch: &mut Scratch) {
-        let (d, tiles) = (self.head_dim, Tiles::best());
+    /// Lets the rows at positions `seen` have the keys of `base..base + 64`. `head`: all blocks of the task's head.
+    fn group_of_keys<W: Element>(
+        &self,
+        task: &Task<'_>,
+        head: &[W],
+        (base, seen): (usize, Range<usize>),
+        scratch: &mut Scratch,
+    ) {
+        let (d, stride, tiles) = (self.head_dim, self.stride, Tiles::best());
         let (first, rows) = ((seen.start - task.positions.start) * self.group, seen.len() * self.group);
-        let Scratch { queries, scores, sums, softmax, blocks } = scratch;
-        let head = &self.heads[task.head];
         let held = self.lowest(seen.start).max(base) / PANEL..seen.end.min(base + GROUP).div_ceil(PANEL);
-        let mut values: [&[f32]; BLOCKS] = [&[]; BLOCKS];
-        let left = Left { data: &queries[first * d..], rows, inner: d, stride: d };
-        let scores = &mut scores[first * GROUP..][..rows * GROUP];
-        for (block, room) in held.clone().zip(blocks) {
-            let (keys, rest) = head.block(task.run.blocks[block], room);
-            values[block - held.start] = rest;
-            let column = block * PANEL - base;
+        let left = Left { data: &scratch.queries[first * d..], rows, inner: d, stride: d };
+        let scores = &mut scratch.scores[first * GROUP..][..rows * GROUP];
+        for block in held.clone() {
+            let (keys, _) = keys_and_values(head, task.run.blocks[block], self.spec);
             #[allow(unsafe_code)]
-            // SAFETY: `scores` is `rows` rows of 64 values of this thread, of which sixteen from `column` on are written.
+            // SAFETY: `scores` is `rows` rows of 64 values of this thread, of which sixteen are written from here on.
             unsafe {
-                let target = Target { start: scores.as_mut_ptr(), stride: GROUP }.at(0, column);
+                let target = Target { start: scores.as_mut_ptr(), stride: GROUP }.at(0, block * PANEL - base);
                 multiply(tiles, left, Right::panels(keys, d, PANEL), None, target);
             }
         }
-        let sums = &mut sums[first * self.stride..][..rows * self.stride];
+        let sums = &mut scratch.sums[first * stride..][..rows * stride];
         let by = Seen { first: seen.start, group: self.group, base, window: self.window };
-        soften(scores, &mut softmax[first..][..rows], sums, &by);
-        for (block, values) in held.zip(values) {
+        soften(scores, &mut scratch.softmax[first..][..rows], sums, &by);
+        for block in held {
+            let (_, values) = keys_and_values(head, task.run.blocks[block], self.spec);
             // Nothing is read beyond what was written: a weight of zero does not undo what may be there.
-            let count = PANEL.min(seen.end - block * PANEL);
-            let data = &scores[block * PANEL - base..];
-            let left = Left { data, rows, inner: count, stride: GROUP };
-            let right = Right {
-                data: values,
-                inner: count,
-                columns: self.stride,
-                panel_stride: PANEL,
-                row_stride: self.stride,
-            };
+            let inner = PANEL.min(seen.end - block * PANEL);
+            let left = Left { data: &scores[block * PANEL - base..], rows, inner, stride: GROUP };
+            let right = Right { data: values, inner, columns: stride, panel_stride: PANEL, row_stride: stride };
             #[allow(unsafe_code)]
             // SAFETY: `sums` is `rows` rows of `stride` values of this thread, which were written.
             unsafe {
-                multiply_onto(tiles, left, right, Target { start: sums.as_mut_ptr(), stride: self.stride });
+                multiply_onto(tiles, left, right, Target { start: sums.as_mut_ptr(), stride });
             }
         }
     }

@@ -130,14 +130,14 @@ impl KvCache {
     pub(super) fn head(&self, layer: usize, head: usize) -> Result<Head<'_>> {
         let each = self.blocks * self.spec.values_per_head();
         let values = match self.layers.get(layer) {
-            Some(Values::F32(values)) => values.get(head * each..).map(|values| Stored::F32(&values[..each])),
-            Some(Values::F16(values)) => values.get(head * each..).map(|values| Stored::F16(&values[..each])),
+            Some(Values::F32(values)) => values.get(head * each..).map(|values| Head::F32(&values[..each])),
+            Some(Values::F16(values)) => {
+                values.get(head * each..).map(|values| Head::F16(values[..each].reinterpret_cast()))
+            }
             None => None,
         };
-        match values {
-            Some(values) => Ok(Head { spec: &self.spec, values }),
-            None => bail!("head {head} of layer {layer} of a cache of {:?}", self.spec),
-        }
+        let missing = || candle_core::Error::Msg(format!("head {head} of layer {layer} of a cache of {:?}", self.spec));
+        values.ok_or_else(missing)
     }
 }
 
@@ -182,31 +182,14 @@ impl HeadMut<'_> {
 
 /// All blocks of one head, being read.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
-    spec: &'a KvSpec,
-    values: Stored<'a>,
-}
-
-#[derive(Clone, Copy)]
-enum Stored<'a> {
+pub(super) enum Head<'a> {
     F32(&'a [f32]),
-    F16(&'a [u16]),
+    F16(&'a [f16]),
 }
 
-impl Head<'_> {
-    /// A block's keys, `[head_dim, 16]`, and values, `[16, head_dim filled up]`: as they lie, or widened into `room`, which has
-    /// [`KvSpec::values_per_head`] values.
-    pub(super) fn block<'b>(&'b self, block: u32, room: &'b mut [f32]) -> (&'b [f32], &'b [f32]) {
-        let each = self.spec.values_per_head();
-        let at = block as usize * each;
-        let both = match self.values {
-            Stored::F32(values) => &values[at..][..each],
-            Stored::F16(values) => {
-                let room = &mut room[..each];
-                values[at..][..each].reinterpret_cast::<f16>().convert_to_f32_slice(room);
-                room
-            }
-        };
-        both.split_at(self.spec.keys_per_head())
-    }
+/// A block's keys, `[head_dim, 16]`, and values, `[16, head_dim filled up]`, of all blocks of one head.
+#[inline(always)]
+pub(super) fn keys_and_values<'a, W>(head: &'a [W], block: u32, spec: &KvSpec) -> (&'a [W], &'a [W]) {
+    let each = spec.values_per_head();
+    head[block as usize * each..][..each].split_at(spec.keys_per_head())
 }
