@@ -275,7 +275,8 @@ fn only_rows_that_are_wanted_come_and_they_are_the_same_bits() {
 #[test]
 fn weights_of_16_bits_stay_so_and_keys_and_values_with_them() {
     for (name, weights, kv) in [("llama", DType::F32, DType::F32), ("qwen2", DType::BF16, DType::F16)] {
-        let version = Fixture::open(name).version();
+        let fixture = Fixture::open(name);
+        let version = fixture.version();
         let footprint = version.footprint().unwrap();
         let matrices = footprint.wanted.iter().filter(|want| want.shape.len() == 2);
         assert!(matrices.clone().count() > 4 && matrices.clone().all(|want| want.dtype == weights), "{name}");
