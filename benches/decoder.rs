@@ -1,8 +1,9 @@
-//! Steps of a model of SmolLM2-135M's shape with random weights: `cargo bench --bench decoder [-- --threads N] [--f16] [--profile SECONDS]`.
+//! Steps of a model of SmolLM2-135M's shape with random weights: `cargo bench --bench decoder [-- --threads N] [--f32] [--profile SECONDS]`.
 //!
 //! Step times of 1, 8 and 32 sequences with contexts of 100 and 1,000 tokens, and of prompts of 512 tokens; beside each
 //! what reading the weights once takes at the speed at which memory is read here. Medians of several.
-//! `--profile` runs single-token steps of one sequence for so long, to be looked at with perf.
+//! Weights are bf16, and keys and values f16, but with `--f32`. `--profile` runs single-token steps of one sequence (or of
+//! `--sequences N`, at `--context N` tokens) for so long, to be looked at with perf.
 #![allow(clippy::expect_used)]
 
 use std::collections::HashMap;
@@ -31,12 +32,13 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let number = |flag: &str| args.iter().skip_while(|arg| *arg != flag).nth(1).and_then(|n| n.parse::<usize>().ok());
     let threads = number("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let dtype = if args.iter().any(|arg| arg == "--f16") { DType::F16 } else { DType::F32 };
     let (mut model, bytes) = random_model();
+    let dtype = if args.iter().any(|arg| arg == "--f32") { DType::F32 } else { model.kv().dtype };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
     let spec = KvSpec { dtype, ..model.kv() };
     if let Some(seconds) = number("--profile") {
-        let mut bench = Bench::new(model.as_mut(), spec, (1, number("--context").unwrap_or(100)));
+        let mut bench =
+            Bench::new(model.as_mut(), spec, (number("--sequences").unwrap_or(1), number("--context").unwrap_or(100)));
         let until = Instant::now() + Duration::from_secs(seconds as u64);
         while Instant::now() < until {
             pool.install(|| bench.step());
