@@ -1,22 +1,22 @@
 //! Llama and its relatives: Mistral, Qwen2, Qwen3, and whatever calls itself by their names (SmolLM2).
 //!
-//! They are one architecture with small differences, which are data here ([`VARIANTS`]).
+//! They are one architecture with small differences, which are data (`config`).
 //! Source: `modeling_llama.py`, `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py` of transformers 4.57.
 
-use candle_core::DType;
+mod config;
 
+use self::config::Config;
 use super::checkpoint::Checkpoint;
 use super::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
-use super::layers::{Linear, Part, Rope, SideBySide, activation, size};
+use super::layers::{Linear, Part, SideBySide};
 use super::pass::failed;
 use super::{Family, KvCache, KvSpec, Model};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Device, Keeping, Matrix, RmsNorm, Run, Runs, Tensor, gated, paged_attention, paged_scratch_bytes,
-    place_heads, rms_norm, take_rows,
+    Activation, Device, Keeping, Matrix, RmsNorm, Run, Runs, Tensor, gated, paged_attention, place_heads, rms_norm,
+    take_rows,
 };
 use crate::repository::Spec;
-use crate::value::Task;
 use crate::weights::{Footprint, Index, Weights, check};
 
 pub(super) const FAMILY: Family = Family {
@@ -27,229 +27,6 @@ pub(super) const FAMILY: Family = Family {
     ignored,
     tokens_per_image: None,
 };
-
-/// How one `model_type` differs from the others.
-struct Variant {
-    model_type: &'static str,
-    /// Of queries, keys and values.
-    qkv_bias: Bias,
-    /// Of what attention ends with.
-    output_bias: Bias,
-    feed_forward_bias: Bias,
-    /// Whether every head of queries and keys is normalised by itself.
-    qk_norm: bool,
-    window: Window,
-    /// Where the file does not say, and it is not the heads' part of the width.
-    head_dim: Option<usize>,
-}
-
-/// Whether layers have biases.
-#[derive(Debug, Clone, Copy)]
-enum Bias {
-    Never,
-    Always,
-    /// Where this key is true.
-    Where(&'static str),
-}
-
-/// Which layers see only the last `sliding_window` tokens.
-#[derive(Debug, Clone, Copy)]
-enum Window {
-    None,
-    /// All, if there is one; a file that does not speak of it means so many.
-    All(usize),
-    /// Where `use_sliding_window` says so, those that `layer_types` names, or from `max_window_layers` on.
-    Some {
-        unsaid: usize,
-        first: usize,
-    },
-}
-
-const LLAMA: Variant = Variant {
-    model_type: "llama",
-    qkv_bias: Bias::Where("attention_bias"),
-    output_bias: Bias::Where("attention_bias"),
-    feed_forward_bias: Bias::Where("mlp_bias"),
-    qk_norm: false,
-    window: Window::None,
-    head_dim: None,
-};
-
-const MISTRAL: Variant = Variant {
-    model_type: "mistral",
-    qkv_bias: Bias::Never,
-    output_bias: Bias::Never,
-    feed_forward_bias: Bias::Never,
-    window: Window::All(4096),
-    ..LLAMA
-};
-
-const QWEN2: Variant = Variant {
-    model_type: "qwen2",
-    qkv_bias: Bias::Always,
-    window: Window::Some { unsaid: 4096, first: 28 },
-    ..MISTRAL
-};
-
-const QWEN3: Variant = Variant {
-    model_type: "qwen3",
-    qkv_bias: Bias::Where("attention_bias"),
-    output_bias: Bias::Where("attention_bias"),
-    qk_norm: true,
-    head_dim: Some(128),
-    ..QWEN2
-};
-
-const VARIANTS: &[Variant] = &[LLAMA, MISTRAL, QWEN2, QWEN3];
-
-impl Variant {
-    /// By what `config.json` says it is or, when that is foreign, by what `model.toml` says.
-    fn of(spec: &Spec) -> Result<&'static Variant> {
-        let named = |name: &str| VARIANTS.iter().find(|variant| variant.model_type == name);
-        let variant = named(spec.str_or("model_type", &spec.family)?).or_else(|| named(&spec.family));
-        variant.ok_or_else(|| spec.config_error("model_type", format!("family '{}' does not build it", FAMILY.name)))
-    }
-}
-
-impl Bias {
-    fn read(self, spec: &Spec) -> Result<bool> {
-        match self {
-            Bias::Never => Ok(false),
-            Bias::Always => Ok(true),
-            Bias::Where(key) => spec.bool_or(key, false),
-        }
-    }
-}
-
-impl Window {
-    /// Of each layer.
-    fn read(self, spec: &Spec, layers: usize) -> Result<Vec<Option<usize>>> {
-        let length = |unsaid: usize| match spec.config.get("sliding_window") {
-            None => Ok(Some(unsaid)),
-            Some(value) if value.is_null() => Ok(None),
-            Some(_) => size(spec, "sliding_window").map(Some),
-        };
-        match self {
-            Window::None => Ok(vec![None; layers]),
-            Window::All(unsaid) => Ok(vec![length(unsaid)?; layers]),
-            Window::Some { unsaid, first } => {
-                let length = if spec.bool_or("use_sliding_window", false)? { length(unsaid)? } else { None };
-                let first = spec.usize_or("max_window_layers", first)?;
-                let named = layer_types(spec, layers)?;
-                let slides = |layer: usize| named.as_ref().map_or(layer >= first, |named| named[layer]);
-                Ok((0..layers).map(|layer| length.filter(|_| slides(layer))).collect())
-            }
-        }
-    }
-}
-
-/// Which layers are said to slide, where the file says so of each.
-fn layer_types(spec: &Spec, layers: usize) -> Result<Option<Vec<bool>>> {
-    let Some(value) = spec.value("layer_types") else { return Ok(None) };
-    let names = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    let slides = names.iter().map(|name| match name.as_str() {
-        Some("sliding_attention") => Ok(true),
-        Some("full_attention") => Ok(false),
-        _ => Err(spec.config_error(
-            "layer_types",
-            format!("{name} is not supported; known are full_attention, sliding_attention"),
-        )),
-    });
-    let slides = slides.collect::<Result<Vec<bool>>>()?;
-    if slides.len() != layers {
-        return Err(spec.config_error("layer_types", format!("expected {layers} names, found {}", slides.len())));
-    }
-    Ok(Some(slides))
-}
-
-/// The sizes and rules of one version.
-struct Config {
-    variant: &'static Variant,
-    hidden: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    intermediate: usize,
-    activation: Activation,
-    eps: f64,
-    vocabulary: usize,
-    context: usize,
-    rope: Rope,
-    /// Of each layer.
-    windows: Vec<Option<usize>>,
-    /// Whether the last layer's weight is the embedding table.
-    tied: bool,
-}
-
-impl Config {
-    fn read(spec: &Spec) -> Result<Config> {
-        let variant = Variant::of(spec)?;
-        if spec.task != Task::Generate {
-            let reason = format!("a '{}' model does not answer task '{}'", variant.model_type, spec.task);
-            return Err(spec.config_error("model_type", reason));
-        }
-        let (hidden, heads) = (size(spec, "hidden_size")?, size(spec, "num_attention_heads")?);
-        let kv_heads = spec.usize_or("num_key_value_heads", heads)?;
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            let reason = format!("{kv_heads} do not divide {heads} num_attention_heads");
-            return Err(spec.config_error("num_key_value_heads", reason));
-        }
-        let head_dim = spec.usize_or("head_dim", variant.head_dim.unwrap_or(hidden / heads))?;
-        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 12 {
-            return Err(spec.config_error("head_dim", format!("expected an even number up to 4096, found {head_dim}")));
-        }
-        let layers = size(spec, "num_hidden_layers")?;
-        if layers > 1024 {
-            return Err(spec.config_error("num_hidden_layers", format!("expected at most 1024, found {layers}")));
-        }
-        let eps = spec.f64_or("rms_norm_eps", 1e-6)?;
-        if !(0.0..1.0).contains(&eps) {
-            return Err(spec.config_error("rms_norm_eps", format!("expected a small positive number, found {eps}")));
-        }
-        let positions = size(spec, "max_position_embeddings")?;
-        let rope = Rope::read(spec, head_dim, positions)?;
-        Ok(Config {
-            variant,
-            hidden,
-            heads,
-            kv_heads,
-            head_dim,
-            intermediate: size(spec, "intermediate_size")?,
-            activation: activation(spec, ("hidden_act", "silu"))?,
-            eps,
-            vocabulary: size(spec, "vocab_size")?,
-            context: rope.longest.map_or(positions, |longest| longest.min(positions)),
-            rope,
-            windows: variant.window.read(spec, layers)?,
-            tied: spec.bool_or("tie_word_embeddings", false)?,
-        })
-    }
-
-    /// Keys and values are as exact as weights are.
-    fn kv(&self, weights: DType) -> KvSpec {
-        KvSpec {
-            layers: self.windows.len(),
-            heads: self.kv_heads,
-            head_dim: self.head_dim,
-            dtype: if weights == DType::F32 { DType::F32 } else { DType::F16 },
-            block_tokens: KvSpec::BLOCK_TOKENS,
-        }
-    }
-
-    /// Bytes that a step takes beside weights and cache, at most.
-    fn workspace(&self) -> u64 {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        // x, norm(x), q and k and v, q turned, context; or x, norm(x), gate and up, gated
-        let attention = 2 * self.hidden + 3 * q + 2 * kv;
-        let feed_forward = 2 * self.hidden + 3 * self.intermediate;
-        let live = attention.max(feed_forward) + self.head_dim;
-        // logits come as a tensor and leave as rows of their own
-        let rows = 2 * ROWS_PER_STEP * (self.vocabulary + self.hidden);
-        let values = TOKENS_PER_STEP as u64 * live as u64 + rows as u64;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        values * size_of::<f32>() as u64 + paged_scratch_bytes((self.heads / self.kv_heads, self.head_dim), threads)
-    }
-}
 
 fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
     let config = Config::read(spec)?;
@@ -467,12 +244,6 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_model_type_of_the_family_has_a_variant() {
-        let variants: Vec<&str> = VARIANTS.iter().map(|variant| variant.model_type).collect();
-        assert_eq!(variants, FAMILY.model_types);
-    }
 
     #[test]
     fn rows_that_are_wanted_are_counted_over_all_sequences() {
