@@ -109,11 +109,8 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn stacked_matrix(&mut self, parts: &[(Vec<String>, usize)], rest: &[usize]) -> Result<Matrix> {
-        let layout = match self.keeping {
-            Keeping::Cpu => WeightLayout::Panels,
-            Keeping::Cuda(_) => WeightLayout::Rows,
-        };
-        let stored = self.stacked(parts, rest, (layout, self.dtype_of(parts)))?;
+        let (layout, dtype) = self.kept_as(parts);
+        let stored = self.stacked(parts, rest, (layout, dtype))?;
         let out = parts.iter().map(|(_, rows)| rows).sum();
         let matrix = Matrix::new(stored, layout, out).map_err(failed)?;
         Ok(match self.f32_matmul {
@@ -133,17 +130,27 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
-    /// What a matrix of these parts is kept as; once it is loaded, it is what it is.
-    fn dtype_of(&self, parts: &[(Vec<String>, usize)]) -> DType {
-        let (Keeping::Cpu, true, Source::Headers { index, .. }) = (self.keeping, self.halves, &self.source) else {
-            return self.dtype();
+    /// How a matrix of these parts is kept: what headers say, and once it is loaded, as it was loaded.
+    fn kept_as(&self, parts: &[(Vec<String>, usize)]) -> (WeightLayout, DType) {
+        let usual = match self.keeping {
+            Keeping::Cpu => (WeightLayout::Panels, DType::F32),
+            Keeping::Cuda(dtype) => (WeightLayout::Rows, dtype),
         };
-        let format = |names: &[String]| names.iter().find_map(|name| index.get(name)).map(|info| info.dtype);
-        let all = |wanted| parts.iter().all(|(names, _)| format(names) == Some(wanted));
-        match () {
-            () if all(SourceDtype::F16) => DType::F16,
-            () if all(SourceDtype::Bf16) => DType::BF16,
-            () => DType::F32,
+        match &self.source {
+            Source::Loaded(weights) => {
+                let names = parts.first().map(|(names, _)| names.as_slice()).unwrap_or_default();
+                names.iter().find_map(|name| weights.kept_as(name)).unwrap_or(usual)
+            }
+            Source::Headers { index, .. } if self.keeping == Keeping::Cpu && self.halves => {
+                let format = |names: &[String]| names.iter().find_map(|name| index.get(name)).map(|info| info.dtype);
+                let all = |wanted| parts.iter().all(|(names, _)| format(names) == Some(wanted));
+                match () {
+                    () if all(SourceDtype::F16) => (WeightLayout::Panels, DType::F16),
+                    () if all(SourceDtype::Bf16) => (WeightLayout::Panels, DType::BF16),
+                    () => usual,
+                }
+            }
+            Source::Headers { .. } => usual,
         }
     }
 

@@ -143,6 +143,12 @@ impl Weights {
         self.tensors.remove(name)
     }
 
+    /// How one that is not taken yet is arranged, and what its numbers are.
+    pub fn kept_as(&self, name: &str) -> Option<(WeightLayout, DType)> {
+        let key = self.keys.get(name).filter(|_| self.has(name))?;
+        Some((key.layout, key.dtype))
+    }
+
     /// Whether there is one of this name that is not taken yet.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
