@@ -6,12 +6,13 @@
 
 mod ascii;
 mod finish;
+pub mod generation;
 mod image;
 mod settings;
 mod text;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::error::{Error, Result};
 use crate::model::Input;

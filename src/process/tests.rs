@@ -9,7 +9,7 @@ use super::*;
 use crate::model::Tokens;
 use crate::repository::{EmbeddingSpec, F32Matmul, Pooling};
 
-pub(super) fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
