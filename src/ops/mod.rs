@@ -15,6 +15,7 @@ pub mod cuda;
 mod embed;
 mod layer_norm;
 mod linear;
+pub mod logits;
 mod matmul;
 mod pool;
 mod recorded;

@@ -8,6 +8,7 @@ mod ascii;
 mod finish;
 pub mod generation;
 mod image;
+pub mod sampling;
 mod settings;
 mod text;
 
