@@ -25,7 +25,7 @@
 //! | [`generation`] | one version made resident once: processor, lane, counters, drain signal |
 //! | [`engine`] | the one thread that owns the device, all models, and the order of forward passes |
 //! | [`schedule`] | batches and turns as pure decisions |
-//! | [`process`] | tokenizers and image preparation |
+//! | [`process`] | tokenizers and image preparation; for language models chat templates, sampling, text from tokens |
 //! | [`model`], [`ops`] | architectures on shared layers; operations, and the matrix products under them |
 //! | [`weights`] | safetensors headers, digests, loading, sharing |
 //! | [`device`] | opening a device; budget, reservations, arenas and pools: memory that is measured; the GPU's driver |
