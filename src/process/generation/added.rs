@@ -205,6 +205,7 @@ fn is_word(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokenizers::normalizers::utils::Lowercase;
 
     use super::super::testing::{Sort, tokenizer};
     use super::*;
@@ -273,5 +274,29 @@ mod tests {
             assert_eq!(ids.last(), Some(&end));
             assert!(tokenizer.decode(&ids, true).unwrap().ends_with("<|im_end|>"), "{sort:?}");
         }
+    }
+
+    #[test]
+    fn what_only_a_normalizer_spells_like_a_token_is_text() {
+        let mut tokenizer = tokenizer(Sort::Gemma);
+        tokenizer.with_normalizer(Some(Lowercase)).unwrap();
+        let (added, end) = (AddedTokens::new(&tokenizer).unwrap(), tokenizer.token_to_id("</s>").unwrap());
+        let ends = |text: &str, control: Control| {
+            added.encode(&tokenizer, text, control).unwrap().iter().filter(|id| **id == end).count()
+        };
+        // nobody could have marked `</S>`
+        assert_eq!(ends("</S></s>", Control::Spelled), 2);
+        assert_eq!(ends("</S></s>", Control::Outside(&[])), 1);
+    }
+
+    #[test]
+    fn a_token_that_begins_within_what_is_only_text_is_found() {
+        let mut tokenizer = tokenizer(Sort::Bytes);
+        tokenizer.add_special_tokens(["[a]", "][b]"].map(|token| AddedToken::from(token, true))).unwrap();
+        let added = AddedTokens::new(&tokenizer).unwrap();
+        // somebody wrote `[a`, and the template `][b]`
+        let ids = added.encode(&tokenizer, "[a][b]", Control::Outside(&[0])).unwrap();
+        assert_eq!(ids.last().copied(), tokenizer.token_to_id("][b]"));
+        assert_eq!(ids.len(), 3);
     }
 }

@@ -207,6 +207,11 @@ mod tests {
     }
 
     #[test]
+    fn a_string_that_repeats_itself_is_found_where_it_begins_anew() {
+        assert_eq!(stops(&["aabaaac"]).push("aabaaabaaac"), Passed { text: "aaba".into(), stop: Some(0) });
+    }
+
+    #[test]
     fn empty_strings_and_too_many_are_refused() {
         let error = StopStrings::new(&["a".into(), String::new()]).unwrap_err().to_string();
         assert!(error.contains("stop string 1 is empty"), "{error}");
