@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import shutil
+import struct
 
 FUZZ = pathlib.Path(__file__).parent
 ROOT = FUZZ.parent
@@ -234,6 +235,58 @@ def write_safetensors():
         {"model.safetensors.index.json": {"weight_map": {"one": "a/b.safetensors"}}} | inside | dense))
 
 
+def gguf(pairs, tensors, version=3):
+    """A GGUF file: values by their Python type, or (type, bytes); tensors as (row first shape, format, bytes)."""
+    word = lambda number, size=4: number.to_bytes(size, "little")
+    text = lambda value: word(len(value.encode()), 8) + value.encode()
+    def value(given):
+        if isinstance(given, bool):
+            return word(7) + bytes([given])
+        if isinstance(given, int):
+            return word(4) + word(given)
+        if isinstance(given, float):
+            return word(6) + struct.pack("<f", given)
+        if isinstance(given, str):
+            return word(8) + text(given)
+        kind, items = (8, map(text, given)) if isinstance(given[0], str) else (
+            (6, (struct.pack("<f", x) for x in given)) if isinstance(given[0], float) else (5, map(word, given)))
+        return word(9) + word(kind) + word(len(given), 8) + b"".join(items)
+    padded = lambda data: data + bytes(-len(data) % 32)
+    out = b"GGUF" + word(version) + word(len(tensors), 8) + word(len(pairs), 8)
+    out += b"".join(text(key) + value(given) for key, given in pairs.items())
+    data = b""
+    for name, (shape, kind, content) in tensors.items():
+        out += text(name) + word(len(shape)) + b"".join(word(size, 8) for size in shape) + word(kind) + word(len(data), 8)
+        data = padded(data + content)
+    return padded(out) + data
+
+
+def write_gguf():
+    sizes = {"context_length": 16, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32,
+             "attention.head_count": 2, "attention.head_count_kv": 1}
+    def about(architecture):
+        return {"general.architecture": architecture} | {f"{architecture}.{key}": size for key, size in sizes.items()} | {
+            f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5, f"{architecture}.rope.freq_base": 1e4}
+    words = ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u2581", "<x>"]
+    kinds = [2, 3, 3, 1, 1, 1, 1, 4]
+    vocabulary = {"tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.bos_token_id": 1,
+                  "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0, "tokenizer.chat_template": "{{ x }}"}
+    bytes_, pieces = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.merges": ["a b"]}, {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -1.0, -2.0, -0.5, -3.0, 0.0]}
+    ones, floats = struct.pack("<e", 1.0), lambda count: struct.pack("<f", 0.5) * count
+    table = {"token_embd.weight": ([32, 8], 8, (ones + bytes(range(32))) * 8), "output_norm.weight": ([32], 0, floats(32))}
+    quants = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34), 12: (256, 144), 14: (256, 210), 30: (1, 2)}
+    save("gguf", "bytes", gguf(about("llama") | bytes_ | vocabulary, table))
+    save("gguf", "pieces", gguf(about("qwen3") | pieces | vocabulary, table, version=2))
+    save("gguf", "turned", gguf(about("llama"), table | {
+        "blk.0.attn_q.weight": ([32, 8], 2, (ones + bytes(range(16))) * 8), "blk.0.attn_k.weight": ([2, 4], 0, floats(8)),
+        "blk.0.attn_q.bias": ([8], 0, floats(8))}))
+    save("gguf", "formats", gguf({"general.architecture": "qwen2", "general.alignment": 32}, {
+        f"blk.{kind}.ffn_up.weight": ([values], kind, (ones * size)[:size]) for kind, (values, size) in quants.items()}))
+    save("gguf", "scaled", gguf(about("llama") | {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, table))
+    save("gguf", "factors", gguf(about("llama"), table | {"rope_freqs.weight": ([8], 0, floats(8))}))
+
+
 def write_golden():
     def lines(*cases):
         return "".join(json.dumps(case) + "\n" for case in cases)
@@ -338,6 +391,6 @@ def write_image():
 
 if __name__ == "__main__":
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for write in (write_config, write_safetensors, write_golden, write_binary_tensors, write_requests, write_image):
+    for write in (write_config, write_gguf, write_safetensors, write_golden, write_binary_tensors, write_requests, write_image):
         write()
     print(sum(path.stat().st_size for path in SEEDS.rglob("*") if path.is_file()), "bytes")

@@ -14,7 +14,8 @@
 //!
 //! (`weights` asks `ops` how a weight is arranged for its kernels, so that the loader writes it there at once.)
 //!
-//! Leaves that anyone may use: [`repository`], [`ledger`], [`config`], [`error`], [`telemetry`], [`value`], [`faults`].
+//! Leaves that anyone may use: [`repository`], [`gguf`], [`ledger`], [`config`], [`error`], [`telemetry`], [`value`],
+//! [`faults`].
 //!
 //! | room | what it is for |
 //! | --- | --- |
@@ -24,10 +25,11 @@
 //! | [`slot`] | the route behind one atomic pointer; `admit` decides, `serve` answers and fails over |
 //! | [`generation`] | one version made resident once: processor, lane, counters, drain signal |
 //! | [`engine`] | the one thread that owns the device, all models, and the order of forward passes |
-//! | [`schedule`] | batches and turns as pure decisions |
+//! | [`schedule`] | batches, turns, and the steps of language models as pure decisions |
 //! | [`process`] | tokenizers and image preparation |
 //! | [`model`], [`ops`] | architectures on shared layers; operations, and the matrix products under them |
-//! | [`weights`] | safetensors headers, digests, loading, sharing |
+//! | [`weights`] | the tensors of safetensors and GGUF files, digests, loading, sharing |
+//! | [`gguf`] | that file format: metadata and where tensors lie |
 //! | [`device`] | opening a device; budget, reservations, arenas and pools: memory that is measured; the GPU's driver |
 //! | [`repository`] | versions on disk: `model.toml`, spec, contract, golden cases, fingerprints |
 //! | [`ledger`] | the durable, hash-chained history in SQLite |
@@ -38,6 +40,13 @@
 //! decision) → `Admission::answer` takes a lane permit, has the generation's processor prepare the inputs, submits
 //! them to the engine, and has the processor read the rows; a fault of the model is run again on the previous
 //! generation → `http` writes the body and the stamp.
+//!
+//! # One text that is written
+//!
+//! `http::openai` reads the body → `Slot::admit` → `Admission::write` makes token ids of the prompt and begins a task an
+//! answer → the engine's decode loop (`engine::decoding`) plans a step (`schedule::decode`), runs it (`model::Decoder` over a
+//! `KvCache`), draws (`process::sampling`), and tells the task → the task makes text of tokens, looks for stop strings, goes
+//! on elsewhere when the generation fails, and lets it go with the last token → `http::openai::stream` sends what there is.
 //!
 //! # One promote
 //!
@@ -71,6 +80,7 @@ pub mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod generation;
+pub mod gguf;
 pub mod http;
 pub mod ledger;
 pub mod model;

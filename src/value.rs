@@ -58,9 +58,21 @@ pub enum RawInput {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Output {
-    Embedding { embedding: Vec<f32> },
-    Labels { labels: Vec<LabelScore> },
-    Score { score: f32 },
+    Embedding {
+        embedding: Vec<f32>,
+    },
+    Labels {
+        labels: Vec<LabelScore>,
+    },
+    Score {
+        score: f32,
+    },
+    /// Of a text that a model judged and did not write: the logarithms of its tokens' probabilities, and of those of the
+    /// likeliest tokens in their places.
+    Likelihood {
+        logprobs: Vec<f32>,
+        likeliest: Vec<f32>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

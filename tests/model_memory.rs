@@ -10,7 +10,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cutover::model::{Input, Model, Pixels, TOKENS_PER_PASS, Tokens, family};
+use cutover::model::{
+    Input, KvCache, Model, Pixels, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_PASS, TOKENS_PER_STEP, Tokens,
+    Wants, family,
+};
 use cutover::ops::{Device, Keeping};
 use cutover::repository::{ModelConfig, Spec};
 use cutover::value::Task;
@@ -87,6 +90,61 @@ fn assert_bounded(what: &str, (mut model, workspace): (Model, u64), batches: Vec
     let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let generous = 2 * worst + processors * 5 * 1024 * 1024;
     assert!(workspace <= generous, "{what}: {workspace} bytes are declared where {worst} were taken");
+}
+
+/// The same of steps: of one prompt after another, of many sequences, and of as many rows of logits as a step gives.
+#[track_caller]
+fn assert_steps_bounded(what: &str, (model, workspace): (Model, u64)) {
+    let Model::Decoder(mut model, cache) = model else { panic!("{what} is no decoder") };
+    // Declared beside what steps take, and not what is measured here.
+    let workspace = workspace - cache.bytes();
+    let mut kv = KvCache::new(&model.kv(), TOKENS_PER_STEP, &Device::Cpu).unwrap();
+    let sequence = |at: usize, tokens: usize, wants| {
+        let blocks =
+            (0..tokens.div_ceil(16)).map(|block| (at * tokens.div_ceil(16) + block) as u32).collect::<Vec<_>>();
+        StepSequence { tokens: vec![7; tokens], from: 0, blocks: blocks.into(), wants }
+    };
+    let steps = [
+        vec![sequence(0, TOKENS_PER_STEP, Wants::Last)],
+        (0..ROWS_PER_STEP).map(|at| sequence(at, TOKENS_PER_STEP / ROWS_PER_STEP, Wants::Last)).collect(),
+        vec![sequence(0, ROWS_PER_STEP, Wants::Every)],
+    ];
+    // What comes back is the caller's, but it is there beside everything else.
+    let peaks = steps.map(|sequences| {
+        let step = StepInput { sequences };
+        let (peak, logits) = peak_of(|| model.step(&step, &mut kv).unwrap());
+        assert_eq!(logits.count(), step.rows());
+        assert!(peak <= workspace, "{what}: {} tokens took {peak} bytes, {workspace} were declared", step.tokens());
+        peak
+    });
+    let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let generous = 2 * peaks.into_iter().max().unwrap() + processors * 5 * 1024 * 1024;
+    assert!(workspace <= generous, "{what}: {workspace} bytes are declared where {peaks:?} were taken");
+}
+
+fn llama(dir: &Path) -> (Model, u64) {
+    let (h, i, vocabulary) = (192, 512, 4096);
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, h]),
+        ("model.norm.weight".to_owned(), vec![h]),
+        (layer("input_layernorm"), vec![h]),
+        (layer("post_attention_layernorm"), vec![h]),
+        (layer("self_attn.q_proj"), vec![h, h]),
+        (layer("self_attn.k_proj"), vec![64, h]),
+        (layer("self_attn.v_proj"), vec![64, h]),
+        (layer("self_attn.o_proj"), vec![h, h]),
+        (layer("mlp.gate_proj"), vec![i, h]),
+        (layer("mlp.up_proj"), vec![i, h]),
+        (layer("mlp.down_proj"), vec![h, i]),
+    ];
+    let config = json!({
+        "model_type": "llama", "hidden_size": h, "intermediate_size": i, "num_hidden_layers": 1,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": vocabulary,
+        "max_position_embeddings": 4096, "tie_word_embeddings": true,
+    });
+    write_version(dir, &config, &tensors);
+    open(dir, Task::Generate)
 }
 
 fn block(tensors: &mut Vec<(String, Vec<usize>)>, names: &[(&str, Vec<usize>)], prefix: &str) {
@@ -175,5 +233,6 @@ fn forward_passes_stay_within_the_workspace_that_the_footprint_declares() {
         assert_bounded("bert", bert(&dir.path().join("bert")), text);
         let full = TOKENS_PER_PASS / 197;
         assert_bounded("vit", vit(&dir.path().join("vit")), vec![images(full), images(full + 1)]);
+        assert_steps_bounded("llama", llama(&dir.path().join("llama")));
     });
 }

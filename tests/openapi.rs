@@ -36,6 +36,7 @@ fn site() -> Site {
     site.version("mood", "one", &fixture("bert-classify"));
     site.model("order", "task = 'rerank'\nlive = 'one'\n");
     site.version("order", "one", &fixture("bert-rerank"));
+    site.add_writer("writer");
     site.config("[tei]\nmodel = 'tiny'\n")
 }
 
@@ -180,6 +181,7 @@ async fn every_answer_is_as_the_document_says() {
     inference(&mut server).await;
     refused_inference(&mut server).await;
     openai(&mut server).await;
+    writing(&mut server).await;
     tei(&mut server).await;
     oip(&mut server).await;
     health(&mut server).await;
@@ -230,6 +232,21 @@ async fn refused_inference(server: &mut Told) {
     assert_eq!(server.post("/models/tiny/infer", json!({ "inputs": many })).await.0, 413);
 }
 
+async fn writing(server: &mut Told) {
+    let text =
+        json!({ "model": "writer", "prompt": "It is", "max_tokens": 4, "logprobs": 2, "stop": ["never"], "seed": 1 });
+    assert_eq!(server.post("/v1/completions", text).await.0, 200);
+    let chat = |messages| json!({ "model": "writer", "messages": messages, "max_tokens": 4, "logprobs": true, "n": 2 });
+    assert_eq!(server.post("/v1/chat/completions", chat(json!([{ "role": "user", "content": "a" }]))).await.0, 200);
+    assert_eq!(server.post("/v1/chat/completions", chat(json!([]))).await.0, 400);
+    assert_eq!(server.post("/v1/completions", json!({ "model": "tiny", "prompt": "a" })).await.0, 400);
+    let order = json!({ "model": "writer", "prompt": "It is", "return_token_strs": true });
+    let (status, told) = server.post("/tokenize", order).await;
+    assert_eq!(status, 200);
+    let order = json!({ "model": "writer", "tokens": told["tokens"] });
+    assert_eq!(server.post("/detokenize", order).await.0, 200);
+}
+
 async fn openai(server: &mut Told) {
     for format in [json!(null), json!("float"), json!("base64")] {
         let body = json!({ "model": "tiny", "input": ["a", "b"], "encoding_format": format });
@@ -244,7 +261,7 @@ async fn openai(server: &mut Told) {
     assert_eq!(server.post("/v1/embeddings", json!({ "model": "digits", "input": "a" })).await.0, 400);
     let (status, body) = server.post("/v1/embeddings", json!({ "model": "nothing", "input": "a" })).await;
     assert_eq!((status, &body["error"]["code"]), (404, &json!("model_not_found")));
-    assert_eq!(server.get("/v1/models").await.1["data"].as_array().unwrap().len(), 4);
+    assert_eq!(server.get("/v1/models").await.1["data"].as_array().unwrap().len(), 5);
     assert_eq!(server.get("/v1/models/tiny").await.0, 200);
     assert_eq!(server.get("/v1/models/nothing").await.0, 404);
     assert_eq!(server.get("/v1/models/%ff").await.0, 400);
@@ -404,7 +421,7 @@ async fn refused_orders(server: &mut Told) {
 }
 
 async fn history(server: &mut Told) {
-    assert_eq!(server.get("/models").await.1["models"].as_array().unwrap().len(), 4);
+    assert_eq!(server.get("/models").await.1["models"].as_array().unwrap().len(), 5);
     assert_eq!(server.get("/models/nothing").await.0, 404);
     let (_, all) = server.get("/admin/rollouts").await;
     assert!(all["rollouts"].as_array().unwrap().len() > 5 && all["figures"]["downtime_ms"].is_object());

@@ -42,6 +42,6 @@ pub(crate) fn loaded(model: &str, version: &str) -> Result<Loaded> {
         (family.load)(&spec, weights, &device)
     })??;
     let processor = Processor::load(&spec, &config.limits)?;
-    let contract = Contract::of(&spec, processor.max_tokens())?;
+    let contract = Contract::of(&spec, processor.max_tokens(), processor.tokenizer_digest())?;
     Ok(Loaded { spec, config, processor, contract, model })
 }

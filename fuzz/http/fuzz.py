@@ -46,6 +46,7 @@ MODELS = {
     "digits": ("image-classify", "v1", {version: DIGITS / version for version in ("v1", "v2", "v3")}),
     "tiny": ("embed", "one", {"one": FIXTURES / "bert-embed-mean", "two": FIXTURES / "bert-embed-mean"}),
     "mood": ("classify", "one", {"one": FIXTURES / "bert-classify", "two": FIXTURES / "bert-classify"}),
+    "writer": ("generate", "a", {version: FIXTURES / "gguf/tiny.gguf" for version in ("a", "b")}),
     "order": ("rerank", "one", {"one": FIXTURES / "bert-rerank", "two": FIXTURES / "bert-rerank"}),
 }
 
@@ -117,7 +118,11 @@ def lay(site, locked):
         folder.mkdir(parents=True)
         (folder / "model.toml").write_text(f'task = "{task}"\nlive = "{live}"\n{SETTINGS}')
         for version, source in versions.items():
-            shutil.copytree(source, folder / version)
+            if source.is_dir():
+                shutil.copytree(source, folder / version)
+            else:
+                (folder / version).mkdir()
+                shutil.copy(source, folder / version)
     shutil.copy(DIGITS / "golden.jsonl", site / "models/digits/golden.jsonl")
     # One that cannot be loaded.
     (site / "models/digits/broken").mkdir()

@@ -42,6 +42,22 @@ BEYOND_SCHEMAS = [
     # Which task the model has that a path or a body names, and what its version is made of.
     r"this model's task is",
     r"does not embed: its task is",
+    r"does not write text: its task is",
+    r"either prompt or messages is needed",
+    r"best_of is -?\d+; only as many",
+    r"top_logprobs needs logprobs to be true",
+    r"echo is not supported",
+    # What a tokenizer, a template and a context make of a prompt, and rules of sampling that are no ranges.
+    r"this model writes text: ask it",
+    r"context is \d+ tokens",
+    r"the prompt (has no tokens|is)",
+    r"message \d+:",
+    r"continue_final_message",
+    r"\w+ is \S+; (it must be|at most|0 or more|1 or more)",
+    r"logit_bias has",
+    r"several models|chat template",
+    r"only none and auto are supported",
+    r"response_format is not supported",
     r"is missing; the model takes",
     r"is unknown; there is",
     r"only embeddings can be",
@@ -108,6 +124,9 @@ def before_load_schema(context, raw_schema):
                     stream["schema"] = event("Event") if path == "/admin/events" else progress()
     schemas = raw_schema["components"]["schemas"]
     schemas["EmbeddingsRequest"]["properties"]["model"]["examples"] = ["tiny"]
+    for request in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
+        schemas[request]["properties"]["model"]["examples"] = ["writer"]
+    schemas["DetokenizeRequest"]["properties"]["tokens"]["examples"] = [[1, 2]]
     schemas["Order"]["properties"]["model"]["examples"] = ["digits"]
     schemas["RepositoryOrder"]["properties"]["parameters"]["examples"] = [{"version": "one"}]
     for (method, path, status), following in LINKS.items():

@@ -170,6 +170,25 @@ pub struct InspectArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct ConvertArgs {
+    /// A GGUF file, or a version folder that holds one
+    pub source: PathBuf,
+    /// The folder to make; it must not be there yet
+    pub dest: PathBuf,
+    /// What its numbers are rounded to
+    #[arg(long, value_enum, default_value_t = WeightDtype::F16)]
+    pub dtype: WeightDtype,
+}
+
+/// A number format of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightDtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct PullArgs {
     /// The repository's name on the hub: org/name
     #[arg(value_name = "ORG/NAME")]

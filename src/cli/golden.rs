@@ -200,6 +200,7 @@ fn expect(answer: Output, args: &RecordArgs) -> Expect {
         Output::Embedding { embedding } => Expect::Embedding { embedding, min_cosine, max_abs: Some(max_abs) },
         Output::Score { score } => Expect::Score { score, max_abs },
         Output::Labels { labels } => Expect::Labels { labels: highest(labels), max_abs },
+        Output::Likelihood { logprobs, .. } => Expect::Logprobs { logprobs, max_abs },
     }
 }
 

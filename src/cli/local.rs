@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::printable;
-use super::{Local, golden, inspect, pull, serve};
+use super::{Local, convert, golden, inspect, pull, serve};
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 
@@ -17,6 +17,7 @@ impl Local {
             Local::Golden(args) => printed(|out| golden::run(&args, out)),
             Local::Inspect(args) => printed(|out| inspect::run(&args, out)),
             Local::Pull(args) => printed(|out| pull::run(&args, out)),
+            Local::Convert(args) => printed(|out| convert::run(&args, out)),
         }
     }
 }

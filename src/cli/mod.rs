@@ -2,7 +2,7 @@
 //!
 //! The client commands and `bench` speak the HTTP interface only, as any other client would; they must
 //! not reach into the server's rooms (but `bench forward`, which asks no server). Commands that work on this machine (`serve`, `golden`, `inspect`,
-//! `pull`, `history --verify`) are parsed here and handed back as [`Local`] to whoever wires them.
+//! `pull`, `convert`, `history --verify`) are parsed here and handed back as [`Local`] to whoever wires them.
 //!
 //! Exit codes: 0 done, 1 failed or refused, 2 usage. What was asked for goes to standard output;
 //! progress and complaints go to standard error, so that `--json` output stays a document.
@@ -11,6 +11,7 @@ pub mod args;
 mod banner;
 pub mod bench;
 mod client;
+mod convert;
 mod golden;
 mod history;
 mod inspect;
@@ -36,8 +37,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use args::{
-    DeviceChoice, GoldenArgs, GoldenCommand, GoldenTarget, InspectArgs, LogFormat, PullArgs, RecordArgs, Reference,
-    Secret, ServeArgs,
+    ConvertArgs, DeviceChoice, GoldenArgs, GoldenCommand, GoldenTarget, InspectArgs, LogFormat, PullArgs, RecordArgs,
+    Reference, Secret, ServeArgs, WeightDtype,
 };
 pub use client::{ClientArgs, Connection};
 pub use history::HistoryArgs;
@@ -89,6 +90,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Fetch a model into the repository
     Pull(PullArgs),
+    /// Write a GGUF file as a folder in Hugging Face's layout
+    Convert(ConvertArgs),
 }
 
 /// What became of a command line.
@@ -113,6 +116,7 @@ pub enum Local {
     Golden(GoldenArgs),
     Inspect(InspectArgs),
     Pull(PullArgs),
+    Convert(ConvertArgs),
 }
 
 impl Cli {
@@ -123,6 +127,7 @@ impl Cli {
             Command::Golden(args) => return Dispatch::Local(Local::Golden(args)),
             Command::Inspect(args) => return Dispatch::Local(Local::Inspect(args)),
             Command::Pull(args) => return Dispatch::Local(Local::Pull(args)),
+            Command::Convert(args) => return Dispatch::Local(Local::Convert(args)),
             Command::History(args) if args.verify => {
                 return Dispatch::Local(Local::Verify { state: args.state, json: args.client.json });
             }
@@ -197,6 +202,7 @@ mod tests {
             "cutover bench forward minilm@f32 --device cpu --batches 128x1,5-250x64 --duration 1s --warmup 1s --json -",
             "cutover bench forward minilm@f32 --models m --clients 1,64 --batch 32 --batch-tokens 16384",
             "cutover inspect models/digits/v1 --task image-classify",
+            "cutover convert models/m/q4_1/m.gguf models/m/f16 --dtype f16",
             "cutover pull org/name",
             "cutover pull org/name --revision v1.0 --as name@v1 --task embed --endpoint http://hub --token secret",
         ] {
@@ -226,6 +232,8 @@ mod tests {
             "cutover golden check digits@../v1",
             "cutover golden record digits@v1 --min-cosine 2",
             "cutover inspect models/digits/v1 --task digits",
+            "cutover convert m.gguf",
+            "cutover convert m.gguf f16 --dtype f8",
         ] {
             let Err(error) = Cli::try_parse_from(line.split(' ')) else { panic!("{line} was taken") };
             assert_eq!(error.exit_code(), 2, "{line}");

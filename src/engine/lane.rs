@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::{Engine, Message, Rows, gone};
+use super::decoding::Commission;
+use super::{Engine, Message, Prompt, Rows, Written, gone};
 use crate::error::{Error, Result};
 use crate::generation::GenerationId;
 use crate::model::Input;
@@ -55,6 +56,24 @@ pub struct Lane {
     limit: usize,
     room: Arc<Semaphore>,
     work: Arc<Work>,
+}
+
+/// What is written for a prompt, as it comes.
+#[derive(Debug)]
+pub struct Writing {
+    engine: Engine,
+    written: mpsc::UnboundedReceiver<Written>,
+}
+
+impl Writing {
+    /// Waits for the next. After `Finished` or `Failed` nothing more is to be asked for.
+    pub async fn next(&mut self) -> Written {
+        tokio::select! {
+            biased;
+            written = self.written.recv() => written.unwrap_or_else(|| Written::Failed(gone())),
+            reason = self.engine.fatal() => Written::Failed(Error::internal(reason)),
+        }
+    }
 }
 
 /// Room for a request's inputs in the queue, held until it is answered.
@@ -117,6 +136,14 @@ impl Lane {
             answer = answer => answer.map_err(|_| gone())?,
             reason = self.engine.fatal() => Err(Error::internal(reason)),
         }
+    }
+
+    /// Has a prompt continued. Needs no permit of its own, as [`Lane::run`]. Dropping what it returns cancels the rest.
+    pub fn write(&self, prompt: Prompt, urgent: bool) -> Result<Writing> {
+        let (reader, written) = mpsc::unbounded_channel();
+        let commission = Commission { prompt, arrived: self.engine.now(), urgent, reader };
+        self.engine.send(Message::Write(self.generation, Box::new(commission)))?;
+        Ok(Writing { engine: self.engine.clone(), written })
     }
 
     pub fn limit(&self) -> usize {

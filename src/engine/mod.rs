@@ -5,6 +5,7 @@
 //! there is no lock round a model, a retired model is dropped where it was used, and a tensor is shared by
 //! cloning it. It must not know versions' files, routes, rollouts or HTTP.
 
+mod decoding;
 mod gaps;
 mod lane;
 mod resident;
@@ -13,14 +14,15 @@ mod thread;
 mod watchdog;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
-pub use lane::{Lane, Permit, Worked};
+pub use decoding::{Prompt, Written};
+pub use lane::{Lane, Permit, Worked, Writing};
 pub(crate) use resident::{guarded, panic_text};
 pub use watchdog::Stall;
 
@@ -91,6 +93,18 @@ pub struct Counters {
     pub batch_sizes: [AtomicU64; 8],
 }
 
+impl Counters {
+    /// Counts a batch, or a step, of clients' inputs.
+    fn ran(&self, inputs: usize, tokens: usize, nanos: Nanos) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.inputs.fetch_add(inputs as u64, Ordering::Relaxed);
+        self.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        self.client_nanos.fetch_add(nanos, Ordering::Relaxed);
+        let bucket = (inputs.next_power_of_two().trailing_zeros() as usize).min(7);
+        self.batch_sizes[bucket].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A model to be made resident.
 pub struct Install {
     pub generation: GenerationId,
@@ -131,6 +145,9 @@ pub struct Held {
 
 pub(crate) enum Message {
     Submit(lane::Submission),
+    Write(GenerationId, Box<decoding::Commission>),
+    /// Ends whatever a generation writes, where it is.
+    CutShort(GenerationId),
     Background(Piece),
     Lookup {
         generation: GenerationId,
@@ -220,6 +237,11 @@ impl Engine {
     /// Answers what it held.
     pub async fn retire(&self, generation: GenerationId, rest: Option<Box<Model>>) -> Result<Held> {
         self.ask(|reply| Message::Retire { generation, rest, reply }).await
+    }
+
+    /// Ends whatever a generation still writes, as if it had come to its greatest length.
+    pub fn cut_short(&self, generation: GenerationId) -> Result<()> {
+        self.send(Message::CutShort(generation))
     }
 
     pub async fn memory(&self) -> Result<HashMap<GenerationId, Held>> {

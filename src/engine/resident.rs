@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::decoding::Decoding;
 use super::lane::{Submission, Work};
 use super::{Install, Rows};
 use crate::error::{Error, Result};
@@ -24,8 +25,10 @@ pub(super) struct Resident {
     name: String,
     pub(super) model: Model,
     pub(super) batcher: Batcher,
+    /// Where the model writes.
+    pub(super) decoding: Option<Decoding>,
     tokens_per_image: usize,
-    faults: Faults,
+    faults: Arc<Faults>,
     items: HashMap<u64, Item>,
     tickets: HashMap<u64, Ticket>,
     next: u64,
@@ -85,12 +88,21 @@ impl Flight {
 
 impl Resident {
     pub(super) fn new(install: Install, work: Arc<Work>) -> Self {
+        let faults = Arc::new(install.faults);
+        let decoding = match &install.model {
+            Model::Decoder(model, cache) => {
+                let shared = (Arc::clone(&faults), Arc::clone(&work));
+                Some(Decoding::new(&install.name, (model.as_ref(), cache), install.batch, shared))
+            }
+            Model::Text(_) | Model::Image(_) => None,
+        };
         Resident {
             name: install.name,
             model: install.model,
             batcher: Batcher::new(install.batch),
+            decoding,
             tokens_per_image: install.tokens_per_image,
-            faults: install.faults,
+            faults,
             items: HashMap::new(),
             tickets: HashMap::new(),
             next: 0,

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::decoding::Decoding;
 use super::gaps::Gaps;
 use super::resident::{Flight, Resident};
 use super::store::Store;
-use super::{Message, Piece, Shared, Timed};
+use super::{Message, Piece, Shared, Timed, Written};
 use crate::device::{Pass, Processors, flush_thread_cache};
 use crate::error::Error;
 use crate::generation::GenerationId;
@@ -133,6 +134,22 @@ impl Thread<'_> {
                     let _ = submission.reply.send(Err(error));
                 }
             },
+            Message::Write(generation, commission) => {
+                match self.residents.get_mut(&generation).and_then(|resident| resident.decoding.as_mut()) {
+                    Some(decoding) => decoding.submit(*commission),
+                    None => {
+                        let error = Error::internal(format!("generation {generation} writes nothing here"));
+                        let _ = commission.reader.send(Written::Failed(error));
+                    }
+                }
+            }
+            Message::CutShort(generation) => {
+                if let Some(decoding) =
+                    self.residents.get_mut(&generation).and_then(|resident| resident.decoding.as_mut())
+                {
+                    decoding.cut_short();
+                }
+            }
             Message::Background(piece) => match piece.class {
                 Class::Shadow => self.shadow.push_back(piece),
                 Class::Client | Class::Validation => self.validation.push_back(piece),
@@ -177,16 +194,20 @@ impl Thread<'_> {
     }
 
     fn count_waiting(&self) {
-        let waiting: usize = self.residents.values().map(|resident| resident.batcher.len()).sum();
+        let of = |resident: &Resident| resident.batcher.len() + resident.decoding.as_ref().map_or(0, Decoding::waiting);
+        let waiting: usize = self.residents.values().map(of).sum();
         self.shared.counters.waiting.store(waiting as u64, Ordering::Relaxed);
     }
 
     fn choose(&mut self) -> Choice<GenerationId> {
         let now = self.now();
-        let lanes = self
-            .residents
-            .iter()
-            .filter_map(|(id, resident)| Some((*id, resident.batcher.ready_at()?, resident.batcher.oldest()?)));
+        let lanes = self.residents.iter().filter_map(|(id, resident)| {
+            let (ready, oldest) = match &resident.decoding {
+                Some(decoding) => decoding.turn()?,
+                None => (resident.batcher.ready_at()?, resident.batcher.oldest()?),
+            };
+            Some((*id, ready, oldest))
+        });
         let background = match (self.validation.is_empty(), self.shadow.is_empty()) {
             (false, _) => Some(Class::Validation),
             (true, false) => Some(Class::Shadow),
@@ -196,6 +217,9 @@ impl Thread<'_> {
     }
 
     fn client(&mut self, generation: GenerationId) {
+        if self.residents.get(&generation).is_some_and(|resident| resident.decoding.is_some()) {
+            return self.step(generation);
+        }
         let now = self.now();
         let Some(resident) = self.residents.get_mut(&generation) else { return };
         let (cut, cancelled) = resident.cut(now);
@@ -218,6 +242,41 @@ impl Thread<'_> {
         self.count_waiting();
     }
 
+    /// One step of what a generation writes.
+    fn step(&mut self, generation: GenerationId) {
+        // Rows of other generations do not wait for it.
+        self.land();
+        let now = self.now();
+        let Some(Resident { model: Model::Decoder(model, cache), decoding: Some(decoding), .. }) =
+            self.residents.get_mut(&generation)
+        else {
+            return;
+        };
+        let oldest = decoding.turn().map_or(now, |(_, oldest)| oldest);
+        let (plan, left) = decoding.plan();
+        self.shared.counters.cancelled.fetch_add(left, Ordering::Relaxed);
+        if let Some(plan) = plan {
+            let started = self.epoch.elapsed().as_nanos() as Nanos;
+            self.gaps.begins(started, oldest);
+            let running = Running::begin((self.shared, self.processors), generation, started);
+            let pool = &self.pool;
+            let spread = |work: &mut (dyn FnMut() + Send)| on(pool, work);
+            let stepped = decoding.step(
+                (model.as_mut(), cache),
+                plan,
+                started,
+                (&|model, input, cache| on(pool, || model.step(input, cache)), &spread),
+            );
+            drop(running);
+            let ended = self.epoch.elapsed().as_nanos() as Nanos;
+            decoding.stepped_at(ended);
+            self.gaps.worked_until(ended);
+            self.turns.ran(Class::Client, started, ended);
+            self.shared.counters.ran(stepped.sequences, stepped.tokens, ended - started);
+        }
+        self.count_waiting();
+    }
+
     /// Whether the device is at work. Once it is not any more, that is written down.
     fn is_computing(&mut self) -> bool {
         let Some(Flying { generation, flight, running }) = &mut self.flying else { return false };
@@ -236,13 +295,7 @@ impl Thread<'_> {
         }
         self.gaps.worked_until(ended);
         self.turns.ran(Class::Client, started, ended);
-        let counters = &self.shared.counters;
-        counters.batches.fetch_add(1, Ordering::Relaxed);
-        counters.inputs.fetch_add(cut.places.len() as u64, Ordering::Relaxed);
-        counters.tokens.fetch_add(cut.tokens as u64, Ordering::Relaxed);
-        counters.client_nanos.fetch_add(ended - started, Ordering::Relaxed);
-        let bucket = (cut.places.len().next_power_of_two().trailing_zeros() as usize).min(7);
-        counters.batch_sizes[bucket].fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.ran(cut.places.len(), cut.tokens, ended - started);
         false
     }
 
@@ -287,17 +340,21 @@ impl Thread<'_> {
     }
 }
 
+/// Runs `work` with the device's threads at hand.
+fn on<R: Send>(pool: &Option<rayon::ThreadPool>, work: impl FnOnce() -> R + Send) -> R {
+    match pool {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
+}
+
 fn forward(
     pool: &Option<rayon::ThreadPool>,
     model: &mut Model,
     packed: &Packed,
     part: Range<usize>,
 ) -> crate::error::Result<Pending> {
-    let work = || model.forward(packed, part);
-    match pool {
-        Some(pool) => pool.install(work),
-        None => work(),
-    }
+    on(pool, || model.forward(packed, part))
 }
 
 /// Tells the watchdog what runs, and those who work beside it that it does, for as long as it lives.

@@ -94,7 +94,7 @@ fn described(version: &Version, config: &ModelConfig) -> Result<()> {
     for file in spec.all_weight_files() {
         assert!(safe_relative(file.to_str().unwrap()).is_ok(), "{}", file.display());
     }
-    let contract = Contract::of(&spec, None)?;
+    let contract = Contract::of(&spec, None, None)?;
     let written = serde_json::to_string(&contract).unwrap();
     assert_eq!(serde_json::from_str::<Contract>(&written).unwrap(), contract);
     assert!(contract.changes_from(&contract).is_empty());

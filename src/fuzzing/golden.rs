@@ -49,6 +49,13 @@ fn expected(expect: &Expect, inputs: usize) -> Vec<Output> {
         Expect::Labels { labels, .. } => vec![Output::Labels { labels: labels.clone() }],
         Expect::Embedding { embedding: same, .. } => vec![embedding(same.clone())],
         Expect::Score { score, .. } => vec![Output::Score { score: *score }],
+        Expect::Continuation(_) => {
+            vec![Output::Likelihood { logprobs: vec![-0.5, -0.25], likeliest: vec![-0.5, -0.25] }]
+        }
+        Expect::Logprobs { logprobs, .. } => {
+            vec![Output::Likelihood { logprobs: logprobs.clone(), likeliest: vec![0.0; logprobs.len()] }]
+        }
+        Expect::MaxPerplexity(_) => vec![Output::Likelihood { logprobs: vec![0.0], likeliest: vec![0.0] }],
         Expect::SimilarAtLeast(_) => vec![embedding(vec![0.6, 0.8]); 2],
         Expect::SimilarAtMost(_) => vec![embedding(vec![0.6, 0.8]), embedding(vec![-0.6, -0.8])],
         Expect::Order(order) => {
@@ -70,6 +77,9 @@ fn without_numbers(output: Output) -> Output {
     match output {
         Output::Embedding { embedding } => Output::Embedding { embedding: vec![f32::NAN; embedding.len()] },
         Output::Score { .. } => Output::Score { score: f32::NAN },
+        Output::Likelihood { logprobs, likeliest } => {
+            Output::Likelihood { logprobs: vec![f32::NAN; logprobs.len()], likeliest }
+        }
         Output::Labels { labels } => {
             let labels = labels.into_iter().map(|LabelScore { label, .. }| LabelScore { label, score: f32::NAN });
             Output::Labels { labels: labels.collect() }

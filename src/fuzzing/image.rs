@@ -84,6 +84,7 @@ impl Steps {
             weight_files: Vec::new(),
             labels: vec!["a".into(), "b".into()],
             f32_matmul: F32Matmul::F32,
+            cache_tokens: None,
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod config;
 mod files;
+mod gguf;
 mod golden;
 mod image;
 mod requests;
@@ -18,9 +19,10 @@ use crate::error::{Error, Kind, Result};
 /// A target, named as the folder of its cases in `fuzz/cases`; it tells whether its input was accepted.
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("binary_tensors", binary_tensors),
     ("config", config),
+    ("gguf", gguf),
     ("golden", golden),
     ("image", image),
     ("requests", requests),
@@ -35,6 +37,11 @@ pub fn binary_tensors(data: &[u8]) -> bool {
 /// `model.toml`, `cutover.toml` and the small files of a version.
 pub fn config(data: &[u8]) -> bool {
     accepted(config::check(data), &[Kind::Refused])
+}
+
+/// A GGUF file: what it is, its tokenizer and its weights.
+pub fn gguf(data: &[u8]) -> bool {
+    accepted(gguf::check(data), &[Kind::Refused])
 }
 
 /// A `golden.jsonl`.

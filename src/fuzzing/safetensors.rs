@@ -60,7 +60,7 @@ fn tiles(index: &Index) {
             assert_eq!(*offset, end, "{name}");
             end += len;
             let elements: u128 = shape.iter().map(|size| *size as u128).product();
-            assert_eq!(elements * u128::from(dtype.size()), u128::from(*len), "{name}");
+            assert_eq!(elements * u128::from(dtype.block().1), u128::from(*len), "{name}");
             let bare = match folder(file) == main {
                 true => name,
                 false => name.strip_prefix(folder(file)).unwrap().strip_prefix('/').unwrap(),
@@ -79,7 +79,7 @@ fn folder(file: &str) -> &str {
 }
 
 /// Whatever a family could ask for of these files comes in its shape and finite, or is refused.
-fn loads(dir: &Path, index: &Index) -> Result<()> {
+pub(super) fn loads(dir: &Path, index: &Index) -> Result<()> {
     let manifest = Manifest::compute(dir, index)?;
     assert_eq!(manifest.tensors.len(), index.len());
     let wanted: Vec<Wanted> = index.iter().filter_map(wanted).collect();
@@ -109,12 +109,13 @@ fn wanted(tensor: &TensorInfo) -> Option<Wanted> {
     }
     let dtype = match tensor.dtype {
         SourceDtype::F16 | SourceDtype::Bf16 | SourceDtype::F32 | SourceDtype::F64 => DType::F32,
+        quantised if quantised.is_quantised() => DType::F32,
         SourceDtype::U8 => DType::U8,
         SourceDtype::U32 => DType::U32,
         SourceDtype::I16 => DType::I16,
         SourceDtype::I32 => DType::I32,
         SourceDtype::I64 => DType::I64,
-        SourceDtype::Bool | SourceDtype::I8 | SourceDtype::U16 | SourceDtype::U64 => return None,
+        _ => return None,
     };
     let layout = if shape.len() < 2 { WeightLayout::Rows } else { WeightLayout::Panels };
     Some(Wanted { name: name.clone(), below: Vec::new(), shape: shape.clone(), dtype, layout })

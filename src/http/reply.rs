@@ -38,6 +38,7 @@ impl Dialect {
         match path {
             _ if path.starts_with("/inference.") || path.starts_with("/grpc.") => Dialect::Grpc,
             "/" | "/embed" | "/predict" | "/rerank" | "/info" => Dialect::Tei,
+            "/tokenize" | "/detokenize" => Dialect::OpenAi,
             _ if path.starts_with("/v1/") => Dialect::OpenAi,
             // Whether the server is there is told as everywhere.
             _ if path.starts_with("/v2/health/") => Dialect::Native,
@@ -139,16 +140,7 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let kind = self.error.kind();
-        let message = match kind {
-            // What went wrong inside is for the log; the request id leads there.
-            Kind::Internal => {
-                tracing::error!(error = %self.error, "a request failed inside");
-                "internal error; the log has the details under this request's id".to_owned()
-            }
-            _ => self.error.to_string(),
-        };
-        let details = if kind == Kind::Internal { Value::Null } else { self.error.details() };
+        let (kind, message, details) = told(&self.error);
         let mut response = match self.dialect {
             // Always 200; the code is in a header (gRPC over HTTP/2, "Trailers-Only").
             Dialect::Grpc => tonic::Status::new(grpc_code(kind), message).into_http::<Body>(),
@@ -174,6 +166,19 @@ impl IntoResponse for Failure {
         }
         response.extensions_mut().insert(kind);
         response
+    }
+}
+
+/// What a client is told of an error.
+pub(super) fn told(error: &Error) -> (Kind, String, Value) {
+    match error.kind() {
+        // What went wrong inside is for the log; the request id leads there.
+        Kind::Internal => {
+            tracing::error!(%error, "a request failed inside");
+            let message = "internal error; the log has the details under this request's id".to_owned();
+            (Kind::Internal, message, Value::Null)
+        }
+        kind => (kind, error.to_string(), error.details()),
     }
 }
 

@@ -63,12 +63,15 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     response
 }
 
-/// Unique within the process, and with its start time among processes.
 fn fresh_id() -> HeaderValue {
+    HeaderValue::from_str(&fresh()).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// Unique within the process, and with its start time among processes.
+pub(super) fn fresh() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static START: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| crate::rollout::now_ms() as u64);
-    let text = format!("{:x}-{:x}", *START, NEXT.fetch_add(1, Ordering::Relaxed));
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("-"))
+    format!("{:x}-{:x}", *START, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Admits and answers: the path that every dialect's inference takes.

@@ -325,7 +325,7 @@ fn embeddings(answer: &Answer) -> Vec<&[f32]> {
     let rows = answer.outputs.iter().filter_map(|output| match output {
         Output::Embedding { embedding } => Some(embedding.as_slice()),
         // A task has one kind of output, here and below.
-        Output::Labels { .. } | Output::Score { .. } => None,
+        _ => None,
     });
     rows.collect()
 }
@@ -350,7 +350,7 @@ struct Rank<'a> {
 fn predictions(answer: &Answer, single: bool) -> Predictions<'_> {
     let rows = answer.outputs.iter().filter_map(|output| match output {
         Output::Labels { labels } => Some(labels.as_slice()),
-        Output::Embedding { .. } | Output::Score { .. } => None,
+        _ => None,
     });
     let mut rows: Vec<&[LabelScore]> = rows.collect();
     if single { Predictions::One(rows.pop()) } else { Predictions::Many(rows) }
@@ -360,7 +360,7 @@ fn predictions(answer: &Answer, single: bool) -> Predictions<'_> {
 fn ranks<'a>(answer: &Answer, texts: Option<&'a [String]>) -> Vec<Rank<'a>> {
     let scores = answer.outputs.iter().enumerate().filter_map(|(index, output)| match output {
         Output::Score { score } => Some((index, *score)),
-        Output::Embedding { .. } | Output::Labels { .. } => None,
+        _ => None,
     });
     let mut scores: Vec<(usize, f32)> = scores.collect();
     scores.sort_by(|(_, a), (_, b)| b.total_cmp(a));

@@ -29,6 +29,7 @@ pub use figures::{Figures, Spread};
 pub use live::Live;
 pub use prune::Pruned;
 pub use rollouts::{Filter, GateCheck, PhaseAt, RolloutRecord};
+pub(crate) use time::date_of_day;
 pub use time::rfc3339;
 
 use crate::error::Result;

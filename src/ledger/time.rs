@@ -9,7 +9,7 @@ const LAST_MS: i64 = 2_932_897 * MS_A_DAY - 1;
 /// that the format can write.
 pub fn rfc3339(unix_ms: i64) -> String {
     let unix_ms = unix_ms.clamp(FIRST_MS, LAST_MS);
-    let (year, month, day) = date(unix_ms.div_euclid(MS_A_DAY));
+    let (year, month, day) = date_of_day(unix_ms.div_euclid(MS_A_DAY));
     let ms = unix_ms.rem_euclid(MS_A_DAY);
     let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
@@ -19,7 +19,7 @@ pub fn rfc3339(unix_ms: i64) -> String {
 ///
 /// Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`: years that begin in March, so that
 /// the leap day is the last one, in eras of 400 years.
-fn date(days: i64) -> (i64, i64, i64) {
+pub(crate) fn date_of_day(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);

@@ -6,23 +6,28 @@
 
 mod bert;
 mod checkpoint;
+mod decoder;
 mod frames;
 mod input;
 mod layers;
+mod llama;
 mod packed;
 mod pass;
 mod recordings;
+mod scoring;
 mod together;
 mod vit;
 
 use std::ops::Range;
 
+pub use self::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
 pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};
 pub use self::recordings::Warmth;
 use crate::error::{Error, Result};
 use crate::ops::{Device, Keeping};
+pub use crate::ops::{KvCache, KvSpec};
 use crate::repository::Spec;
 use crate::weights::{Footprint, Index, Progress, Weights};
 
@@ -43,7 +48,7 @@ pub struct Family {
 }
 
 /// Every architecture there is.
-pub const FAMILIES: &[Family] = &[bert::FAMILY, vit::FAMILY];
+pub const FAMILIES: &[Family] = &[bert::FAMILY, vit::FAMILY, llama::FAMILY];
 
 /// The family that builds `spec`.
 pub fn family(spec: &Spec) -> Result<&'static Family> {
@@ -58,10 +63,13 @@ pub fn family(spec: &Spec) -> Result<&'static Family> {
 pub enum Model {
     Text(Box<dyn OneShot<Tokens>>),
     Image(Box<dyn OneShot<Pixels>>),
+    /// Text, token by token, with the cache that what it writes is kept in.
+    Decoder(Box<dyn Decoder>, Box<KvCache>),
 }
 
 impl Model {
-    /// One row for each input of `part`, in order: a pooled embedding, or raw logits.
+    /// One row for each input of `part`, in order: a pooled embedding, or raw logits; of a model that writes, how likely the
+    /// tokens of the input are.
     ///
     /// Errors: [`Error::BadRequest`] for an input that the model cannot take (of another kind, too long, an id
     /// outside the vocabulary). The processor refuses those first; here they would reach past a table.
@@ -71,6 +79,8 @@ impl Model {
             (Model::Image(model), Packed::Pixels(all)) => model.forward(cut(all, part)?),
             (Model::Text(_), Packed::Pixels(_)) => Err(Error::bad_request("the model takes text, not images")),
             (Model::Image(_), Packed::Tokens(_)) => Err(Error::bad_request("the model takes images, not text")),
+            (Model::Decoder(model, _), Packed::Tokens(all)) => scoring::score(model.as_mut(), cut(all, part)?),
+            (Model::Decoder(..), Packed::Pixels(_)) => Err(Error::bad_request("the model takes text, not images")),
         }
     }
 
@@ -79,6 +89,8 @@ impl Model {
         match self {
             Model::Text(model) => model.warm(records, progress),
             Model::Image(model) => model.warm(records, progress),
+            // Steps of a decoder are warmed by running some: nothing of it is recorded.
+            Model::Decoder(..) => Warmth::default(),
         }
     }
 }

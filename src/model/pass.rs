@@ -54,6 +54,16 @@ impl Pending {
         Ok(Pending { parts: vec![Part::of(places, rows).map_err(failed)?] })
     }
 
+    /// Rows that are here, of any lengths.
+    pub(super) fn of_rows(rows: Vec<Vec<f32>>) -> Result<Self> {
+        let part = |(place, row): (usize, Vec<f32>)| {
+            let shape = (1, row.len());
+            Part::of(vec![place], Tensor::from_vec(row, shape, &Device::Cpu)?)
+        };
+        let parts = rows.into_iter().enumerate().map(part).collect::<candle_core::Result<_>>();
+        Ok(Pending { parts: parts.map_err(failed)? })
+    }
+
     /// Whether the device has computed all of them, so that `wait` would return at once.
     pub fn is_done(&self) -> Result<bool> {
         // The last is the last to be done.

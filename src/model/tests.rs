@@ -19,6 +19,7 @@ fn spec(family: &str) -> Spec {
         weight_files: Vec::new(),
         labels: Vec::new(),
         f32_matmul: F32Matmul::F32,
+        cache_tokens: None,
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, bail}
 use rayon::prelude::*;
 
 use super::cpu::{Fresh, Reading, Rows, require_f32, threads};
-use super::matmul::{Left, PANEL, Right, Target, Tiles, WeightLayout, multiply};
+use super::matmul::{Left, PANEL, Right, Target, Tiles, multiply, place_in_panels};
 use super::segments::Segments;
 use super::simd::{exp, max_of, wide};
 use super::tensor::Tensor;
@@ -248,7 +248,7 @@ impl Pass<'_> {
         for (piece, rows) in self.pieces.of_rows(&head.keys) {
             for row in rows {
                 let key = &piece.k.row(row - piece.rows.start)[head.column..][..d];
-                WeightLayout::Panels.place(&mut scratch.keys, &[tokens, d], (row - head.keys.start) * d, key);
+                place_in_panels(&mut scratch.keys, d, (row - head.keys.start) * d, key);
             }
         }
         let keys = Right::panels(&scratch.keys, d, tokens);

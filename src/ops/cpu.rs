@@ -80,10 +80,18 @@ impl<'a> Reading<'a> {
 }
 
 /// All values of a contiguous tensor, whatever its shape.
-pub(super) fn values_of<'a>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Result<&'a [f32]> {
+pub(super) fn values_of<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout, what: &str) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(&f32::cpu_storage_as_slice(storage)?[from..to]),
+        Some((from, to)) => Ok(&T::cpu_storage_as_slice(storage)?[from..to]),
         None => bail!("{what} is not contiguous: {layout:?}"),
+    }
+}
+
+/// The same of one that is being read.
+pub(super) fn all_values<'a, T: WithDType>(reading: &'a Reading<'_>) -> Result<&'a [T]> {
+    match &*reading.storage {
+        Storage::Cpu(storage) => values_of(storage, reading.layout, reading.what),
+        _ => bail!("{} is not on the same device", reading.what),
     }
 }
 
@@ -97,6 +105,10 @@ impl Fresh {
     /// For `[rows, columns]`.
     pub(super) fn new(shape: (usize, usize)) -> Self {
         Fresh { values: Vec::with_capacity(shape.0 * shape.1), shape }
+    }
+
+    pub(super) fn shape(&self) -> (usize, usize) {
+        self.shape
     }
 
     /// Where it begins: there is room for all of it.

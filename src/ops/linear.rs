@@ -1,12 +1,14 @@
 //! `x · weightᵀ + bias`, with what follows it applied to the product while it is at hand.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, bail};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::cpu::{Fresh, Reading, Rows, require_f32, threads, values_of};
+use super::cpu::{Fresh, Reading, Rows, for_row_blocks, require_f32, threads, values_of};
 use super::layer_norm::{LayerNorm, Norm, Parameters};
-use super::matmul::{Left, Matrix, PANEL, Right, Target, Tiles, multiply};
+use super::matmul::{Element, Left, Matrix, PANEL, Right, Target, Tiles, WeightLayout, multiply};
+use super::quantized::{self, Blocks};
 use super::simd::wide;
 use super::tensor::Tensor;
 
@@ -33,6 +35,8 @@ pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>, epilogue: Epil
 
 /// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
 const PARALLEL_WORK: usize = 4 << 20;
+/// Rows that take no longer than one: reading the weight does.
+const READ: usize = 8;
 /// Rows of the result that are finished while they are in the second-level cache: this many values.
 const AT_HAND: usize = 64 * 1024;
 /// With fewer rows for each thread than this, threads share the outputs instead.
@@ -55,16 +59,34 @@ impl CustomOp2 for Linear<'_> {
         if x.width != k {
             bail!("a linear layer for {k} features was given {}", x.width);
         }
-        let right = Right::panels(values_of(s2, l2, "a weight")?, k, n);
-        let left = Left { data: x.data, rows: x.count, inner: k, stride: x.stride };
         let mut out = Fresh::new((x.count, n));
         let bias = self.bias.map(|bias| Reading::of(bias, "a bias")).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.vector(n)).transpose()?;
         let after = After::of(&self.epilogue)?;
         let then = after.then((x.count, n))?;
-        product(left, right, &Finish { bias, then }, &mut out);
+        let finish = Finish { bias, then };
+        match self.weight.layout() {
+            WeightLayout::Quantized(format) => {
+                let blocks = Blocks::new(format, values_of(s2, l2, "a weight")?, (n, k))?;
+                quantized_product(x, blocks, &finish, &mut out);
+            }
+            WeightLayout::Panels => {
+                let left = Left { data: x.data, rows: x.count, inner: k, stride: x.stride };
+                let (what, out) = ("a weight", &mut out);
+                match s2 {
+                    CpuStorage::F16(_) => {
+                        product(left, Right::panels(values_of::<f16>(s2, l2, what)?, k, n), &finish, out)
+                    }
+                    CpuStorage::BF16(_) => {
+                        product(left, Right::panels(values_of::<bf16>(s2, l2, what)?, k, n), &finish, out)
+                    }
+                    _ => product(left, Right::panels(values_of::<f32>(s2, l2, what)?, k, n), &finish, out),
+                }
+            }
+            WeightLayout::Rows => bail!("a linear layer's weight is not in panels"),
+        }
         #[allow(unsafe_code)]
-        // SAFETY: `product` wrote every row.
+        // SAFETY: either product wrote every row.
         Ok(unsafe { out.into_output() })
     }
 }
@@ -136,14 +158,14 @@ impl Finish<'_> {
 }
 
 /// The product, by blocks of rows or of outputs, over the current pool where there is enough of it.
-fn product(left: Left<'_>, right: Right<'_>, finish: &Finish<'_>, out: &mut Fresh) {
+fn product<W: Element>(left: Left<'_>, right: Right<'_, W>, finish: &Finish<'_>, out: &mut Fresh) {
     let (m, n, k) = (left.rows, right.columns, left.inner);
     if m == 0 || n == 0 {
         return;
     }
     let tiles = Tiles::best();
     let target = Target { start: out.start(), stride: n };
-    let threads = if m * n * k < PARALLEL_WORK { 1 } else { threads() };
+    let threads = if m.max(READ) * n * k < PARALLEL_WORK { 1 } else { threads() };
     if threads > 1 && m < threads * FEW_ROWS {
         let panels = n.div_ceil(PANEL);
         let each = panels.div_ceil(threads);
@@ -177,6 +199,24 @@ fn product(left: Left<'_>, right: Right<'_>, finish: &Finish<'_>, out: &mut Fres
     match threads {
         1 => (0..m.div_ceil(each)).for_each(block),
         _ => (0..m.div_ceil(each)).into_par_iter().for_each(block),
+    }
+}
+
+/// The product with a weight that stays quantised: threads always share the outputs, since activations are small.
+fn quantized_product(x: Rows<'_>, weight: Blocks<'_>, finish: &Finish<'_>, out: &mut Fresh) {
+    let (m, n) = out.shape();
+    if m == 0 || n == 0 {
+        return;
+    }
+    let target = Target { start: out.start(), stride: n };
+    #[allow(unsafe_code)]
+    // SAFETY: `out` has m rows of n values, and nobody else has it.
+    let done = unsafe {
+        quantized::multiply(quantized::Path::best(), x, weight, finish.bias, target);
+        out.values(0, m)
+    };
+    if !matches!(finish.then, Then::Nothing) {
+        for_row_blocks(done, n, |first, block| finish.rows(block, first));
     }
 }
 
@@ -227,6 +267,24 @@ mod tests {
             let epilogue = r.as_ref().map_or(Epilogue::None, Epilogue::Add);
             let got = linear(&x, &panels(&w), b.as_ref(), epilogue).unwrap();
             assert_close(&got, &naive(&x, &w, b.as_ref(), r.as_ref()), 1e-5);
+        }
+    }
+
+    /// Weights of half the bits are numbers that f32 has too: the product is the same, to the bit.
+    #[test]
+    fn weights_of_16_bits_multiply_as_what_they_are() {
+        for dtype in [candle_core::DType::F16, candle_core::DType::BF16] {
+            for rows in [1, 2, 5, 40] {
+                let (x, w, b) = (matrix(rows, 61, 1), matrix(70, 61, 2), vector(70, 3));
+                let stored = panels(&w).stored().host().unwrap().to_dtype(dtype).unwrap();
+                let wide = Tensor::Host(stored.to_dtype(candle_core::DType::F32).unwrap());
+                let halves = Matrix::new(Tensor::Host(stored), WeightLayout::Panels, 70).unwrap();
+                let wide = Matrix::new(wide, WeightLayout::Panels, 70).unwrap();
+                let of = |weight| linear(&x, weight, Some(&b), Epilogue::Activate(Activation::Gelu)).unwrap();
+                assert_eq!(values(&of(&halves)), values(&of(&wide)), "{dtype:?}, {rows} rows");
+                let numbers = [69u32, 0, 16];
+                assert_eq!(values(&halves.rows(&numbers).unwrap()), values(&wide.rows(&numbers).unwrap()));
+            }
         }
     }
 

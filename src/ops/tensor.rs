@@ -165,6 +165,11 @@ impl Tensor {
         }
     }
 
+    /// Columns `first..first + count` of a matrix, without a copy. On a CPU.
+    pub fn narrow_columns(&self, first: usize, count: usize) -> Result<Self> {
+        self.host()?.narrow(1, first, count).map(Tensor::Host)
+    }
+
     /// The same values in another shape.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
         match self {
@@ -192,6 +197,11 @@ impl Tensor {
     /// The rows of a matrix as f32, once whatever computes them is done.
     pub fn to_rows(&self) -> Result<Vec<Vec<f32>>> {
         self.clone().landing()?.wait().map(|landed| landed.rows)
+    }
+
+    /// Every value, row by row. On a CPU.
+    pub fn to_values(&self) -> Result<Vec<f32>> {
+        self.host()?.flatten_all()?.to_vec1()
     }
 
     /// As candle knows it; an error where it lies elsewhere.

@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn other_rules_have_no_short_way() {
         let mut other = tokenizer(true, &[]);
-        other.with_normalizer(None::<NormalizerWrapper>);
+        other.with_normalizer(None::<NormalizerWrapper>).unwrap();
         assert!(AsciiWords::of(&other).is_none());
     }
 }

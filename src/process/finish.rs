@@ -41,6 +41,8 @@ enum Kind {
     Score {
         activation: Activation,
     },
+    /// Two numbers a token: its own logarithm, and the likeliest's.
+    Likelihood,
 }
 
 /// From logits to scores.
@@ -55,9 +57,8 @@ impl Head {
     pub(super) fn load(spec: &Spec) -> Result<Head> {
         let config = Settings::config(spec);
         let kind = match spec.task {
-            Task::Embed | Task::Generate => {
-                Kind::Embedding { normalized: spec.embedding.as_ref().is_some_and(|e| e.normalize) }
-            }
+            Task::Generate => Kind::Likelihood,
+            Task::Embed => Kind::Embedding { normalized: spec.embedding.as_ref().is_some_and(|e| e.normalize) },
             Task::Classify | Task::ImageClassify => {
                 Kind::Labels { labels: spec.labels.clone(), activation: of_classifier(spec, &config)? }
             }
@@ -88,6 +89,11 @@ impl Head {
                 check_width(row.len(), 1)?;
                 let activation = if options.raw_scores { Activation::None } else { *activation };
                 Ok(Output::Score { score: activation.apply(row)[0] })
+            }
+            Kind::Likelihood => {
+                let (pairs, _) = row.as_chunks::<2>();
+                let (logprobs, likeliest) = pairs.iter().map(|[own, likeliest]| (*own, *likeliest)).unzip();
+                Ok(Output::Likelihood { logprobs, likeliest })
             }
         }
     }

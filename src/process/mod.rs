@@ -6,12 +6,15 @@
 
 mod ascii;
 mod finish;
+pub mod generation;
 mod image;
+pub mod sampling;
 mod settings;
 mod text;
+mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::error::{Error, Result};
 use crate::model::Input;
@@ -19,6 +22,9 @@ use crate::repository::{Limits, Spec};
 use crate::value::{Output, RawInput, Task};
 
 pub use finish::FinishOptions;
+pub use generation::{Detokenizer, Message, RenderOptions, Specials, StopStrings, TextDecoder};
+pub use sampling::{Choice, Sampler, SamplingOptions};
+pub use writer::{RawPrompt, Writer};
 
 /// How a request wants its inputs prepared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +59,7 @@ pub struct Processor {
 enum Inputs {
     // boxed: a tokenizer is large, and there is one of these a generation
     Text(Box<text::TextProcessor>),
+    Prompt(Box<Writer>),
     Image(image::ImageProcessor),
 }
 
@@ -70,12 +77,7 @@ impl Processor {
                 Inputs::Text(Box::new(text::TextProcessor::load(spec, limits)?))
             }
             Task::ImageClassify => Inputs::Image(image::ImageProcessor::load(spec, limits)?),
-            Task::Generate => {
-                return Err(Error::unloadable(
-                    settings::label(spec, "config.json"),
-                    "the task 'generate' is not supported yet",
-                ));
-            }
+            Task::Generate => Inputs::Prompt(Box::new(Writer::load(spec, limits)?)),
         };
         Ok(Processor { task: spec.task, inputs, head })
     }
@@ -93,6 +95,10 @@ impl Processor {
             (Inputs::Text(text), Task::Embed | Task::Classify, RawInput::Text(a)) => text.single(a, options),
             (Inputs::Text(text), Task::Embed | Task::Classify, RawInput::Tokens(ids)) => text.literal(ids, options),
             (Inputs::Text(text), Task::Classify | Task::Rerank, RawInput::Pair(a, b)) => text.pair(a, b, options),
+            // To be judged, not continued: how likely it is.
+            (Inputs::Prompt(writer), _, RawInput::Text(text)) => writer.scored(&RawPrompt::Text(text.clone())),
+            (Inputs::Prompt(writer), _, RawInput::Tokens(ids)) => writer.scored(&RawPrompt::Tokens(ids.clone())),
+            (Inputs::Prompt(writer), _, RawInput::Pair(prompt, after)) => writer.pair(prompt, after),
             (Inputs::Image(image), Task::ImageClassify, RawInput::Image(bytes)) => {
                 Ok(Input::Pixels(image.prepare(bytes)?))
             }
@@ -125,10 +131,30 @@ impl Processor {
         self.head.finish(row, options)
     }
 
+    /// Of a version that writes.
+    ///
+    /// # Errors
+    /// `BadRequest` for any other: its task has no text to give.
+    pub fn writer(&self) -> Result<&Writer> {
+        match &self.inputs {
+            Inputs::Prompt(writer) => Ok(writer),
+            _ => Err(Error::bad_request(format!("this model's task is {}: it writes no text", self.task))),
+        }
+    }
+
+    /// Of the tokenizer, where that does not follow from the bytes of one file.
+    pub fn tokenizer_digest(&self) -> Option<&str> {
+        match &self.inputs {
+            Inputs::Prompt(writer) => Some(writer.digest()),
+            _ => None,
+        }
+    }
+
     /// How texts are cut into tokens, and how many tokens there are; `None` where inputs are not text.
     pub fn tokenizer(&self) -> Option<(&'static str, usize)> {
         match &self.inputs {
             Inputs::Text(text) => Some(text.kind()),
+            Inputs::Prompt(writer) => Some(text::kind_of(writer.tokenizer())),
             Inputs::Image(_) => None,
         }
     }
@@ -137,6 +163,7 @@ impl Processor {
     pub fn max_tokens(&self) -> Option<usize> {
         match &self.inputs {
             Inputs::Text(text) => Some(text.max_tokens()),
+            Inputs::Prompt(writer) => Some(writer.context()),
             Inputs::Image(_) => None,
         }
     }

@@ -6,7 +6,6 @@
 //! product of them.
 
 use std::borrow::Cow;
-use std::fs;
 
 use serde_json::Value;
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Token, Tokenizer};
@@ -52,7 +51,7 @@ impl TextProcessor {
     pub(super) fn load(spec: &Spec, limits: &Limits) -> Result<TextProcessor> {
         let none = Value::Object(serde_json::Map::new());
         const CONFIG: &str = "tokenizer_config.json";
-        let json = read(spec, CONFIG)?.map(|bytes| parse(spec, CONFIG, &bytes)).transpose()?;
+        let json = spec.read_file(CONFIG)?.map(|bytes| parse(spec, CONFIG, &bytes)).transpose()?;
         let config = Settings::new(spec, CONFIG, json.as_ref().unwrap_or(&none));
         let tokenizer = read_tokenizer(spec, &config)?;
         let special = [false, true].map(|pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair)));
@@ -78,13 +77,7 @@ impl TextProcessor {
 
     /// How texts are cut, and how many tokens there are.
     pub(super) fn kind(&self) -> (&'static str, usize) {
-        let kind = match self.tokenizer.get_model() {
-            ModelWrapper::BPE(_) => "BPE",
-            ModelWrapper::WordPiece(_) => "WordPiece",
-            ModelWrapper::WordLevel(_) => "WordLevel",
-            ModelWrapper::Unigram(_) => "Unigram",
-        };
-        (kind, self.tokenizer.get_vocab_size(true))
+        kind_of(&self.tokenizer)
     }
 
     pub(super) fn single(&self, text: &str, options: &PrepareOptions) -> Result<Input> {
@@ -189,6 +182,17 @@ impl TextProcessor {
     }
 }
 
+/// How texts are cut, and how many tokens there are.
+pub(super) fn kind_of(tokenizer: &Tokenizer) -> (&'static str, usize) {
+    let kind = match tokenizer.get_model() {
+        ModelWrapper::BPE(_) => "BPE",
+        ModelWrapper::WordPiece(_) => "WordPiece",
+        ModelWrapper::WordLevel(_) => "WordLevel",
+        ModelWrapper::Unigram(_) => "Unigram",
+    };
+    (kind, tokenizer.get_vocab_size(true))
+}
+
 fn not_empty(tokens: Tokens) -> Result<Input> {
     if tokens.is_empty() { Err(Error::bad_request("the input has no tokens")) } else { Ok(Input::Tokens(tokens)) }
 }
@@ -214,22 +218,14 @@ fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
-fn read(spec: &Spec, name: &str) -> Result<Option<Vec<u8>>> {
-    match fs::read(spec.dir.join(name)) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::unloadable(label(spec, name), e)),
-    }
-}
-
-fn parse(spec: &Spec, name: &str, bytes: &[u8]) -> Result<Value> {
+pub(super) fn parse(spec: &Spec, name: &str, bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| Error::unloadable(label(spec, name), e))
 }
 
-fn read_tokenizer(spec: &Spec, config: &Settings) -> Result<Tokenizer> {
+pub(super) fn read_tokenizer(spec: &Spec, config: &Settings) -> Result<Tokenizer> {
     const NAME: &str = "tokenizer.json";
     let wrong = |e: tokenizers::Error| Error::unloadable(label(spec, NAME), e);
-    let Some(mut bytes) = read(spec, NAME)? else {
+    let Some(mut bytes) = spec.read_file(NAME)? else {
         return Err(Error::unloadable(label(spec, NAME), "missing; a model of texts needs its tokenizer"));
     };
     let mut json = parse(spec, NAME, &bytes)?;

@@ -22,7 +22,7 @@ pub struct Contract {
     pub dimension: Option<usize>,
     /// In the order of the logits; empty where answers carry no labels.
     pub labels: Vec<String>,
-    /// blake3 of `tokenizer.json`, in hex; `None` for images and where there is no such file.
+    /// blake3 of `tokenizer.json`, in hex, or of what it would be for a GGUF file; `None` for images and where there is none.
     pub tokenizer: Option<String>,
     pub pooling: Option<String>,
     /// Whether embeddings have length 1.
@@ -46,10 +46,11 @@ impl fmt::Display for ContractChange {
 }
 
 impl Contract {
-    /// The contract of a version whose processor takes `max_tokens` (`None` for images).
+    /// The contract of a version whose processor takes `max_tokens` (`None` for images). `tokenizer`: a digest that says
+    /// more of it than the bytes of its file, which two formats spell differently.
     ///
     /// Errors: a `tokenizer.json` that is there and cannot be read.
-    pub fn of(spec: &Spec, max_tokens: Option<usize>) -> Result<Contract> {
+    pub fn of(spec: &Spec, max_tokens: Option<usize>, tokenizer: Option<&str>) -> Result<Contract> {
         let labels = match spec.task {
             Task::Classify | Task::ImageClassify => spec.labels.clone(),
             // one logit whose label nobody sees, or none
@@ -59,8 +60,9 @@ impl Contract {
             task: spec.task,
             dimension: spec.dimension(),
             labels,
-            tokenizer: match spec.task {
-                Task::ImageClassify => None,
+            tokenizer: match (spec.task, tokenizer) {
+                (_, Some(digest)) => Some(digest.to_owned()),
+                (Task::ImageClassify, None) => None,
                 _ => tokenizer_digest(spec)?,
             },
             pooling: spec.embedding.as_ref().map(|embedding| embedding.pooling.name().to_owned()),
@@ -93,6 +95,11 @@ impl Contract {
 
 fn tokenizer_digest(spec: &Spec) -> Result<Option<String>> {
     const FILE: &str = "tokenizer.json";
+    if spec.gguf().is_some() {
+        // As `cutover convert` writes it, so that a version and what was converted from it cut texts alike.
+        let bytes = spec.read_file(FILE)?;
+        return Ok(bytes.map(|bytes| blake3::hash(&bytes).to_hex().to_string()));
+    }
     let opened = files::open(&spec.dir.join(FILE)).map_err(|why| spec.file_error(FILE, why))?;
     let Some(mut file) = opened else { return Ok(None) };
     let mut hasher = blake3::Hasher::new();
@@ -170,7 +177,7 @@ mod tests {
         fs::write(dir.path().join("model.safetensors"), "").unwrap();
         let of = |task| {
             let spec = Spec::read(dir.path(), "m", "v", &ModelConfig::new(task)).unwrap();
-            Contract::of(&spec, Some(9)).unwrap()
+            Contract::of(&spec, Some(9), None).unwrap()
         };
         assert_eq!(of(Task::Embed).tokenizer, None);
         // longer than one read, so that the whole file counts

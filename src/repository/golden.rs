@@ -59,6 +59,27 @@ pub enum Expect {
     /// Indices by falling score. Rerank: of all inputs. Embed: of the inputs after the first, which is
     /// the query, by falling cosine with it.
     Order(Vec<usize>),
+    /// How a prompt is continued, token by token the likeliest (a model that writes).
+    Continuation(String),
+    /// The logarithms of the probabilities of an input's tokens but the first, each within `max_abs`.
+    Logprobs {
+        logprobs: Vec<f32>,
+        max_abs: f32,
+    },
+    /// Greatest perplexity of an input's tokens but the first.
+    MaxPerplexity(f32),
+}
+
+impl GoldenCase {
+    /// What is run for it: a prompt is run with what is expected to continue it.
+    pub fn asked(&self) -> Vec<RawInput> {
+        match (&self.expect, self.inputs.as_slice()) {
+            (Expect::Continuation(text), [RawInput::Text(prompt)]) => {
+                vec![RawInput::Pair(prompt.as_str().into(), text.clone())]
+            }
+            (_, inputs) => inputs.to_vec(),
+        }
+    }
 }
 
 /// Reads a `golden.jsonl`; a missing file is no cases. Blank lines are skipped.
@@ -152,6 +173,12 @@ struct Expected {
     similar_at_most: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Vec<usize>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continuation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<f32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_perplexity: Option<f32>,
 }
 
 fn parse_case(text: &str) -> Result<GoldenCase, String> {
@@ -196,8 +223,15 @@ impl Expected {
             Expect::SimilarAtMost(most)
         } else if let Some(order) = self.order.take() {
             Expect::Order(order)
+        } else if let Some(text) = self.continuation.take() {
+            Expect::Continuation(text)
+        } else if let Some(logprobs) = self.logprobs.take() {
+            Expect::Logprobs { logprobs, max_abs: self.max_abs.take().ok_or_else(|| missing("max_abs"))? }
+        } else if let Some(most) = self.max_perplexity.take() {
+            Expect::MaxPerplexity(most)
         } else {
-            let kinds = "label, labels, embedding, score, similar_at_least, similar_at_most, order";
+            let kinds = "label, labels, embedding, score, similar_at_least, similar_at_most, order, continuation, \
+                         logprobs, max_perplexity";
             return Err(format!("expect: expected one of {kinds}"));
         };
         if self != Expected::default() {
@@ -221,6 +255,9 @@ impl Expect {
             Expect::SimilarAtLeast(_) => "similar_at_least",
             Expect::SimilarAtMost(_) => "similar_at_most",
             Expect::Order(_) => "order",
+            Expect::Continuation(_) => "continuation",
+            Expect::Logprobs { .. } => "logprobs",
+            Expect::MaxPerplexity(_) => "max_perplexity",
         }
     }
 
@@ -231,6 +268,7 @@ impl Expect {
             Expect::Embedding { .. } | Expect::SimilarAtLeast(_) | Expect::SimilarAtMost(_) => task == Task::Embed,
             Expect::Score { .. } => task == Task::Rerank,
             Expect::Order(_) => matches!(task, Task::Embed | Task::Rerank),
+            Expect::Continuation(_) | Expect::Logprobs { .. } | Expect::MaxPerplexity(_) => task == Task::Generate,
         };
         if fits { Ok(()) } else { Err(format!("{} cannot be expected of a model whose task is {task}", self.name())) }
     }
@@ -282,15 +320,34 @@ impl Expect {
                 }
                 Ok(())
             }
+            Expect::Continuation(text) if text.is_empty() => Err("expect: continuation: expected some text".to_owned()),
+            Expect::Continuation(_) => Ok(()),
+            Expect::Logprobs { logprobs, max_abs } => {
+                if let Some(above) = logprobs.iter().find(|value| !(value.is_finite() && **value <= 0.0)) {
+                    return Err(format!("expect: logprobs: expected numbers of at most 0, found {above}"));
+                }
+                if logprobs.is_empty() {
+                    return Err("expect: logprobs: expected at least one".to_owned());
+                }
+                tolerance(*max_abs)
+            }
+            Expect::MaxPerplexity(most) if most.is_finite() && *most >= 1.0 => Ok(()),
+            Expect::MaxPerplexity(most) => {
+                Err(format!("expect: max_perplexity: expected a finite number of at least 1, found {most}"))
+            }
         }
     }
 
     /// How many inputs the expectation is about.
     fn fits_inputs(&self, inputs: usize) -> Result<(), String> {
         let (fits, expected) = match self {
-            Expect::Label { .. } | Expect::Labels { .. } | Expect::Embedding { .. } | Expect::Score { .. } => {
-                (inputs == 1, "one input".to_owned())
-            }
+            Expect::Label { .. }
+            | Expect::Labels { .. }
+            | Expect::Embedding { .. }
+            | Expect::Score { .. }
+            | Expect::Continuation(_)
+            | Expect::Logprobs { .. }
+            | Expect::MaxPerplexity(_) => (inputs == 1, "one input".to_owned()),
             Expect::SimilarAtLeast(_) | Expect::SimilarAtMost(_) => (inputs == 2, "two inputs".to_owned()),
             Expect::Order(order) => {
                 let n = order.len();
@@ -314,6 +371,11 @@ impl From<GoldenCase> for Line {
             Expect::SimilarAtLeast(least) => expect.similar_at_least = Some(least),
             Expect::SimilarAtMost(most) => expect.similar_at_most = Some(most),
             Expect::Order(order) => expect.order = Some(order),
+            Expect::Continuation(text) => expect.continuation = Some(text),
+            Expect::Logprobs { logprobs, max_abs } => {
+                (expect.logprobs, expect.max_abs) = (Some(logprobs), Some(max_abs))
+            }
+            Expect::MaxPerplexity(most) => expect.max_perplexity = Some(most),
         }
         let mut inputs = case.inputs;
         match inputs.len() {

@@ -9,6 +9,7 @@ pub mod duration;
 mod fields;
 mod files;
 pub mod fingerprint;
+mod gguf;
 pub mod golden;
 mod guess;
 pub mod model_toml;
@@ -23,10 +24,12 @@ use std::path::{Path, PathBuf};
 pub use contract::{Contract, ContractChange};
 pub use files::safe_relative;
 pub use fingerprint::{FileStat, Fingerprint};
+pub use gguf::{TokenizerFiles, gguf_config};
 pub use golden::{Expect, GoldenCase, Verdict, read_golden};
 pub use guess::task_of;
 pub use model_toml::{
-    BatchConfig, F32Matmul, GateConfig, GpuConfig, Limits, Mode, ModelConfig, ObserveConfig, Park, RolloutConfig,
+    BatchConfig, F32Matmul, GateConfig, GenerateConfig, GpuConfig, Limits, Mode, ModelConfig, ObserveConfig,
+    OnDrainTimeout, Park, RolloutConfig,
 };
 pub use rate::LoadThrottle;
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};

@@ -46,6 +46,8 @@ pub struct ModelConfig {
     pub rollout: RolloutConfig,
     #[serde(default)]
     pub gpu: GpuConfig,
+    #[serde(default)]
+    pub generate: GenerateConfig,
 }
 
 /// What one request may ask for.
@@ -118,6 +120,20 @@ pub struct ObserveConfig {
     /// How long reclaim waits for requests that are still on the previous version.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
+    /// And what is done about texts that are still being written on it then.
+    #[serde(deserialize_with = "one_of")]
+    pub on_drain_timeout: OnDrainTimeout,
+}
+
+/// What becomes of what a version still writes when it has to go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDrainTimeout {
+    /// It is written to its end.
+    #[default]
+    Wait,
+    /// It ends where it is, as at its greatest length.
+    Length,
 }
 
 /// How inputs are put together; what is absent is chosen by the server.
@@ -157,6 +173,15 @@ pub enum Park {
     None,
     /// In pinned host memory too, from where it comes back to a GPU without being read. On a CPU this means nothing.
     Host,
+}
+
+/// How a model writes text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// Tokens whose keys and values are kept, of all sequences together; the server's choice where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
+    pub cache_tokens: Option<usize>,
 }
 
 /// How a GPU computes; on a CPU this means nothing.
@@ -242,6 +267,7 @@ impl Default for ObserveConfig {
             max_p99_ratio: 2.0,
             golden_every: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(60),
+            on_drain_timeout: OnDrainTimeout::Wait,
         }
     }
 }
@@ -260,6 +286,7 @@ impl ModelConfig {
             batch: BatchConfig::default(),
             rollout: RolloutConfig::default(),
             gpu: GpuConfig::default(),
+            generate: GenerateConfig::default(),
         }
     }
 

@@ -1,20 +1,25 @@
-//! A version folder's description, from its small files in Hugging Face's layout.
+//! A version folder's description, from its small files in Hugging Face's layout, or from one GGUF file.
 //!
 //! It knows what the files say. It reads no weight bytes, and must not know tensors, tokenizers or
 //! what an architecture makes of its configuration.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::files::{Fields, Folder, safe_relative, shown};
+use super::gguf::{TokenizerFiles, gguf_config};
 use super::model_toml::{F32Matmul, ModelConfig};
 pub use super::sentence_transformers::{DenseSpec, EmbeddingSpec, Pooling};
 use crate::error::{Error, Result};
 use crate::value::Task;
 
 const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SINGLE: &str = "model.safetensors";
 const SHARDS: &str = "model.safetensors.index.json";
 
@@ -30,14 +35,15 @@ pub struct Spec {
     pub task: Task,
     /// `family` of `model.toml`, or `model_type` of `config.json` as it stands: `bert`, `xlm-roberta`, `vit`.
     pub family: String,
-    /// `config.json`, an object.
+    /// `config.json`, an object; of a GGUF file what would be in it.
     pub config: Value,
     /// How an embedding is made; for [`Task::Embed`] only. A folder without `modules.json` is a plain
     /// encoder: pooled by the mean, and normalised.
     pub embedding: Option<EmbeddingSpec>,
     /// `preprocessor_config.json`, an object, where there is one.
     pub preprocessor: Option<Value>,
-    /// Relative to `dir`: `model.safetensors`, or the shards that the index names, in order of name.
+    /// Relative to `dir`: `model.safetensors`, or the shards that the index names, in order of name, or else the one GGUF
+    /// file of the folder, which describes itself: no other file is then read, but for golden cases.
     /// The weights of dense modules are not among them: see [`DenseSpec::weights_file`].
     pub weight_files: Vec<PathBuf>,
     /// In the order of the logits: `id2label`, or `LABEL_0`.. for `num_labels` (2 when absent).
@@ -45,6 +51,8 @@ pub struct Spec {
     pub labels: Vec<String>,
     /// `[gpu] f32_matmul` of `model.toml`.
     pub f32_matmul: F32Matmul,
+    /// `[generate] cache_tokens` of `model.toml`.
+    pub cache_tokens: Option<usize>,
 }
 
 impl Spec {
@@ -56,8 +64,12 @@ impl Spec {
         if !dir.is_dir() {
             return Err(Error::unloadable(&folder.label, "is not a folder"));
         }
-        let object = folder.object(CONFIG)?;
-        let fields = Fields { file: folder.file_label(CONFIG), object: &object };
+        let gguf = find_gguf(&folder)?;
+        let (source, object) = match &gguf {
+            Some(name) => (name.as_str(), described_by(&folder, name)?),
+            None => (CONFIG, folder.object(CONFIG)?),
+        };
+        let fields = Fields { file: folder.file_label(source), object: &object };
         let family = match &config.family {
             Some(family) => family.clone(),
             None => fields.required("model_type", fields.str("model_type")?)?.to_owned(),
@@ -78,9 +90,13 @@ impl Spec {
             family,
             embedding,
             preprocessor: folder.optional_object("preprocessor_config.json")?.map(Value::Object),
-            weight_files: find_weights(&folder)?,
+            weight_files: match gguf {
+                Some(name) => vec![PathBuf::from(name)],
+                None => find_weights(&folder)?,
+            },
             labels,
             f32_matmul: config.gpu.f32_matmul,
+            cache_tokens: config.generate.cache_tokens,
             config: Value::Object(object),
         })
     }
@@ -94,6 +110,40 @@ impl Spec {
     pub fn all_weight_files(&self) -> Vec<PathBuf> {
         let dense = self.embedding.iter().flat_map(|embedding| &embedding.dense);
         self.weight_files.iter().cloned().chain(dense.map(|dense| dense.weights_file())).collect()
+    }
+
+    /// The file that is the whole version, where it is one GGUF file.
+    pub fn gguf(&self) -> Option<PathBuf> {
+        self.gguf_name().map(|name| self.dir.join(name))
+    }
+
+    fn gguf_name(&self) -> Option<&Path> {
+        self.weight_files.first().map(PathBuf::as_path).filter(|name| crate::gguf::is_named(name))
+    }
+
+    /// Where [`Spec::config`] comes from, relative to `dir`.
+    fn config_name(&self) -> String {
+        self.gguf_name().map_or(CONFIG.to_owned(), |name| name.display().to_string())
+    }
+
+    /// A small file of the version, whole; `None` when there is none of that name. Of a version that is one GGUF file,
+    /// those of its tokenizer are what that file would be written as, and there are no others.
+    ///
+    /// Errors: [`Error::Unloadable`] for a file that cannot be read, and a GGUF file without such a tokenizer.
+    pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(path) = self.gguf() else {
+            return match fs::read(self.dir.join(name)) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(self.file_error(name, e)),
+            };
+        };
+        if !matches!(name, TOKENIZER | TOKENIZER_CONFIG) {
+            return Ok(None);
+        }
+        let files = TokenizerFiles::read(&path).map_err(|why| self.file_error(&self.config_name(), why))?;
+        let value = if name == TOKENIZER { files.tokenizer } else { files.config };
+        serde_json::to_vec(&value).map(Some).map_err(Error::internal)
     }
 
     /// The length of an embedding; `None` for other tasks.
@@ -142,7 +192,7 @@ impl Spec {
 
     /// An error about a key of `config.json`, for a family that cannot use its value.
     pub fn config_error(&self, key: &str, reason: impl std::fmt::Display) -> Error {
-        self.file_error(CONFIG, format!("{key}: {reason}"))
+        self.file_error(&self.config_name(), format!("{key}: {reason}"))
     }
 
     /// An error about a file of the version; `file` is relative to its folder.
@@ -151,8 +201,9 @@ impl Spec {
     }
 
     fn fields(&self) -> Result<Fields<'_>> {
-        let object = self.config.as_object().ok_or_else(|| self.file_error(CONFIG, "expected an object"))?;
-        Ok(Fields { file: format!("{}/{}/{CONFIG}", self.model, self.version), object })
+        let name = self.config_name();
+        let object = self.config.as_object().ok_or_else(|| self.file_error(&name, "expected an object"))?;
+        Ok(Fields { file: format!("{}/{}/{name}", self.model, self.version), object })
     }
 
     fn with_fields<T>(&self, read: impl Fn(&Fields<'_>) -> Result<T>) -> Result<T> {
@@ -237,20 +288,43 @@ fn find_weights(folder: &Folder<'_>) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().collect())
 }
 
+/// The GGUF file of a folder that holds no other weights.
+fn find_gguf(folder: &Folder<'_>) -> Result<Option<String>> {
+    if folder.has(SINGLE) || folder.has(SHARDS) {
+        return Ok(None);
+    }
+    let mut names = files_of(folder, &["gguf"]);
+    match names.len() {
+        0 | 1 => Ok(names.pop()),
+        count => Err(folder.error(&names.swap_remove(1), format!("is one of {count} GGUF files, a version is one"))),
+    }
+}
+
+fn described_by(folder: &Folder<'_>, name: &str) -> Result<Map<String, Value>> {
+    let path = folder.dir.join(name);
+    let header = crate::gguf::open(&path).map_err(|why| folder.error(name, why))?;
+    gguf_config(&path, &header).map_err(|why| folder.error(name, why))
+}
+
 /// Tells somebody whose weights are in a format that is not read which file that is.
 fn other_weights(folder: &Folder<'_>) -> String {
-    const FORMATS: [&str; 8] = ["bin", "pt", "pth", "gguf", "onnx", "h5", "msgpack", "safetensors"];
-    let Ok(entries) = folder.dir.read_dir() else { return String::new() };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| Path::new(name).extension().is_some_and(|e| FORMATS.iter().any(|format| e == *format)))
-        .collect();
-    names.sort();
-    match names.first() {
+    const FORMATS: [&str; 7] = ["bin", "pt", "pth", "onnx", "h5", "msgpack", "safetensors"];
+    match files_of(folder, &FORMATS).first() {
         Some(name) => format!(" ({name:?} is not read)"),
         None => String::new(),
     }
+}
+
+/// Names in the folder that end so, sorted.
+fn files_of(folder: &Folder<'_>, extensions: &[&str]) -> Vec<String> {
+    let Ok(entries) = folder.dir.read_dir() else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| Path::new(name).extension().is_some_and(|e| extensions.iter().any(|extension| e == *extension)))
+        .collect();
+    names.sort();
+    names
 }
 
 #[cfg(test)]

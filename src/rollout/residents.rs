@@ -14,7 +14,7 @@ use crate::engine::{Engine, Held};
 use crate::error::Result;
 use crate::generation::{Drained, GenerationId, Stats};
 use crate::model::Model;
-use crate::repository::Contract;
+use crate::repository::{Contract, OnDrainTimeout};
 
 /// Memory that a candidate took before it became a generation.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ pub(super) struct Resident {
     pub(super) drained: Drained,
     /// After this long it is said that requests hold the generation; it is waited for all the same.
     pub(super) drain_timeout: Duration,
+    pub(super) on_drain_timeout: OnDrainTimeout,
 }
 
 /// What a reclaim promised and what it measured. Bytes and milliseconds.
@@ -125,6 +126,9 @@ pub(super) async fn reclaim(engine: &Engine, lingering: &Lingering, mut resident
     if tokio::time::timeout(resident.drain_timeout, resident.drained.wait()).await.is_err() {
         tracing::warn!(version = resident.version, waited = ?resident.drain_timeout, alert = true,
             "requests still hold a version that is to be reclaimed; waiting on");
+        if resident.on_drain_timeout == OnDrainTimeout::Length {
+            engine.cut_short(resident.id)?;
+        }
         resident.drained.wait().await;
     }
     let drain_ms = began.elapsed().as_secs_f64() * 1e3;

@@ -7,6 +7,7 @@
 mod registry;
 mod route;
 mod serve;
+mod write;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 pub use registry::{Registry, Target};
 pub use route::Route;
 pub use serve::{Answer, Ask};
+pub use write::{Answers, EndReason, Ended, Event, WriteAsk};
 
 use crate::error::{Error, Result};
 use crate::generation::Generation;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::generation::{Generation, Stage, Stamp};
 use crate::model::Input;
 use crate::process::{FinishOptions, PrepareOptions};
-use crate::value::{Output, RawInput};
+use crate::value::{Output, RawInput, Task};
 
 /// Inputs of a request that are more than this together are prepared off the threads that serve connections: a text of so
 /// many bytes takes one of them for about a millisecond.
@@ -43,6 +43,10 @@ impl Admission {
     pub async fn answer(self, ask: Ask) -> Result<Answer> {
         let began = Instant::now();
         let generation = self.generation();
+        if generation.contract.task == Task::Generate {
+            let message = "this model writes text: ask it by /v1/completions or /v1/chat/completions";
+            return Err(Error::bad_request(message));
+        }
         let most = generation.limits.max_inputs;
         if ask.inputs.len() > most {
             let got = ask.inputs.len() as u64;

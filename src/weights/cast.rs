@@ -94,6 +94,12 @@ impl CastFrom<bf16> for f32 {
     }
 }
 
+impl CastFrom<f32> for f32 {
+    fn cast(source: &[f32], target: &mut [f32]) {
+        target.copy_from_slice(source);
+    }
+}
+
 impl CastFrom<f32> for f16 {
     fn cast(source: &[f32], target: &mut [f16]) {
         target.convert_from_f32_slice(source);

@@ -11,13 +11,17 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::quoted;
+use crate::gguf::Format;
+use crate::ops::QuantFormat;
 
 /// The limit of the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
 const LENGTH_BYTES: u64 = 8;
 const METADATA: &str = "__metadata__";
 
-/// The number formats of safetensors whose elements are whole bytes and which a file for this server may hold.
+/// The number formats that a file for this server may hold: those of safetensors whose elements are whole bytes, and of
+/// GGUF's quantised ones, whose values come in blocks that share what they are scaled by, these.
+#[allow(non_camel_case_types, reason = "as ggml writes them")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SourceDtype {
     Bool,
@@ -33,9 +37,15 @@ pub enum SourceDtype {
     U64,
     I64,
     F64,
+    Q4_0,
+    Q4_1,
+    Q8_0,
+    Q4_K,
+    Q6_K,
 }
 
 impl SourceDtype {
+    /// What safetensors has.
     const ALL: [SourceDtype; 13] = [
         SourceDtype::Bool,
         SourceDtype::U8,
@@ -68,17 +78,44 @@ impl SourceDtype {
             SourceDtype::U64 => "U64",
             SourceDtype::I64 => "I64",
             SourceDtype::F64 => "F64",
+            SourceDtype::Q4_0 => "Q4_0",
+            SourceDtype::Q4_1 => "Q4_1",
+            SourceDtype::Q8_0 => "Q8_0",
+            SourceDtype::Q4_K => "Q4_K",
+            SourceDtype::Q6_K => "Q6_K",
         }
     }
 
-    /// Bytes of one element.
-    pub fn size(self) -> u64 {
+    /// Of a quantised format: what its kernels know it as.
+    pub(crate) fn blocks(self) -> Option<QuantFormat> {
         match self {
-            SourceDtype::Bool | SourceDtype::U8 | SourceDtype::I8 => 1,
-            SourceDtype::U16 | SourceDtype::I16 | SourceDtype::F16 | SourceDtype::Bf16 => 2,
-            SourceDtype::U32 | SourceDtype::I32 | SourceDtype::F32 => 4,
-            SourceDtype::U64 | SourceDtype::I64 | SourceDtype::F64 => 8,
+            SourceDtype::Q4_0 => Some(QuantFormat::Q4_0),
+            SourceDtype::Q4_1 => Some(QuantFormat::Q4_1),
+            SourceDtype::Q8_0 => Some(QuantFormat::Q8_0),
+            SourceDtype::Q4_K => Some(QuantFormat::Q4_K),
+            SourceDtype::Q6_K => Some(QuantFormat::Q6_K),
+            _ => None,
         }
+    }
+
+    /// Values of one block, and bytes of it: blocks of one value but for the quantised formats.
+    pub fn block(self) -> (usize, u64) {
+        match self {
+            SourceDtype::Bool | SourceDtype::U8 | SourceDtype::I8 => (1, 1),
+            SourceDtype::U16 | SourceDtype::I16 | SourceDtype::F16 | SourceDtype::Bf16 => (1, 2),
+            SourceDtype::U32 | SourceDtype::I32 | SourceDtype::F32 => (1, 4),
+            SourceDtype::U64 | SourceDtype::I64 | SourceDtype::F64 => (1, 8),
+            SourceDtype::Q4_0 => Format::Q4_0.block(),
+            SourceDtype::Q4_1 => Format::Q4_1.block(),
+            SourceDtype::Q8_0 => Format::Q8_0.block(),
+            SourceDtype::Q4_K => Format::Q4_K.block(),
+            SourceDtype::Q6_K => Format::Q6_K.block(),
+        }
+    }
+
+    /// Whether its values come in blocks.
+    pub fn is_quantised(self) -> bool {
+        self.block().0 > 1
     }
 
     fn parse(name: &str) -> Option<Self> {
@@ -92,6 +129,21 @@ impl fmt::Display for SourceDtype {
     }
 }
 
+impl From<Format> for SourceDtype {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::F32 => SourceDtype::F32,
+            Format::F16 => SourceDtype::F16,
+            Format::BF16 => SourceDtype::Bf16,
+            Format::Q4_0 => SourceDtype::Q4_0,
+            Format::Q4_1 => SourceDtype::Q4_1,
+            Format::Q8_0 => SourceDtype::Q8_0,
+            Format::Q4_K => SourceDtype::Q4_K,
+            Format::Q6_K => SourceDtype::Q6_K,
+        }
+    }
+}
+
 /// One file's header, checked.
 #[derive(Debug, PartialEq)]
 pub(super) struct Header {
@@ -99,6 +151,8 @@ pub(super) struct Header {
     pub(super) len: u64,
     /// Of the length field and the JSON, to know that a later read sees the same header.
     pub(super) digest: blake3::Hash,
+    /// Where the file ends.
+    pub(super) file_len: u64,
     /// In the order of their bytes.
     pub(super) entries: Vec<Entry>,
 }
@@ -108,6 +162,8 @@ pub(super) struct Entry {
     pub(super) name: String,
     pub(super) dtype: SourceDtype,
     pub(super) shape: Vec<usize>,
+    /// See [`super::TensorInfo::heads`].
+    pub(super) heads: Option<usize>,
     /// From the start of the file.
     pub(super) offset: u64,
     pub(super) len: u64,
@@ -131,7 +187,7 @@ pub(super) fn read(mut source: impl Read, file_len: u64) -> Result<Header, Strin
     let mut json = vec![0; json_len as usize];
     source.read_exact(&mut json).map_err(|error| format!("cannot read its header: {error}"))?;
     let digest = blake3::Hasher::new().update(&prefix).update(&json).finalize();
-    Ok(Header { len, digest, entries: parse(&json, len, file_len)? })
+    Ok(Header { len, digest, file_len, entries: parse(&json, len, file_len)? })
 }
 
 fn parse(json: &[u8], header_len: u64, file_len: u64) -> Result<Vec<Entry>, String> {
@@ -164,7 +220,7 @@ fn parse(json: &[u8], header_len: u64, file_len: u64) -> Result<Vec<Entry>, Stri
             return Err(format!("truncated: tensor {} ends at byte {to} of {left} bytes of data", quoted(&name)));
         }
         end = to;
-        entries.push(Entry { name, dtype, shape: info.shape, offset: header_len + from, len });
+        entries.push(Entry { name, dtype, shape: info.shape, heads: None, offset: header_len + from, len });
     }
     if header_len + end != file_len {
         return Err(format!("{} bytes follow the last tensor", file_len - header_len - end));
@@ -174,7 +230,7 @@ fn parse(json: &[u8], header_len: u64, file_len: u64) -> Result<Vec<Entry>, Stri
 
 fn byte_len(shape: &[usize], dtype: SourceDtype) -> Option<u64> {
     let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))?;
-    (elements as u64).checked_mul(dtype.size())
+    (elements as u64).checked_mul(dtype.block().1)
 }
 
 struct RawHeader(Vec<(String, RawInfo)>);

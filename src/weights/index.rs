@@ -9,8 +9,8 @@ use candle_core::DType;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::header::{self, Header, SourceDtype};
-use super::quoted;
+use super::header::{self, Entry, Header, SourceDtype};
+use super::{gguf, quoted};
 use crate::error::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -22,6 +22,10 @@ pub struct TensorInfo {
     pub name: String,
     pub dtype: SourceDtype,
     pub shape: Vec<usize>,
+    /// So many heads have their rows in another order in the file: llama.cpp turns neighbours where Hugging Face turns the
+    /// halves of a head, so its converter moves row `i` of a head's first half to `2i`, and of its second to `2i + 1`.
+    /// Reading moves them back.
+    pub heads: Option<usize>,
     /// Which of [`Index::files`].
     pub file: usize,
     /// In bytes, from the start of that file.
@@ -48,6 +52,8 @@ pub struct Index {
 pub(super) struct HeaderId {
     pub(super) len: u64,
     pub(super) digest: blake3::Hash,
+    /// Of the whole file, what follows the last tensor included.
+    pub(super) file_len: u64,
 }
 
 impl Index {
@@ -64,15 +70,21 @@ impl Index {
         }
     }
 
-    /// Reads and checks the headers of `files`, which are relative to `dir`.
+    /// Reads and checks the headers of `files`, which are relative to `dir`: safetensors, or one GGUF file, whose tensors
+    /// then go by their names in Hugging Face's layout.
     ///
     /// Refuses (as [`Error::Unloadable`], naming the file) a file that is missing, truncated or padded, a header that is too
     /// long or not JSON, offsets that overlap, leave gaps, pass the end or do not match dtype and shape, a dtype that is
-    /// not supported, a name that is there twice, in one file or two, and a shard index that says otherwise.
+    /// not supported, a name that is there twice, in one file or two, a shard index that says otherwise, and of GGUF files
+    /// what [`crate::gguf::open`] refuses, architectures and tensors without a name there, and a file beside others.
     pub fn open(dir: &Path, files: &[PathBuf]) -> Result<Index> {
         let mut index = Index { dir: dir.to_owned(), files: Vec::new(), headers: Vec::new(), tensors: BTreeMap::new() };
         if files.is_empty() {
             return Err(Error::unloadable(index.label(""), "there are no weight files"));
+        }
+        if let Some(file) = files.iter().find(|file| crate::gguf::is_named(file)).filter(|_| files.len() > 1) {
+            let file = index.label(&file.display().to_string());
+            return Err(Error::unloadable(file, "a GGUF file holds a whole model: it cannot be one of several"));
         }
         for file in files {
             let name = relative_name(file).ok_or_else(|| {
@@ -135,7 +147,7 @@ impl Index {
     }
 
     fn add(&mut self, file: String) -> Result<()> {
-        let Header { len, digest, entries } =
+        let Header { len, digest, file_len, entries } =
             read_header(&self.dir.join(&file)).map_err(|reason| Error::unloadable(self.label(&file), reason))?;
         let number = self.files.len();
         let prefix = match self.files.first() {
@@ -143,14 +155,14 @@ impl Index {
             _ => String::new(),
         };
         self.files.push(file);
-        self.headers.push(HeaderId { len, digest });
+        self.headers.push(HeaderId { len, digest, file_len });
         for entry in entries {
             let name = format!("{prefix}{}", entry.name);
             match self.tensors.entry(name) {
                 Slot::Vacant(slot) => {
                     let name = slot.key().clone();
-                    let (dtype, shape, offset, len) = (entry.dtype, entry.shape, entry.offset, entry.len);
-                    slot.insert(TensorInfo { name, dtype, shape, file: number, offset, len });
+                    let Entry { dtype, shape, heads, offset, len, .. } = entry;
+                    slot.insert(TensorInfo { name, dtype, shape, heads, file: number, offset, len });
                 }
                 Slot::Occupied(slot) => {
                     let other = self.files.get(slot.get().file).map_or("", String::as_str);
@@ -206,6 +218,9 @@ struct ShardIndex {
 }
 
 fn read_header(path: &Path) -> Result<Header, String> {
+    if crate::gguf::is_named(path) {
+        return gguf::header(path);
+    }
     // Asked first: opening a FIFO would wait for a writer.
     let meta = fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "the file is missing".to_owned(),

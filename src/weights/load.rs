@@ -1,7 +1,8 @@
 //! From files to tensors: each wanted tensor is read once, in file order, straight into its final memory.
 //!
-//! At any moment a load holds the tensors that it has made, the one that it is making, and buffers of 1 MiB. Tensors that
-//! are resident already are not read at all. Every byte is held against the manifest before it is used.
+//! At any moment a load holds the tensors that it has made, the one that it is making, and buffers of 1 MiB (of a GGUF file
+//! also one head of queries or keys). Tensors that are resident already are not read at all. Every byte is held against the
+//! manifest before it is used.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use candle_core::DType;
 
 use super::read::{Part, Read, Reader, read_as};
-use super::{Index, Manifest, Parked, Progress, TensorInfo, quoted};
+use super::{Index, Manifest, Parked, Progress, SourceDtype, TensorInfo, quoted};
 use crate::error::{Error, Result};
 use crate::ops::{Device, Tensor, WeightLayout};
 
@@ -22,9 +23,9 @@ const NAMED: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     pub name: String,
-    /// Others of its shape, whose rows come below its own: together they are one tensor, which goes by the first's name.
-    pub below: Vec<String>,
-    /// Of each of them.
+    /// Others whose rows come below its own: together they are one tensor, which goes by the first's name.
+    pub below: Vec<Below>,
+    /// Of the first; the others differ from it in how many rows they have, if at all.
     pub shape: Vec<usize>,
     /// What it becomes, whatever its file holds.
     pub dtype: DType,
@@ -32,15 +33,32 @@ pub struct Wanted {
     pub layout: WeightLayout,
 }
 
+/// A tensor that is stacked below others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    pub name: String,
+    /// Its first dimension; 1 for a number.
+    pub rows: usize,
+}
+
 impl Wanted {
     /// What the checkpoint calls its parts, from the top down.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.name.as_str()).chain(self.below.iter().map(String::as_str))
+        std::iter::once(self.name.as_str()).chain(self.below.iter().map(|part| part.name.as_str()))
+    }
+
+    /// The same, with the shape that each has.
+    pub fn parts(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let below = self.below.iter().map(|part| match self.shape.as_slice() {
+            [] => (part.name.as_str(), Vec::new()),
+            [_, rest @ ..] => (part.name.as_str(), [&[part.rows], rest].concat()),
+        });
+        std::iter::once((self.name.as_str(), self.shape.clone())).chain(below)
     }
 
     /// The shape of all of it.
     pub fn whole(&self) -> Vec<usize> {
-        stacked(&self.shape, 1 + self.below.len())
+        stacked(&self.shape, self.below.iter().map(|part| part.rows))
     }
 
     fn bytes(&self) -> u64 {
@@ -50,12 +68,14 @@ impl Wanted {
     }
 }
 
-/// The shape of so many tensors of a shape, one below the other.
-pub fn stacked(shape: &[usize], count: usize) -> Vec<usize> {
+/// The shape of a tensor with others of so many rows below it.
+pub fn stacked(shape: &[usize], below: impl ExactSizeIterator<Item = usize>) -> Vec<usize> {
+    let add = |first: usize, below: &mut dyn Iterator<Item = usize>| below.fold(first, usize::saturating_add);
+    let mut below = below;
     match shape {
-        _ if count == 1 => shape.to_vec(),
-        [] => vec![count],
-        [rows, rest @ ..] => [&[rows.saturating_mul(count)], rest].concat(),
+        _ if below.len() == 0 => shape.to_vec(),
+        [] => vec![add(1, &mut below)],
+        [rows, rest @ ..] => [&[add(*rows, &mut below)], rest].concat(),
     }
 }
 
@@ -80,7 +100,8 @@ impl Footprint {
 /// Equal keys are equal tensors: what the file holds, and what is made of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TensorKey {
-    /// Each source's number format and the digest of its bytes: the same bytes as f16 and as bf16 are other numbers.
+    /// Each source's number format and the digest of its bytes: the same bytes as f16 and as bf16 are other numbers, and so
+    /// are rows that are put in another order.
     pub digest: String,
     pub dtype: DType,
     /// Of all of it.
@@ -122,6 +143,22 @@ impl Weights {
 
     pub fn take_optional(&mut self, name: &str) -> Option<Tensor> {
         self.tensors.remove(name)
+    }
+
+    /// How one that is not taken yet is arranged, and what its numbers are.
+    pub fn kept_as(&self, name: &str) -> Option<(WeightLayout, DType)> {
+        let key = self.keys.get(name).filter(|_| self.has(name))?;
+        Some((key.layout, key.dtype))
+    }
+
+    /// Whether there is one of this name that is not taken yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// How a tensor is arranged, taken or not.
+    pub fn layout(&self, name: &str) -> Option<WeightLayout> {
+        self.keys.get(name).map(|key| key.layout)
     }
 
     /// The tensors that are not taken yet, with what they may be shared by; one that has several names comes several times.
@@ -182,14 +219,14 @@ impl std::fmt::Debug for Weights {
 pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -> Result<()> {
     let mut wrong = Vec::new();
     let names = names_of(wanted)?;
-    for (want, name) in wanted.iter().flat_map(|want| want.names().map(move |name| (want, name))) {
+    for (want, (name, shape)) in wanted.iter().flat_map(|want| want.parts().map(move |part| (want, part))) {
         let (info, name) = (index.get(name), quoted(name));
         match info {
             None => wrong.push(format!("{name} is missing")),
-            Some(info) if info.shape != want.shape => {
-                wrong.push(format!("{name} has shape {:?}, not {:?}", info.shape, want.shape));
+            Some(info) if info.shape != shape => {
+                wrong.push(format!("{name} has shape {:?}, not {shape:?}", info.shape));
             }
-            Some(info) if read_as(info.dtype, want.dtype).is_none() => {
+            Some(info) if !can_become(info.dtype, want) => {
                 wrong.push(format!("{name} is {}, which cannot become {}", info.dtype, want.dtype.as_str()));
             }
             Some(_) => {}
@@ -206,6 +243,14 @@ pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -
     Err(Error::unloadable(index.label(""), format!("the tensors do not fit: {}{tail}", wrong.join(", "))))
 }
 
+/// Blocks that are kept become nothing; else formats become others as they are read.
+fn can_become(source: SourceDtype, wanted: &Wanted) -> bool {
+    match wanted.layout {
+        WeightLayout::Quantized(blocks) => source.blocks() == Some(blocks),
+        WeightLayout::Rows | WeightLayout::Panels => read_as(source, wanted.dtype).is_some(),
+    }
+}
+
 /// The checkpoint's names of what is wanted: each once, by itself or as a part.
 fn names_of(wanted: &[Wanted]) -> Result<HashSet<&str>> {
     let mut names = HashSet::new();
@@ -219,7 +264,10 @@ fn names_of(wanted: &[Wanted]) -> Result<HashSet<&str>> {
 pub fn key_of(wanted: &Wanted, index: &Index, manifest: &Manifest) -> Result<TensorKey> {
     let parts = parts(wanted, index, manifest)?;
     // Neither formats nor digests have a plus in them, so that no two lists are written alike.
-    let digests = parts.iter().map(|part| format!("{}:{}", part.info.dtype, part.digest));
+    let digests = parts.iter().map(|part| {
+        let turned = part.info.heads.map_or(String::new(), |heads| format!("/{heads}"));
+        format!("{}{turned}:{}", part.info.dtype, part.digest)
+    });
     let digest = digests.collect::<Vec<_>>().join("+");
     Ok(TensorKey { digest, dtype: wanted.dtype, shape: wanted.whole(), layout: wanted.layout })
 }
@@ -290,13 +338,13 @@ pub fn load(
 /// What a wanted tensor is made of, from the top down.
 pub(super) fn parts<'a>(wanted: &Wanted, index: &'a Index, manifest: &'a Manifest) -> Result<Vec<Part<'a>>> {
     let mut first = 0;
-    let part = |name| {
-        let info = find((name, &wanted.shape), index)?;
+    let part = |(name, shape): (&str, Vec<usize>)| {
+        let info = find((name, &shape), index)?;
         let part = Part { info, digest: digest_of(info, index, manifest)?, first };
         first += part.elements();
         Ok(part)
     };
-    wanted.names().map(part).collect()
+    wanted.parts().map(part).collect()
 }
 
 fn find<'a>((name, shape): (&str, &[usize]), index: &'a Index) -> Result<&'a TensorInfo> {

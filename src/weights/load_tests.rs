@@ -198,7 +198,7 @@ fn cancelling_stops_between_chunks() {
     let (index, manifest) = folder.indexed();
     let wanted = [want("large", &[CHUNK / 4, 4], DType::F32)];
     let progress = Progress::new();
-    let mut source = Source { index: &index, progress: &progress, open: None };
+    let mut source = Source { index: &index, progress: &progress, open: None, heads: Default::default() };
     let info = index.get("large").unwrap();
     let part = Part { info, digest: manifest.tensors["large"].as_str(), first: 0 };
     let mut piece = vec![0; CHUNK];
@@ -257,6 +257,18 @@ fn a_wanted_tensor_that_cannot_be_had_is_refused_by_load_too() {
     let wanted = [want("one", &[2], DType::F32)];
     let error = load(&index, &manifest, &wanted, HashMap::new(), &CPU, &Progress::new()).unwrap_err().to_string();
     assert!(error.contains("the manifest knows no tensor 'one'"), "{error}");
+}
+
+#[test]
+fn a_quantised_tensor_takes_its_panels_and_is_another_than_the_same_bytes_otherwise() {
+    let layout = WeightLayout::Quantized(crate::ops::QuantFormat::Q4_1);
+    let wanted = Wanted { layout, ..want("w", &[40, 64], DType::U8) };
+    // Three panels of sixteen rows, of two blocks of 20 bytes.
+    assert_eq!(Footprint { wanted: vec![wanted.clone()], workspace: 0 }.total(), 48 * 2 * 20);
+    let (index, manifest) = Folder::with(&[given("w", Dtype::F32, &[40, 64], vec![0; 40 * 64 * 4])]).indexed();
+    let key = key_of(&wanted, &index, &manifest).unwrap();
+    assert_eq!((key.dtype, key.layout), (DType::U8, layout));
+    assert_ne!(key, key_of(&want("w", &[40, 64], DType::U8), &index, &manifest).unwrap());
 }
 
 #[test]

@@ -138,7 +138,7 @@ impl Pass<'_> {
         Ok(FileDigest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
     }
 
-    /// The header, then tensor after tensor: the index has checked that they tile the file.
+    /// The header, then tensor after tensor: the index has checked that they tile the file, but for padding.
     fn weight_file(&mut self, path: &str, number: usize) -> Result<FileDigest> {
         let index = self.index;
         let changed = || Error::unloadable(index.label(path), "the file changed after its header was read");
@@ -149,9 +149,13 @@ impl Pass<'_> {
             return Err(changed());
         }
         for tensor in index.tensors_of(number) {
+            let padding = tensor.offset.saturating_sub(whole.count());
+            self.section(path, &mut file, padding, &mut whole)?;
             let digest = self.section(path, &mut file, tensor.len, &mut whole)?;
             self.tensors.insert(tensor.name.clone(), digest.to_hex().to_string());
         }
+        let rest = header.file_len.saturating_sub(whole.count());
+        self.section(path, &mut file, rest, &mut whole)?;
         let past_the_end = file.read(&mut [0]).map_err(|error| self.unreadable(path, error))?;
         if past_the_end != 0 {
             return Err(changed());

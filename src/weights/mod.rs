@@ -1,13 +1,16 @@
 //! Weight files: what they hold (`index`), what their bytes are (`manifest`), how they become tensors (`load`),
 //! and how they are kept ready for a GPU in host memory (`parked`).
 //!
-//! Knows files and tensors; must not know models, versions in service, budgets or who asks. Only safetensors is read;
+//! Knows files and tensors; must not know models, versions in service, budgets or who asks. safetensors is read, and GGUF;
 //! a header is believed only after every offset in it was checked, and a byte only after its digest was.
 //!
 //! Deliberately absent: memory maps. A mapped file that changes or shrinks is undefined behaviour or a SIGBUS in the
 //! serving process; a file that is read can only give an error.
 
+mod blocks;
 mod cast;
+mod copy;
+mod gguf;
 mod header;
 mod index;
 mod load;
@@ -19,9 +22,10 @@ mod read;
 mod staged;
 mod throttle;
 
+pub use copy::copy;
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};
-pub use load::{Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};
+pub use load::{Below, Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};
 pub use manifest::{FileDigest, Manifest};
 pub use parked::{Pace, Parked, park};
 pub use progress::Progress;

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use candle_core::DType;
 use half::{bf16, f16};
 
+use super::blocks::{Blocks, Heads};
 use super::cast::{Buffer, CastFrom, Element, bytes_mut, numbers_mut};
 use super::load::parts;
 use super::{CHUNK, Index, Manifest, Progress, SourceDtype, TensorInfo, Wanted, quoted};
@@ -54,7 +55,7 @@ impl<'a> Read<'a> {
     }
 
     /// For errors that are about all of it.
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.parts.first().map_or("", |part| &part.info.name)
     }
 
@@ -120,10 +121,20 @@ impl How<'_> {
             raw: (Reader::as_it_is::<S>, S::DTYPE),
         }
     }
+
+    fn dequantised<T: CastFrom<f32>>() -> Self {
+        How {
+            whole: Reader::whole::<T>,
+            wanted: Reader::dequantised::<T>,
+            #[cfg(feature = "cuda")]
+            raw: (Reader::dequantised::<T>, T::DTYPE),
+        }
+    }
 }
 
 /// How a number format in a file becomes one on a device; none where it does not.
 ///
+/// Quantised formats become f32, and what f32 is rounded to from there: on a device too nothing else is known of them.
 /// Between floating-point formats, any that rounds at most once; integers only as they are, since a token table or a mask that changes its width is
 /// more often a mistake than a wish.
 pub(super) fn read_as<'a>(source: SourceDtype, target: DType) -> Option<How<'a>> {
@@ -144,6 +155,9 @@ pub(super) fn read_as<'a>(source: SourceDtype, target: DType) -> Option<How<'a>>
         (SourceDtype::Bf16, DType::F16) => How::cast::<bf16, f16>(),
         (SourceDtype::F32, DType::BF16) => How::cast::<f32, bf16>(),
         (SourceDtype::F16, DType::BF16) => How::cast::<f16, bf16>(),
+        (quantised, DType::F32) if quantised.is_quantised() => How::dequantised::<f32>(),
+        (quantised, DType::F16) if quantised.is_quantised() => How::dequantised::<f16>(),
+        (quantised, DType::BF16) if quantised.is_quantised() => How::dequantised::<bf16>(),
         _ => return None,
     };
     Some(how)
@@ -173,12 +187,14 @@ impl Seen {
 pub(super) struct Reader<'a> {
     pub(super) source: Source<'a>,
     pub(super) buffer: Buffer,
+    pub(super) blocks: Blocks,
     device: &'a Device,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new((index, progress): (&'a Index, &'a Progress), device: &'a Device) -> Self {
-        Reader { source: Source { index, progress, open: None }, buffer: Buffer::new(CHUNK), device }
+        let source = Source { index, progress, open: None, heads: Heads::default() };
+        Reader { source, buffer: Buffer::new(CHUNK), blocks: Blocks::default(), device }
     }
 }
 
@@ -187,6 +203,9 @@ impl<'a> Reader<'a> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(place) = self.device {
             return self.staged(place, read);
+        }
+        if let WeightLayout::Quantized(format) = read.layout {
+            return self.kept(read, format);
         }
         let first = read.parts.first().ok_or_else(|| Error::internal("a tensor that is made of nothing"))?;
         (self.how(first, read.dtype)?.whole)(self, read)
@@ -214,7 +233,7 @@ impl<'a> Reader<'a> {
                 let left = part.elements() - at;
                 let room = match read.layout {
                     WeightLayout::Panels => &mut piece[..],
-                    WeightLayout::Rows => {
+                    WeightLayout::Rows | WeightLayout::Quantized(_) => {
                         let start = values.len();
                         values.resize(start + left.min(CHUNK / size_of::<T>()), T::default());
                         &mut values[start..]
@@ -222,12 +241,17 @@ impl<'a> Reader<'a> {
                 };
                 let filled = fill(self, part, at, (bytes_mut(room), &mut seen))? / size_of::<T>();
                 if read.layout == WeightLayout::Panels {
-                    read.layout.place(&mut values, &read.shape, part.first + at, &piece[..filled]);
+                    let placed = read.layout.place(&mut values, &read.shape, part.first + at, &piece[..filled]);
+                    placed.map_err(|error| Error::internal(format!("tensor {}: {error}", quoted(read.name()))))?;
                 }
                 at += filled;
             }
             self.accept(part, read.dtype, &seen)?;
         }
+        self.bring(read, values)
+    }
+
+    pub(super) fn bring<T: Element>(&self, read: &Read<'_>, values: Vec<T>) -> Result<Tensor> {
         Tensor::from_vec(values, read.layout.stored(&read.shape), self.device).map_err(|error| {
             let name = quoted(read.name());
             Error::internal(format!("tensor {name} could not be put on its device: {error}"))
@@ -280,6 +304,12 @@ impl<'a> Reader<'a> {
             let reason = format!("tensor {name} is not what its manifest recorded: the file changed");
             return Err(self.source.refused(part, reason));
         }
+        self.numbers(part, wanted, seen)
+    }
+
+    /// Whether a part's values were numbers, before and after they were cast.
+    pub(super) fn numbers(&self, part: &Part<'_>, wanted: DType, seen: &Seen) -> Result<()> {
+        let name = quoted(&part.info.name);
         if !seen.finite {
             return Err(self.source.refused(part, format!("tensor {name} holds non-finite values")));
         }
@@ -292,7 +322,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Room for a whole tensor as it is stored, without dying where there is none.
-fn reserve<T>(read: &Read<'_>) -> Result<Vec<T>> {
+pub(super) fn reserve<T>(read: &Read<'_>) -> Result<Vec<T>> {
     let mut values = Vec::new();
     let elements: usize = read.layout.stored(&read.shape).iter().product();
     values.try_reserve_exact(elements).map_err(|_| {
@@ -310,15 +340,33 @@ pub(super) struct Source<'a> {
     pub(super) progress: &'a Progress,
     /// The file of the last read: most reads come in file order, so one is enough.
     pub(super) open: Option<(usize, File)>,
+    /// The head of the last read, where heads have their rows in another order.
+    pub(super) heads: Heads,
 }
 
 impl Source<'_> {
-    fn refused(&self, part: &Part<'_>, reason: String) -> Error {
+    pub(super) fn refused(&self, part: &Part<'_>, reason: String) -> Error {
         Error::unloadable(self.index.label_of(part.info), reason)
     }
 
-    /// The tensor's bytes from `at`, as many as `piece` has.
+    /// The tensor's bytes from `at`, as many as `piece` has, each row in its place.
+    ///
+    /// A tensor is read from its start on, each byte once.
     pub(super) fn fill(
+        &mut self,
+        part: &Part<'_>,
+        at: usize,
+        piece: &mut [u8],
+        hasher: Option<&mut blake3::Hasher>,
+    ) -> Result<()> {
+        match part.info.heads {
+            None => self.stored(part, at, piece, hasher),
+            Some(heads) => self.turned((part, heads), at, piece, hasher),
+        }
+    }
+
+    /// As the file has them.
+    pub(super) fn stored(
         &mut self,
         part: &Part<'_>,
         at: usize,

@@ -14,7 +14,8 @@ const THREE: [&str; 3] = ["q", "k", "v"];
 
 /// These, each of a shape, as one.
 fn want_stacked(names: &[&str], shape: &[usize], dtype: DType) -> Wanted {
-    let below = names[1..].iter().map(|name| (*name).to_owned()).collect();
+    let rows = shape.first().copied().unwrap_or(1);
+    let below = names[1..].iter().map(|name| Below { name: (*name).to_owned(), rows }).collect();
     Wanted { below, ..want(names[0], shape, dtype) }
 }
 
@@ -46,6 +47,31 @@ fn each_comes_below_the_one_before_whatever_its_format_and_place_in_the_file() {
     let tensor = weights.take("q").unwrap();
     assert_eq!(tensor.dims(), [3, 3]);
     assert_eq!(values::<f32>(&tensor), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+}
+
+#[test]
+fn parts_may_have_rows_of_their_own_number_but_not_of_their_own_width() {
+    let folder = Folder::with(&[
+        f32s("q", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        f32s("k", &[1, 2], &[7.0, 8.0]),
+        f32s("v", &[1, 3], &[0.0; 3]),
+    ]);
+    let wanted = |name: &str, rows| {
+        let below = vec![Below { name: name.to_owned(), rows }];
+        Wanted { below, layout: WeightLayout::Panels, ..want("q", &[3, 2], DType::F32) }
+    };
+    let mut weights = load_all(&folder, &[wanted("k", 1)]).unwrap();
+    assert_eq!(wanted("k", 1).whole(), [4, 2]);
+    let stored = values::<f32>(&weights.take("q").unwrap());
+    let column = |at: usize| stored[at * 16..][..4].to_vec();
+    assert_eq!((column(0), column(1)), (vec![1.0, 3.0, 5.0, 7.0], vec![2.0, 4.0, 6.0, 8.0]));
+    for (name, rows, says) in
+        [("k", 2, "'k' has shape [1, 2], not [2, 2]"), ("v", 1, "'v' has shape [1, 3], not [1, 2]")]
+    {
+        let checked = check(&folder.open(), &[wanted(name, rows)], &|_| true).unwrap_err().to_string();
+        let loaded = load_all(&folder, &[wanted(name, rows)]).unwrap_err().to_string();
+        assert!(checked.contains(says) && loaded.contains(says), "{checked}; {loaded}");
+    }
 }
 
 #[test]
@@ -206,7 +232,7 @@ proptest! {
         let all: Vec<f32> = (0..formats.len()).flat_map(numbers).collect();
         let stored = layout.stored(&wanted.whole());
         let mut expected = vec![0f32; stored.iter().product()];
-        layout.place(&mut expected, &wanted.whole(), 0, &all);
+        layout.place(&mut expected, &wanted.whole(), 0, &all).unwrap();
         let tensor = weights.take("p0").unwrap();
         prop_assert_eq!(tensor.dims(), stored);
         prop_assert!(values::<f32>(&tensor) == expected);

@@ -9,6 +9,7 @@ pub(crate) mod inputs;
 pub(crate) mod minilm;
 pub(crate) mod models;
 pub(crate) mod python;
+pub(crate) mod smollm2;
 pub(crate) mod tensors;
 
 use std::fs;

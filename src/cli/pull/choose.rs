@@ -15,8 +15,10 @@ pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const SHARDS: &str = "model.safetensors.index.json";
 
 /// Files at the top that are taken where they are there.
-const SMALL: [&str; 6] = [
+const SMALL: [&str; 8] = [
+    "chat_template.jinja",
     "config_sentence_transformers.json",
+    "generation_config.json",
     "preprocessor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -206,8 +208,8 @@ mod tests {
     #[test]
     fn an_architecture_that_is_not_here_is_refused_with_those_that_are() {
         assert!(supported(&json!({"model_type": "bert"})).is_ok());
-        let refused = supported(&json!({"model_type": "llama"})).unwrap_err().to_string();
-        assert!(refused.contains("\"llama\" is not supported; known are bert"), "{refused}");
+        let refused = supported(&json!({"model_type": "mamba"})).unwrap_err().to_string();
+        assert!(refused.contains("\"mamba\" is not supported; known are bert"), "{refused}");
         assert!(supported(&json!({})).is_err());
     }
 }

@@ -217,6 +217,11 @@ fn tensors(rows: Vec<value::Output>) -> Result<Vec<Output>> {
                 flat = true;
                 numbers.push(score);
             }
+            // Models that write are refused before: they have no tensors to give.
+            value::Output::Likelihood { logprobs, .. } => {
+                name = "logprobs";
+                numbers.extend(logprobs);
+            }
             value::Output::Labels { labels: ranked } => {
                 for one in ranked {
                     labels.push(one.label);

@@ -19,7 +19,10 @@ use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuild
 
 use super::routes::{Mounted, Routes};
 pub(super) use schemas::Input;
-pub(super) use schemas::inputs::{deadline, nothing, nothings, openai_input, tei_embed_inputs, tei_predict_inputs};
+pub(super) use schemas::inputs::{
+    deadline, nothing, nothings, openai_input, openai_messages, openai_prompt, openai_stop, openai_tokens,
+    tei_embed_inputs, tei_predict_inputs,
+};
 pub(super) use schemas::oip::RepositoryParameters;
 
 const PATH: &str = "/openapi.json";

@@ -20,7 +20,7 @@ const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge,
 const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
-    [inference(), tei(), oip(), lists(), orders(), history(), health()].concat()
+    [inference(), writing(), tei(), oip(), lists(), orders(), history(), health()].concat()
 }
 
 fn inference() -> Vec<(Mounted, Operation)> {
@@ -42,6 +42,23 @@ fn inference() -> Vec<(Mounted, Operation)> {
     vec![
         (("POST", "/models/{ref}/infer"), infer.refused(Dialect::Native, ASKING)),
         (("POST", "/v1/embeddings"), embeddings.refused(Dialect::OpenAi, ASKING)),
+    ]
+}
+
+/// What models that write are asked.
+fn writing() -> Vec<(Mounted, Operation)> {
+    let asked = |what: &str, request: &str, told: &str, answer: &str| {
+        Described::new("openai", what).keyed().json_body(request, Required::True).stamped("200", told, answer)
+    };
+    let chat = asked("Continue a chat", "ChatRequest", "The answers, whole or as they are written", "ChatCompletion");
+    let text = asked("Continue a text", "CompletionRequest", "The same of a text", "Completion");
+    let tokens = asked("A prompt's tokens", "TokenizeRequest", "Their ids", "Tokenized");
+    let spelled = asked("The text of tokens", "DetokenizeRequest", "The text", "Detokenized");
+    vec![
+        (("POST", "/v1/chat/completions"), chat.refused(Dialect::OpenAi, ASKING)),
+        (("POST", "/v1/completions"), text.refused(Dialect::OpenAi, ASKING)),
+        (("POST", "/tokenize"), tokens.refused(Dialect::OpenAi, ASKING)),
+        (("POST", "/detokenize"), spelled.refused(Dialect::OpenAi, ASKING)),
     ]
 }
 

@@ -8,12 +8,13 @@ pub(super) mod inputs;
 pub(super) mod oip;
 mod rollouts;
 mod tei;
+mod writing;
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use utoipa::openapi::schema::ArrayBuilder;
-use utoipa::openapi::{ComponentsBuilder, RefOr, Schema};
+use utoipa::openapi::{ComponentsBuilder, Object, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::oip::repository::{IndexOrder, RepositoryOrder};
@@ -26,6 +27,14 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<InferResponse>(&mut all);
     add::<openai::EmbeddingsRequest>(&mut all);
     add::<Embeddings>(&mut all);
+    add_flat::<openai::ChatRequest, openai::Shape>(&mut all);
+    add::<writing::ChatCompletion>(&mut all);
+    add_flat::<openai::CompletionRequest, openai::Shape>(&mut all);
+    add::<writing::Completion>(&mut all);
+    add::<openai::TokenizeRequest>(&mut all);
+    add::<writing::Tokenized>(&mut all);
+    add::<openai::DetokenizeRequest>(&mut all);
+    add::<writing::Detokenized>(&mut all);
     add::<OpenAiModels>(&mut all);
     add::<OpenAiModel>(&mut all);
     add::<OpenAiError>(&mut all);
@@ -71,6 +80,29 @@ pub(super) fn components() -> ComponentsBuilder {
 fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
     T::schemas(all);
     all.push((T::name().into_owned(), T::schema()));
+}
+
+/// A schema whose type has another's fields among its own: as one object, since two that are both closed allow nothing.
+fn add_flat<T: ToSchema, Inside: PartialSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
+    let RefOr::T(Schema::AllOf(parts)) = T::schema() else { return add::<T>(all) };
+    let mut whole = Object::default();
+    whole.description = parts.description;
+    let inside = || match Inside::schema() {
+        RefOr::T(schema) => Some(schema),
+        RefOr::Ref(_) => None,
+    };
+    for part in parts.items {
+        let part = match part {
+            RefOr::T(part) => Some(part),
+            RefOr::Ref(_) => inside(),
+        };
+        if let Some(Schema::Object(part)) = part {
+            whole.properties.extend(part.properties);
+            whole.required.extend(part.required);
+            whole.description = whole.description.or(part.description);
+        }
+    }
+    all.push((T::name().into_owned(), RefOr::T(Schema::Object(whole))));
 }
 
 /// One input, as the model's task takes it.

@@ -42,8 +42,8 @@ impl SelfAttention {
                 Projections::Apart { query: query?, key: key?, value: value? }
             }
             Keeping::Cuda(_) => {
-                let names = names.each_ref().map(String::as_str);
-                Projections::Together(Linear::load_side_by_side(checkpoint, (names, qkv_bias), size)?)
+                let layers = names.each_ref().map(|name| (name.as_str(), hidden));
+                Projections::Together(Linear::load_side_by_side(checkpoint, (&layers, qkv_bias), hidden)?)
             }
         };
         Ok(SelfAttention { projections, heads })

@@ -46,7 +46,7 @@ impl Encoder {
             layers,
             heads,
             intermediate: size(spec, intermediate_key)?,
-            activation: activation(spec, activation_key)?,
+            activation: activation(spec, (activation_key, "gelu"))?,
             eps,
             qkv_bias: spec.bool_or("qkv_bias", true)?,
         })
@@ -102,9 +102,9 @@ pub(in crate::model) fn size(spec: &Spec, key: &str) -> Result<usize> {
     }
 }
 
-/// An activation by its name in `config.json`; `gelu` where it has none, as in Hugging Face's classes.
-fn activation(spec: &Spec, key: &str) -> Result<Activation> {
-    let name = spec.str_or(key, "gelu")?;
+/// An activation by its name in `config.json`, or by the default of Hugging Face's class.
+pub(in crate::model) fn activation(spec: &Spec, (key, default): (&str, &str)) -> Result<Activation> {
+    let name = spec.str_or(key, default)?;
     Activation::named(name).ok_or_else(|| {
         let known: Vec<&str> = Activation::NAMES.iter().map(|(name, _)| *name).collect();
         spec.config_error(key, format!("'{name}' is not supported; known are {}", known.join(", ")))

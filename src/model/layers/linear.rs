@@ -49,17 +49,21 @@ impl Linear {
         Ok(Linear { weight, bias: None })
     }
 
-    /// Three layers of the base model with the same input and as many outputs each, as one that gives their outputs side by
-    /// side.
+    /// Without a bias, of a weight that something else has too.
+    pub(in crate::model) fn of(weight: Matrix) -> Self {
+        Linear { weight, bias: None }
+    }
+
+    /// Layers of the base model with the same input, of so many outputs each, as one that gives their outputs side by side.
     pub(in crate::model) fn load_side_by_side(
         checkpoint: &mut Checkpoint<'_>,
-        (names, bias): ([&str; 3], bool),
-        (from, to): (usize, usize),
+        (layers, bias): (&[(&str, usize)], bool),
+        from: usize,
     ) -> Result<Self> {
-        let named = |part: &str| names.map(|name| format!("{name}.{part}"));
+        let named = |part: &str| layers.iter().map(|(name, to)| (format!("{name}.{part}"), *to)).collect::<Vec<_>>();
         let (weights, biases) = (named("weight"), named("bias"));
-        let weight = checkpoint.base_stacked_matrix(weights.each_ref().map(String::as_str), &[to, from])?;
-        let biases = bias.then(|| checkpoint.base_stacked(biases.each_ref().map(String::as_str), &[to]));
+        let weight = checkpoint.base_stacked_matrix(&by_reference(&weights), from)?;
+        let biases = bias.then(|| checkpoint.base_stacked(&by_reference(&biases)));
         Ok(Linear { weight, bias: biases.transpose()? })
     }
 
@@ -91,4 +95,8 @@ impl Linear {
         give_way();
         linear(x, &self.weight, self.bias.as_ref(), epilogue)
     }
+}
+
+fn by_reference(parts: &[(String, usize)]) -> Vec<(&str, usize)> {
+    parts.iter().map(|(name, rows)| (name.as_str(), *rows)).collect()
 }

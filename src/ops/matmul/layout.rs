@@ -2,10 +2,15 @@
 //!
 //! Checkpoints store a linear layer's weight row by row, `[out, in]`. The product reads sixteen outputs at once, so on
 //! a CPU it is kept in *panels*: `[⌈out / 16⌉, in, 16]`, where a panel holds sixteen rows side by side and rows that
-//! do not fill the last one are zero. The loader writes panels as it reads, so that no second copy ever exists.
+//! do not fill the last one are zero. The loader writes panels as it reads, so that no second copy ever exists. Weights
+//! that stay quantised have panels of their own ([`QuantFormat`]).
 
-use candle_core::{Result, bail};
+use candle_core::{DType, Result, bail};
+use half::{bf16, f16};
 
+use super::Element;
+use crate::ops::cpu::{Reading, all_values};
+use crate::ops::quantized::{Blocks, QuantFormat};
 use crate::ops::tensor::{Device, Tensor};
 
 /// Outputs in a panel: two AVX2 registers of f32, one of AVX-512, four of NEON.
@@ -19,6 +24,8 @@ pub enum WeightLayout {
     Rows,
     /// `[⌈out / 16⌉, in, 16]`, from `[out, …]` whose other dimensions are read as one.
     Panels,
+    /// Blocks of a quantised format in panels, U8: [`QuantFormat::stored`].
+    Quantized(QuantFormat),
 }
 
 impl WeightLayout {
@@ -30,26 +37,35 @@ impl WeightLayout {
                 let (rows, columns) = rows_and_columns(shape);
                 vec![rows.div_ceil(PANEL), columns, PANEL]
             }
+            WeightLayout::Quantized(format) => {
+                let (rows, columns) = rows_and_columns(shape);
+                format.stored(rows, columns).to_vec()
+            }
         }
     }
 
     /// Writes the elements `at..at + piece.len()` of a weight of this shape to where they stay in `stored`.
     ///
-    /// Both slices must lie within their weight: `stored` has the elements of [`WeightLayout::stored`].
-    pub fn place<T: Copy>(self, stored: &mut [T], shape: &[usize], at: usize, piece: &[T]) {
+    /// Both slices must lie within their weight: `stored` has the elements of [`WeightLayout::stored`]. An error for
+    /// quantised weights, which have no elements: [`QuantFormat::place`] is for their blocks.
+    pub fn place<T: Copy>(self, stored: &mut [T], shape: &[usize], at: usize, piece: &[T]) -> Result<()> {
         match self {
             WeightLayout::Rows => stored[at..at + piece.len()].copy_from_slice(piece),
-            WeightLayout::Panels => {
-                let (_, columns) = rows_and_columns(shape);
-                let (mut row, mut column, mut piece) = (at / columns.max(1), at % columns.max(1), piece);
-                while !piece.is_empty() {
-                    let (now, later) = piece.split_at(piece.len().min(columns - column));
-                    let start = (row / PANEL * columns + column) * PANEL + row % PANEL;
-                    stored[start..].iter_mut().step_by(PANEL).zip(now).for_each(|(slot, value)| *slot = *value);
-                    (row, column, piece) = (row + 1, 0, later);
-                }
-            }
+            WeightLayout::Quantized(format) => bail!("single elements cannot be put among {format} blocks"),
+            WeightLayout::Panels => place_in_panels(stored, rows_and_columns(shape).1, at, piece),
         }
+        Ok(())
+    }
+}
+
+/// The same for panels of rows of so many columns.
+pub(in crate::ops) fn place_in_panels<T: Copy>(stored: &mut [T], columns: usize, at: usize, piece: &[T]) {
+    let (mut row, mut column, mut piece) = (at / columns.max(1), at % columns.max(1), piece);
+    while !piece.is_empty() {
+        let (now, later) = piece.split_at(piece.len().min(columns - column));
+        let start = (row / PANEL * columns + column) * PANEL + row % PANEL;
+        stored[start..].iter_mut().step_by(PANEL).zip(now).for_each(|(slot, value)| *slot = *value);
+        (row, column, piece) = (row + 1, 0, later);
     }
 }
 
@@ -63,7 +79,7 @@ fn rows_and_columns(shape: &[usize]) -> (usize, usize) {
 /// The weight of a linear layer, as its device reads it.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    /// Panels, `[⌈out / 16⌉, in, 16]`, f32; or rows, `[out, …]`.
+    /// Panels, `[⌈out / 16⌉, in, 16]`, f32, f16 or bf16; or rows, `[out, …]`; or quantised, `[⌈out / 16⌉, in / block, unit]`, U8.
     stored: Tensor,
     layout: WeightLayout,
     out: usize,
@@ -78,6 +94,11 @@ impl Matrix {
                 Ok(Matrix { stored, layout, out, in_tf32: false })
             }
             (WeightLayout::Rows, &[count, _, ..]) if count == out => Ok(Matrix { stored, layout, out, in_tf32: false }),
+            (WeightLayout::Quantized(format), &[_, blocks, _])
+                if format.stored(out, blocks * format.block()) == stored.dims() =>
+            {
+                Ok(Matrix { stored, layout, out, in_tf32: false })
+            }
             (_, dims) => bail!("{dims:?} is no weight of {out} outputs in {layout:?}"),
         }
     }
@@ -98,12 +119,52 @@ impl Matrix {
         let layout = WeightLayout::Panels;
         let shape = layout.stored(&[out, columns]);
         let mut stored = vec![0f32; shape.iter().product()];
-        layout.place(&mut stored, &[out, columns], 0, &values);
+        layout.place(&mut stored, &[out, columns], 0, &values)?;
         Matrix::new(Tensor::from_vec(stored, shape, &Device::Cpu)?, layout, out)
+    }
+
+    /// Arranges the blocks of a whole weight of `[out, in]`, row by row: for weights that no loader arranged.
+    pub fn from_blocks(format: QuantFormat, blocks: &[u8], (out, columns): (usize, usize)) -> Result<Matrix> {
+        let shape = format.stored(out, columns);
+        let mut stored = vec![0u8; shape.iter().product()];
+        format.place(&mut stored, (out, columns), 0, blocks)?;
+        Matrix::new(Tensor::from_vec(stored, shape.to_vec(), &Device::Cpu)?, WeightLayout::Quantized(format), out)
+    }
+
+    /// Its rows of these numbers as f32, `[rows, in]`: of an embedding table that is the last layer's weight too.
+    ///
+    /// A row beyond the last is an error. On a CPU.
+    pub fn rows(&self, numbers: &[u32]) -> Result<Tensor> {
+        let width = self.in_features();
+        if let Some(beyond) = numbers.iter().find(|&&number| number as usize >= self.out) {
+            bail!("row {beyond} is beyond a table of {} rows", self.out);
+        }
+        let mut rows = vec![0f32; numbers.len() * width];
+        let stored = Reading::of(&self.stored, "a table")?;
+        match (self.layout, self.stored.dtype()) {
+            (WeightLayout::Quantized(format), _) => {
+                let blocks = Blocks::new(format, all_values(&stored)?, (self.out, width))?;
+                let each = rows.chunks_exact_mut(width.max(1)).zip(numbers);
+                each.for_each(|(row, number)| blocks.row(*number as usize, row));
+            }
+            (layout, DType::F16) => pick(all_values::<f16>(&stored)?, layout, numbers, (&mut rows, width)),
+            (layout, DType::BF16) => pick(all_values::<bf16>(&stored)?, layout, numbers, (&mut rows, width)),
+            (layout, _) => pick(all_values::<f32>(&stored)?, layout, numbers, (&mut rows, width)),
+        }
+        Tensor::from_vec(rows, (numbers.len(), width), &Device::Cpu)
     }
 
     pub(in crate::ops) fn stored(&self) -> &Tensor {
         &self.stored
+    }
+
+    pub(in crate::ops) fn layout(&self) -> WeightLayout {
+        self.layout
+    }
+
+    /// What its numbers are kept as; U8 where they are quantised.
+    pub fn dtype(&self) -> DType {
+        self.stored.dtype()
     }
 
     pub fn out_features(&self) -> usize {
@@ -114,7 +175,21 @@ impl Matrix {
         match self.layout {
             WeightLayout::Panels => self.stored.dims()[1],
             WeightLayout::Rows => self.stored.dims()[1..].iter().product(),
+            WeightLayout::Quantized(format) => self.stored.dims()[1] * format.block(),
         }
+    }
+}
+
+/// Rows of a weight of single elements, widened.
+fn pick<W: Element>(stored: &[W], layout: WeightLayout, numbers: &[u32], (rows, width): (&mut [f32], usize)) {
+    for (row, number) in rows.chunks_exact_mut(width.max(1)).zip(numbers) {
+        let number = *number as usize;
+        // From where, and how far one is from the next.
+        let (start, step) = match layout {
+            WeightLayout::Panels => (number / PANEL * width * PANEL + number % PANEL, PANEL),
+            _ => (number * width, 1),
+        };
+        row.iter_mut().zip(stored[start..].iter().step_by(step)).for_each(|(slot, value)| *slot = value.widen());
     }
 }
 
@@ -134,7 +209,7 @@ mod tests {
             let layout = WeightLayout::Panels;
             let mut stored = vec![0; layout.stored(&shape).iter().product()];
             for (i, piece) in source.chunks(cut).enumerate() {
-                layout.place(&mut stored, &shape, i * cut, piece);
+                layout.place(&mut stored, &shape, i * cut, piece).unwrap();
             }
             for (i, value) in stored.iter().enumerate() {
                 let (panel, column, lane) = (i / (columns * PANEL), i / PANEL % columns, i % PANEL);
@@ -143,6 +218,27 @@ mod tests {
                 prop_assert_eq!(*value, want);
             }
         }
+    }
+
+    #[test]
+    fn rows_are_the_same_from_rows_and_from_panels() {
+        let table = crate::ops::testing::matrix(37, 23, 1);
+        let numbers = [36u32, 0, 15, 16, 36];
+        let values = |tensor: &Tensor| tensor.to_rows().unwrap();
+        let want: Vec<Vec<f32>> = numbers.iter().map(|&i| values(&table)[i as usize].clone()).collect();
+        for matrix in [Matrix::from_rows(&table).unwrap(), Matrix::new(table.clone(), WeightLayout::Rows, 37).unwrap()]
+        {
+            assert_eq!(values(&matrix.rows(&numbers).unwrap()), want);
+            assert!(matrix.rows(&[37]).unwrap_err().to_string().contains("row 37 is beyond"));
+            assert_eq!(matrix.rows(&[]).unwrap().dims(), [0, 23]);
+        }
+    }
+
+    #[test]
+    fn quantised_weights_have_no_single_elements() {
+        let layout = WeightLayout::Quantized(QuantFormat::Q4_0);
+        assert_eq!(layout.stored(&[20, 64]), [2, 2, 288]);
+        assert!(layout.place(&mut [0u8; 1152], &[20, 64], 0, &[1u8; 18]).is_err());
     }
 
     #[test]

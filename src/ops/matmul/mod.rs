@@ -10,10 +10,16 @@
 //! Every row is summed in the same order whatever stands beside it, so a row of a batch is the same row alone, to the
 //! bit.
 
+mod element;
 mod layout;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
+pub(super) use element::Element;
+pub(super) use layout::place_in_panels;
 pub use layout::{Matrix, PANEL, WeightLayout};
+use tile::Start;
 pub(super) use tile::Tiles;
 
 /// Values of the inner dimension that are gone through at once: a panel of them is 24 KiB.
@@ -34,17 +40,17 @@ pub(super) struct Left<'a> {
 ///
 /// The last panel is read whole, also where it has fewer columns than sixteen.
 #[derive(Clone, Copy)]
-pub(super) struct Right<'a> {
-    pub(super) data: &'a [f32],
+pub(super) struct Right<'a, W = f32> {
+    pub(super) data: &'a [W],
     pub(super) inner: usize,
     pub(super) columns: usize,
     pub(super) panel_stride: usize,
     pub(super) row_stride: usize,
 }
 
-impl<'a> Right<'a> {
+impl<'a, W: Element> Right<'a, W> {
     /// A weight's panels: `[⌈columns / 16⌉, inner, 16]`.
-    pub(super) fn panels(data: &'a [f32], inner: usize, columns: usize) -> Self {
+    pub(super) fn panels(data: &'a [W], inner: usize, columns: usize) -> Self {
         Right { data, inner, columns, panel_stride: inner * PANEL, row_stride: PANEL }
     }
 
@@ -83,15 +89,37 @@ impl Target {
 /// # Safety
 /// `target` has `left.rows` rows of `right.columns` values that nobody else reads or writes meanwhile.
 #[allow(unsafe_code)]
-pub(super) unsafe fn multiply(tiles: Tiles, left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+pub(super) unsafe fn multiply<W: Element>(
+    tiles: Tiles,
+    left: Left<'_>,
+    right: Right<'_, W>,
+    bias: Option<&[f32]>,
+    target: Target,
+) {
+    check(&left, &right);
+    assert!(bias.is_none_or(|bias| bias.len() >= right.columns));
+    // SAFETY: the operands were just held against what the tiles read, and the target is the caller's promise.
+    unsafe { tiles.multiply(left, right, bias.map_or(Start::Zero, Start::Bias), target) }
+}
+
+/// `target += left · right`, on the calling thread.
+///
+/// # Safety
+/// As for [`multiply`], and the target was written before.
+#[allow(unsafe_code)]
+pub(super) unsafe fn multiply_onto<W: Element>(tiles: Tiles, left: Left<'_>, right: Right<'_, W>, target: Target) {
+    check(&left, &right);
+    // SAFETY: as above.
+    unsafe { tiles.multiply(left, right, Start::Target, target) }
+}
+
+/// That both sides have what will be read of them.
+fn check<W>(left: &Left<'_>, right: &Right<'_, W>) {
     let (rows, inner, columns) = (left.rows, left.inner, right.columns);
     assert_eq!(inner, right.inner);
     assert!(rows == 0 || left.data.len() >= (rows - 1) * left.stride + inner);
     let last = columns.div_ceil(PANEL).saturating_sub(1) * right.panel_stride;
     assert!(columns == 0 || inner == 0 || right.data.len() >= last + (inner - 1) * right.row_stride + PANEL);
-    assert!(bias.is_none_or(|bias| bias.len() >= columns));
-    // SAFETY: the operands were just held against what the tiles read, and the target is the caller's promise.
-    unsafe { tiles.multiply(left, right, bias, target) }
 }
 
 /// Slices of `inner` of nearly equal size, none longer than [`SLICE`].

@@ -1,3 +1,4 @@
+use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -12,12 +13,12 @@ fn random(count: usize, seed: u64) -> Vec<f32> {
 /// `[columns, inner]` rows as panels, with NaN where the last panel has no column: it must never show.
 fn panels(rows: &[f32], columns: usize, inner: usize) -> Vec<f32> {
     let mut stored = vec![f32::NAN; columns.div_ceil(PANEL) * inner * PANEL];
-    WeightLayout::Panels.place(&mut stored, &[columns, inner], 0, rows);
+    WeightLayout::Panels.place(&mut stored, &[columns, inner], 0, rows).unwrap();
     stored
 }
 
 /// The product into a target that is wider than it must be and poisoned.
-fn product(tiles: Tiles, left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+fn product<W: Element>(tiles: Tiles, left: Left<'_>, right: Right<'_, W>, bias: Option<&[f32]>) -> Vec<f32> {
     let stride = right.columns + 3;
     let mut out = vec![f32::NAN; left.rows * stride];
     let target = Target { start: out.as_mut_ptr(), stride };
@@ -77,6 +78,28 @@ proptest! {
         }
     }
 
+    /// On every instruction set: the same sums of the same numbers.
+    #[test]
+    fn elements_of_16_bits_multiply_as_what_they_are(
+        rows in 0usize..40, columns in 1usize..70, inner in 0usize..500, seed: u64,
+    ) {
+        let a = random(rows * inner, seed);
+        let stored = panels(&random(columns * inner, seed ^ 1), columns, inner);
+        let left = Left { data: &a, rows, inner, stride: inner };
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let halves: Vec<f16> = stored.iter().map(|value| f16::from_f32(*value)).collect();
+        let wide: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
+        let brains: Vec<bf16> = stored.iter().map(|value| bf16::from_f32(*value)).collect();
+        let broad: Vec<f32> = brains.iter().map(|brain| brain.to_f32()).collect();
+        for tiles in Tiles::all() {
+            let of = |wide| product(tiles, left, Right::<f32>::panels(wide, inner, columns), None);
+            let got = product(tiles, left, Right::panels(&halves, inner, columns), None);
+            prop_assert_eq!(bits(got), bits(of(&wide)));
+            let got = product(tiles, left, Right::panels(&brains, inner, columns), None);
+            prop_assert_eq!(bits(got), bits(of(&broad)));
+        }
+    }
+
     #[test]
     fn parts_of_the_panels_are_parts_of_the_product(
         rows in 1usize..20, columns in 1usize..100, inner in 1usize..50, cut in 0usize..7, seed: u64,
@@ -107,5 +130,25 @@ fn slices_cover_the_inner_dimension_once() {
         assert!(all.iter().all(|(_, size)| *size <= SLICE), "{inner}: {all:?}");
         assert_eq!(all.iter().map(|(_, size)| size).sum::<usize>(), inner);
         assert!(all.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0), "{inner}: {all:?}");
+    }
+}
+
+#[test]
+fn a_product_may_be_added_to_what_is_there() {
+    let (rows, columns, inner) = (5, 37, 11);
+    let (a, b) = (random(rows * inner, 1), random(columns * inner, 2));
+    let (stored, before) = (panels(&b, columns, inner), random(rows * columns, 3));
+    let (left, right) = (Left { data: &a, rows, inner, stride: inner }, Right::panels(&stored, inner, columns));
+    for tiles in Tiles::all() {
+        let product = product(tiles, left, right, None);
+        let mut out = before.clone();
+        #[allow(unsafe_code)]
+        // SAFETY: `out` has the rows, and was written.
+        unsafe {
+            multiply_onto(tiles, left, right, Target { start: out.as_mut_ptr(), stride: columns });
+        }
+        for (at, got) in out.iter().enumerate() {
+            assert!((got - before[at] - product[at]).abs() < 1e-5, "{tiles:?}, {at}: {got}");
+        }
     }
 }

@@ -6,7 +6,9 @@
 
 #![allow(unsafe_code)]
 
-use super::{BLOCK, Left, PANEL, Right, Target, slices};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use super::{BLOCK, Element, Left, PANEL, Right, Target, slices};
 
 /// An instruction set that this processor was found to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +31,8 @@ impl Tiles {
         let portable = [Tiles::Portable].into_iter();
         #[cfg(target_arch = "x86_64")]
         let wide = {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = avx2 && is_x86_feature_detected!("avx512f");
             portable.chain(avx2.then_some(Tiles::Avx2)).chain(avx512.then_some(Tiles::Avx512))
         };
@@ -42,50 +45,66 @@ impl Tiles {
     ///
     /// # Safety
     /// The operands hold what their sizes and strides say, and the target is the caller's alone.
-    pub(super) unsafe fn multiply(self, left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+    pub(super) unsafe fn multiply<W: Element>(
+        self,
+        left: Left<'_>,
+        right: Right<'_, W>,
+        start: Start<'_>,
+        target: Target,
+    ) {
         match self {
             // SAFETY: handed on.
-            Tiles::Portable => unsafe { blocks::<Portable>(left, right, bias, target) },
+            Tiles::Portable => unsafe { blocks::<Portable, W>(left, right, start, target) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the value was made by `all`, which found AVX2 and FMA; the rest is handed on.
-            Tiles::Avx2 => unsafe { x86::avx2(left, right, bias, target) },
+            // SAFETY: the value was made by `all`, which found AVX2, FMA and F16C; the rest is handed on.
+            Tiles::Avx2 => unsafe { x86::avx2(left, right, start, target) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value was made by `all`, which found AVX-512F; the rest is handed on.
-            Tiles::Avx512 => unsafe { x86::avx512(left, right, bias, target) },
+            Tiles::Avx512 => unsafe { x86::avx512(left, right, start, target) },
         }
     }
 }
 
-/// One tile's operands.
+/// What sums begin with.
 #[derive(Clone, Copy)]
-struct Operands {
-    /// Steps of the inner dimension.
-    inner: usize,
-    /// `[ROWS, inner]` at `a_stride`
-    a: *const f32,
-    a_stride: usize,
-    /// `[inner, 16]` at `b_stride`, and the next panel at `panel_stride`
-    b: *const f32,
-    b_stride: usize,
-    panel_stride: usize,
-    /// `[ROWS, 16 · PANELS]` at `c_stride`
-    c: *mut f32,
-    c_stride: usize,
-    /// Where the next panel's part for this tile begins, and how many bytes of it each step has brought into the
-    /// first-level cache; there need not be a next panel.
-    next: *const u8,
-    pace: usize,
-    /// What the sums begin with: sixteen values for each panel, or null to go on from `c`.
-    start: *const f32,
+pub(super) enum Start<'a> {
+    Zero,
+    /// The same in every row.
+    Bias(&'a [f32]),
+    /// What the target holds.
+    Target,
 }
 
-impl Operands {
+/// One tile's operands.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<W> {
+    /// Steps of the inner dimension.
+    pub(super) inner: usize,
+    /// `[ROWS, inner]` at `a_stride`
+    pub(super) a: *const f32,
+    pub(super) a_stride: usize,
+    /// `[inner, 16]` at `b_stride`, and the next panel at `panel_stride`
+    pub(super) b: *const W,
+    pub(super) b_stride: usize,
+    pub(super) panel_stride: usize,
+    /// `[ROWS, 16 · PANELS]` at `c_stride`
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    /// Where the next panel's part for this tile begins, and how many bytes of it each step has brought into the
+    /// first-level cache; there need not be a next panel.
+    pub(super) next: *const u8,
+    pub(super) pace: usize,
+    /// What the sums begin with: sixteen values for each panel, or null to go on from `c`.
+    pub(super) start: *const f32,
+}
+
+impl<W> Operands<W> {
     /// Where the sums of a row of a panel begin.
     ///
     /// # Safety
     /// The row and the panel are inside the operands.
     #[inline(always)]
-    unsafe fn begin(&self, row: usize, panel: usize) -> *const f32 {
+    pub(super) unsafe fn begin(&self, row: usize, panel: usize) -> *const f32 {
         // SAFETY: inside, says the caller.
         unsafe {
             match self.start.is_null() {
@@ -94,10 +113,18 @@ impl Operands {
             }
         }
     }
+
+    /// The same for one of so many tiles of so many panels, which fetch the next panels among them, a little with every step:
+    /// weights come from main memory, and a burst of requests would wait for itself.
+    #[inline(always)]
+    fn fetching(self, panels: usize, tiles: usize) -> Self {
+        let next = self.b.wrapping_add(panels * self.panel_stride).cast();
+        Operands { next, pace: (self.b_stride * size_of::<W>()).div_ceil(tiles), ..self }
+    }
 }
 
 /// What an instruction set must have.
-trait Isa {
+pub(super) trait Isa {
     /// Rows of the tallest tile.
     const ROWS: usize;
     /// Whether there are registers for two panels of that many rows. A broadcast then serves two multiply-adds, and
@@ -105,14 +132,14 @@ trait Isa {
     const PAIRS: bool;
 
     /// `c = start + a · b`, for so many rows and panels.
-    unsafe fn tile<const ROWS: usize, const PANELS: usize>(operands: Operands);
+    unsafe fn tile<W: Element, const ROWS: usize, const PANELS: usize>(operands: Operands<W>);
 }
 
 /// Zeroes to begin with where there is no bias: as many as the widest tile has columns.
 const NOTHING: [f32; 4 * PANEL] = [0.0; 4 * PANEL];
 
 #[inline(always)]
-unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
+pub(super) unsafe fn blocks<I: Isa, W: Element>(left: Left<'_>, right: Right<'_, W>, start: Start<'_>, target: Target) {
     let full = right.columns / PANEL;
     for top in (0..left.rows).step_by(BLOCK) {
         let rows = BLOCK.min(left.rows - top);
@@ -131,15 +158,19 @@ unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>,
                     panel_stride: right.panel_stride,
                     c: unsafe { target.start.add(top * target.stride + column) },
                     c_stride: target.stride,
-                    // What is there already: tiles of few rows take several panels and wait for memory all the same.
+                    // What is there already.
                     next: left.data.as_ptr().cast(),
                     pace: 0,
                     start: std::ptr::null(),
                 };
-                let bias = if from == 0 { Some(bias.map_or(&NOTHING[..], |bias| &bias[column..])) } else { None };
+                let bias = match start {
+                    Start::Zero if from == 0 => Some(&NOTHING[..]),
+                    Start::Bias(bias) if from == 0 => Some(&bias[column..]),
+                    _ => None,
+                };
                 // SAFETY: handed on; `full - panel` whole panels lie before the end of both sides.
                 panel +=
-                    unsafe { strip::<I>(operands, rows, full.saturating_sub(panel), right.columns - column, bias) };
+                    unsafe { strip::<I, W>(operands, rows, full.saturating_sub(panel), right.columns - column, bias) };
             }
         }
     }
@@ -147,10 +178,16 @@ unsafe fn blocks<I: Isa>(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>,
 
 /// `rows` rows of the next panel, or of several when there are few rows; how many panels that were.
 #[inline(always)]
-unsafe fn strip<I: Isa>(operands: Operands, rows: usize, whole: usize, columns: usize, bias: Option<&[f32]>) -> usize {
+unsafe fn strip<I: Isa, W: Element>(
+    operands: Operands<W>,
+    rows: usize,
+    whole: usize,
+    columns: usize,
+    bias: Option<&[f32]>,
+) -> usize {
     if whole == 0 {
         // SAFETY: handed on.
-        unsafe { ragged::<I>(operands, rows, columns, bias) };
+        unsafe { ragged::<I, W>(operands, rows, columns, bias) };
         return 1;
     }
     let mut operands = operands;
@@ -161,26 +198,26 @@ unsafe fn strip<I: Isa>(operands: Operands, rows: usize, whole: usize, columns: 
     unsafe {
         match rows {
             1 if whole >= 4 => {
-                I::tile::<1, 4>(operands);
+                I::tile::<W, 1, 4>(operands.fetching(4, 1));
                 return 4;
             }
             1 | 2 if whole >= 2 => {
                 if rows == 1 {
-                    I::tile::<1, 2>(operands)
+                    I::tile::<W, 1, 2>(operands.fetching(2, 1))
                 } else {
-                    I::tile::<2, 2>(operands)
+                    I::tile::<W, 2, 2>(operands.fetching(2, 1))
                 }
                 return 2;
             }
             3 if whole >= 2 => {
-                I::tile::<3, 2>(operands);
+                I::tile::<W, 3, 2>(operands.fetching(2, 1));
                 return 2;
             }
             _ if whole >= 2 && I::PAIRS => {
-                column_of_tiles::<I, 2>(operands, rows);
+                column_of_tiles::<I, W, 2>(operands, rows);
                 return 2;
             }
-            _ => column_of_tiles::<I, 1>(operands, rows),
+            _ => column_of_tiles::<I, W, 1>(operands, rows),
         }
     }
     1
@@ -188,31 +225,29 @@ unsafe fn strip<I: Isa>(operands: Operands, rows: usize, whole: usize, columns: 
 
 /// The tiles of a panel, or of two, from top to bottom, as equal in height as they can be.
 #[inline(always)]
-unsafe fn column_of_tiles<I: Isa, const PANELS: usize>(mut operands: Operands, rows: usize) {
+unsafe fn column_of_tiles<I: Isa, W: Element, const PANELS: usize>(mut operands: Operands<W>, rows: usize) {
     let count = rows.div_ceil(I::ROWS);
     let (height, taller) = (rows / count, rows % count);
-    // The tiles of a panel fetch the next one among them, a little with every step: weights come from main memory, and
-    // a burst of requests would wait for itself.
-    let next = operands.b.wrapping_add(PANELS * operands.panel_stride);
-    operands.pace = (operands.b_stride * size_of::<f32>()).div_ceil(count);
+    operands = operands.fetching(PANELS, count);
+    let next = operands.next;
     for tile in 0..count {
         let rows = height + usize::from(tile < taller);
-        operands.next = next.wrapping_add(tile * operands.inner / count * operands.b_stride).cast();
+        operands.next = next.wrapping_add(tile * operands.inner / count * operands.b_stride * size_of::<W>());
         // SAFETY: tiles follow one another inside the rows.
         unsafe {
             match rows {
-                1 => I::tile::<1, PANELS>(operands),
-                2 => I::tile::<2, PANELS>(operands),
-                3 => I::tile::<3, PANELS>(operands),
-                4 => I::tile::<4, PANELS>(operands),
-                5 => I::tile::<5, PANELS>(operands),
-                6 => I::tile::<6, PANELS>(operands),
-                7 => I::tile::<7, PANELS>(operands),
-                8 => I::tile::<8, PANELS>(operands),
-                9 => I::tile::<9, PANELS>(operands),
-                10 => I::tile::<10, PANELS>(operands),
-                11 => I::tile::<11, PANELS>(operands),
-                _ => I::tile::<12, PANELS>(operands),
+                1 => I::tile::<W, 1, PANELS>(operands),
+                2 => I::tile::<W, 2, PANELS>(operands),
+                3 => I::tile::<W, 3, PANELS>(operands),
+                4 => I::tile::<W, 4, PANELS>(operands),
+                5 => I::tile::<W, 5, PANELS>(operands),
+                6 => I::tile::<W, 6, PANELS>(operands),
+                7 => I::tile::<W, 7, PANELS>(operands),
+                8 => I::tile::<W, 8, PANELS>(operands),
+                9 => I::tile::<W, 9, PANELS>(operands),
+                10 => I::tile::<W, 10, PANELS>(operands),
+                11 => I::tile::<W, 11, PANELS>(operands),
+                _ => I::tile::<W, 12, PANELS>(operands),
             }
             operands.a = operands.a.add(rows * operands.a_stride);
             operands.c = operands.c.add(rows * operands.c_stride);
@@ -222,7 +257,7 @@ unsafe fn column_of_tiles<I: Isa, const PANELS: usize>(mut operands: Operands, r
 
 /// The last panel where it is not full: through a strip of its own, of which the columns that exist are copied.
 #[inline(always)]
-unsafe fn ragged<I: Isa>(operands: Operands, rows: usize, columns: usize, bias: Option<&[f32]>) {
+unsafe fn ragged<I: Isa, W: Element>(operands: Operands<W>, rows: usize, columns: usize, bias: Option<&[f32]>) {
     let mut strip = [0f32; BLOCK * PANEL];
     let mut start = [0f32; PANEL];
     let mut inside = Operands { c: strip.as_mut_ptr(), c_stride: PANEL, ..operands };
@@ -240,7 +275,7 @@ unsafe fn ragged<I: Isa>(operands: Operands, rows: usize, columns: usize, bias: 
         }
     }
     // SAFETY: the strip has room for a block's rows of a whole panel.
-    unsafe { column_of_tiles::<I, 1>(inside, rows) };
+    unsafe { column_of_tiles::<I, W, 1>(inside, rows) };
     for (row, strip) in strip.chunks_exact(PANEL).take(rows).enumerate() {
         // SAFETY: as above, and nobody else's.
         let out = unsafe { std::slice::from_raw_parts_mut(operands.c.add(row * operands.c_stride), columns) };
@@ -256,7 +291,7 @@ impl Isa for Portable {
     const PAIRS: bool = false;
 
     #[inline(always)]
-    unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
+    unsafe fn tile<W: Element, const ROWS: usize, const PANELS: usize>(o: Operands<W>) {
         const FMA: bool = cfg!(target_feature = "fma") || cfg!(target_arch = "aarch64");
         // SAFETY: the caller's: rows, panels and steps are inside the operands.
         unsafe {
@@ -268,7 +303,7 @@ impl Isa for Portable {
                 }
                 let b = o.b.add(panel * o.panel_stride);
                 for step in 0..o.inner {
-                    let b = b.add(step * o.b_stride).cast::<[f32; PANEL]>().read_unaligned();
+                    let b = b.add(step * o.b_stride).cast::<[W; PANEL]>().read_unaligned().map(W::widen);
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let a = *o.a.add(row * o.a_stride + step);
                         sums.iter_mut().zip(b).for_each(|(sum, b)| *sum = super::super::simd::madd::<FMA>(a, b, *sum));
@@ -276,120 +311,6 @@ impl Isa for Portable {
                 }
                 for (row, sums) in sums.iter().enumerate() {
                     o.c.add(row * o.c_stride + panel * PANEL).cast::<[f32; PANEL]>().write_unaligned(*sums);
-                }
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::needless_range_loop, reason = "a row or panel indexes the sums and the operands alike")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::{Isa, Left, Operands, PANEL, Right, Target, blocks};
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
-        // SAFETY: handed on.
-        unsafe { blocks::<Avx2>(left, right, bias, target) }
-    }
-
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    pub(super) unsafe fn avx512(left: Left<'_>, right: Right<'_>, bias: Option<&[f32]>, target: Target) {
-        // SAFETY: handed on.
-        unsafe { blocks::<Avx512>(left, right, bias, target) }
-    }
-
-    /// Sixteen registers: twelve sums, two of a panel, one broadcast.
-    struct Avx2;
-
-    /// Has a line brought into the first-level cache.
-    #[inline(always)]
-    fn fetch(line: *const u8) {
-        // SAFETY: a prefetch is a hint; it may be given any address and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
-    }
-
-    impl Isa for Avx2 {
-        const ROWS: usize = 6;
-        const PAIRS: bool = false;
-
-        #[inline(always)]
-        unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
-            // SAFETY: the caller's: rows, panels and steps are inside the operands; the caller runs with AVX2 and FMA.
-            unsafe {
-                let mut sums = [[[_mm256_setzero_ps(); 2]; PANELS]; ROWS];
-                for row in 0..ROWS {
-                    for panel in 0..PANELS {
-                        let from = o.begin(row, panel);
-                        sums[row][panel] = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
-                    }
-                }
-                let (mut b, mut next) = (o.b, o.next);
-                for step in 0..o.inner {
-                    fetch(next);
-                    next = next.wrapping_add(o.pace);
-                    for panel in 0..PANELS {
-                        let at = b.add(panel * o.panel_stride);
-                        let (low, high) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
-                        for row in 0..ROWS {
-                            let a = _mm256_broadcast_ss(&*o.a.add(row * o.a_stride + step));
-                            let [first, second] = sums[row][panel];
-                            sums[row][panel] = [_mm256_fmadd_ps(a, low, first), _mm256_fmadd_ps(a, high, second)];
-                        }
-                    }
-                    b = b.add(o.b_stride);
-                }
-                for row in 0..ROWS {
-                    for panel in 0..PANELS {
-                        let to = o.c.add(row * o.c_stride + panel * PANEL);
-                        _mm256_storeu_ps(to, sums[row][panel][0]);
-                        _mm256_storeu_ps(to.add(8), sums[row][panel][1]);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Thirty-two registers: twenty-four sums, a row of two panels, a broadcast.
-    struct Avx512;
-
-    impl Isa for Avx512 {
-        const ROWS: usize = 12;
-        const PAIRS: bool = true;
-
-        #[inline(always)]
-        unsafe fn tile<const ROWS: usize, const PANELS: usize>(o: Operands) {
-            // SAFETY: the caller's: rows, panels and steps are inside the operands; the caller runs with AVX-512F.
-            unsafe {
-                let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
-                for row in 0..ROWS {
-                    for panel in 0..PANELS {
-                        let from = o.begin(row, panel);
-                        sums[row][panel] = _mm512_loadu_ps(from);
-                    }
-                }
-                let (mut b, mut next) = (o.b, o.next);
-                for step in 0..o.inner {
-                    let mut lines = [_mm512_setzero_ps(); PANELS];
-                    for panel in 0..PANELS {
-                        lines[panel] = _mm512_loadu_ps(b.add(panel * o.panel_stride));
-                        fetch(next.wrapping_add(panel * o.panel_stride * size_of::<f32>()));
-                    }
-                    next = next.wrapping_add(o.pace);
-                    for row in 0..ROWS {
-                        let a = _mm512_set1_ps(*o.a.add(row * o.a_stride + step));
-                        for panel in 0..PANELS {
-                            sums[row][panel] = _mm512_fmadd_ps(a, lines[panel], sums[row][panel]);
-                        }
-                    }
-                    b = b.add(o.b_stride);
-                }
-                for row in 0..ROWS {
-                    for panel in 0..PANELS {
-                        _mm512_storeu_ps(o.c.add(row * o.c_stride + panel * PANEL), sums[row][panel]);
-                    }
                 }
             }
         }

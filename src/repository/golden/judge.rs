@@ -58,8 +58,52 @@ impl Expect {
             Expect::SimilarAtLeast(limit) => similarity(outputs, *limit, Verdict::at_least),
             Expect::SimilarAtMost(limit) => similarity(outputs, *limit, Verdict::at_most),
             Expect::Order(order) => judge_order(order, outputs),
+            Expect::Continuation(text) => judge_continuation(text, outputs),
+            Expect::Logprobs { logprobs, max_abs } => judge_logprobs(logprobs, f64::from(*max_abs), outputs),
+            Expect::MaxPerplexity(most) => judge_perplexity(f64::from(*most), outputs),
         }
     }
+}
+
+/// How many of the tokens, from the first on, were the likeliest in their places: so far would the model have written them.
+fn judge_continuation(text: &str, outputs: &[Output]) -> Verdict {
+    let [Output::Likelihood { logprobs, likeliest }] = outputs else {
+        return Verdict::unmeasured(f64::NAN, wrong_outputs("the likelihood of one text", outputs));
+    };
+    let pairs = logprobs.iter().zip(likeliest);
+    let prefix = pairs.take_while(|(own, likeliest)| own.is_finite() && own >= likeliest).count();
+    let passed = prefix == logprobs.len() && prefix > 0;
+    let message = match passed {
+        true => format!("{text:?} is what the model writes"),
+        false => format!("the model writes {prefix} of the {} tokens of {text:?}", logprobs.len()),
+    };
+    Verdict { passed, measure: prefix as f64, limit: logprobs.len() as f64, message }
+}
+
+fn judge_logprobs(expected: &[f32], limit: f64, outputs: &[Output]) -> Verdict {
+    let [Output::Likelihood { logprobs, .. }] = outputs else {
+        return Verdict::unmeasured(limit, wrong_outputs("the likelihood of one text", outputs));
+    };
+    if logprobs.len() != expected.len() {
+        let message = format!("the text has {} tokens with a probability, expected {}", logprobs.len(), expected.len());
+        return Verdict::unmeasured(limit, message);
+    }
+    let deviations =
+        logprobs.iter().zip(expected).map(|(found, wanted)| (f64::from(*found) - f64::from(*wanted)).abs());
+    // `max` would drop a NaN
+    let worst = deviations.fold(0.0, |worst: f64, one| if one > worst || one.is_nan() { one } else { worst });
+    Verdict::at_most(worst, limit, "the largest deviation of a token's logarithm")
+}
+
+fn judge_perplexity(limit: f64, outputs: &[Output]) -> Verdict {
+    let [Output::Likelihood { logprobs, .. }] = outputs else {
+        return Verdict::unmeasured(limit, wrong_outputs("the likelihood of one text", outputs));
+    };
+    if logprobs.is_empty() {
+        return Verdict::unmeasured(limit, "the text has no token with a probability");
+    }
+    let mean = logprobs.iter().map(|value| f64::from(*value)).sum::<f64>() / logprobs.len() as f64;
+    Verdict::at_most((-mean).exp(), limit, "the perplexity")
 }
 
 fn judge_label(label: &str, min_score: Option<f32>, outputs: &[Output]) -> Verdict {
@@ -206,6 +250,7 @@ fn wrong_outputs(expected: &str, outputs: &[Output]) -> String {
         Some(Output::Embedding { .. }) => "embeddings",
         Some(Output::Labels { .. }) => "labels",
         Some(Output::Score { .. }) => "scores",
+        Some(Output::Likelihood { .. }) => "likelihoods",
     };
     format!("expected {expected}, found {} outputs ({kind})", outputs.len())
 }

@@ -164,7 +164,8 @@ pub(super) fn prepare(golden: &Golden, processor: &Processor, contract: &Contrac
         .map(|(case, file)| {
             let wrong = |reason: String| Error::unloadable(file, format!("case '{}': {reason}", case.id));
             case.expect.fits(contract.task).map_err(wrong)?;
-            let inputs = case.inputs.iter().map(|input| processor.prepare(input, &options));
+            let inputs = case.asked();
+            let inputs = inputs.iter().map(|input| processor.prepare(input, &options));
             let inputs = inputs.collect::<Result<Vec<_>>>().map_err(|e| wrong(e.to_string()))?;
             Ok(Prepared { case: case.clone(), inputs })
         })
@@ -334,8 +335,8 @@ async fn fastest(runner: &mut Runner, input: &Input) -> Result<Result<f64>, Soft
 /// The same golden inputs as both versions prepare them.
 fn pairs(cases: &[Prepared], live: &Generation) -> Vec<(Input, Input)> {
     let options = PrepareOptions::default();
-    let both = cases.iter().flat_map(|prepared| prepared.inputs.iter().zip(&prepared.case.inputs));
-    both.filter_map(|(ours, raw)| Some((ours.clone(), live.processor.prepare(raw, &options).ok()?))).take(32).collect()
+    let both = cases.iter().flat_map(|prepared| prepared.inputs.iter().zip(prepared.case.asked()));
+    both.filter_map(|(ours, raw)| Some((ours.clone(), live.processor.prepare(&raw, &options).ok()?))).take(32).collect()
 }
 
 /// Whether milliseconds of the candidate are near enough to those of the live version.

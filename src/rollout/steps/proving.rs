@@ -21,7 +21,7 @@ use crate::generation::{Generation, Parts, Stamp};
 use crate::ledger::GateCheck;
 use crate::model::{Input, Model};
 use crate::process::Processor;
-use crate::repository::ModelConfig;
+use crate::repository::{ModelConfig, ObserveConfig};
 use crate::schedule::BatchLimits;
 
 /// The first forward pass. On a CPU it runs on probation, so that a hang or a crash is nobody else's.
@@ -206,7 +206,7 @@ async fn install(ctx: &Context, candidate: &mut Candidate, model: Model) -> Resu
     let (generation, drained) = Generation::new(parts);
     let room = candidate.room.take().ok_or_else(|| Error::internal("a generation without room"))?;
     let stats = Arc::clone(&generation.stats);
-    let drain_timeout = config.observe.drain_timeout;
+    let ObserveConfig { drain_timeout, on_drain_timeout, .. } = config.observe;
     candidate.resident = Some(Resident {
         id: candidate.id,
         version: candidate.version.clone(),
@@ -215,6 +215,7 @@ async fn install(ctx: &Context, candidate: &mut Candidate, model: Model) -> Resu
         room,
         drained,
         drain_timeout,
+        on_drain_timeout,
     });
     candidate.generation = Some(generation);
     Ok(())

@@ -7,6 +7,7 @@ use super::super::super::cast;
 use super::super::super::fixtures::{Folder, Given, f32s, given};
 use super::*;
 use crate::ops::WeightLayout;
+use crate::weights::Below;
 
 /// Memory that is not pinned, and how far each call said that it was written.
 struct Pages {
@@ -135,7 +136,8 @@ fn it_ends_where_memory_cannot_be_pinned_and_where_nobody_wants_it_any_more() {
 
 /// Three as one, each of a shape.
 fn want_three(shape: &[usize], dtype: DType) -> Wanted {
-    Wanted { below: vec!["k".to_owned(), "v".to_owned()], ..want("q", shape, dtype) }
+    let below = ["k", "v"].map(|name| Below { name: name.to_owned(), rows: shape.first().copied().unwrap_or(1) });
+    Wanted { below: below.to_vec(), ..want("q", shape, dtype) }
 }
 
 #[test]

@@ -41,6 +41,33 @@ pub(super) fn shape() -> RefOr<Schema> {
     ArrayBuilder::new().items(size).into()
 }
 
+/// A text at which an answer ends, or several.
+pub(in crate::http) fn openai_stop() -> RefOr<Schema> {
+    let null = ObjectBuilder::new().schema_type(Type::Null).build();
+    OneOfBuilder::new().item(text()).item(list(text(), None)).item(null).into()
+}
+
+/// One prompt.
+pub(in crate::http) fn openai_prompt() -> RefOr<Schema> {
+    let tokens = || list(token(), None);
+    let prompt =
+        OneOfBuilder::new().item(text()).item(list(text(), Some(1))).item(tokens()).item(list(tokens(), Some(1)));
+    prompt.description(Some("A text, or one as token ids")).into()
+}
+
+/// A chat so far.
+pub(in crate::http) fn openai_messages() -> RefOr<Schema> {
+    let role = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[A-Za-z0-9_.-]{1,64}$"));
+    let message =
+        ObjectBuilder::new().property("role", role).property("content", text()).required("role").required("content");
+    ArrayBuilder::new().items(message).min_items(Some(1)).description(Some("What was said so far")).into()
+}
+
+/// Tokens by their ids.
+pub(in crate::http) fn openai_tokens() -> RefOr<Schema> {
+    ArrayBuilder::new().items(token()).into()
+}
+
 /// What is not supported, and so may be null at most.
 pub(in crate::http) fn nothing() -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::Null).description(Some("Not supported yet, and refused")).into()

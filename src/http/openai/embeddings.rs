@@ -1,6 +1,6 @@
-//! OpenAI's dialect: `/v1/models` and `/v1/embeddings`.
+//! `/v1/embeddings`.
 //!
-//! Source: OpenAI API reference, "Embeddings" and "Models"; the official clients ask for base64 by default.
+//! Source: OpenAI API reference, "Embeddings"; the official clients ask for base64 by default.
 
 use std::sync::Arc;
 
@@ -10,30 +10,25 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::reply::{Dialect, Failure, put_stamp};
-use super::routes::{Named, Routes};
-use super::{App, body, request};
+use super::does;
 use crate::error::{Error, Result};
+use crate::http::reply::{Dialect, Failure, put_stamp};
+use crate::http::{App, body, request};
 use crate::process::{FinishOptions, PrepareOptions};
-use crate::slot::{Ask, Slot, Target};
+use crate::slot::Ask;
 use crate::value::{Output, RawInput, Task};
 
 /// Inputs of one request, as OpenAI allows.
-pub(super) const MOST_INPUTS: usize = 2048;
-
-pub(super) fn routes() -> Routes {
-    Routes::default().get("/v1/models", models).get("/v1/models/{ref}", model).post("/v1/embeddings", embeddings)
-}
+pub(in crate::http) const MOST_INPUTS: usize = 2048;
 
 /// OpenAI's request for embeddings; other fields of theirs are taken and have no effect.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(super) struct EmbeddingsRequest {
+pub(in crate::http) struct EmbeddingsRequest {
     /// A model, or `model@version`.
     model: String,
-    #[schema(schema_with = super::openapi::openai_input)]
+    #[schema(schema_with = crate::http::openapi::openai_input)]
     input: Input,
     #[schema(inline)]
     encoding_format: Option<Encoding>,
@@ -89,7 +84,7 @@ struct Usage {
     total_tokens: usize,
 }
 
-async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
+pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
     match embed(&app, request).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
@@ -111,7 +106,8 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
             deadline: None,
         })
     };
-    let answer = request::answer(app, Dialect::OpenAi, &reference, embeds, bytes.len(), ask).await?;
+    let answer =
+        request::answer(app, Dialect::OpenAi, &reference, does(Task::Embed, "embed"), bytes.len(), ask).await?;
     let data = answer.outputs.into_iter().enumerate().map(|(at, output)| Item::of(at, output, encoding)).collect();
     let stamp = answer.stamp;
     let usage = Usage { prompt_tokens: answer.tokens, total_tokens: answer.tokens };
@@ -119,17 +115,6 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
     let mut response = Json(body).into_response();
     put_stamp(&mut response, &stamp);
     Ok(response)
-}
-
-fn embeds(target: &Target) -> Result<()> {
-    match target.slot.task() {
-        // One whose task nobody knows serves nothing, which its admission says.
-        Some(Task::Embed) | None => Ok(()),
-        Some(other) => {
-            let message = format!("'{}' does not embed: its task is {other}", target.slot.name());
-            Err(Error::bad_param("model", message))
-        }
-    }
 }
 
 fn inputs(input: Input) -> Result<Vec<RawInput>> {
@@ -158,8 +143,8 @@ impl Item {
     fn of(index: usize, output: Output, encoding: Encoding) -> Item {
         let embedding = match output {
             Output::Embedding { embedding } => embedding,
-            // `embeds` has seen that the task is to embed, and a task has one kind of output.
-            Output::Labels { .. } | Output::Score { .. } => Vec::new(),
+            // `does` has seen that the task is to embed, and a task has one kind of output.
+            _ => Vec::new(),
         };
         let embedding = match encoding {
             Encoding::Float => Values::Float(embedding),
@@ -171,23 +156,6 @@ impl Item {
         };
         Item { object: "embedding", index, embedding }
     }
-}
-
-async fn models(State(app): State<Arc<App>>) -> Response {
-    let data: Vec<Value> = app.registry.slots().values().map(|slot| card(slot.name(), slot)).collect();
-    Json(json!({ "object": "list", "data": data })).into_response()
-}
-
-async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response {
-    match app.registry.resolve(&reference) {
-        Ok(target) => Json(card(&reference, &target.slot)).into_response(),
-        Err(error) => Failure::new(Dialect::OpenAi, error).into_response(),
-    }
-}
-
-fn card(id: &str, slot: &Slot) -> Value {
-    let version = slot.route().map(|route| route.live.version().to_owned());
-    json!({ "id": id, "object": "model", "created": 0, "owned_by": "cutover", "task": slot.task(), "version": version })
 }
 
 #[cfg(test)]

@@ -1,0 +1,366 @@
+//! A resident model that writes text: who waits for it, and one step at a time.
+//!
+//! The scheduler decides what a step computes; here it is run, sampled from, and told. A reader that is slow costs
+//! nothing: what was written waits in its own channel, which holds no more than a request may ask for. A sequence whose
+//! reader is gone is cancelled before the next step.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rayon::prelude::*;
+use tokio::sync::mpsc;
+
+use super::lane::Work;
+use super::resident::guarded;
+use crate::error::{Error, Result};
+use crate::faults::{At, Faults, Strike};
+use crate::model::{Decoder, KvCache, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+use crate::process::{Choice, Sampler, SamplingOptions};
+use crate::schedule::decode::{self, DecodeLimits, DecodeScheduler, Effect, Finish, Plan, Prompted, Run, Sampled};
+use crate::schedule::{BatchLimits, Nanos};
+
+/// Sequences that are written at once where nothing else is said.
+const SEQUENCES: usize = 64;
+
+/// A prompt that is to be continued.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    pub tokens: Vec<u32>,
+    /// How many of the last of them were written, by another generation: they count as such for sampling.
+    pub written: usize,
+    /// Tokens to write at most.
+    pub max_new: usize,
+    pub sampling: SamplingOptions,
+    /// Token ids that end it.
+    pub ends: Arc<[u32]>,
+    /// Higher goes first.
+    pub priority: i32,
+}
+
+/// What a reader is told.
+#[derive(Debug)]
+pub enum Written {
+    Token(Choice),
+    /// Nothing comes after it.
+    Finished(Finish),
+    /// Nor after this.
+    Failed(Error),
+}
+
+/// A prompt on its way to the engine.
+pub(crate) struct Commission {
+    pub(crate) prompt: Prompt,
+    pub(crate) arrived: Nanos,
+    pub(crate) urgent: bool,
+    pub(crate) reader: mpsc::UnboundedSender<Written>,
+}
+
+/// Decoders' part of a resident generation.
+pub(super) struct Decoding {
+    name: String,
+    scheduler: DecodeScheduler,
+    sequences: HashMap<u64, Sequence>,
+    next: u64,
+    /// When the last step ended: turns between generations go by it.
+    stepped: Nanos,
+    faults: Arc<Faults>,
+    work: Arc<Work>,
+}
+
+struct Sequence {
+    sampler: Sampler,
+    ends: Arc<[u32]>,
+    reader: mpsc::UnboundedSender<Written>,
+    arrived: Nanos,
+    /// Until its first step.
+    queued: Option<Nanos>,
+    ran: Nanos,
+}
+
+/// A sequence's row, and what is chosen from it.
+struct Draw {
+    key: u64,
+    sequence: Sequence,
+    row: Vec<f32>,
+    choice: Option<Choice>,
+}
+
+impl Draw {
+    fn draw(&mut self) {
+        self.choice = self.sequence.sampler.sample(&mut self.row).ok();
+    }
+}
+
+/// What a step was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stepped {
+    pub(super) sequences: usize,
+    pub(super) tokens: usize,
+}
+
+/// Runs a step of a model, on the device's threads.
+pub(super) type Step<'a> = dyn Fn(&mut dyn Decoder, &StepInput, &mut KvCache) -> Result<Logits> + 'a;
+
+/// Runs something that uses the device's threads.
+pub(super) type Spread<'a> = dyn Fn(&mut (dyn FnMut() + Send)) + 'a;
+
+impl Decoding {
+    pub(super) fn new(
+        name: &str,
+        (model, cache): (&dyn Decoder, &KvCache),
+        batch: BatchLimits,
+        (faults, work): (Arc<Faults>, Arc<Work>),
+    ) -> Decoding {
+        let sequences = if batch.max_items == usize::MAX { SEQUENCES } else { batch.max_items };
+        let limits = DecodeLimits {
+            block_tokens: model.kv().block_tokens,
+            blocks: cache.blocks(),
+            // A prompt in such pieces leaves room for those that are being continued.
+            step_tokens: batch.max_tokens.min(TOKENS_PER_STEP),
+            sequences: sequences.min(ROWS_PER_STEP),
+            context: model.context(),
+        };
+        Decoding {
+            name: name.to_owned(),
+            scheduler: DecodeScheduler::new(limits),
+            sequences: HashMap::new(),
+            next: 0,
+            stepped: 0,
+            faults,
+            work,
+        }
+    }
+
+    pub(super) fn submit(&mut self, Commission { prompt, arrived, urgent, reader }: Commission) {
+        let key = self.next;
+        self.next += 1;
+        let Prompt { tokens, written, max_new, sampling, ends, priority } = prompt;
+        let split = tokens.len().saturating_sub(written);
+        let mut sampler = Sampler::new(sampling, &tokens[..split]);
+        tokens[split..].iter().for_each(|token| sampler.accept(*token));
+        let prompted = Prompted { key, tokens, max_new, priority, arrived, urgent, scored: false };
+        match self.scheduler.push(prompted) {
+            Ok(()) => {
+                let sequence = Sequence { sampler, ends, reader, arrived, queued: None, ran: 0 };
+                self.sequences.insert(key, sequence);
+            }
+            // A reader that left does not mind.
+            Err(refusal) => drop(reader.send(Written::Failed(Error::bad_request(refusal.to_string())))),
+        }
+    }
+
+    /// When the next step may run and since when it is waited for; nothing where nobody waits.
+    pub(super) fn turn(&self) -> Option<(Nanos, Nanos)> {
+        let oldest = self.scheduler.oldest()?;
+        // An urgent one waits since the beginning of time; others since they came, or since the last step.
+        Some((0, if oldest == 0 { 0 } else { oldest.max(self.stepped) }))
+    }
+
+    /// Sequences that wait or run.
+    pub(super) fn waiting(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Lets every sequence end where it is: a generation that has to go does not wait for them any longer.
+    pub(super) fn cut_short(&mut self) {
+        for (key, sequence) in self.sequences.drain() {
+            self.scheduler.cancel(key);
+            // A reader that left does not mind.
+            let _ = sequence.reader.send(Written::Finished(Finish::Length));
+        }
+    }
+
+    /// The next step's plan, without those whose readers have left; how many these were.
+    pub(super) fn plan(&mut self) -> (Option<Plan>, u64) {
+        let before = self.sequences.len();
+        let scheduler = &mut self.scheduler;
+        self.sequences.retain(|key, sequence| {
+            let stays = !sequence.reader.is_closed();
+            if !stays {
+                scheduler.cancel(*key);
+            }
+            stays
+        });
+        let left = (before - self.sequences.len()) as u64;
+        (self.scheduler.plan(), left)
+    }
+
+    /// Runs a plan, samples, and tells readers.
+    ///
+    /// When a step of several fails, each of its sequences runs again alone, so that one poisonous input fails by itself.
+    pub(super) fn step(
+        &mut self,
+        model: (&mut dyn Decoder, &mut KvCache),
+        mut plan: Plan,
+        started: Nanos,
+        (step, spread): (&Step<'_>, &Spread<'_>),
+    ) -> Stepped {
+        let runs = std::mem::take(&mut plan.runs);
+        let stepped = Stepped { sequences: runs.len(), tokens: plan.tokens };
+        let began = std::time::Instant::now();
+        let results = self.compute(model, &runs, step);
+        let keys: Vec<u64> = runs.iter().map(|run| run.key).collect();
+        // The scheduler changes block tables in place where nobody else holds them.
+        drop(runs);
+        let sampled = self.sample(results, spread);
+        let effects = self.scheduler.apply(plan, &sampled.iter().map(|(sampled, _)| *sampled).collect::<Vec<_>>());
+        self.count(&keys, started, began.elapsed().as_nanos() as Nanos);
+        self.tell(effects, sampled);
+        stepped
+    }
+
+    pub(super) fn stepped_at(&mut self, now: Nanos) {
+        self.stepped = now;
+    }
+
+    /// The row that each run wants sampled; those of runs that failed are told and cancelled.
+    fn compute(
+        &mut self,
+        model: (&mut dyn Decoder, &mut KvCache),
+        runs: &[Run],
+        step: &Step<'_>,
+    ) -> Vec<(u64, Vec<f32>)> {
+        let (model, cache) = model;
+        match self.pass((&mut *model, &mut *cache), runs, step) {
+            Ok(rows) => rows,
+            Err(error) if runs.len() == 1 => {
+                self.fail(runs[0].key, error);
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::warn!(version = self.name, sequences = runs.len(), %error, "a step failed; running its sequences alone");
+                let mut rows = Vec::new();
+                for run in runs {
+                    match self.pass((&mut *model, &mut *cache), std::slice::from_ref(run), step) {
+                        Ok(row) => rows.extend(row),
+                        Err(error) => self.fail(run.key, error),
+                    }
+                }
+                rows
+            }
+        }
+    }
+
+    /// One pass over runs, which faults on purpose may strike.
+    fn pass(
+        &mut self,
+        (model, cache): (&mut dyn Decoder, &mut KvCache),
+        runs: &[Run],
+        step: &Step<'_>,
+    ) -> Result<Vec<(u64, Vec<f32>)>> {
+        let input = StepInput { sequences: runs.iter().map(sequence_of).collect() };
+        let faults = &self.faults;
+        let (strike, logits) = guarded(&self.name, || {
+            let strike = faults.strike(At::Serving)?;
+            Ok((strike, step(model, &input, cache)?))
+        })?;
+        if logits.count() != input.rows() {
+            let message = format!("{} rows where {} were wanted", logits.count(), input.rows());
+            return Err(Error::ForwardFailed { version: self.name.clone(), message });
+        }
+        let mut rows = logits.rows();
+        let mut wanted = Vec::with_capacity(runs.len());
+        for run in runs {
+            let of_run = rows.by_ref().take(input_rows(run)).last();
+            if let Some(row) = of_run.filter(|_| run.sample) {
+                let row = if strike == Strike::Poison { vec![f32::NAN; row.len()] } else { row.to_vec() };
+                wanted.push((run.key, row));
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Draws from every row, side by side: a vocabulary is wide.
+    fn sample(&mut self, rows: Vec<(u64, Vec<f32>)>, spread: &Spread<'_>) -> Vec<(Sampled, Option<Choice>)> {
+        let mut draws: Vec<Draw> = rows
+            .into_iter()
+            .filter_map(|(key, row)| Some(Draw { key, sequence: self.sequences.remove(&key)?, row, choice: None }))
+            .collect();
+        match draws.len() {
+            0 | 1 => draws.iter_mut().for_each(Draw::draw),
+            _ => spread(&mut || draws.par_iter_mut().for_each(Draw::draw)),
+        }
+        let mut sampled = Vec::with_capacity(draws.len());
+        for Draw { key, sequence, choice, .. } in draws {
+            let ends = Arc::clone(&sequence.ends);
+            self.sequences.insert(key, sequence);
+            match choice {
+                Some(choice) => {
+                    let stop = ends.contains(&choice.token);
+                    sampled.push((Sampled { key, token: choice.token, stop }, Some(choice)));
+                }
+                // No token can be chosen from such a row.
+                None => self.fail(key, Error::NonFinite { version: self.name.clone() }),
+            }
+        }
+        sampled
+    }
+
+    fn tell(&mut self, effects: Vec<Effect>, mut sampled: Vec<(Sampled, Option<Choice>)>) {
+        for effect in effects {
+            match effect {
+                Effect::Token { key, .. } => {
+                    let choice = sampled
+                        .iter_mut()
+                        .find(|(sampled, _)| sampled.key == key)
+                        .and_then(|(_, choice)| choice.take());
+                    if let (Some(sequence), Some(choice)) = (self.sequences.get(&key), choice) {
+                        // A reader that left is noticed before the next step.
+                        let _ = sequence.reader.send(Written::Token(choice));
+                    }
+                }
+                Effect::Finished { key, finish } => {
+                    if let Some(sequence) = self.sequences.remove(&key) {
+                        self.work.requests.fetch_add(1, Ordering::Relaxed);
+                        self.work.queued_nanos.fetch_add(sequence.queued.unwrap_or(0), Ordering::Relaxed);
+                        self.work.ran_nanos.fetch_add(sequence.ran, Ordering::Relaxed);
+                        let _ = sequence.reader.send(Written::Finished(finish));
+                    }
+                }
+                Effect::Preempted { .. } => {}
+            }
+        }
+    }
+
+    /// Counts a pass that these sequences were in.
+    fn count(&mut self, keys: &[u64], started: Nanos, took: Nanos) {
+        self.work.passes.fetch_add(1, Ordering::Relaxed);
+        self.work.inputs.fetch_add(keys.len() as u64, Ordering::Relaxed);
+        for key in keys {
+            if let Some(sequence) = self.sequences.get_mut(key) {
+                sequence.queued.get_or_insert(started.saturating_sub(sequence.arrived));
+                sequence.ran += took;
+            }
+        }
+    }
+
+    fn fail(&mut self, key: u64, error: Error) {
+        self.scheduler.cancel(key);
+        if let Some(sequence) = self.sequences.remove(&key) {
+            // A reader that left does not mind.
+            let _ = sequence.reader.send(Written::Failed(error));
+        }
+    }
+}
+
+fn input_rows(run: &Run) -> usize {
+    wants(run.wants).rows(run.tokens.len())
+}
+
+fn wants(wants: decode::Wants) -> Wants {
+    match wants {
+        decode::Wants::Nothing => Wants::Nothing,
+        decode::Wants::Last => Wants::Last,
+        decode::Wants::Every => Wants::Every,
+    }
+}
+
+fn sequence_of(run: &Run) -> StepSequence {
+    StepSequence {
+        tokens: run.tokens.clone(),
+        from: run.from,
+        blocks: Arc::clone(&run.blocks),
+        wants: wants(run.wants),
+    }
+}

@@ -1,0 +1,140 @@
+//! `/v1/chat/completions`.
+//!
+//! Source: OpenAI API reference, "Chat completions" and "Chat completions: streaming".
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::stream::{Form, Spelled, respond};
+use super::writing::{Shape, begin, refuse};
+use crate::error::{Error, Result};
+use crate::http::reply::{Dialect, Failure};
+use crate::http::{App, body};
+use crate::process::{Message, RawPrompt, RenderOptions};
+
+/// OpenAI's request for a chat; other fields of theirs are taken and have no effect.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct ChatRequest {
+    /// A model, or `model@version`.
+    model: String,
+    #[schema(schema_with = crate::http::openapi::openai_messages)]
+    messages: Vec<Message>,
+    #[serde(flatten)]
+    shape: Shape,
+    /// Whether how likely each token was is told.
+    #[serde(default)]
+    logprobs: Option<bool>,
+    /// And of how many others in its place.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<i64>,
+    /// For the model's chat template.
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    /// Only `none` and `auto`: whether a tool is called is the model's choice.
+    #[schema(value_type = Option<Object>)]
+    tool_choice: Option<Value>,
+    /// Only text.
+    #[schema(value_type = Option<Object>)]
+    response_format: Option<Value>,
+    /// Not OpenAI's: go on with the last message.
+    #[serde(default)]
+    continue_final_message: bool,
+    /// Not OpenAI's: whether the template ends with what begins an answer; it does where nothing is continued.
+    add_generation_prompt: Option<bool>,
+    /// Not OpenAI's: more variables for the model's chat template.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Map<String, Value>>,
+}
+
+pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
+    match chat(&app, request).await {
+        Ok(response) => response,
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
+    let plain = |error| Failure::new(Dialect::OpenAi, error);
+    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
+    let request: ChatRequest = body::json(&bytes).map_err(plain)?;
+    let logprobs = request.alternatives().map_err(plain)?;
+    request.check().map_err(plain)?;
+    let (streams, usage) = (request.shape.streams(), request.shape.tells_usage());
+    let reference = request.model.clone();
+    let answers = begin(app, (&reference, bytes.len()), |writer| {
+        let shape = request.shape.clone();
+        shape.ask(writer, request.prompt(), (None, logprobs))
+    })
+    .map_err(|failure| *failure)?;
+    Ok(respond(app, answers, &CHAT, (streams, usage, logprobs.is_some())).await)
+}
+
+impl ChatRequest {
+    fn check(&self) -> Result<()> {
+        if self.messages.is_empty() {
+            return Err(Error::bad_param("messages", "messages is empty; at least one is needed"));
+        }
+        match self.tool_choice.as_ref().map(|choice| choice.as_str()) {
+            None | Some(Some("none" | "auto")) => {}
+            Some(_) => return Err(Error::bad_param("tool_choice", "only none and auto are supported")),
+        }
+        let text = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
+        refuse("response_format", &self.response_format.clone().filter(|format| !text(format)))
+    }
+
+    fn alternatives(&self) -> Result<Option<usize>> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (false, None) => Ok(None),
+            (false, Some(_)) => Err(Error::bad_param("top_logprobs", "top_logprobs needs logprobs to be true")),
+            (true, most) => {
+                let most = most.unwrap_or(0);
+                let wrong =
+                    |_| Error::bad_param("top_logprobs", format!("top_logprobs is {most}; 0 to 20 are possible"));
+                usize::try_from(most).map(Some).map_err(wrong)
+            }
+        }
+    }
+
+    fn prompt(self) -> RawPrompt {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let options = RenderOptions {
+            add_generation_prompt: self.add_generation_prompt.unwrap_or(!self.continue_final_message),
+            continue_final_message: self.continue_final_message,
+            tools: self.tools,
+            variables: self.chat_template_kwargs.unwrap_or_default(),
+            now: now.as_secs() as i64,
+        };
+        RawPrompt::Chat { messages: self.messages, options }
+    }
+}
+
+/// The bodies of this route.
+const CHAT: Form = Form {
+    id: "chatcmpl-",
+    whole: "chat.completion",
+    chunk: "chat.completion.chunk",
+    choice: |index, text, logprobs, reason| {
+        let message = json!({ "role": "assistant", "content": text, "refusal": null });
+        json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
+    },
+    opening: Some(|index| {
+        let delta = json!({ "role": "assistant", "content": "" });
+        json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null })
+    }),
+    delta: |index, text, logprobs| json!({ "index": index, "delta": { "content": text }, "logprobs": logprobs, "finish_reason": null }),
+    closing: |index, reason| json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": reason }),
+    logprobs: |tokens, _| json!({ "content": tokens.iter().map(told).collect::<Vec<_>>(), "refusal": null }),
+};
+
+fn told(token: &Spelled) -> Value {
+    let one =
+        |spelled: &(String, Vec<u8>, f32)| json!({ "token": spelled.0, "bytes": spelled.1, "logprob": spelled.2 });
+    let mut whole = one(&token.chosen);
+    whole["top_logprobs"] = token.top.iter().map(one).collect();
+    whole
+}

@@ -1,0 +1,32 @@
+//! `/v1/models`.
+//!
+//! Source: OpenAI API reference, "Models".
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::http::App;
+use crate::http::reply::{Dialect, Failure};
+use crate::http::routes::Named;
+use crate::slot::Slot;
+
+pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
+    let data: Vec<Value> = app.registry.slots().values().map(|slot| card(slot.name(), slot)).collect();
+    Json(json!({ "object": "list", "data": data })).into_response()
+}
+
+pub(super) async fn one(State(app): State<Arc<App>>, Named(reference): Named) -> Response {
+    match app.registry.resolve(&reference) {
+        Ok(target) => Json(card(&reference, &target.slot)).into_response(),
+        Err(error) => Failure::new(Dialect::OpenAi, error).into_response(),
+    }
+}
+
+fn card(id: &str, slot: &Slot) -> Value {
+    let version = slot.route().map(|route| route.live.version().to_owned());
+    json!({ "id": id, "object": "model", "created": 0, "owned_by": "cutover", "task": slot.task(), "version": version })
+}

@@ -1,0 +1,331 @@
+//! How answers are sent: whole, or as server-sent events while they are written.
+//!
+//! Source: OpenAI API reference, "Streaming". Nothing is sent before the first token is there, so that a request that cannot be
+//! answered has a status that says so, and one that failed over before it began has the stamp of who answers it. After that
+//! an error is an event, and the last.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::generation::Stamp;
+use crate::http::reply::{self, Dialect, Failure, put_stamp};
+use crate::http::{App, request};
+use crate::process::{Choice, TextDecoder};
+use crate::slot::{Answers, EndReason, Event};
+
+/// The bodies of a route, where it differs from the other.
+pub(super) struct Form {
+    pub(super) id: &'static str,
+    pub(super) whole: &'static str,
+    pub(super) chunk: &'static str,
+    /// Index, text, logprobs, reason.
+    pub(super) choice: fn(usize, &str, Value, &str) -> Value,
+    /// What a stream of an answer begins with.
+    pub(super) opening: Option<fn(usize) -> Value>,
+    /// Index, text, logprobs.
+    pub(super) delta: fn(usize, &str, Value) -> Value,
+    pub(super) closing: fn(usize, &str) -> Value,
+    /// Of these tokens; the number is how many bytes of text came before them.
+    pub(super) logprobs: fn(&[Spelled], usize) -> Value,
+}
+
+/// A token with its spelling, its bytes and the logarithm of its probability, and others in its place.
+pub(super) struct Spelled {
+    pub(super) chosen: (String, Vec<u8>, f32),
+    pub(super) top: Vec<(String, Vec<u8>, f32)>,
+}
+
+impl Spelled {
+    fn of(choice: &Choice, decoder: &TextDecoder) -> Spelled {
+        let spell = |id: u32, logprob: f32| {
+            let bytes = decoder.bytes_of(id).to_vec();
+            (String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob)
+        };
+        Spelled {
+            chosen: spell(choice.token, choice.logprob.unwrap_or(f32::NAN)),
+            top: choice.top.iter().map(|(id, logprob)| spell(*id, *logprob)).collect(),
+        }
+    }
+}
+
+/// What all bodies of a response share.
+struct Envelope {
+    form: &'static Form,
+    id: String,
+    created: u64,
+    stamp: Stamp,
+    tells_logprobs: bool,
+    /// Streams have the field in every chunk then.
+    tells_usage: bool,
+    prompt_tokens: usize,
+}
+
+impl Envelope {
+    fn body(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id, "object": object, "created": self.created, "model": &*self.stamp.model,
+            "system_fingerprint": format!("{}@{}", self.stamp.model, self.stamp.version), "choices": choices,
+        })
+    }
+
+    fn chunk(&self, choices: Vec<Value>) -> Value {
+        let mut body = self.body(self.form.chunk, choices);
+        if self.tells_usage {
+            body["usage"] = Value::Null;
+        }
+        body
+    }
+
+    fn usage(&self, written: usize) -> Value {
+        let prompt = self.prompt_tokens;
+        json!({ "prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written })
+    }
+
+    fn logprobs(&self, spelled: &[Spelled], before: usize) -> Value {
+        match self.tells_logprobs {
+            true => (self.form.logprobs)(spelled, before),
+            false => Value::Null,
+        }
+    }
+}
+
+fn word(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Stop => "stop",
+        EndReason::Length => "length",
+    }
+}
+
+/// What is not told because its task did not survive.
+fn lost() -> Error {
+    Error::internal("an answer ended without a word")
+}
+
+pub(super) async fn respond(
+    app: &App,
+    mut answers: Answers,
+    form: &'static Form,
+    (streams, tells_usage, tells_logprobs): (bool, bool, bool),
+) -> Response {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut envelope = Envelope {
+        form,
+        id: format!("{}{}", form.id, request::fresh()),
+        created,
+        stamp: answers.stamp.clone(),
+        tells_logprobs,
+        tells_usage,
+        prompt_tokens: answers.prompt_tokens,
+    };
+    let mut begun = Vec::new();
+    // What comes first decides whether there is an answer.
+    loop {
+        match answers.events.recv().await {
+            Some((_, Event::Moved(stamp))) => {
+                app.metrics.failed_over(&stamp.model);
+                envelope.stamp = stamp;
+            }
+            Some((_, Event::Failed(error))) => return failed(error, envelope.stamp),
+            None => return failed(lost(), envelope.stamp),
+            Some(event) => {
+                begun.push(event);
+                break;
+            }
+        }
+    }
+    let stamp = envelope.stamp.clone();
+    let whole = match streams {
+        true => {
+            let chunks = Chunks::new(envelope, answers, begun);
+            let events =
+                stream::unfold(chunks, |mut chunks| async { chunks.next().await.map(|event| (event, chunks)) });
+            Ok((Sse::new(events).keep_alive(KeepAlive::default()).into_response(), stamp))
+        }
+        false => whole(app, envelope, answers, begun).await,
+    };
+    match whole {
+        Ok((mut response, stamp)) => {
+            put_stamp(&mut response, &stamp);
+            response
+        }
+        Err((error, stamp)) => failed(error, stamp),
+    }
+}
+
+fn failed(error: Error, stamp: Stamp) -> Response {
+    Failure { error, dialect: Dialect::OpenAi, stamp: Some(stamp) }.into_response()
+}
+
+/// One answer, so far.
+#[derive(Default)]
+struct Text {
+    text: String,
+    choices: Vec<Choice>,
+    /// Why it ended, and its tokens.
+    ended: Option<(&'static str, usize)>,
+}
+
+/// Waits for all of all answers.
+async fn whole(
+    app: &App,
+    mut envelope: Envelope,
+    mut answers: Answers,
+    begun: Vec<(usize, Event)>,
+) -> Result<(Response, Stamp), (Error, Stamp)> {
+    let mut texts: Vec<Text> = (0..answers.count).map(|_| Text::default()).collect();
+    let mut begun = VecDeque::from(begun);
+    while texts.iter().any(|text| text.ended.is_none()) {
+        let event = match begun.pop_front() {
+            Some(event) => Some(event),
+            None => answers.events.recv().await,
+        };
+        let Some((at, event)) = event else { return Err((lost(), envelope.stamp)) };
+        match event {
+            Event::Wrote { text, choices } => {
+                texts[at].text.push_str(&text);
+                texts[at].choices.extend(choices);
+            }
+            Event::Moved(stamp) => {
+                app.metrics.failed_over(&stamp.model);
+                envelope.stamp = stamp;
+            }
+            Event::Ended(ended) => texts[at].ended = Some((word(ended.reason), ended.tokens)),
+            Event::Failed(error) => return Err((error, envelope.stamp)),
+        }
+    }
+    let written = texts.iter().filter_map(|text| text.ended).map(|(_, tokens)| tokens).sum();
+    let choices = texts.iter().enumerate().map(|(at, text)| {
+        let spelled: Vec<Spelled> = text.choices.iter().map(|choice| Spelled::of(choice, &answers.decoder)).collect();
+        let reason = text.ended.map_or("stop", |(reason, _)| reason);
+        (envelope.form.choice)(at, &text.text, envelope.logprobs(&spelled, 0), reason)
+    });
+    let mut body = envelope.body(envelope.form.whole, choices.collect());
+    body["usage"] = envelope.usage(written);
+    Ok((Json(body).into_response(), envelope.stamp))
+}
+
+/// The events of a stream.
+struct Chunks {
+    envelope: Envelope,
+    answers: Answers,
+    /// What came and was not sent yet.
+    waiting: VecDeque<(usize, Event)>,
+    ready: VecDeque<String>,
+    opened: Vec<bool>,
+    /// Bytes of text so far.
+    sent: Vec<usize>,
+    open: usize,
+    written: usize,
+}
+
+impl Chunks {
+    fn new(envelope: Envelope, answers: Answers, begun: Vec<(usize, Event)>) -> Chunks {
+        let count = answers.count;
+        Chunks {
+            envelope,
+            answers,
+            waiting: begun.into(),
+            ready: VecDeque::new(),
+            opened: vec![false; count],
+            sent: vec![0; count],
+            open: count,
+            written: 0,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<SseEvent, Infallible>> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                return Some(Ok(SseEvent::default().data(data)));
+            }
+            if self.open == 0 {
+                return None;
+            }
+            let event = match self.waiting.pop_front() {
+                Some(event) => Some(event),
+                None => self.answers.events.recv().await,
+            };
+            match event {
+                Some((at, event)) => {
+                    let event = self.gather(at, event);
+                    self.take(at, event);
+                }
+                None => self.fail(&lost()),
+            }
+        }
+    }
+
+    /// A client that reads slowly gets what has been written meanwhile at once.
+    fn gather(&mut self, at: usize, event: Event) -> Event {
+        let Event::Wrote { mut text, mut choices } = event else { return event };
+        while self.waiting.is_empty() {
+            match self.answers.events.try_recv() {
+                Ok((same, Event::Wrote { text: more, choices: others })) if same == at => {
+                    text.push_str(&more);
+                    choices.extend(others);
+                }
+                Ok(other) => self.waiting.push_back(other),
+                // Nothing there, or nothing more to come.
+                Err(_) => break,
+            }
+        }
+        Event::Wrote { text, choices }
+    }
+
+    fn take(&mut self, at: usize, event: Event) {
+        let form = self.envelope.form;
+        if !std::mem::replace(&mut self.opened[at], true)
+            && let Some(opening) = form.opening
+        {
+            self.say(self.envelope.chunk(vec![opening(at)]));
+        }
+        match event {
+            Event::Wrote { text, choices } => {
+                if text.is_empty() && !self.envelope.tells_logprobs {
+                    return;
+                }
+                let spelled: Vec<Spelled> =
+                    choices.iter().map(|choice| Spelled::of(choice, &self.answers.decoder)).collect();
+                let logprobs = self.envelope.logprobs(&spelled, self.sent[at]);
+                self.sent[at] += text.len();
+                self.say(self.envelope.chunk(vec![(form.delta)(at, &text, logprobs)]));
+            }
+            // The fingerprint of what follows says so.
+            Event::Moved(stamp) => self.envelope.stamp = stamp,
+            Event::Ended(ended) => {
+                self.say(self.envelope.chunk(vec![(form.closing)(at, word(ended.reason))]));
+                self.written += ended.tokens;
+                self.open -= 1;
+                if self.open == 0 {
+                    if self.envelope.tells_usage {
+                        let mut last = self.envelope.body(form.chunk, Vec::new());
+                        last["usage"] = self.envelope.usage(self.written);
+                        self.say(last);
+                    }
+                    self.ready.push_back("[DONE]".to_owned());
+                }
+            }
+            Event::Failed(error) => self.fail(&error),
+        }
+    }
+
+    fn say(&mut self, body: Value) {
+        self.ready.push_back(body.to_string());
+    }
+
+    /// The answers that are not complete yet will not be.
+    fn fail(&mut self, error: &Error) {
+        let (kind, message, details) = reply::told(error);
+        self.say(reply::body(Dialect::OpenAi, kind, &message, details));
+        self.open = 0;
+        self.answers.events.close();
+    }
+}

@@ -1,0 +1,94 @@
+//! `/tokenize` and `/detokenize`, as vLLM has them.
+//!
+//! Source: vLLM's `entrypoints/openai/protocol.py`, `TokenizeCompletionRequest`, `TokenizeChatRequest`, `DetokenizeRequest`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::error::{Error, Result};
+use crate::generation::Generation;
+use crate::http::reply::{Dialect, Failure, put_stamp};
+use crate::http::{App, body};
+use crate::process::{Message, RawPrompt, RenderOptions, Writer};
+use crate::value::Task;
+
+/// A text, or a chat.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct TokenizeRequest {
+    /// A model, or `model@version`.
+    model: String,
+    prompt: Option<String>,
+    #[schema(schema_with = crate::http::openapi::openai_messages)]
+    messages: Option<Vec<Message>>,
+    /// Whether the tokens that the version puts round a prompt are among them; they are.
+    add_special_tokens: Option<bool>,
+    /// For a chat: whether its template ends with what begins an answer; it does.
+    add_generation_prompt: Option<bool>,
+    /// Whether the tokens' spellings are told.
+    #[serde(default)]
+    return_token_strs: bool,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct DetokenizeRequest {
+    /// A model, or `model@version`.
+    model: String,
+    #[schema(schema_with = crate::http::openapi::openai_tokens)]
+    tokens: Vec<u32>,
+}
+
+pub(in crate::http) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Response {
+    told(asked(&app, request, |request: &TokenizeRequest| &request.model, tokens).await)
+}
+
+pub(in crate::http) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Response {
+    let text = |request: DetokenizeRequest, writer: &Writer| Ok(json!({ "prompt": writer.decode(&request.tokens)? }));
+    told(asked(&app, request, |request: &DetokenizeRequest| &request.model, text).await)
+}
+
+fn told(answer: Result<Response, Failure>) -> Response {
+    answer.unwrap_or_else(Failure::into_response)
+}
+
+/// What the version that serves a reference makes of a request.
+async fn asked<T: serde::de::DeserializeOwned>(
+    app: &App,
+    request: Request,
+    model: impl Fn(&T) -> &String,
+    answer: impl FnOnce(T, &Writer) -> Result<Value>,
+) -> Result<Response, Failure> {
+    let plain = |error| Failure::new(Dialect::OpenAi, error);
+    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
+    let request: T = body::json(&bytes).map_err(plain)?;
+    let target = app.registry.resolve(model(&request)).map_err(plain)?;
+    super::does(Task::Generate, "write text")(&target).map_err(plain)?;
+    let admission = target.slot.admit(target.version.as_deref()).map_err(plain)?;
+    let generation: &Generation = admission.generation();
+    let stamp = generation.stamp.clone();
+    let body = generation.processor.writer().and_then(|writer| answer(request, writer));
+    let body = body.map_err(|error| Failure { error, dialect: Dialect::OpenAi, stamp: Some(stamp.clone()) })?;
+    let mut response = Json(body).into_response();
+    put_stamp(&mut response, &stamp);
+    Ok(response)
+}
+
+fn tokens(request: TokenizeRequest, writer: &Writer) -> Result<Value> {
+    let ids = match (request.prompt, request.messages) {
+        (Some(text), None) if request.add_special_tokens.unwrap_or(true) => writer.encode(&RawPrompt::Text(text))?,
+        (Some(text), None) => writer.encode_bare(&text)?,
+        (None, Some(messages)) => {
+            let add_generation_prompt = request.add_generation_prompt.unwrap_or(true);
+            let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
+            writer.encode(&RawPrompt::Chat { messages, options })?
+        }
+        _ => return Err(Error::bad_param("prompt", "either prompt or messages is needed")),
+    };
+    let spelled = request.return_token_strs.then(|| ids.iter().map(|id| writer.spelling(*id)).collect::<Vec<_>>());
+    Ok(json!({ "count": ids.len(), "max_model_len": writer.context(), "tokens": ids, "token_strs": spelled }))
+}

@@ -1,0 +1,158 @@
+//! Models that answer with one token after another: what a step of one takes and gives.
+//!
+//! A step mixes whatever is due: prompts, pieces of prompts, and single tokens of sequences that are being continued. What a
+//! sequence saw before lies in blocks of a [`KvCache`], in the order of its block table. Which sequences step together,
+//! and which blocks are whose, is decided elsewhere.
+
+use std::sync::Arc;
+
+use super::{KvCache, KvSpec};
+use crate::error::{Error, Result};
+
+/// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
+/// fast as they get well before it.
+pub const TOKENS_PER_STEP: usize = 2048;
+
+/// Rows of logits that one step gives: a vocabulary is wide, and so many rows of it are some hundred megabytes.
+pub const ROWS_PER_STEP: usize = 256;
+
+/// A model that is run step by step.
+pub trait Decoder: Send {
+    /// What a block of its cache holds.
+    fn kv(&self) -> KvSpec;
+
+    /// The longest sequence that it takes, in tokens: prompt and continuation together.
+    fn context(&self) -> usize;
+
+    /// How many token ids there are, and so how wide a row of logits is.
+    fn vocabulary(&self) -> usize;
+
+    /// Runs the tokens of every sequence at once: their keys and values go into the cache, and the rows that are wanted
+    /// come back, in the order of the sequences and of their tokens.
+    ///
+    /// A sequence's rows are the same, to the bit, whatever steps beside it, and however its tokens are cut into
+    /// steps. No two sequences may write to the same block; blocks that are full may be of several.
+    ///
+    /// Errors: [`Error::BadRequest`] for a token outside the vocabulary and for a sequence beyond the context;
+    /// [`Error::Internal`] for block tables that do not fit the cache, and for steps beyond [`TOKENS_PER_STEP`] or
+    /// [`ROWS_PER_STEP`]. Nothing of the step counts then, though some
+    /// of its keys and values may have been written.
+    fn step(&mut self, step: &StepInput, kv: &mut KvCache) -> Result<Logits>;
+}
+
+/// What runs at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepInput {
+    pub sequences: Vec<StepSequence>,
+}
+
+impl StepInput {
+    /// Of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+    }
+
+    /// Rows of logits that are wanted.
+    pub fn rows(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.wants.rows(sequence.tokens.len())).sum()
+    }
+}
+
+/// What one sequence goes on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepSequence {
+    /// At positions `from..` of the sequence; at least one.
+    pub tokens: Vec<u32>,
+    /// How many of its tokens came in steps before.
+    pub from: usize,
+    /// Its block table up to the last of these tokens, at least: block `i` of it holds positions
+    /// `i * block_tokens..(i + 1) * block_tokens`.
+    pub blocks: Arc<Vec<u32>>,
+    pub wants: Wants,
+}
+
+/// Which rows of logits a sequence's tokens are run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wants {
+    /// They are part of a prompt that goes on.
+    Nothing,
+    /// What may follow the last of them.
+    Last,
+    /// What may follow each: the prompt itself is scored.
+    Every,
+}
+
+impl Wants {
+    /// How many rows that is for so many tokens.
+    pub fn rows(self, tokens: usize) -> usize {
+        match self {
+            Wants::Nothing => 0,
+            Wants::Last => tokens.min(1),
+            Wants::Every => tokens,
+        }
+    }
+}
+
+/// Rows of numbers, one for every token id: the larger, the likelier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logits {
+    /// `[rows, vocabulary]`
+    values: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Logits {
+    /// `values`: whole rows of `vocabulary` numbers.
+    pub fn new(values: Vec<f32>, vocabulary: usize) -> Result<Self> {
+        match vocabulary {
+            0 => Err(Error::internal("logits without a vocabulary")),
+            _ if !values.len().is_multiple_of(vocabulary) => {
+                Err(Error::internal(format!("{} numbers are no rows of {vocabulary}", values.len())))
+            }
+            _ => Ok(Logits { values, vocabulary }),
+        }
+    }
+
+    /// How many rows.
+    pub fn count(&self) -> usize {
+        self.values.len() / self.vocabulary
+    }
+
+    pub fn row(&self, index: usize) -> Option<&[f32]> {
+        self.values.get(index * self.vocabulary..)?.get(..self.vocabulary)
+    }
+
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.values.chunks_exact(self.vocabulary)
+    }
+
+    /// For a sampler, which works in place.
+    pub fn rows_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [f32]> {
+        self.values.chunks_exact_mut(self.vocabulary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_by_what_is_wanted() {
+        let sequence =
+            |tokens, wants| StepSequence { tokens: vec![0; tokens], from: 0, blocks: Arc::new(vec![0]), wants };
+        let step = StepInput {
+            sequences: vec![sequence(5, Wants::Nothing), sequence(3, Wants::Every), sequence(1, Wants::Last)],
+        };
+        assert_eq!((step.tokens(), step.rows()), (9, 4));
+    }
+
+    #[test]
+    fn logits_are_whole_rows() {
+        let mut logits = Logits::new(vec![1., 2., 3., 4., 5., 6.], 3).unwrap();
+        assert_eq!((logits.count(), logits.row(1), logits.row(2)), (2, Some(&[4f32, 5., 6.][..]), None));
+        logits.rows_mut().for_each(|row| row[0] = 0.0);
+        assert_eq!(logits.rows().collect::<Vec<_>>(), [[0., 2., 3.], [0., 5., 6.]]);
+        assert!(Logits::new(vec![0.0; 4], 3).is_err() && Logits::new(Vec::new(), 0).is_err());
+        assert_eq!(Logits::new(Vec::new(), 3).unwrap().count(), 0);
+    }
+}

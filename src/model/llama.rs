@@ -1,0 +1,285 @@
+//! Llama and its relatives: Mistral, Qwen2, Qwen3, and whatever calls itself by their names (SmolLM2).
+//!
+//! They are one architecture with small differences, which are data (`config`).
+//! Source: `modeling_llama.py`, `modeling_mistral.py`, `modeling_qwen2.py`, `modeling_qwen3.py` of transformers 4.57.
+
+mod config;
+
+use self::config::Config;
+use super::checkpoint::Checkpoint;
+use super::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+use super::layers::{Linear, Part, SideBySide};
+use super::pass::failed;
+use super::{Family, KvCache, KvSpec, Model};
+use crate::error::{Error, Result};
+use crate::ops::{
+    Activation, Device, Keeping, Matrix, RmsNorm, Run, Runs, Tensor, gated, paged_attention, place_heads, rms_norm,
+    take_rows,
+};
+use crate::repository::Spec;
+use crate::weights::{Footprint, Index, Weights, check};
+
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    model_types: &["llama", "mistral", "qwen2", "qwen3"],
+    footprint,
+    load,
+    ignored,
+    tokens_per_image: None,
+};
+
+fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
+    let config = Config::read(spec)?;
+    if let Keeping::Cuda(_) = keeping {
+        let reason =
+            format!("a '{}' model runs on a CPU only: kernels for a GPU are not there yet", config.variant.model_type);
+        return Err(spec.config_error("model_type", reason));
+    }
+    let (workspace, blocks) = (config.workspace(), blocks(spec, &config));
+    let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping).kept_compact();
+    let cache = Llama::build(spec, config, &mut checkpoint)?.kv().bytes_per_block().saturating_mul(blocks as u64);
+    let workspace = workspace.saturating_add(cache);
+    let wanted = checkpoint.into_wanted();
+    check(index, &wanted, &ignored)?;
+    Ok(Footprint { wanted, workspace })
+}
+
+/// Of the cache: for as many tokens as `model.toml` says, or for a long conversation and several short ones.
+fn blocks(spec: &Spec, config: &Config) -> usize {
+    let tokens = spec.cache_tokens.unwrap_or(config.context.max(CACHE_TOKENS));
+    tokens.div_ceil(KvSpec::BLOCK_TOKENS)
+}
+
+fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
+    let config = Config::read(spec)?;
+    let blocks = blocks(spec, &config);
+    let mut checkpoint = Checkpoint::loaded(weights, PREFIX, (device.keeping(), spec.f32_matmul)).kept_compact();
+    let model = Llama::build(spec, config, &mut checkpoint)?;
+    let cache = KvCache::new(&model.kv(), blocks, device).map_err(failed)?;
+    Ok(Model::Decoder(Box::new(model), Box::new(cache)))
+}
+
+const PREFIX: &str = "model.";
+
+/// Tokens of all sequences together that are kept where nothing is said.
+const CACHE_TOKENS: usize = 16 << 10;
+
+/// Frequencies that old checkpoints hold, and a last layer that was saved though it is the embedding table.
+fn ignored(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || name == "lm_head.weight"
+}
+
+struct Llama {
+    config: Config,
+    embedding: Matrix,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Linear,
+}
+
+impl Llama {
+    fn build(spec: &Spec, config: Config, checkpoint: &mut Checkpoint<'_>) -> Result<Llama> {
+        let embedding = checkpoint.base_matrix("embed_tokens.weight", &[config.vocabulary, config.hidden])?;
+        let blocks = (0..config.windows.len()).map(|number| Block::load(spec, (&mut *checkpoint, number), &config));
+        let blocks = blocks.collect::<Result<_>>()?;
+        let norm = checkpoint.rms_norm("norm", (config.hidden, config.eps))?;
+        let head = match config.tied {
+            true => Linear::of(embedding.clone()),
+            false => {
+                let size = (config.hidden, config.vocabulary);
+                Linear::load_without_bias(checkpoint, (Part::Head, "lm_head"), size)?
+            }
+        };
+        Ok(Llama { config, embedding, blocks, norm, head })
+    }
+
+    fn check(&self, step: &StepInput, kv: &KvCache) -> Result<()> {
+        let Config { vocabulary, context, .. } = self.config;
+        // Either format will do.
+        let (found, own) = (*kv.spec(), KvSpec { dtype: kv.spec().dtype, ..self.kv() });
+        if found != own {
+            return Err(Error::internal(format!("a cache of {found:?} for a model that has {own:?}")));
+        }
+        let (tokens, rows) = (step.tokens(), step.rows());
+        if tokens > TOKENS_PER_STEP || rows > ROWS_PER_STEP {
+            return Err(Error::internal(format!("a step of {tokens} tokens and {rows} rows of logits")));
+        }
+        for StepSequence { tokens, from, .. } in &step.sequences {
+            if tokens.is_empty() {
+                return Err(Error::internal("a sequence without a token in a step"));
+            }
+            let length = from.saturating_add(tokens.len());
+            if length > context {
+                return Err(Error::bad_request(format!("a sequence of {length} tokens, the model takes {context}")));
+            }
+            if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+                return Err(Error::bad_request(format!("token id {id}, the model knows {vocabulary}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// `[rows that are wanted, vocabulary]`; nothing where none is.
+    fn rows(&self, step: &StepInput, kv: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
+        let runs = step.sequences.iter().map(|sequence| Run {
+            tokens: sequence.tokens.len(),
+            from: sequence.from,
+            blocks: &sequence.blocks,
+        });
+        let runs = Runs::new(runs.collect(), kv, &self.config.rope.rotary)?;
+        let ids: Vec<u32> = step.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
+        let mut x = self.embedding.rows(&ids)?;
+        let wanted = wanted_rows(step);
+        let last = self.blocks.len() - 1;
+        for (number, block) in self.blocks.iter().enumerate() {
+            let context = block.attend(&x, &runs, (kv, number))?;
+            // Nobody asks for the others' last states: only their keys and values had to be made.
+            let (kept, context) = match number == last && wanted.len() < runs.total() {
+                true if wanted.is_empty() => return Ok(None),
+                true => (take_rows(&x, &wanted)?, take_rows(&context, &wanted)?),
+                false => (x, context),
+            };
+            x = block.feed_forward(&kept, &context, self.config.activation)?;
+        }
+        self.head.forward(&rms_norm(&x, &self.norm)?).map(Some)
+    }
+}
+
+/// Which rows of a step logits are wanted of.
+fn wanted_rows(step: &StepInput) -> Vec<usize> {
+    let mut next = 0;
+    let rows = step.sequences.iter().flat_map(|sequence| {
+        let first = next;
+        next += sequence.tokens.len();
+        match sequence.wants {
+            Wants::Nothing => next..next,
+            Wants::Last => next - 1..next,
+            Wants::Every => first..next,
+        }
+    });
+    rows.collect()
+}
+
+impl Decoder for Llama {
+    fn kv(&self) -> KvSpec {
+        self.config.kv(self.embedding.dtype())
+    }
+
+    fn context(&self) -> usize {
+        self.config.context
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    fn step(&mut self, step: &StepInput, kv: &mut KvCache) -> Result<Logits> {
+        self.check(step, kv)?;
+        let rows = match step.sequences.is_empty() {
+            true => None,
+            false => self.rows(step, kv).map_err(failed)?,
+        };
+        let values = match rows {
+            Some(rows) => rows.to_values().map_err(failed)?,
+            None => Vec::new(),
+        };
+        Logits::new(values, self.config.vocabulary)
+    }
+}
+
+/// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+struct Block {
+    attention_norm: RmsNorm,
+    /// Queries, keys, values.
+    projections: SideBySide<3>,
+    /// Of a query's head, of a key's.
+    head_norms: Option<(RmsNorm, RmsNorm)>,
+    output: Linear,
+    window: Option<usize>,
+    feed_forward_norm: RmsNorm,
+    gate_and_up: SideBySide<2>,
+    down: Linear,
+}
+
+impl Block {
+    fn load(spec: &Spec, (checkpoint, number): (&mut Checkpoint<'_>, usize), config: &Config) -> Result<Block> {
+        let &Config { variant, hidden, intermediate, head_dim, eps, .. } = config;
+        let (q, kv) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let at = |part: &str| format!("layers.{number}.{part}");
+        let [qkv_bias, output_bias, bias] =
+            [variant.qkv_bias, variant.output_bias, variant.feed_forward_bias].map(|bias| bias.read(spec));
+        let bias = bias?;
+        let linear = |bias: bool| if bias { Linear::load } else { Linear::load_without_bias };
+
+        let [query, key, value] = ["q_proj", "k_proj", "v_proj"].map(|name| at(&format!("self_attn.{name}")));
+        let names = [(query.as_str(), q), (key.as_str(), kv), (value.as_str(), kv)];
+        let projections = SideBySide::load(checkpoint, (names, qkv_bias?), hidden)?;
+        let mut head_norm = |name: &str| checkpoint.rms_norm(&at(name), (head_dim, eps));
+        let head_norms = match variant.qk_norm {
+            true => Some((head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?)),
+            false => None,
+        };
+        let output = linear(output_bias?)(checkpoint, (Part::Base, &at("self_attn.o_proj")), (q, hidden))?;
+        let [gate, up] = ["mlp.gate_proj", "mlp.up_proj"].map(at);
+        let names = [(gate.as_str(), intermediate), (up.as_str(), intermediate)];
+        Ok(Block {
+            attention_norm: checkpoint.rms_norm(&at("input_layernorm"), (hidden, eps))?,
+            projections,
+            head_norms,
+            output,
+            window: config.windows[number],
+            feed_forward_norm: checkpoint.rms_norm(&at("post_attention_layernorm"), (hidden, eps))?,
+            gate_and_up: SideBySide::load(checkpoint, (names, bias), hidden)?,
+            down: linear(bias)(checkpoint, (Part::Base, &at("mlp.down_proj")), (intermediate, hidden))?,
+        })
+    }
+
+    /// What each row makes of its sequence, whose keys and values go into the cache: `[rows, heads * head_dim]`.
+    fn attend(&self, x: &Tensor, runs: &Runs<'_>, (kv, number): (&mut KvCache, usize)) -> candle_core::Result<Tensor> {
+        let projected = self.projections.forward(&rms_norm(x, &self.attention_norm)?)?;
+        let [q, k, v] = projected.as_slice() else { candle_core::bail!("projections that are not three") };
+        let norms = self.head_norms.as_ref().map(|(q, k)| (q, k));
+        let queries = place_heads((q, k, v), norms, runs, (kv, number))?;
+        drop(projected);
+        paged_attention(&queries, runs, self.window, (kv, number))
+    }
+
+    fn feed_forward(&self, x: &Tensor, context: &Tensor, by: Activation) -> candle_core::Result<Tensor> {
+        let x = self.output.forward_added(context, x)?;
+        let both = self.gate_and_up.forward(&rms_norm(&x, &self.feed_forward_norm)?)?;
+        let [gate, up] = both.as_slice() else { candle_core::bail!("gate and up that are not two") };
+        let inside = gated(gate, up, by)?;
+        drop(both);
+        self.down.forward_added(&inside, &x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_wanted_are_counted_over_all_sequences() {
+        let sequence = |tokens, wants| StepSequence {
+            tokens: vec![0; tokens],
+            from: 0,
+            blocks: std::sync::Arc::new(vec![0]),
+            wants,
+        };
+        let sequences = vec![
+            sequence(2, Wants::Last),
+            sequence(3, Wants::Nothing),
+            sequence(2, Wants::Every),
+            sequence(1, Wants::Last),
+        ];
+        assert_eq!(wanted_rows(&StepInput { sequences }), [1, 5, 6, 7]);
+    }
+
+    #[test]
+    fn old_frequencies_and_a_tied_head_are_left_unread_and_nothing_else_is() {
+        assert!(ignored("model.layers.3.self_attn.rotary_emb.inv_freq") && ignored("lm_head.weight"));
+        for name in ["model.layers.0.self_attn.q_proj.bias", "lm_head.bias", "model.embed_tokens.weight", "inv_freq"] {
+            assert!(!ignored(name), "{name}");
+        }
+    }
+}

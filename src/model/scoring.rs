@@ -1,0 +1,111 @@
+//! What a model that writes makes of a text that is there already: how likely each of its tokens is.
+//!
+//! One pass over whole sequences, in a cache of its own that is gone afterwards: whoever writes meanwhile is not touched,
+//! and nothing of it can be found by a prompt. It is how a version is judged before it writes for anybody.
+
+use super::KvCache;
+use super::decoder::{Decoder, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+use super::input::Tokens;
+use super::pass::{Pending, failed};
+use crate::error::{Error, Result};
+use crate::ops::Device;
+
+/// Tokens of one sequence that a step of scoring computes: each of them gives a row as wide as the vocabulary.
+const PIECE: usize = 128;
+
+/// Two numbers for each token of an input that is scored: the logarithm of its probability after all that stands before it, and
+/// that of the likeliest token there. They are equal where the model would itself have gone on so.
+///
+/// Scored are the tokens of type 1 or, where there are none, all but the first. Inputs run side by side, so that a row that
+/// depended on its neighbours would show.
+///
+/// Errors: [`Error::BadRequest`] for an input of fewer than two tokens, and whatever [`Decoder::step`] says.
+pub(super) fn score(model: &mut dyn Decoder, batch: &[Tokens]) -> Result<Pending> {
+    let spec = model.kv();
+    let mut cases = Vec::with_capacity(batch.len());
+    let mut blocks = 0u32;
+    for input in batch {
+        if input.ids.len() < 2 {
+            return Err(Error::bad_request("a text of one token has nothing that could be scored"));
+        }
+        let needed = u32::try_from(input.ids.len().div_ceil(spec.block_tokens)).map_err(Error::internal)?;
+        let first = input.type_ids.iter().position(|kind| *kind == 1).unwrap_or(1).max(1);
+        cases.push(Case {
+            input,
+            first,
+            blocks: (blocks..blocks + needed).collect::<Vec<_>>().into(),
+            at: 0,
+            row: Vec::new(),
+        });
+        blocks += needed;
+    }
+    let mut cache = KvCache::new(&spec, blocks as usize, &Device::Cpu).map_err(failed)?;
+    while cases.iter().any(Case::is_open) {
+        step(model, &mut cases, &mut cache)?;
+    }
+    // Rows of different lengths are no matrix.
+    let rows = cases.into_iter().map(|case| case.row);
+    Pending::of_rows(rows.collect())
+}
+
+struct Case<'a> {
+    input: &'a Tokens,
+    /// The first token that is scored.
+    first: usize,
+    blocks: std::sync::Arc<Vec<u32>>,
+    /// Tokens that were computed.
+    at: usize,
+    row: Vec<f32>,
+}
+
+impl Case<'_> {
+    /// What the last token would be followed by is of no use.
+    fn is_open(&self) -> bool {
+        self.at + 1 < self.input.ids.len()
+    }
+
+    /// What comes next of it, if there is room for so many tokens and rows.
+    fn next(&self, tokens: usize, rows: usize) -> Option<StepSequence> {
+        let left = self.input.ids.len() - 1 - self.at;
+        // Up to where rows begin to be wanted, none are.
+        let (most, wants) = match self.first - 1 > self.at {
+            true => ((self.first - 1 - self.at).min(tokens), Wants::Nothing),
+            false => (left.min(rows).min(tokens), Wants::Every),
+        };
+        let count = left.min(most).min(PIECE);
+        let tokens = self.input.ids[self.at..self.at + count].to_vec();
+        (count > 0).then(|| StepSequence { tokens, from: self.at, blocks: self.blocks.clone(), wants })
+    }
+
+    fn take<'r>(&mut self, sequence: &StepSequence, rows: &mut impl Iterator<Item = &'r [f32]>) {
+        let next = &self.input.ids[self.at + 1..];
+        for (row, id) in rows.take(sequence.wants.rows(sequence.tokens.len())).zip(next) {
+            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|value| f64::from(value - best).exp()).sum();
+            // A row with a NaN in it has a NaN for a sum: what is scored by it says so.
+            let likeliest = -sum.ln() as f32;
+            let chosen = row.get(*id as usize).map_or(f32::NAN, |value| value - best + likeliest);
+            self.row.extend([chosen, likeliest]);
+        }
+        self.at += sequence.tokens.len();
+    }
+}
+
+fn step(model: &mut dyn Decoder, cases: &mut [Case<'_>], cache: &mut KvCache) -> Result<()> {
+    let (mut tokens, mut rows) = (TOKENS_PER_STEP, ROWS_PER_STEP);
+    let (mut sequences, mut whose) = (Vec::new(), Vec::new());
+    for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.is_open()) {
+        let Some(sequence) = case.next(tokens, rows) else { continue };
+        tokens -= sequence.tokens.len();
+        rows -= sequence.wants.rows(sequence.tokens.len());
+        sequences.push(sequence);
+        whose.push(at);
+    }
+    let input = StepInput { sequences };
+    let logits = model.step(&input, cache)?;
+    let mut rows = logits.rows();
+    for (at, sequence) in whose.into_iter().zip(&input.sequences) {
+        cases[at].take(sequence, &mut rows);
+    }
+    Ok(())
+}

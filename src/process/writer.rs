@@ -1,0 +1,220 @@
+//! The processor of a version that writes text: prompts to token ids, token ids to text, and what its files say of drawing
+//! and of ending.
+//!
+//! `generation` and `sampling` do the work, from plain values; here these are read off a version's files.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::generation::{
+    Around, ChatTemplate, Detokenizer, EndSources, Message, PromptEncoder, PromptLimits, Reading, RenderOptions,
+    Specials, TemplateSource, TextDecoder,
+};
+use super::sampling::SamplingOptions;
+use super::settings::{Settings, label};
+use super::text;
+use crate::error::{Error, Result};
+use crate::model::{Input, Tokens};
+use crate::repository::{Limits, Spec};
+
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// What is to be continued, as a client gave it.
+#[derive(Debug, Clone)]
+pub enum RawPrompt {
+    Text(String),
+    /// Taken as they are.
+    Tokens(Vec<u32>),
+    Chat {
+        messages: Vec<Message>,
+        options: RenderOptions,
+    },
+}
+
+#[derive(Debug)]
+pub struct Writer {
+    encoder: PromptEncoder,
+    decoder: Arc<TextDecoder>,
+    template: Option<ChatTemplate>,
+    ends: Arc<[u32]>,
+    defaults: SamplingOptions,
+    vocabulary: usize,
+    context: usize,
+    /// Of the whole tokenizer, however it is written down.
+    digest: String,
+}
+
+impl Writer {
+    pub(super) fn load(spec: &Spec, limits: &Limits) -> Result<Writer> {
+        let wrong = |file: &'static str| move |reason: String| Error::unloadable(label(spec, file), reason);
+        let none = Value::Object(serde_json::Map::new());
+        let object = |file: &'static str| -> Result<Value> {
+            let read = spec.read_file(file)?.map(|bytes| text::parse(spec, file, &bytes)).transpose()?;
+            Ok(read.unwrap_or_else(|| none.clone()))
+        };
+        let (config, generation) = (object(TOKENIZER_CONFIG)?, object(GENERATION_CONFIG)?);
+        let settings = Settings::new(spec, TOKENIZER_CONFIG, &config);
+        let tokenizer = text::read_tokenizer(spec, &settings)?;
+        let vocabulary = spec.usize("vocab_size")?;
+        let positions = spec.usize_or("max_position_embeddings", 2048)?;
+        let context = limits.max_tokens.map_or(positions, |most| most.min(positions));
+        let id_of = |name: &str| spelled(&config, name).and_then(|token| tokenizer.token_to_id(&token));
+        let around = Around {
+            add_bos: settings.bool("add_bos_token")?,
+            add_eos: settings.bool("add_eos_token")?,
+            bos: id_of("bos_token"),
+            eos: id_of("eos_token"),
+        };
+        let sources = EndSources {
+            generation_config: Some(&generation),
+            config: Some(&spec.config),
+            tokenizer_config: Some(&config),
+            gguf: &[],
+        };
+        let ends = sources.ends(|token| tokenizer.token_to_id(token), vocabulary).map_err(wrong(TOKENIZER_CONFIG))?;
+        let file = spec.read_file(TEMPLATE)?.map(String::from_utf8).transpose();
+        let file = file.map_err(|_| Error::unloadable(label(spec, TEMPLATE), "it is not UTF-8"))?;
+        let mut source = TemplateSource::from_config(config.as_object().unwrap_or(&Default::default()), file)
+            .map_err(wrong(TOKENIZER_CONFIG))?;
+        source.spellings = specials_of(&tokenizer);
+        let template = ChatTemplate::new(source).map_err(wrong(TOKENIZER_CONFIG))?;
+        let decoder = Arc::new(TextDecoder::new(&tokenizer).map_err(wrong(TOKENIZER))?);
+        let whole = tokenizer.to_string(false).map_err(|e| Error::unloadable(label(spec, TOKENIZER), e))?;
+        let digest = blake3::hash(whole.as_bytes()).to_hex().to_string();
+        let prompts = PromptLimits { vocabulary, context, text_bytes: limits.max_text_bytes };
+        let encoder = PromptEncoder::new(tokenizer, &around, prompts).map_err(wrong(TOKENIZER))?;
+        let defaults = defaults(&Settings::new(spec, GENERATION_CONFIG, &generation))?;
+        defaults.validate(vocabulary).map_err(|e| Error::unloadable(label(spec, GENERATION_CONFIG), e))?;
+        Ok(Writer { encoder, decoder, template, ends: ends.into(), defaults, vocabulary, context, digest })
+    }
+
+    /// # Errors
+    /// `BadRequest`: what cannot be tokenized, ids that there are not, more than the context, a chat where the version has
+    /// no template for it or which the template refuses.
+    pub fn encode(&self, prompt: &RawPrompt) -> Result<Vec<u32>> {
+        match prompt {
+            RawPrompt::Text(text) => self.encoder.text(text, Reading::Prompt),
+            RawPrompt::Tokens(ids) => self.encoder.literal(ids),
+            RawPrompt::Chat { messages, options } => {
+                let missing =
+                    || Error::bad_param("messages", "this version has no chat template; ask for a completion");
+                let template = self.template.as_ref().ok_or_else(missing)?;
+                self.encoder.chat(&template.render(messages, options)?)
+            }
+        }
+    }
+
+    /// A text and nothing else: no token is added, and no spelling is a special token.
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
+        self.encoder.text(text, Reading::Text)
+    }
+
+    /// A prompt, and what is to stand after it: of type 0 and 1.
+    pub(super) fn pair(&self, prompt: &str, after: &str) -> Result<Input> {
+        let (mut ids, after) = (self.encoder.text(prompt, Reading::Prompt)?, self.encode_bare(after)?);
+        let mut type_ids = vec![0; ids.len()];
+        type_ids.resize(ids.len() + after.len(), 1);
+        ids.extend(after);
+        self.encoder.literal(&ids)?;
+        Ok(Input::Tokens(Tokens { ids, type_ids }))
+    }
+
+    /// A text, to be judged as a whole.
+    pub(super) fn scored(&self, prompt: &RawPrompt) -> Result<Input> {
+        let ids = self.encode(prompt)?;
+        let type_ids = vec![0; ids.len()];
+        Ok(Input::Tokens(Tokens { ids, type_ids }))
+    }
+
+    /// The text that tokens stand for, special ones spelled out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            let message = format!("token id {id} is not in the vocabulary of {}", self.vocabulary);
+            return Err(Error::bad_param("tokens", message));
+        }
+        let mut detokenizer = Detokenizer::new(Arc::clone(&self.decoder), Specials::Keep);
+        let mut text: String = ids.iter().filter_map(|id| detokenizer.push(*id)).collect();
+        text.extend(detokenizer.finish());
+        Ok(text)
+    }
+
+    /// For the tokens that follow a prompt.
+    pub fn detokenizer(&self, prompt: &RawPrompt, ids: &[u32], specials: Specials) -> Detokenizer {
+        match prompt {
+            RawPrompt::Chat { options, .. } if !options.continue_final_message => {
+                Detokenizer::new(Arc::clone(&self.decoder), specials)
+            }
+            _ => Detokenizer::after(Arc::clone(&self.decoder), specials, ids),
+        }
+    }
+
+    /// A token as it is written.
+    pub fn spelling(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.decoder.bytes_of(id)).into_owned()
+    }
+
+    /// How many tokens may follow a prompt ([`PromptEncoder::room`]).
+    pub fn room(&self, prompt: usize, asked: Option<usize>) -> Result<usize> {
+        self.encoder.room(prompt, asked)
+    }
+
+    pub fn decoder(&self) -> &Arc<TextDecoder> {
+        &self.decoder
+    }
+
+    pub fn ends(&self) -> Arc<[u32]> {
+        Arc::clone(&self.ends)
+    }
+
+    /// How tokens are drawn where a request does not say.
+    pub fn defaults(&self) -> &SamplingOptions {
+        &self.defaults
+    }
+
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    pub(super) fn tokenizer(&self) -> &tokenizers::Tokenizer {
+        self.encoder.tokenizer()
+    }
+
+    pub(super) fn digest(&self) -> &str {
+        &self.digest
+    }
+}
+
+/// A token that `tokenizer_config.json` names, by itself or as an object.
+fn spelled(config: &Value, name: &str) -> Option<String> {
+    let token = config.get(name)?;
+    token.get("content").unwrap_or(token).as_str().map(str::to_owned)
+}
+
+fn specials_of(tokenizer: &tokenizers::Tokenizer) -> Vec<String> {
+    let added = tokenizer.get_added_tokens_decoder();
+    added.into_values().filter(|token| token.special).map(|token| token.content).collect()
+}
+
+/// As transformers and vLLM take them from `generation_config.json`: `do_sample` false is greedy.
+fn defaults(config: &Settings<'_>) -> Result<SamplingOptions> {
+    let mut options = SamplingOptions::default();
+    if config.bool("do_sample")? == Some(false) {
+        options.temperature = 0.0;
+        return Ok(options);
+    }
+    let number = |key: &str| Ok::<_, Error>(config.f64(key)?.map(|value| value as f32));
+    options.temperature = number("temperature")?.unwrap_or(options.temperature);
+    options.top_p = number("top_p")?.unwrap_or(options.top_p);
+    options.min_p = number("min_p")?.unwrap_or(options.min_p);
+    options.repetition_penalty = number("repetition_penalty")?.unwrap_or(options.repetition_penalty);
+    options.top_k = config.usize("top_k")?.map_or(options.top_k, |k| i64::try_from(k).unwrap_or(i64::MAX));
+    Ok(options)
+}

@@ -1,0 +1,124 @@
+//! What came of a step; and who is not wanted any more.
+
+use std::hash::BuildHasher;
+
+use super::sequence::Sequence;
+use super::{DecodeScheduler, Effect, Finish, Plan, Sampled};
+
+impl<S: BuildHasher> DecodeScheduler<S> {
+    /// The step was computed. `sampled`: one for every run with `sample`, best in the order of the runs; one whose sequence was
+    /// cancelled meanwhile is ignored, and a sequence whose own is missing computes its last token again.
+    ///
+    /// Preemptions since the last `apply` are told first, then tokens and ends.
+    pub fn apply(&mut self, plan: Plan, sampled: &[Sampled]) -> Vec<Effect> {
+        if !self.close(plan) {
+            return Vec::new();
+        }
+        let mut effects = std::mem::take(&mut self.told);
+        effects.reserve(self.order.len());
+        let mut samples = Samples { sampled, at: 0 };
+        for &at in &self.order {
+            let sequence = &mut self.running[at];
+            let sample = sequence.samples().then(|| samples.of(sequence.key));
+            sequence.advance();
+            match sample {
+                _ if sequence.over => {}
+                Some(None) => sequence.repeat_last(),
+                Some(Some(sampled)) => grow(sequence, sampled, &mut effects),
+                None => finish_if_complete(sequence, &mut effects),
+            }
+            sequence.publish(&mut self.blocks, self.limits.block_tokens);
+        }
+        self.sweep();
+        effects
+    }
+
+    /// The step failed: nothing of it counts, and nothing that it wrote can be found. Its sequences run on from where they
+    /// were, unless they are cancelled.
+    pub fn discard(&mut self, plan: Plan) {
+        if self.close(plan) {
+            self.order.iter().for_each(|at| self.running[*at].discard());
+            self.sweep();
+        }
+    }
+
+    /// Nobody wants this sequence any more; false: there is none. Its blocks are free at once, or, when a plan is out, after
+    /// that. No token and no end is told of it.
+    pub fn cancel(&mut self, key: u64) -> bool {
+        if self.line.cancel(key).is_some() {
+            return true;
+        }
+        let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.key == key) else { return false };
+        sequence.over = true;
+        if self.out.is_none() {
+            self.sweep();
+        }
+        true
+    }
+
+    /// Takes back the plan that is out.
+    fn close(&mut self, plan: Plan) -> bool {
+        let is_out = self.out == Some(plan.number);
+        debug_assert!(is_out, "a plan of another scheduler");
+        if is_out {
+            self.out = None;
+        }
+        is_out
+    }
+
+    /// Sequences that are over leave, and nobody holds their blocks any more.
+    fn sweep(&mut self) {
+        let before = self.running.len();
+        let blocks = &mut self.blocks;
+        self.running.retain_mut(|sequence| {
+            if sequence.over {
+                sequence.release(blocks);
+            }
+            !sequence.over
+        });
+        if self.running.len() < before {
+            self.arrange();
+        }
+    }
+}
+
+/// The sequence goes on by what was sampled, or ends by it.
+fn grow(sequence: &mut Sequence, sampled: &Sampled, effects: &mut Vec<Effect>) {
+    if sampled.stop {
+        finish(sequence, Finish::Stop, effects);
+        return;
+    }
+    sequence.append(sampled.token);
+    effects.push(Effect::Token { key: sequence.key, token: sampled.token });
+    finish_if_complete(sequence, effects);
+}
+
+fn finish_if_complete(sequence: &mut Sequence, effects: &mut Vec<Effect>) {
+    if sequence.is_complete() {
+        finish(sequence, Finish::Length, effects);
+    }
+}
+
+fn finish(sequence: &mut Sequence, finish: Finish, effects: &mut Vec<Effect>) {
+    sequence.over = true;
+    effects.push(Effect::Finished { key: sequence.key, finish });
+}
+
+/// What was sampled, looked up by key; at once where it is asked for in its own order.
+struct Samples<'a> {
+    sampled: &'a [Sampled],
+    at: usize,
+}
+
+impl<'a> Samples<'a> {
+    fn of(&mut self, key: u64) -> Option<&'a Sampled> {
+        let next = self.sampled.get(self.at).filter(|sampled| sampled.key == key);
+        match next {
+            Some(sampled) => {
+                self.at += 1;
+                Some(sampled)
+            }
+            None => self.sampled.iter().find(|sampled| sampled.key == key),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! One sequence: its tokens, how many of them were computed, the blocks that hold them, and what of it comes next.
+//!
+//! It must not know other sequences; the pool of blocks is lent to it.
+
+use std::cmp::Reverse;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use super::blocks::{Blocks, Published};
+use super::line::{Age, Rank};
+use super::{BlockId, Prompted, Run, Wants};
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) key: u64,
+    pub(super) rank: Rank,
+    /// The prompt, and what was written after it.
+    tokens: Vec<u32>,
+    prompt: usize,
+    max_new: usize,
+    /// Rows of the prompt that are still wanted begin here; at its end for one that is not scored. What stands before may
+    /// have been computed once already, for one that was preempted.
+    rows: usize,
+    /// Tokens whose keys are in the blocks.
+    computed: usize,
+    /// Tokens after those that the plan that is out computes.
+    planned: usize,
+    table: Arc<Vec<BlockId>>,
+    /// Blocks from the head of the table that are findable.
+    published: usize,
+    /// No further block of it can be published: another chain has the hash of one.
+    unpublishable: bool,
+    /// It is complete or nobody wants it any more: it leaves as soon as no plan is out.
+    pub(super) over: bool,
+}
+
+impl Sequence {
+    pub(super) fn new(prompted: Prompted, number: u64) -> Self {
+        let Prompted { key, tokens, max_new, priority, arrived, urgent, scored } = prompted;
+        let age = Age { arrived, number };
+        Sequence {
+            key,
+            rank: Rank { calm: !urgent, priority: Reverse(priority), fresh: true, age },
+            prompt: tokens.len(),
+            rows: if scored { 0 } else { tokens.len() },
+            tokens,
+            max_new,
+            computed: 0,
+            planned: 0,
+            table: Arc::default(),
+            published: 0,
+            unpublishable: false,
+            over: false,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn table(&self) -> &[BlockId] {
+        &self.table
+    }
+
+    /// Tokens that are not computed yet; at least one.
+    pub(super) fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    pub(super) fn planned(&self) -> usize {
+        self.planned
+    }
+
+    /// It lacks one token only: the last that it wrote, as a rule.
+    pub(super) fn is_writing(&self) -> bool {
+        self.remaining() == 1
+    }
+
+    /// All that may be written is written, or nothing was to be.
+    pub(super) fn is_complete(&self) -> bool {
+        self.tokens.len() - self.prompt == self.max_new && (self.max_new > 0 || self.remaining() == 0)
+    }
+
+    // blocks
+
+    /// Blocks that its tokens need.
+    pub(super) fn blocks(&self, block_tokens: usize) -> usize {
+        self.tokens.len().div_ceil(block_tokens)
+    }
+
+    /// It may need more blocks than it has, later.
+    pub(super) fn may_grow(&self, block_tokens: usize) -> bool {
+        blocks_needed(self.prompt, self.max_new, block_tokens) > self.table.len()
+    }
+
+    /// Published blocks that hold its beginning. The last token is left out, since its row is wanted; so are rows of a scored
+    /// prompt that nobody has seen yet.
+    pub(super) fn find_prefix<S: BuildHasher>(&self, blocks: &Blocks<S>, block_tokens: usize) -> Vec<BlockId> {
+        let may = if self.rows < self.prompt { self.rows } else { self.tokens.len() - 1 };
+        let mut found = Vec::new();
+        for tokens in self.tokens[..may].chunks_exact(block_tokens) {
+            match blocks.find(found.last().copied(), tokens) {
+                Some(block) => found.push(block),
+                None => break,
+            }
+        }
+        found
+    }
+
+    /// What it will compute after `found`, in whole blocks, is being computed by `other` just now.
+    pub(super) fn follows(&self, found: &[BlockId], other: &Sequence, block_tokens: usize) -> bool {
+        let (from, to) = (found.len() * block_tokens, (found.len() + 1) * block_tokens);
+        !other.unpublishable
+            && !other.is_writing()
+            && self.rows >= self.prompt
+            && other.published == found.len()
+            && other.table[..found.len()] == *found
+            && to < self.tokens.len()
+            && other.tokens.get(from..to) == Some(&self.tokens[from..to])
+    }
+
+    /// Begins to run: with `found` blocks, and new ones for the rest of its tokens. The caller has seen that there are enough.
+    pub(super) fn begin<S: BuildHasher>(
+        &mut self,
+        mut found: Vec<BlockId>,
+        blocks: &mut Blocks<S>,
+        block_tokens: usize,
+    ) {
+        // Held before others are taken, which would evict them.
+        found.iter().for_each(|block| blocks.hold(*block));
+        (self.published, self.computed, self.unpublishable) = (found.len(), found.len() * block_tokens, false);
+        // Nothing is moved when it grows.
+        self.tokens.reserve_exact(self.prompt + self.max_new - self.tokens.len());
+        found.reserve_exact(blocks_needed(self.prompt, self.max_new, block_tokens) - found.len());
+        self.table = Arc::new(found);
+        while self.table.len() < self.blocks(block_tokens) && self.extend(blocks) {}
+    }
+
+    /// Takes a block where the next token lacks one. False: there is none.
+    pub(super) fn make_room<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) -> bool {
+        self.table.len() >= self.blocks(block_tokens) || self.extend(blocks)
+    }
+
+    fn extend<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) -> bool {
+        let block = blocks.take();
+        Arc::make_mut(&mut self.table).extend(block);
+        block.is_some()
+    }
+
+    /// Gives up its blocks and stands at the head of its class, to be computed again after another `begin`.
+    pub(super) fn preempt<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) {
+        self.release(blocks);
+        self.rank.fresh = false;
+    }
+
+    pub(super) fn release<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) {
+        blocks.release(&self.table);
+        self.table = Arc::default();
+    }
+
+    // steps
+
+    /// Plans as many of its tokens as `budget` allows, and returns how many those are.
+    pub(super) fn plan(&mut self, budget: usize) -> usize {
+        let mut tokens = self.remaining().min(budget);
+        // A run wants every row or none: what was scored before a preemption is computed in runs of its own.
+        if self.computed < self.rows && self.rows < self.prompt {
+            tokens = tokens.min(self.rows - self.computed);
+        }
+        self.planned = tokens;
+        tokens
+    }
+
+    /// What was planned, for the model.
+    pub(super) fn run(&self) -> Run {
+        let end = self.computed + self.planned;
+        let sample = self.samples();
+        let wants = match sample {
+            _ if self.wants_rows() => Wants::Every,
+            true => Wants::Last,
+            false => Wants::Nothing,
+        };
+        let tokens = self.tokens[self.computed..end].to_vec();
+        Run { key: self.key, from: self.computed, tokens, blocks: Arc::clone(&self.table), wants, sample }
+    }
+
+    /// A token is to be sampled after what was planned.
+    pub(super) fn samples(&self) -> bool {
+        self.computed + self.planned == self.tokens.len() && self.max_new > 0
+    }
+
+    fn wants_rows(&self) -> bool {
+        (self.rows..self.prompt).contains(&self.computed)
+    }
+
+    /// What was planned is computed.
+    pub(super) fn advance(&mut self) {
+        if self.wants_rows() {
+            self.rows = self.computed + self.planned;
+        }
+        self.computed += std::mem::take(&mut self.planned);
+    }
+
+    /// Nothing was sampled from the last row: its token is computed again. Before `publish`, since that writes its keys again.
+    pub(super) fn repeat_last(&mut self) {
+        self.computed -= 1;
+    }
+
+    pub(super) fn append(&mut self, token: u32) {
+        self.tokens.push(token);
+    }
+
+    /// The step failed: nothing was computed.
+    pub(super) fn discard(&mut self) {
+        self.planned = 0;
+    }
+
+    /// Makes the blocks findable that are full of computed tokens.
+    pub(super) fn publish<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
+        while !self.unpublishable && (self.published + 1) * block_tokens <= self.computed {
+            self.publish_next(blocks, block_tokens);
+        }
+    }
+
+    fn publish_next<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
+        let at = self.published;
+        let (parent, block) = (at.checked_sub(1).map(|at| self.table[at]), self.table[at]);
+        let tokens = &self.tokens[at * block_tokens..(at + 1) * block_tokens];
+        match blocks.publish(parent, tokens, block) {
+            Published::Here => self.published += 1,
+            Published::Already(there) => {
+                blocks.hold(there);
+                blocks.release(&[block]);
+                Arc::make_mut(&mut self.table)[at] = there;
+                self.published += 1;
+            }
+            Published::Never => self.unpublishable = true,
+        }
+    }
+}
+
+/// Blocks that a prompt and what may be written after it need at most; the last token's keys are never needed.
+pub(super) fn blocks_needed(prompt: usize, max_new: usize, block_tokens: usize) -> usize {
+    prompt.saturating_add(max_new.saturating_sub(1)).div_ceil(block_tokens)
+}

@@ -1,0 +1,317 @@
+//! One admitted request for text, from its prompt to its last token, failover included.
+//!
+//! Tokens come from the engine one by one; a task of the request's own makes text of them, looks for stop strings, and
+//! hands both on. The task holds the generation, and nobody else does: it ends with the last token, however slowly the
+//! client reads, and when the client leaves it ends at once and the engine writes no further.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::Admission;
+use crate::engine::{self, Permit, Prompt, Written};
+use crate::error::{Error, Result};
+use crate::generation::{Generation, Stage, Stamp};
+use crate::process::{Choice, Detokenizer, RawPrompt, SamplingOptions, Specials, StopStrings, TextDecoder};
+use crate::schedule::decode::Finish;
+
+/// What a client wants written.
+#[derive(Debug, Clone)]
+pub struct WriteAsk {
+    pub prompt: RawPrompt,
+    /// Answers, each from a seed of its own that follows the first's.
+    pub count: usize,
+    /// Tokens to write at most; what the context leaves when it is not said.
+    pub max_new: Option<usize>,
+    pub sampling: SamplingOptions,
+    pub stop: Vec<String>,
+    /// Tokens that would end the answer do not.
+    pub ignore_ends: bool,
+    /// Higher goes first.
+    pub priority: i32,
+    /// For the whole answer: the client's own.
+    pub deadline: Option<Duration>,
+}
+
+/// Answers that are being written.
+#[derive(Debug)]
+pub struct Answers {
+    /// Of the generation that began them.
+    pub stamp: Stamp,
+    pub prompt_tokens: usize,
+    /// How tokens are spelled.
+    pub decoder: Arc<TextDecoder>,
+    /// How many there will be.
+    pub count: usize,
+    /// What comes of each of them; a channel that ends early means that its task did not survive.
+    pub events: mpsc::UnboundedReceiver<(usize, Event)>,
+}
+
+/// What comes of an answer, in order.
+#[derive(Debug)]
+pub enum Event {
+    /// Tokens, and the text that is complete with them: it may be empty, and lacks what may turn out to be a stop string.
+    Wrote { text: String, choices: Vec<Choice> },
+    /// The version that began failed; this one goes on, from the very next token.
+    Moved(Stamp),
+    /// Nothing comes after it.
+    Ended(Ended),
+    /// Nor after this.
+    Failed(Error),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub reason: EndReason,
+    /// Tokens that were written, those of a stop string included.
+    pub tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// By itself, or at a stop string.
+    Stop,
+    /// At the greatest length.
+    Length,
+}
+
+impl Admission {
+    /// Begins to write. What of the request cannot be right is told here, before anything is written.
+    pub fn write(self, ask: WriteAsk) -> Result<Answers> {
+        let generation = Arc::clone(self.generation());
+        let permit = Arc::new(generation.lane.permit(ask.count)?);
+        let began = Instant::now();
+        let writer = generation.processor.writer()?;
+        let tokens = writer.encode(&ask.prompt)?;
+        generation.stats.spend(Stage::Prepared, began.elapsed());
+        let max_new = writer.room(tokens.len(), ask.max_new)?;
+        ask.sampling.validate(writer.vocabulary())?;
+        StopStrings::new(&ask.stop)?;
+        let (admission, ask, prompt) = (Arc::new(self), Arc::new(ask), Arc::<[u32]>::from(tokens));
+        let (out, events) = mpsc::unbounded_channel();
+        for at in 0..ask.count {
+            let task = Task {
+                admission: Arc::clone(&admission),
+                generation: Arc::clone(&generation),
+                _permit: Arc::clone(&permit),
+                ask: Arc::clone(&ask),
+                at,
+                prompt: Arc::clone(&prompt),
+                seed: ask.sampling.seed.wrapping_add(at as u64),
+                max_new,
+                detokenizer: writer.detokenizer(&ask.prompt, &prompt, Specials::Skip),
+                stops: StopStrings::new(&ask.stop)?,
+                written: Vec::new(),
+                fault: None,
+                out: out.clone(),
+                began,
+            };
+            tokio::spawn(task.run());
+        }
+        let (stamp, prompt_tokens, count) = (generation.stamp.clone(), prompt.len(), ask.count);
+        Ok(Answers { stamp, prompt_tokens, decoder: Arc::clone(writer.decoder()), count, events })
+    }
+}
+
+/// One answer on its way.
+struct Task {
+    admission: Arc<Admission>,
+    /// Who writes it now.
+    generation: Arc<Generation>,
+    _permit: Arc<Permit>,
+    ask: Arc<WriteAsk>,
+    /// Which of the answers.
+    at: usize,
+    prompt: Arc<[u32]>,
+    seed: u64,
+    max_new: usize,
+    detokenizer: Detokenizer,
+    stops: StopStrings,
+    /// Tokens so far.
+    written: Vec<u32>,
+    /// Of the generation that was admitted, while it is open whether its predecessor can do better.
+    fault: Option<Error>,
+    out: mpsc::UnboundedSender<(usize, Event)>,
+    began: Instant,
+}
+
+/// What a token, or its want, led to.
+enum Next {
+    More,
+    Over,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let limit = self.generation.limits.deadline;
+        let mut writing = match self.begin() {
+            Ok(writing) => writing,
+            Err(error) => return self.fail(error),
+        };
+        loop {
+            // The model's own limit is for the first token: how long an answer takes is how long it is.
+            let first = self.written.is_empty().then(|| limit.saturating_sub(self.began.elapsed()));
+            let own = self.ask.deadline.map(|deadline| deadline.saturating_sub(self.began.elapsed()));
+            let left = [first, own].into_iter().flatten().min();
+            let written = tokio::select! {
+                biased;
+                () = self.out.closed() => return,
+                () = after(left) => return self.timed_out(own.is_some_and(|own| Some(own) == left)),
+                written = writing.next() => written,
+            };
+            let next = match written {
+                Written::Token(choice) => self.token(choice),
+                Written::Finished(finish) => self.finished(finish),
+                Written::Failed(error) => match self.move_on(error) {
+                    Ok(elsewhere) => {
+                        writing = elsewhere;
+                        Next::More
+                    }
+                    Err(error) => return self.fail(error),
+                },
+            };
+            if let Next::Over = next {
+                return;
+            }
+        }
+    }
+
+    /// Has the generation go on from what is written.
+    fn begin(&self) -> Result<engine::Writing> {
+        let writer = self.generation.processor.writer()?;
+        let prompt = Prompt {
+            tokens: [&self.prompt[..], &self.written].concat(),
+            written: self.written.len(),
+            max_new: self.max_new - self.written.len(),
+            sampling: SamplingOptions { seed: self.seed, ..self.ask.sampling.clone() },
+            ends: if self.ask.ignore_ends { Arc::new([]) } else { writer.ends() },
+            priority: self.ask.priority,
+        };
+        self.generation.lane.write(prompt, self.fault.is_some())
+    }
+
+    fn token(&mut self, choice: Choice) -> Next {
+        self.explained();
+        self.written.push(choice.token);
+        let text = self.detokenizer.push(choice.token).unwrap_or_default();
+        let passed = self.stops.push(&text);
+        self.send(Event::Wrote { text: passed.text, choices: vec![choice] });
+        match passed.stop.is_some() {
+            true => self.end(EndReason::Stop),
+            false => Next::More,
+        }
+    }
+
+    fn finished(&mut self, finish: Finish) -> Next {
+        self.explained();
+        let reason = match finish {
+            Finish::Stop => EndReason::Stop,
+            Finish::Length => EndReason::Length,
+        };
+        let rest = self.detokenizer.finish().unwrap_or_default();
+        let passed = self.stops.push(&rest);
+        let held = if passed.stop.is_some() { String::new() } else { self.stops.finish() };
+        let text = passed.text + &held;
+        if !text.is_empty() {
+            self.send(Event::Wrote { text, choices: Vec::new() });
+        }
+        self.end(if passed.stop.is_some() { EndReason::Stop } else { reason })
+    }
+
+    fn end(&mut self, reason: EndReason) -> Next {
+        let stats = &self.generation.stats;
+        let took = self.began.elapsed();
+        stats.spend(Stage::Answered, took);
+        match self.admission.is_named() {
+            true => stats.answered_by_name(),
+            // Answers on a predecessor are its own, and speak of nothing that it is judged by.
+            false => stats.answered(took),
+        }
+        self.send(Event::Ended(Ended { reason, tokens: self.written.len() }));
+        Next::Over
+    }
+
+    /// Goes on elsewhere after a fault, where that is possible (promise 7): the very next token, by the same draw.
+    fn move_on(&mut self, error: Error) -> Result<engine::Writing> {
+        let first = self.fault.is_none();
+        let Some(previous) = self.admission.failover().filter(|_| first && error.is_model_fault()) else {
+            return Err(error);
+        };
+        let same = previous.contract.tokenizer == self.generation.contract.tokenizer;
+        if !same && !self.written.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!(
+            model = &*self.generation.stamp.model, version = self.generation.version(), previous = previous.version(),
+            written = self.written.len(), %error, "an answer failed; going on with it on the previous version"
+        );
+        self.generation.stats.spend(Stage::Failed, self.began.elapsed());
+        let previous = Arc::clone(previous);
+        if !same {
+            let writer = previous.processor.writer()?;
+            let tokens = writer.encode(&self.ask.prompt)?;
+            self.max_new = writer.room(tokens.len(), self.ask.max_new)?;
+            self.detokenizer = writer.detokenizer(&self.ask.prompt, &tokens, Specials::Skip);
+            self.prompt = tokens.into();
+        }
+        self.generation = previous;
+        self.fault = Some(error);
+        self.begin()
+    }
+
+    /// The predecessor can do what the admitted generation could not: that one is to blame.
+    fn explained(&mut self) {
+        if let Some(fault) = self.fault.take() {
+            let admitted = self.admission.generation();
+            admitted.stats.blame(matches!(fault, Error::NonFinite { .. }));
+            admitted.stats.failed_over();
+            self.send(Event::Moved(self.generation.stamp.clone()));
+        }
+    }
+
+    fn fail(mut self, error: Error) {
+        let admitted = Arc::clone(self.admission.generation());
+        match self.fault.take() {
+            // Neither could.
+            Some(fault) => {
+                admitted.stats.unexplained();
+                self.send(Event::Failed(fault));
+            }
+            None => {
+                if error.is_model_fault() {
+                    self.generation.stats.spend(Stage::Failed, self.began.elapsed());
+                    if !self.admission.is_named() && Arc::ptr_eq(&admitted, &self.generation) {
+                        admitted.stats.blame(matches!(error, Error::NonFinite { .. }));
+                    }
+                }
+                self.send(Event::Failed(error));
+            }
+        }
+    }
+
+    fn timed_out(self, own: bool) {
+        let limit = match (own, self.ask.deadline) {
+            (true, Some(deadline)) => deadline,
+            _ => self.generation.limits.deadline,
+        };
+        // Only the model's own limit tells of the model; a client may be as impatient as it likes.
+        if !own && !self.admission.is_named() {
+            self.generation.stats.timed_out(limit);
+        }
+        self.send(Event::Failed(Error::Deadline { limit }));
+    }
+
+    /// A client that left is noticed before the next token.
+    fn send(&self, event: Event) {
+        let _ = self.out.send((self.at, event));
+    }
+}
+
+/// Ends after so long; never, where nothing is said.
+async fn after(left: Option<Duration>) {
+    match left {
+        Some(left) => tokio::time::sleep(left).await,
+        None => std::future::pending().await,
+    }
+}
