@@ -156,11 +156,6 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
-    /// How a tensor is arranged, taken or not.
-    pub fn layout(&self, name: &str) -> Option<WeightLayout> {
-        self.keys.get(name).map(|key| key.layout)
-    }
-
     /// The tensors that are not taken yet, with what they may be shared by; one that has several names comes several times.
     pub fn entries(&self) -> impl Iterator<Item = (&TensorKey, &Tensor)> {
         self.tensors.iter().filter_map(|(name, tensor)| Some((self.keys.get(name)?, tensor)))
