@@ -137,12 +137,14 @@ struct Product {
   cublasLtHandle_t handle;
   cublasLtMatmulDesc_t what;
   cublasLtMatrixLayout_t weight, input, output;
-  cublasLtMatmulHeuristicResult_t found[1];
+  static constexpr int MOST = 24;
+  cublasLtMatmulHeuristicResult_t found[MOST];
+  int candidates = 0;
   bool possible = false;
   double heuristic_us = 0;
 
   Product(cublasLtHandle_t handle, int tokens, int in, int out, cudaDataType type, cublasComputeType_t compute,
-          cublasLtEpilogue_t epilogue, void* bias, size_t workspace)
+          cublasLtEpilogue_t epilogue, void* bias, size_t workspace, int wanted = 1)
       : handle(handle) {
     LT(cublasLtMatmulDescCreate(&what, compute, CUDA_R_32F));
     cublasOperation_t turned = CUBLAS_OP_T;
@@ -156,12 +158,11 @@ struct Product {
     LT(cublasLtMatmulPreferenceCreate(&preference));
     LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                             sizeof workspace));
-    int count = 0;
     auto began = Clock::now();
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, what, weight, input, output, output, preference, 1,
-                                                           found, &count);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, what, weight, input, output, output, preference,
+                                                           wanted, found, &candidates);
     heuristic_us = ms_since(began) * 1e3;
-    possible = status == CUBLAS_STATUS_SUCCESS && count > 0;
+    possible = status == CUBLAS_STATUS_SUCCESS && candidates > 0;
     LT(cublasLtMatmulPreferenceDestroy(preference));
   }
 };
@@ -248,4 +249,84 @@ void gemm_section() {
           figure(name + ", rate", 2.0 * tokens * in * out / median(took) / 1e6, "TFLOP/s");
         }
   }
+}
+
+// Whether another algorithm than the one that cublasLt takes to be the fastest is faster: the products of a BERT-base layer.
+void algorithms_section() {
+  enter();
+  CUstream stream = new_stream();
+  cublasLtHandle_t handle;
+  LT(cublasLtCreate(&handle));
+  const size_t workspace_bytes = 32 * MIB_BYTES;
+  constexpr size_t most = 16384;
+  void *weight, *input, *output, *residual, *bias, *workspace;
+  RT(cudaMalloc(&weight, 3072 * 3072 * 2));
+  RT(cudaMalloc(&input, most * 3072 * 2));
+  RT(cudaMalloc(&output, most * 3072 * 2));
+  RT(cudaMalloc(&residual, most * 3072 * 2));
+  RT(cudaMalloc(&bias, 4096 * 2));
+  RT(cudaMalloc(&workspace, workspace_bytes));
+  fill<<<1024, 256>>>(weight, 3072 * 3072, true, 1);
+  fill<<<1024, 256>>>(input, most * 3072, true, 2);
+  fill<<<1024, 256>>>(residual, most * 3072, true, 4);
+  fill<<<1, 256>>>(bias, 4096, true, 3);
+  RT(cudaDeviceSynchronize());
+  struct Of {
+    const char* name;
+    int in, out;
+    bool added;
+    cublasLtEpilogue_t epilogue;
+  };
+  for (Of of : {Of{"qkv", 768, 2304, false, CUBLASLT_EPILOGUE_BIAS}, Of{"output", 768, 768, true, CUBLASLT_EPILOGUE_BIAS},
+                Of{"output, not added", 768, 768, false, CUBLASLT_EPILOGUE_BIAS},
+                Of{"up", 768, 3072, false, CUBLASLT_EPILOGUE_BIAS}, Of{"up, gelu", 768, 3072, false, CUBLASLT_EPILOGUE_GELU_BIAS},
+                Of{"up, bare", 768, 3072, false, CUBLASLT_EPILOGUE_DEFAULT},
+                Of{"down", 3072, 768, true, CUBLASLT_EPILOGUE_BIAS}})
+    for (int tokens : {128, 2048, 8192, 16384}) {
+      Product product(handle, tokens, of.in, of.out, CUDA_R_16BF, CUBLAS_COMPUTE_32F, of.epilogue, bias, workspace_bytes,
+                      Product::MOST);
+      std::string name = std::string(of.name) + ", " + std::to_string(tokens);
+      float one = 1, beta = of.added ? 1 : 0;
+      std::vector<double> each;
+      for (int at = 0; at < product.candidates; ++at) {
+        auto run = [&] {
+          return cublasLtMatmul(handle, product.what, &one, weight, product.weight, input, product.input, &beta,
+                                of.added ? residual : output, product.output, output, product.output,
+                                &product.found[at].algo, workspace, workspace_bytes, stream);
+        };
+        if (run() != CUBLAS_STATUS_SUCCESS) continue;
+        DRV(cuStreamSynchronize(stream));
+        DRV(cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+        for (int i = 0; i < 10; ++i) LT(run());
+        CUgraph graph;
+        DRV(cuStreamEndCapture(stream, &graph));
+        CUgraphExec exec;
+        DRV(cuGraphInstantiate(&exec, graph, 0));
+        cudaEvent_t from, to;
+        RT(cudaEventCreate(&from));
+        RT(cudaEventCreate(&to));
+        std::vector<double> took;
+        for (int i = 0; i < 6; ++i) {
+          RT(cudaEventRecord(from, stream));
+          DRV(cuGraphLaunch(exec, stream));
+          RT(cudaEventRecord(to, stream));
+          RT(cudaEventSynchronize(to));
+          float ms;
+          RT(cudaEventElapsedTime(&ms, from, to));
+          if (i > 0) took.push_back(ms * 1e3 / 10);
+        }
+        DRV(cuGraphExecDestroy(exec));
+        DRV(cuGraphDestroy(graph));
+        each.push_back(median(took));
+      }
+      if (each.empty()) {
+        word(name, "no algorithm");
+        continue;
+      }
+      size_t best = std::min_element(each.begin(), each.end()) - each.begin();
+      figure(name + ", as cublasLt says", each[0], "us");
+      figure(name + ", as cublasLt says, rate", 2.0 * tokens * of.in * of.out / each[0] / 1e6, "TFLOP/s");
+      figure(name + ", the fastest of " + std::to_string(each.size()) + " (number " + std::to_string(best) + ")", each[best], "us");
+      figure(name + ", asking", product.heuristic_us, "us");
+    }
 }

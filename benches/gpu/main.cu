@@ -11,7 +11,8 @@ int main(int argc, char** argv) {
   } sections[] = {{"device", device_section},     {"pool", pool_section},     {"oom", oom_section},
                   {"stall", stall_section},       {"transfer", transfer_section}, {"load", load_section},
                   {"beside", beside_section},     {"host", host_section},     {"launch", launch_section},
-                  {"gemm", gemm_section}};
+                  {"gemm", gemm_section},
+                  {"staging", staging_section},   {"algorithms", algorithms_section}};
   for (auto& section : sections)
     if (argc == 2 && !std::strcmp(argv[1], section.name)) {
       section_name() = section.name;

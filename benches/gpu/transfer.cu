@@ -286,3 +286,81 @@ void host_section() {
     for (auto one : all) DRV(cuMemFreeHost(one));
   }
 }
+
+// Readers with two slots of `slot` bytes each, as `load_by`, but of any size, and waiting as told. GB/s.
+static double staged(int readers, size_t slot, bool blocking, int fd, size_t total, CUdeviceptr device, char* ring) {
+  CUstream stream = new_stream();
+  std::atomic<size_t> next{0};
+  std::mutex issuing;
+  std::vector<std::thread> threads;
+  auto began = Clock::now();
+  for (int r = 0; r < readers; ++r)
+    threads.emplace_back([&, r] {
+      enter();
+      CUevent done[2];
+      unsigned flags = CU_EVENT_DISABLE_TIMING | (blocking ? CU_EVENT_BLOCKING_SYNC : 0);
+      for (auto& event : done) DRV(cuEventCreate(&event, flags));
+      int turn = 0;
+      for (size_t block; (block = next++) < total / slot; ++turn) {
+        char* to = ring + (2 * r + turn % 2) * slot;
+        if (turn >= 2) DRV(cuEventSynchronize(done[turn % 2]));
+        if (pread(fd, to, slot, block * slot) != ssize_t(slot)) std::exit(1);
+        std::lock_guard<std::mutex> lock(issuing);
+        DRV(cuMemcpyHtoDAsync(device + block * slot, to, slot, stream));
+        DRV(cuEventRecord(done[turn % 2], stream));
+      }
+      for (auto& event : done) {
+        DRV(cuEventSynchronize(event));
+        DRV(cuEventDestroy(event));
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  DRV(cuStreamSynchronize(stream));
+  double rate = total / ms_since(began) / 1e6;
+  DRV(cuStreamDestroy(stream));
+  return rate;
+}
+
+// What slots, readers and ways to wait come to: files that lie in the page cache, and memory that is pinned already.
+void staging_section() {
+  enter();
+  const size_t total = 4 * GIB_BYTES;
+  std::string path = big_file(total);
+  int fd = open(path.c_str(), O_RDONLY);
+  char* ring = pinned(512 * MIB_BYTES);
+  CUdeviceptr device = on_device(total);
+  staged(8, 4 * MIB_BYTES, true, fd, total, device, ring);
+  for (bool blocking : {true, false})
+    for (size_t kib : {256, 512, 1024, 2048, 4096})
+      for (int readers : {6, 8, 12, 16}) {
+        std::vector<double> rates;
+        for (int i = 0; i < 3; ++i) rates.push_back(staged(readers, kib << 10, blocking, fd, total, device, ring));
+        figure(std::to_string(readers) + " readers, slots of " + std::to_string(kib) + " KiB, " +
+                   (blocking ? "blocking" : "spinning"),
+               median(rates), "GB/s");
+      }
+  // Copies of 1 MiB out of pinned memory, in lots of which two are in flight.
+  for (bool blocking : {true, false})
+    for (size_t lot : {4, 8, 16, 32}) {
+      std::vector<double> rates;
+      for (int round = 0; round < 3; ++round) {
+        CUstream stream = new_stream();
+        CUevent done[2];
+        for (auto& event : done) DRV(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING | (blocking ? CU_EVENT_BLOCKING_SYNC : 0)));
+        auto began = Clock::now();
+        for (size_t i = 0; i < total / MIB_BYTES; ++i) {
+          DRV(cuMemcpyHtoDAsync(device + i * MIB_BYTES, ring + i % 512 * MIB_BYTES, MIB_BYTES, stream));
+          if ((i + 1) % lot == 0) {
+            std::swap(done[0], done[1]);
+            DRV(cuEventRecord(done[0], stream));
+            DRV(cuEventSynchronize(done[1]));
+          }
+        }
+        DRV(cuStreamSynchronize(stream));
+        rates.push_back(total / ms_since(began) / 1e6);
+        for (auto event : done) DRV(cuEventDestroy(event));
+        DRV(cuStreamDestroy(stream));
+      }
+      figure("pinned, lots of " + std::to_string(lot) + " MiB, " + (blocking ? "blocking" : "spinning"), median(rates), "GB/s");
+    }
+}
