@@ -96,6 +96,11 @@ impl Promise {
         self.change(|made| made.ready = true);
     }
 
+    /// It may not be used any more: it is given back, which takes its time.
+    pub fn leaves(&self) {
+        self.change(|made| made.ready = false);
+    }
+
     fn change(&self, change: impl FnOnce(&mut Pinning)) {
         if let Some(made) = self.room.lock().made.get_mut(&self.id) {
             change(made);
@@ -157,6 +162,8 @@ mod tests {
         promise.touched(7);
         promise.is_ready();
         assert_eq!(room.pinnings(), [told(0, true)]);
+        promise.leaves();
+        assert_eq!(room.pinnings(), [told(0, false)]);
         drop(promise);
         assert!(room.pinnings().is_empty());
     }

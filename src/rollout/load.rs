@@ -86,6 +86,8 @@ pub(super) struct Loaded {
     pub(super) shared: u64,
     /// Of its own bytes, those that no file was read for.
     pub(super) parked: u64,
+    /// Of the time that all took, until its weights were on the device.
+    pub(super) brought: Duration,
     /// What making its first passes ready came to, in the time that all took.
     pub(super) warmth: Warmth,
     pub(super) took: Duration,
@@ -141,9 +143,9 @@ pub(super) async fn load(engine: &Engine, inspected: &Arc<Inspected>, loading: L
         .spawn(work)
         .map_err(|e| Error::internal(format!("could not start a loader thread: {e}")))?;
     let built = patiently((receiver, thread), patience, &progress, &inspected.spec.reference()).await?;
-    let (Built { model, entries, bytes, shared, parked }, warmth) = built;
+    let (Built { model, entries, bytes, shared, parked, brought }, warmth) = built;
     engine.keep(generation, entries).await?;
-    Ok(Loaded { model, bytes, shared, parked, warmth, took: began.elapsed() })
+    Ok(Loaded { model, bytes, shared, parked, brought, warmth, took: began.elapsed() })
 }
 
 /// Makes a model's first passes ready on this thread, before the engine has it. A version serves without that as well.
@@ -182,6 +184,8 @@ pub(super) struct Built {
     bytes: u64,
     shared: u64,
     parked: u64,
+    /// Until all weights were on the device.
+    brought: Duration,
 }
 
 /// Reads the weights and builds the model, on this thread.
@@ -193,11 +197,13 @@ pub(super) fn build(
     progress: &Progress,
 ) -> Result<Built> {
     let device = &machine.device(memory, (inspected.footprint.workspace, inspected.keeping))?;
+    let began = Instant::now();
     let weights = weights::load(&inspected.index, manifest, &inspected.footprint.wanted, known, device, progress)?;
+    let brought = began.elapsed();
     let (bytes, shared, parked) = (weights.exclusive_bytes(), weights.shared_bytes(), weights.parked_bytes());
     let entries = weights.entries().map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
     let model = (inspected.family.load)(&inspected.spec, weights, device)?;
-    Ok(Built { model, entries, bytes, shared, parked })
+    Ok(Built { model, entries, bytes, shared, parked, brought })
 }
 
 /// A panic while loading is the version's failure, not the server's.

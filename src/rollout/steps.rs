@@ -244,6 +244,7 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
             let seconds = loaded.took.as_secs_f64();
             let mut figures = vec![
                 ("load_ms", json!(seconds * 1e3)),
+                ("weights_ms", json!(loaded.brought.as_secs_f64() * 1e3)),
                 ("loaded_bytes", json!(loaded.bytes)),
                 ("shared_bytes", json!(loaded.shared)),
                 ("load_eased", json!(eased)),

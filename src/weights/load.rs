@@ -322,8 +322,8 @@ pub fn load(
     // On a CPU weights lie in host memory, and nothing is parked.
     drop(parked);
     let mut reader = Reader::new((index, progress), device);
-    while let Some(mut read) = reads.pop() {
-        let tensor = reader.read(&mut read)?;
+    while let Some(read) = reads.pop() {
+        let tensor = reader.read(&read)?;
         weights.add(read.names, &tensor);
     }
     progress.check()?;

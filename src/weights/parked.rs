@@ -64,6 +64,7 @@ impl Parked {
     /// Gives its memory back at this pace. Where a load still copies from it, that is the last to hold it, and gives it back
     /// at once.
     pub fn let_go(self: Arc<Self>, pace: &Pace) {
+        self.promise.leaves();
         let Some(parked) = Arc::into_inner(self) else { return };
         #[cfg(feature = "cuda")]
         if let Some(memory) = Arc::into_inner(parked.memory) {

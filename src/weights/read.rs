@@ -87,6 +87,12 @@ impl Part<'_> {
         // Cannot overflow: the header's check multiplied the same numbers.
         self.info.shape.iter().product()
     }
+
+    /// Whether any of its elements can be read by themselves: not where they lie in blocks, or in another order.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_read_anywhere(&self) -> bool {
+        self.info.heads.is_none() && !self.info.dtype.is_quantised()
+    }
 }
 
 /// Fills memory with a part's values from one of its elements on, as many as fit; the bytes that it filled.
@@ -199,11 +205,7 @@ impl<'a> Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn read(&mut self, read: &mut Read<'_>) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Device::Cuda(place) = self.device {
-            return self.staged(place, read);
-        }
+    pub(super) fn read(&mut self, read: &Read<'_>) -> Result<Tensor> {
         if let WeightLayout::Quantized(format) = read.layout {
             return self.kept(read, format);
         }

@@ -1,13 +1,15 @@
 //! The way of tensors to a GPU: file, pinned slot, their own memory there; or from host memory, where they are parked.
 //!
-//! Several readers fill slots while others are copied; nothing of a tensor ever lies in the process whole. Whether values are
+//! Several readers fill slots while others are copied, each the next piece of whatever tensor it belongs to, so that all of them
+//! end at the same time; nothing of a tensor ever lies in the process whole. Whether values are
 //! numbers is looked at on the GPU, when they are there, and what is in another format than the wanted one is cast there.
 //!
 //! Bytes are not hashed a second time here, which would take longer than everything else: they are those of the manifest as
 //! long as the folder's files are the very ones that it was computed from, by size, time of change and inode, before
 //! the first read and after the last.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
@@ -22,9 +24,10 @@ use crate::ops::cuda::{Finite, Place};
 use crate::ops::{Device, Tensor};
 use crate::repository::Fingerprint;
 
-/// Threads that read: each copies 7 to 8 GB/s out of the page cache, and eight of them nearly fill the bus (measured on an
-/// H100). At most half of the processors: the others answer clients.
-const READERS: usize = 8;
+/// Threads that read: each copies 7 GB/s out of the page cache, and twelve of them fill the bus where eight reach four fifths of
+/// it (measured on an H100: `staging` of `benches/gpu/probe`). At most three of four processors: the others answer clients, and
+/// before these.
+const READERS: usize = 12;
 
 /// A tensor under the names that it goes by.
 type Named = (Vec<String>, Tensor);
@@ -55,10 +58,14 @@ pub(super) fn upload(
     }
     let finite = Finite::of(place, looked_at.len())?;
     let device = Device::Cuda(place.clone());
-    let (kept, reads) = numbered.into_iter().partition(|(_, read)| read.parked.is_some());
+    let (kept, reads): (Vec<_>, Vec<_>) = numbered.into_iter().partition(|(_, read)| read.parked.is_some());
+    // The last is the first to be read.
+    let tensors = reads.into_iter().rev().map(Coming::of).collect::<Result<Vec<_>>>()?;
     let work = Work {
         finite: &finite,
-        queue: Mutex::new(reads),
+        pieces: pieces_of(&tensors, place.gpu().staging().slot()),
+        tensors,
+        next: AtomicUsize::new(0),
         done: Mutex::default(),
         failed: Mutex::default(),
         stop: AtomicBool::new(false),
@@ -69,7 +76,7 @@ pub(super) fn upload(
         work.fail(error);
     }
     if from_files {
-        work.read_all((files.0, progress), &device);
+        work.read_all((files.0, progress), (place, &device));
     }
     // Whatever was sent must have arrived before its room may be freed, or read.
     let arrived = place.gpu().staging().stream().synchronize();
@@ -107,11 +114,62 @@ pub(super) fn unchanged((index, manifest): (&Index, &Manifest)) -> Result<()> {
     Err(Error::unloadable(index.label(""), format!("the version folder changed while it was read: {what}")))
 }
 
+/// A tensor on its way.
+struct Coming<'a> {
+    read: Read<'a>,
+    /// The number of its first part.
+    number: usize,
+    room: Arc<Buffer>,
+    /// Pieces that were not sent yet.
+    left: AtomicUsize,
+}
+
+impl<'a> Coming<'a> {
+    fn of((number, mut read): (usize, Read<'a>)) -> Result<Coming<'a>> {
+        let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
+        Ok(Coming { read, number, room: Arc::new(room), left: AtomicUsize::new(0) })
+    }
+}
+
+/// What one reader sends at a time: some elements of a part of a tensor, one slot of them where they can be read by themselves.
+struct Piece {
+    tensor: usize,
+    part: usize,
+    elements: Range<usize>,
+}
+
+/// In the order of files; each tensor's are counted.
+fn pieces_of(tensors: &[Coming<'_>], slot: usize) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (tensor, coming) in tensors.iter().enumerate() {
+        for (number, part) in coming.read.parts.iter().enumerate() {
+            // Also of a tensor of nothing there is a piece, or nobody would say that it is there.
+            let (mut at, end) = (0usize, part.elements());
+            let most = match part.is_read_anywhere() {
+                true => (slot / (part.info.len as usize).div_ceil(end.max(1)).max(1)).max(1),
+                false => usize::MAX,
+            };
+            loop {
+                let to = end.min(at.saturating_add(most));
+                pieces.push(Piece { tensor, part: number, elements: at..to });
+                coming.left.fetch_add(1, Ordering::Relaxed);
+                at = to;
+                if at == end {
+                    break;
+                }
+            }
+        }
+    }
+    pieces
+}
+
 /// What readers share.
 struct Work<'a> {
     finite: &'a Finite,
-    /// With the numbers of their first parts; the last is the next.
-    queue: Mutex<Vec<(usize, Read<'a>)>>,
+    tensors: Vec<Coming<'a>>,
+    pieces: Vec<Piece>,
+    /// Of the pieces, the next that nobody has taken.
+    next: AtomicUsize,
     done: Mutex<Vec<Named>>,
     /// What went wrong first.
     failed: Mutex<Option<Error>>,
@@ -120,37 +178,49 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// With as many threads as it takes.
-    fn read_all(&self, source: (&Index, &Progress), device: &Device) {
+    fn read_all(&self, source: (&Index, &Progress), to: (&Place, &Device)) {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let readers = (processors / 2).clamp(1, READERS);
+        let readers = (processors * 3 / 4).clamp(1, READERS).min(self.pieces.len().max(1));
         // They have this thread's priority, and its share of the processors.
         let join = company();
         std::thread::scope(|scope| {
             for _ in 1..readers {
                 scope.spawn(|| {
                     join();
-                    self.read(source, device);
+                    self.read(source, to);
                 });
             }
-            self.read(source, device);
+            self.read(source, to);
         });
     }
 
-    /// Takes tensors until there are none, or until somebody failed.
-    fn read(&self, source: (&Index, &Progress), device: &Device) {
+    /// Takes pieces until there are none, or until somebody failed.
+    fn read(&self, source: (&Index, &Progress), (place, device): (&Place, &Device)) {
         let mut reader = Reader::new(source, device);
         while !self.stop.load(Ordering::Relaxed)
-            && let Some((number, mut read)) = self.next()
+            && let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed))
         {
-            let brought = reader.read(&mut read).and_then(|tensor| {
-                self.look_at(&tensor, (number, read.parts.len()))?;
-                Ok((read.names, tensor))
-            });
-            match brought {
-                Ok(done) => self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done),
-                Err(error) => self.fail(error),
+            if let Err(error) = self.send(&mut reader, place, piece) {
+                self.fail(error);
             }
         }
+    }
+
+    /// Whoever sends the last of a tensor queues what follows on it: everything else of it was queued before.
+    fn send(&self, reader: &mut Reader<'_>, place: &Place, piece: &Piece) -> Result<()> {
+        let lost = || Error::internal("a piece of no tensor");
+        let coming = self.tensors.get(piece.tensor).ok_or_else(lost)?;
+        let (read, room) = (&coming.read, &coming.room);
+        let part = read.parts.get(piece.part).ok_or_else(lost)?;
+        reader.send(place, (part, piece.elements.clone()), (room, read.dtype))?;
+        // Each sees what others queued before they counted theirs.
+        if coming.left.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return Ok(());
+        }
+        let tensor = Tensor::Cuda(place.weight(Arc::clone(room), &read.shape, read.dtype));
+        self.look_at(&tensor, (coming.number, read.parts.len()))?;
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push((read.names.clone(), tensor));
+        Ok(())
     }
 
     /// Queues copies of what lies in pinned memory: no reads, no casts. They are over when this returns.
@@ -190,33 +260,22 @@ impl<'a> Work<'a> {
         self.stop.store(true, Ordering::Relaxed);
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
-
-    /// The next in the order of files, and its first part's number.
-    fn next(&self) -> Option<(usize, Read<'a>)> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
 }
 
 impl<'a> Reader<'a> {
-    /// As the file has it, through pinned slots; what is wanted in another format is cast when it is there.
-    pub(super) fn staged(&mut self, place: &Place, read: &mut Read<'_>) -> Result<Tensor> {
-        let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
-        let room = Arc::new(room);
-        let sent = read.parts.iter().try_for_each(|part| self.send(place, part, (&room, read.dtype)));
-        if let Err(error) = sent {
-            // What was sent must have arrived before its room is freed.
-            place.gpu().staging().stream().synchronize()?;
-            return Err(error);
-        }
-        Ok(Tensor::Cuda(place.weight(room, &read.shape, read.dtype)))
-    }
-
-    fn send(&mut self, place: &Place, part: &Part<'_>, (room, wanted): (&Buffer, DType)) -> Result<()> {
+    /// Some elements of a part as the file has them, through pinned slots; what is wanted in another format is cast when it is there.
+    fn send(
+        &mut self,
+        place: &Place,
+        (part, elements): (&Part<'_>, Range<usize>),
+        (room, wanted): (&Buffer, DType),
+    ) -> Result<()> {
         let (fill, format) = self.how(part, wanted)?.raw;
-        let (mut seen, mut element) = (Seen::elsewhere(), 0);
-        while element < part.elements() {
+        let (mut seen, mut element) = (Seen::elsewhere(), elements.start);
+        while element < elements.end {
             let mut slot = place.gpu().staging().take()?;
-            let filled = fill(self, part, element, (slot.bytes_mut(), &mut seen))?;
+            let most = slot.bytes_mut().len().min((elements.end - element).saturating_mul(format.size_in_bytes()));
+            let filled = fill(self, part, element, (&mut slot.bytes_mut()[..most], &mut seen))?;
             let at = (part.first + element) * wanted.size_in_bytes();
             place.gpu().send(slot, (filled, format), (room, at, wanted))?;
             element += filled / format.size_in_bytes();

@@ -46,7 +46,7 @@ def run(section, versions, setting, rate):
         )  # fmt: skip
         tell(section, setting, told)
         loads = [cycle["figures"] for cycle in told["cycles"] if "load_ms" in cycle["figures"]]
-        rates = sorted(load["loaded_bytes"] / load["load_ms"] / 1e6 for load in loads)
+        rates = sorted(load["loaded_bytes"] / load["weights_ms"] / 1e6 for load in loads)
         section.figure(f"{named(setting)}: green loaded at, in the middle", rates[len(rates) // 2], "GB/s")
         section.figure(f"{named(setting)}: loads that gave way", sum(load.get("load_eased", 0) > 0 for load in loads))
         return told["rate"]

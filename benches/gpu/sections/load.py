@@ -31,13 +31,16 @@ def main():
         for turn in range(section.of(LOADS, 2)):
             rollout = server.switch(f"large@{'ab'[turn % 2]}")
             figures = rollout["figures"]
-            rates.append(figures["loaded_bytes"] / figures["load_ms"] / 1e6)
+            rates.append(figures["loaded_bytes"] / figures["weights_ms"] / 1e6)
         section.same("bytes of the last load", figures["loaded_bytes"], size, "bytes")
         section.figure("a green load, the slowest", min(rates), "GB/s")
         section.figure("a green load, in the middle", statistics.median(rates), "GB/s")
         share = statistics.median(rates) / floor * 100
         section.timing("a green load, in the middle, over the floor", share, 90.0, "%", most=False)
         whole = [phase["ms"] for phase in rollout["phases"]]
+        section.figure("of the last load, weights", figures["weights_ms"], "ms")
+        section.figure("of the last load, making its first passes ready", figures.get("graphs_ms", 0.0), "ms")
+        section.figure("the last load, all of it", figures["load_ms"], "ms")
         section.figure("the last of these rollouts, from promote to settled", sum(whole), "ms")
     section.end()
 
