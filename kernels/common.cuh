@@ -52,18 +52,23 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Values {
 };
 
 template <class T, int N>
-__device__ inline void load(const T* from, float (&to)[N]) {
-    const Values<T, N> read = *reinterpret_cast<const Values<T, N>*>(from);
+__device__ inline void widen(const Values<T, N>& from, float (&to)[N]) {
     if constexpr (N == 1) {
-        to[0] = Dtype<T>::widen(read.at[0]);
+        to[0] = Dtype<T>::widen(from.at[0]);
     } else {
 #pragma unroll
         for (int i = 0; i < N; i += 2) {
-            const float2 two = Dtype<T>::widen2(*reinterpret_cast<const typename Dtype<T>::Pair*>(&read.at[i]));
+            const float2 two = Dtype<T>::widen2(*reinterpret_cast<const typename Dtype<T>::Pair*>(&from.at[i]));
             to[i] = two.x;
             to[i + 1] = two.y;
         }
     }
+}
+
+template <class T, int N>
+__device__ inline void load(const T* from, float (&to)[N]) {
+    const Values<T, N> read = *reinterpret_cast<const Values<T, N>*>(from);
+    widen(read, to);
 }
 
 template <class T, int N>

@@ -14,17 +14,22 @@ struct Images {
     int images, channels, height, width;
 };
 
-// One row of `out`: the block's patch, `[channels, patch, patch]`, `N` pixels of a line at a time.
+// Of a patch, in pixels.
+struct Size {
+    int tall, wide;
+};
+
+// One row of `out`: the block's patch, `[channels, tall, wide]`, `N` pixels of a line at a time.
 template <int N, class T>
-__device__ void unfold(const Images& of, int patch, T* out) {
-    const int across = of.width / patch, down = of.height / patch;
-    const int column = blockIdx.x % across * patch, line = blockIdx.x / across % down * patch;
+__device__ void unfold(const Images& of, Size patch, T* out) {
+    const int across = of.width / patch.wide, down = of.height / patch.tall;
+    const int column = blockIdx.x % across * patch.wide, line = blockIdx.x / across % down * patch.tall;
     const long long image = blockIdx.x / across / down;
     const float* from = of.pixels + image * of.channels * of.height * of.width;
-    const int steps = patch / N, count = of.channels * patch * steps;
+    const int steps = patch.wide / N, count = of.channels * patch.tall * steps;
     out += static_cast<long long>(blockIdx.x) * count * N;
     for (int i = threadIdx.x; i < count; i += PATCH_THREADS) {
-        const int x = i % steps * N, y = i / steps % patch, channel = i / steps / patch;
+        const int x = i % steps * N, y = i / steps % patch.tall, channel = i / steps / patch.tall;
         float values[N];
         load(from + (static_cast<long long>(channel) * of.height + line + y) * of.width + column + x, values);
         store(out + static_cast<long long>(i) * N, values);
@@ -32,10 +37,10 @@ __device__ void unfold(const Images& of, int patch, T* out) {
 }
 
 template <class T>
-__device__ void patches(const Images& of, int patch, T* out) {
+__device__ void patches(const Images& of, Size patch, T* out) {
     constexpr int N = Dtype<T>::VECTOR;
-    if (blockIdx.x >= static_cast<long long>(of.images) * (of.width / patch) * (of.height / patch)) return;
-    if (patch % N == 0 && of.width % Dtype<float>::VECTOR == 0 && aligned(of.pixels) && aligned(out)) {
+    if (blockIdx.x >= static_cast<long long>(of.images) * (of.width / patch.wide) * (of.height / patch.tall)) return;
+    if (patch.wide % N == 0 && of.width % Dtype<float>::VECTOR == 0 && aligned(of.pixels) && aligned(out)) {
         unfold<N>(of, patch, out);
     } else {
         unfold<1>(of, patch, out);
@@ -81,8 +86,8 @@ __device__ void embed_patches(const Parts<T>& parts, int images, int patches, in
 
 #define PATCHES(NAME, T)                                                                                              \
     extern "C" __global__ void __launch_bounds__(PATCH_THREADS) patches_##NAME(                                       \
-        const float* pixels, int images, int channels, int height, int width, int patch, T* out) {                    \
-        patches(Images{pixels, images, channels, height, width}, patch, out);                                         \
+        const float* pixels, int images, int channels, int height, int width, int tall, int wide, T* out) {           \
+        patches(Images{pixels, images, channels, height, width}, Size{tall, wide}, out);                              \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(ROW_THREADS) embed_patches_##NAME(                                   \
         const T* projected, const T* cls, const T* positions, int images, int patches, int width, T* out) {           \

@@ -38,21 +38,25 @@ struct Sequence {
     }
 };
 
-// Columns that a block reduces at once: each lane has 16 bytes of every row of its warp.
-template <class T>
-constexpr int COLUMNS = WARP * Dtype<T>::VECTOR;
+// Lanes that read a row, 16 bytes each: a warp reads two rows at once, so that widths of 128 times any number leave none idle.
+constexpr int ROW_LANES = WARP / 2;
+constexpr int ROWS_AT_ONCE = POOL_WARPS * (WARP / ROW_LANES);
 
-// A lane's part of `columns` of a row: side by side where that may be read at once, else a warp apart.
+// Columns that a block reduces at once.
+template <class T>
+constexpr int COLUMNS = ROW_LANES * Dtype<T>::VECTOR;
+
+// A lane's part of `columns` of a row: side by side where that may be read at once, else as many lanes apart.
 template <bool VECTORS, class T, int N>
 __device__ inline void read_part(const Sequence<T>& of, int row, int first, float (&to)[N]) {
-    const int lane = lane_of(threadIdx.x);
+    const int lane = lane_of(threadIdx.x) % ROW_LANES;
     if constexpr (VECTORS) {
         const int column = first + lane * N;
         if (column < of.width) load(of.row(row) + column, to);
     } else {
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            const int column = first + lane + k * WARP;
+            const int column = first + lane + k * ROW_LANES;
             if (column < of.width) to[k] = Dtype<T>::widen(of.row(row)[column]);
         }
     }
@@ -66,20 +70,23 @@ using Parts = float[POOL_WARPS][COLUMNS<T>];
 template <int KIND, bool VECTORS, class T>
 __device__ float reduce_columns(const Sequence<T>& of, int first, Parts<T>& parts) {
     constexpr int N = Dtype<T>::VECTOR;
-    const int warp = threadIdx.x / WARP, lane = lane_of(threadIdx.x);
+    const int warp = threadIdx.x / WARP, lane = lane_of(threadIdx.x) % ROW_LANES;
     const float nothing = KIND == MAX ? -INFINITY : 0.f;
     float sum[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) sum[k] = nothing;
 #pragma unroll 4
-    for (int row = warp; row < of.rows; row += POOL_WARPS) {
+    for (int row = threadIdx.x / ROW_LANES; row < of.rows; row += ROWS_AT_ONCE) {
         float x[N] = {};
         read_part<VECTORS>(of, row, first, x);
 #pragma unroll
         for (int k = 0; k < N; ++k) sum[k] = joined<KIND>(sum[k], x[k]);
     }
 #pragma unroll
-    for (int k = 0; k < N; ++k) parts[warp][VECTORS ? lane * N + k : lane + k * WARP] = sum[k];
+    for (int k = 0; k < N; ++k) {
+        sum[k] = joined<KIND>(sum[k], __shfl_xor_sync(ALL_LANES, sum[k], ROW_LANES));
+        if (lane_of(threadIdx.x) < ROW_LANES) parts[warp][VECTORS ? lane * N + k : lane + k * ROW_LANES] = sum[k];
+    }
     __syncthreads();
     float result = nothing;
     if (threadIdx.x < COLUMNS<T>) {
@@ -150,6 +157,38 @@ __device__ void pool_normalize(const Sequence<T>& of, int kind, bool normalize, 
     for (int column = threadIdx.x; mine && column < of.width; column += COLUMNS<T>) out[column] *= inverse;
 }
 
+// A row that fits into the warp's registers: it is read once.
+template <class T>
+__device__ void normalize_length_held(const T* x, int width, float* out) {
+    constexpr int N = Dtype<T>::VECTOR;
+    constexpr int VECTORS = HELD / N;
+    const int first = lane_of(threadIdx.x) * N;
+    Values<T, N> held[VECTORS];
+    float values[N], squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        const int column = first + i * WARP * N;
+        if (column < width) held[i] = *reinterpret_cast<const Values<T, N>*>(x + column);
+    }
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        if (first + i * WARP * N >= width) continue;
+        widen(held[i], values);
+#pragma unroll
+        for (int k = 0; k < N; ++k) squares += values[k] * values[k];
+    }
+    const float inverse = inverse_length(warp_sum(squares));
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        const int column = first + i * WARP * N;
+        if (column >= width) continue;
+        widen(held[i], values);
+#pragma unroll
+        for (int k = 0; k < N; ++k) values[k] *= inverse;
+        store(out + column, values);
+    }
+}
+
 template <int N, class T>
 __device__ void normalize_length(const T* x, int width, float* out) {
     const int first = lane_of(threadIdx.x) * N;
@@ -174,7 +213,10 @@ __device__ void l2_normalize(const T* x, int rows, int width, float* out) {
     if (row >= rows) return;
     x += row * width;
     out += row * width;
-    if (width % Dtype<T>::VECTOR == 0 && aligned(x) && aligned(out)) {
+    const bool vectors = width % Dtype<T>::VECTOR == 0 && aligned(x) && aligned(out);
+    if (vectors && width <= WARP * HELD) {
+        normalize_length_held(x, width, out);
+    } else if (vectors) {
         normalize_length<Dtype<T>::VECTOR>(x, width, out);
     } else {
         normalize_length<1>(x, width, out);
@@ -184,7 +226,7 @@ __device__ void l2_normalize(const T* x, int rows, int width, float* out) {
 }  // namespace
 
 #define POOL(NAME, T)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(POOL_THREADS, 2) pool_##NAME(                                        \
+    extern "C" __global__ void __launch_bounds__(POOL_THREADS, 3) pool_##NAME(                                        \
         const T* x, int stride, const unsigned* offsets, int sequences, int width, int kind, T* out) {                \
         if (static_cast<int>(blockIdx.x) >= sequences) return;                                                        \
         pool(sequence_of_block(x, stride, offsets, width), kind, out + static_cast<long long>(blockIdx.x) * width);   \

@@ -177,7 +177,9 @@ def rows(bench, dtype, model, tokens, size=None):
     # what the server does in its place, and what it ends every batch with
     pooled = bench.array(dtype, sequences, width)
     arguments, count = (x, width, offsets, sequences, width, 0, pooled), counts.pool(dtype, sequences * length, sequences, width)
-    bench.time(f"pool_{dtype}", what, (sequences, ceil(width, 256)), 512, *arguments, count=count, size=size)
+    bench.time(f"pool_{dtype}", what, (sequences, ceil(width, 128)), 512, *arguments, count=count, size=size)
+    # of pooled rows, which are few: what they take where they are many is told of `normals` and `values`
+    size = None if size == "large" else size
     what, count = f"{sequences} x {width}", counts.l2_normalize(dtype, sequences, width)
     bench.time(f"l2_normalize_{dtype}", what, (ceil(sequences, 4),), 128, pooled, sequences, width, result, count=count, size=size)
     blocks = ceil(sequences * width, 256 * 8)
@@ -236,7 +238,7 @@ def images(bench, dtype, images_, size="vit-base"):
     side, patch, width = 224, 16, 768
     each = (side // patch) ** 2
     pixels, out = bench.array("f32", images_, 3, side, side), bench.array(dtype, images_ * each, 3 * patch * patch)
-    arguments, count = (pixels, images_, 3, side, side, patch, out), counts.patches(dtype, images_, side, patch)
+    arguments, count = (pixels, images_, 3, side, side, patch, patch, out), counts.patches(dtype, images_, side, patch)
     bench.time(f"patches_{dtype}", f"{images_} of {side} x {side}", (images_ * each,), 128, *arguments, count=count, size=size)
     bench.forget()
     projected, cls, positions = (bench.array(dtype, n, width) for n in (images_ * each, 1, each + 1))
@@ -260,6 +262,11 @@ def values(bench, moved, size):
         x, flags = bench.array(dtype, number), bench.array("u32", 1, values=np.zeros(1))
         grid, count = (min(ceil(number * BYTES[dtype], 256 * 16), 1024),), counts.finite(dtype, number)
         bench.time(f"finite_{dtype}", f"{number}", grid, 256, x, number, flags, 1, count=count, size=size)
+        bench.forget()
+        number //= 2
+        blocks = min(ceil(number, 256 * 8), 1 << 16)
+        x, out, words = bench.array(dtype, number), bench.array(dtype, number), bench.array("u32", blocks * 8)
+        bench.time(f"land_{dtype}", f"{number}", (blocks,), 256, x, number, out, words, count=counts.land(dtype, number), size=size)
         bench.forget()
 
 

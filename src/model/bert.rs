@@ -3,6 +3,8 @@
 //! They are one architecture with different names, keys and small rules, which are data here ([`VARIANTS`]).
 //! Source: `modeling_bert.py`, `modeling_roberta.py`, `modeling_distilbert.py` of transformers 4.57.
 
+use std::borrow::Cow;
+
 use super::checkpoint::Checkpoint;
 use super::frames::Lengths;
 use super::input::Tokens;
@@ -279,7 +281,7 @@ impl Stages<Tokens> for Bert {
     }
 
     /// Ids, positions and types.
-    fn pack(&self, batch: &[&Tokens]) -> Vec<u32> {
+    fn pack<'a>(&self, batch: &[&'a Tokens]) -> Vec<Cow<'a, [u32]>> {
         let mut index = Vec::with_capacity(3 * batch.iter().map(|input| input.ids.len()).sum::<usize>());
         index.extend(batch.iter().flat_map(|input| &input.ids));
         for input in batch {
@@ -289,7 +291,7 @@ impl Stages<Tokens> for Bert {
             }
         }
         index.extend(batch.iter().flat_map(|input| &input.type_ids));
-        index
+        vec![Cow::Owned(index)]
     }
 
     fn first(&self, index: Tensor, _: &Segments) -> candle_core::Result<Tensor> {

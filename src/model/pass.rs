@@ -1,5 +1,6 @@
 //! One forward pass: what runs it, how much goes into it, and what it promises to return.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::ops::Range;
 
@@ -101,8 +102,8 @@ pub(super) trait Stages<I>: Sync {
     /// Their shape, for so many inputs of so many tokens together.
     fn shape(&self, inputs: usize, tokens: usize) -> Vec<usize>;
 
-    /// They themselves, in the order of that.
-    fn pack(&self, batch: &[&I]) -> Vec<Self::Number>;
+    /// They themselves, in the order of that: parts, so that what lies together already is not copied.
+    fn pack<'a>(&self, batch: &[&'a I]) -> Vec<Cow<'a, [Self::Number]>>;
 
     /// What comes before the blocks: `[rows, width]`.
     fn first(&self, given: Tensor, segments: &Segments) -> candle_core::Result<Tensor>;
@@ -307,8 +308,8 @@ mod tests {
             vec![tokens, 1]
         }
 
-        fn pack(&self, batch: &[&usize]) -> Vec<f32> {
-            batch.iter().flat_map(|tokens| vec![**tokens as f32; **tokens]).collect()
+        fn pack<'a>(&self, batch: &[&'a usize]) -> Vec<Cow<'a, [f32]>> {
+            batch.iter().map(|tokens| Cow::Owned(vec![**tokens as f32; **tokens])).collect()
         }
 
         fn first(&self, given: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
@@ -415,8 +416,8 @@ mod tests {
             fn shape(&self, _: usize, tokens: usize) -> Vec<usize> {
                 vec![tokens]
             }
-            fn pack(&self, batch: &[&usize]) -> Vec<f32> {
-                vec![0.0; batch.iter().copied().sum()]
+            fn pack<'a>(&self, batch: &[&'a usize]) -> Vec<Cow<'a, [f32]>> {
+                vec![Cow::Owned(vec![0.0; batch.iter().copied().sum()])]
             }
             fn first(&self, _: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
                 candle_core::bail!("shapes")

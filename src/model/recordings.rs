@@ -103,7 +103,8 @@ impl<I> Recordings<I> {
             let segments = Segments::filled_up(lengths.iter().copied(), (frame.inputs, frame.tokens))?;
             let added = self.filler.iter().cycle().take(frame.tokens - tokens);
             let filled: Vec<&I> = batch.iter().copied().chain(added).collect();
-            kept.recorded.run(&segments, &model.pack(&filled))
+            let parts = model.pack(&filled);
+            kept.recorded.run(&segments, &parts.iter().map(|part| &**part).collect::<Vec<_>>())
         };
         match run() {
             Ok(rows) => Some(rows.narrow_rows(0, inputs)),

@@ -3,6 +3,8 @@
 //! An image is cut into patches, each a token beside one class token; the blocks are pre-norm.
 //! Source: `modeling_vit.py` (`ViTForImageClassification`) of transformers 4.57.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::checkpoint::Checkpoint;
@@ -15,7 +17,8 @@ use super::together::Share;
 use super::{Family, Model, OneShot, Pending};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Device, Epilogue, Keeping, LayerNorm, Matrix, Reduce, Segments, Tensor, embed_patches, layer_norm, linear, reduce,
+    Device, Epilogue, Grid, Keeping, LayerNorm, Matrix, Reduce, Segments, Tensor, embed_patches, layer_norm, linear,
+    patches, reduce,
 };
 use crate::repository::Spec;
 use crate::value::Task;
@@ -47,10 +50,7 @@ const BLOCKS: BlockNames = BlockNames {
 
 struct Config {
     encoder: Encoder,
-    /// pixels: height, width
-    image: [usize; 2],
-    patch: [usize; 2],
-    channels: usize,
+    grid: Grid,
 }
 
 impl Config {
@@ -61,11 +61,13 @@ impl Config {
         let keys = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"];
         let config = Config {
             encoder: Encoder::read(spec, keys)?,
-            image: height_and_width(spec, "image_size")?,
-            patch: height_and_width(spec, "patch_size")?,
-            channels: size(spec, "num_channels")?,
+            grid: Grid {
+                image: height_and_width(spec, "image_size")?,
+                patch: height_and_width(spec, "patch_size")?,
+                channels: size(spec, "num_channels")?,
+            },
         };
-        let Config { image: [height, width], patch: [down, across], channels, .. } = config;
+        let Grid { image: [height, width], patch: [down, across], channels } = config.grid;
         // beyond any model, and keeps every product below in range
         if channels > 1 << 10 {
             return Err(spec.config_error("num_channels", format!("expected at most 1024, found {channels}")));
@@ -77,19 +79,9 @@ impl Config {
         Ok(config)
     }
 
-    /// Patches down and across; what does not fill one is left out, as a strided convolution does.
-    fn grid(&self) -> [usize; 2] {
-        [self.image[0] / self.patch[0], self.image[1] / self.patch[1]]
-    }
-
     /// The class token and every patch.
     fn tokens(&self) -> usize {
-        let [down, across] = self.grid();
-        down * across + 1
-    }
-
-    fn patch_values(&self) -> usize {
-        self.channels * self.patch[0] * self.patch[1]
+        self.grid.count() + 1
     }
 }
 
@@ -111,8 +103,9 @@ fn height_and_width(spec: &Spec, key: &str) -> Result<[usize; 2]> {
 
 fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
     let config = Config::read(spec)?;
-    // unfolded pixels and what they are projected to
-    let first = config.patch_values() + config.encoder.hidden;
+    // pixels and the patches that they are cut into, then what those are projected to
+    let pixels = config.grid.image_values().div_ceil(config.tokens());
+    let first = config.grid.patch_values() + pixels.max(config.encoder.hidden);
     let workspace = config.encoder.workspace(BLOCKS.order, (config.tokens(), first), keeping);
     let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping);
     Vit::build(spec, config, &mut checkpoint, &Device::Cpu)?;
@@ -153,7 +146,7 @@ struct Vit {
 impl Vit {
     fn build(spec: &Spec, config: Config, checkpoint: &mut Checkpoint<'_>, device: &Device) -> Result<Vit> {
         let Encoder { hidden, eps, .. } = config.encoder;
-        let Config { patch, channels, .. } = config;
+        let Grid { patch, channels, .. } = config.grid;
         const PROJECTION: &str = "embeddings.patch_embeddings.projection";
         Ok(Vit {
             recordings: Recordings::of(Lengths::Of(config.tokens()), None),
@@ -171,7 +164,7 @@ impl Vit {
     }
 
     fn check(&self, input: &Pixels) -> Result<()> {
-        let Config { channels, image: [height, width], .. } = self.config;
+        let Grid { channels, image: [height, width], .. } = self.config.grid;
         if (input.channels, input.height, input.width) != (channels, height, width) {
             let found = format!("{} of {}x{}", input.channels, input.width, input.height);
             let expected = format!("the model takes {channels} channels of {width}x{height} pixels");
@@ -187,29 +180,18 @@ impl Vit {
 impl Stages<Pixels> for Vit {
     type Number = f32;
 
-    /// Every patch is a row of its pixels.
+    /// Every image is a row of its pixels.
     fn shape(&self, images: usize, _: usize) -> Vec<usize> {
-        let [down, across] = self.config.grid();
-        vec![images * down * across, self.config.patch_values()]
+        vec![images, self.config.grid.image_values()]
     }
 
-    fn pack(&self, batch: &[&Pixels]) -> Vec<f32> {
-        let Config { image: [height, width], patch: [tall, wide], channels, .. } = self.config;
-        let [down, across] = self.config.grid();
-        let mut values = Vec::with_capacity(batch.len() * down * across * self.config.patch_values());
-        for input in batch {
-            for (top, left) in pairs(down, across).map(|(row, column)| (row * tall, column * wide)) {
-                for (channel, y) in pairs(channels, tall) {
-                    let start = (channel * height + top + y) * width + left;
-                    values.extend_from_slice(&input.data[start..start + wide]);
-                }
-            }
-        }
-        values
+    fn pack<'a>(&self, batch: &[&'a Pixels]) -> Vec<Cow<'a, [f32]>> {
+        batch.iter().map(|input| Cow::Borrowed(input.data.as_slice())).collect()
     }
 
-    fn first(&self, patches: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
-        let patches = patches.activations(&self.device)?;
+    fn first(&self, pixels: Tensor, _: &Segments) -> candle_core::Result<Tensor> {
+        let patches = patches(&pixels, &self.config.grid, &self.device)?;
+        drop(pixels);
         let patches = linear(&patches, &self.projection, Some(&self.projection_bias), Epilogue::None)?;
         let hidden = self.config.encoder.hidden;
         let (class, positions) = (self.class.reshape(hidden)?, self.positions.reshape((self.config.tokens(), hidden))?);
@@ -228,11 +210,6 @@ impl Stages<Pixels> for Vit {
     fn recordings(&self) -> &Recordings<Pixels> {
         &self.recordings
     }
-}
-
-/// `(0, 0), (0, 1), …`, row by row.
-fn pairs(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
 }
 
 impl OneShot<Pixels> for Vit {

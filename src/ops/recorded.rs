@@ -62,12 +62,12 @@ impl Recorder {
 }
 
 impl Recorded {
-    /// Queues the pass for numbers in the order of their form's shape; its rows come back.
-    pub fn run<T: WithDType>(&self, segments: &Segments, values: &[T]) -> Result<Tensor> {
-        let _ = (segments, values);
+    /// Queues the pass for numbers in the order of their form's shape, in parts; its rows come back.
+    pub fn run<T: WithDType>(&self, segments: &Segments, parts: &[&[T]]) -> Result<Tensor> {
+        let _ = (segments, parts);
         match *self {
             #[cfg(feature = "cuda")]
-            Recorded::Cuda(ref recorded) => recorded.run(segments, values).map(Tensor::Cuda),
+            Recorded::Cuda(ref recorded) => recorded.run(segments, parts).map(Tensor::Cuda),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Where the sequences of a packed batch lie.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,15 +51,26 @@ impl Segments {
         }
     }
 
-    /// The same where ops of `device` can read it, and `values`, in the order of their shape, there too: what a batch begins
-    /// with goes up at once.
-    pub fn on<T: WithDType>(self, device: &Device, values: Vec<T>, shape: impl Into<Shape>) -> Result<(Self, Tensor)> {
+    /// The same where ops of `device` can read it, and values, in the order of their shape and in parts, there too: what a batch
+    /// begins with goes up at once.
+    pub fn on<T: WithDType>(
+        self,
+        device: &Device,
+        mut parts: Vec<Cow<'_, [T]>>,
+        shape: impl Into<Shape>,
+    ) -> Result<(Self, Tensor)> {
         match device {
-            Device::Cpu => Ok((self, Tensor::from_vec(values, shape, device)?)),
+            Device::Cpu => {
+                let whole = match parts.len() {
+                    1 => parts.pop().map(Cow::into_owned).unwrap_or_default(),
+                    _ => parts.concat(),
+                };
+                Ok((self, Tensor::from_vec(whole, shape, device)?))
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda(place) => {
-                let bytes = super::cuda::bytes_of(&values)?;
-                let (plan, values) = super::cuda::Plan::upload(&self, (bytes, shape.into().dims(), T::DTYPE), place)?;
+                let parts = parts.iter().map(|part| super::cuda::bytes_of(part)).collect::<Result<Vec<_>>>()?;
+                let (plan, values) = super::cuda::Plan::upload(&self, (&parts, shape.into().dims(), T::DTYPE), place)?;
                 Ok((self.planned(plan), Tensor::Cuda(values)))
             }
         }

@@ -3,8 +3,8 @@
 use candle_core::{DType, Result, bail};
 
 use super::kernels::{Arguments, Kernel, Shape};
-use super::{Tensor, failed};
-use crate::ops::{LayerNorm, Reduce, Segments, TokenTables};
+use super::{Place, Tensor, failed};
+use crate::ops::{Grid, LayerNorm, Reduce, Segments, TokenTables};
 
 pub(in crate::ops) fn embed_tokens(index: &Tensor, tables: &TokenTables) -> Result<Tensor> {
     let words = tables.words.on_gpu("the word embeddings")?;
@@ -29,6 +29,17 @@ pub(in crate::ops) fn embed_tokens(index: &Tensor, tables: &TokenTables) -> Resu
     let arguments = norm.add_to(arguments.address(types)).address(out.address());
     // `embed_tokens_T(const unsigned*, int, int, const T*, const T*, const T*, const T*, const T*, float, T*)`
     run(index, (Kernel::EmbedTokens, dtype), Shape::warp_each(tokens), arguments)?;
+    Ok(out)
+}
+
+pub(in crate::ops) fn patches(pixels: &Tensor, grid: &Grid, place: &Place) -> Result<Tensor> {
+    let (images, _) = pixels.matrix("pixels", DType::F32)?;
+    let count = images * grid.count();
+    let out = pixels.beside(&[count, grid.patch_values()], place.dtype())?;
+    let Grid { channels, image: [height, width], patch: [tall, wide] } = *grid;
+    let arguments = Arguments::new(pixels).size(images).size(channels).size(height).size(width).size(tall).size(wide);
+    // `patches_T(const float*, int, int, int, int, int, int, T*)`
+    run(pixels, (Kernel::Patches, place.dtype()), Shape::patches(count), arguments.address(out.address()))?;
     Ok(out)
 }
 

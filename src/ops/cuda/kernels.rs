@@ -52,6 +52,7 @@ kernels! {
     Attention128: "attention" "attention_128",
     Pool: "pool" "pool",
     L2Normalize: "pool" "l2_normalize",
+    Patches: "patches" "patches",
     EmbedPatches: "patches" "embed_patches",
     Finite: "finite" "finite",
     Land: "finite" "land",
@@ -214,9 +215,14 @@ impl Shape {
         Shape { grid: (rows.div_ceil(4) as u32, 1, 1), block: 128, shared: 0 }
     }
 
+    /// For `patches`: a block for each.
+    pub(super) fn patches(count: usize) -> Shape {
+        Shape { grid: (count as u32, 1, 1), block: 128, shared: 0 }
+    }
+
     /// For `pool`: blocks of 512 threads for each sequence, which share its columns.
     pub(super) fn pool(sequences: usize, width: usize) -> Shape {
-        Shape { grid: (sequences as u32, width.div_ceil(256).clamp(1, 64) as u32, 1), block: 512, shared: 0 }
+        Shape { grid: (sequences as u32, width.div_ceil(128).clamp(1, 64) as u32, 1), block: 512, shared: 0 }
     }
 
     /// For attention over so many tiles, and which of its kernels has heads of this width.

@@ -24,7 +24,7 @@ use candle_core::{DType, WithDType};
 use half::{bf16, f16};
 
 use self::blas::Blas;
-pub(super) use self::encoder::{embed_patches, embed_tokens, l2_normalize, layer_norm, reduce, self_attention};
+pub(super) use self::encoder::{embed_patches, embed_tokens, l2_normalize, layer_norm, patches, reduce, self_attention};
 pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};
@@ -48,8 +48,8 @@ const WEIGHTS_SLOT: usize = 4 << 20;
 const WEIGHTS_SLOTS: usize = 24;
 /// Bytes of a slot for inputs: what 8,192 tokens take, several times.
 const INPUT_SLOT: usize = 1 << 20;
-/// For two batches of texts, and for images while they are copied.
-const INPUT_SLOTS: usize = 8;
+/// For the images of one pass, all of them: whoever packs them must not wait until the pass before is over.
+const INPUT_SLOTS: usize = 32;
 
 /// Whose pool it is that belongs to no generation.
 const COMMON: &str = "shared by all";
@@ -209,18 +209,23 @@ impl Place {
     /// `values` in the order of their shape, to be used by what is queued from here on.
     pub(super) fn upload<T: WithDType>(&self, values: &[T], shape: &[usize]) -> candle_core::Result<Tensor> {
         let tensor = Tensor::uninitialised(self, shape, T::DTYPE)?;
-        self.send(&[(&tensor.spot()?, bytes_of(values)?)])?;
+        self.send(&[(&tensor.spot()?, &[bytes_of(values)?])])?;
         Ok(tensor)
     }
 
-    /// Fills what lies side by side in the slab, in one copy as long as it fits a slot.
-    fn send(&self, parts: &[(&Spot, &[u8])]) -> candle_core::Result<()> {
+    /// Fills what lies side by side in the slab, each with its parts one after the other, in one copy as long as it fits a slot.
+    fn send(&self, given: &[(&Spot, &[&[u8]])]) -> candle_core::Result<()> {
         let mut pieces = Pieces { gpu: &self.gpu, piece: None };
-        for (spot, bytes) in parts {
-            if bytes.len() != spot.bytes() {
-                candle_core::bail!("{} bytes for {}", bytes.len(), spot.bytes());
+        for (spot, parts) in given {
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            if bytes != spot.bytes() {
+                candle_core::bail!("{bytes} bytes for {}", spot.bytes());
             }
-            pieces.add(bytes, self.scratch.slab(), spot.at).map_err(failed)?;
+            let mut at = spot.at;
+            for part in *parts {
+                pieces.add(part, self.scratch.slab(), at).map_err(failed)?;
+                at += part.len();
+            }
         }
         pieces.send().map_err(failed)
     }

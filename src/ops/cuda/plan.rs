@@ -23,15 +23,15 @@ pub(in crate::ops) struct Plan {
 }
 
 impl Plan {
-    /// With `values` beside it, as their bytes, their shape and their format.
+    /// With values beside it, as the parts that their bytes are in, their shape and their format.
     pub(in crate::ops) fn upload(
         segments: &Segments,
-        (bytes, shape, dtype): (&[u8], &[usize], DType),
+        (parts, shape, dtype): (&[&[u8]], &[usize], DType),
         place: &Place,
     ) -> Result<(Plan, Tensor)> {
         let table = table(segments);
         let (plan, values) = Plan::room(segments, (table.len(), shape, dtype), place)?;
-        place.send(&[(&plan.table.spot()?, bytes_of(&table)?), (&values.spot()?, bytes)])?;
+        place.send(&[(&plan.table.spot()?, &[bytes_of(&table)?]), (&values.spot()?, parts)])?;
         Ok((plan, values))
     }
 

@@ -93,14 +93,15 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Queues it for segments that were filled up to its form, and the numbers that it begins with.
-    pub(in crate::ops) fn run<T: candle_core::WithDType>(&self, segments: &Segments, values: &[T]) -> Result<Tensor> {
+    /// Queues it for segments that were filled up to its form, and the numbers that it begins with, in parts.
+    pub(in crate::ops) fn run<T: candle_core::WithDType>(&self, segments: &Segments, parts: &[&[T]]) -> Result<Tensor> {
         let Recorded { graph, place, table, given, rows } = self;
         if T::DTYPE != given.dtype {
             bail!("numbers of {} for a pass that begins with {}", T::DTYPE.as_str(), given.dtype.as_str());
         }
         let whole = place.scratch.take_all().map_err(failed)?;
-        place.send(&[(table, bytes_of(&plan::table(segments))?), (given, bytes_of(values)?)])?;
+        let parts = parts.iter().map(|part| bytes_of(part)).collect::<Result<Vec<_>>>()?;
+        place.send(&[(table, &[bytes_of(&plan::table(segments))?]), (given, &parts)])?;
         #[allow(unsafe_code)]
         // SAFETY: it was recorded with this slab, all of which was just taken, and with weights of the model that holds it. What is
         // queued after it runs on the same stream.

@@ -177,32 +177,34 @@ def pool(kernels, dtype, random):
 # --- images
 
 
-def unfolded(pixels, patch):
+def unfolded(pixels, tall, wide):
     images, channels, height, width = pixels.shape
-    down, across = height // patch, width // patch
-    whole = pixels[:, :, : down * patch, : across * patch].reshape(images, channels, down, patch, across, patch)
-    return whole.transpose(0, 2, 4, 1, 3, 5).reshape(images * down * across, channels * patch * patch)
+    down, across = height // tall, width // wide
+    whole = pixels[:, :, : down * tall, : across * wide].reshape(images, channels, down, tall, across, wide)
+    return whole.transpose(0, 2, 4, 1, 3, 5).reshape(images * down * across, channels * tall * wide)
 
 
 @op
 def patches(kernels, dtype, random):
     name, embedding = f"patches_{dtype}", f"embed_patches_{dtype}"
-    for images, channels, height, width, patch in (
+    squares = (
         (0, 3, 32, 32, 16), (1, 1, 8, 8, 4), (2, 3, 64, 48, 16), (3, 3, 29, 45, 14), (1, 4, 33, 40, 8), (2, 2, 7, 5, 1),
         (2, 3, 16, 16, 16), (1, 3, 15, 40, 16), (2, 1, 17, 41, 8), (1, 3, 70, 66, 32),
-    ):
+    )
+    others = ((2, 3, 24, 32, 8, 16), (2, 2, 33, 40, 16, 8), (1, 3, 14, 20, 7, 4), (1, 1, 9, 16, 3, 16))
+    for images, channels, height, width, tall, wide in (*((*square, square[-1]) for square in squares), *others):
         values = random.normal(size=(images, channels, height, width))
         if values.size:
             values[0, -1, 0, 0] = np.inf
         # past the patches that fill an image nothing is read
-        values[..., height // patch * patch :, :], values[..., width // patch * patch :] = np.nan, np.nan
+        values[..., height // tall * tall :, :], values[..., width // wide * wide :] = np.nan, np.nan
         for x_shift, out_shift in ((False, False), (True, False), (False, True)):
             pixels = given("f32", values, x_shift)
-            rows = images * (height // patch) * (width // patch)
-            out = output(dtype, (rows, channels * patch * patch), out_shift)
-            kernels.launch(name, (rows,), 128, pixels, images, channels, height, width, patch, out)
-            case = f"{pixels.shape} by {patch}, not aligned: {x_shift}, {out_shift}"
-            yield name, case, out.read(), unfolded(read(pixels), patch)
+            rows = images * (height // tall) * (width // wide)
+            out = output(dtype, (rows, channels * tall * wide), out_shift)
+            kernels.launch(name, (rows,), 128, pixels, images, channels, height, width, tall, wide, out)
+            case = f"{pixels.shape} by {tall} x {wide}, not aligned: {x_shift}, {out_shift}"
+            yield name, case, out.read(), unfolded(read(pixels), tall, wide)
     for width in WIDTHS + (1032,) + VECTORS:
         for images, count, shift in ((0, 4, ()), (1, 1, ()), (3, 9, ()), (2, 5, range(4)), (2, 3, (1,)), (2, 3, (3,))):
             projected, cls, positions = (
