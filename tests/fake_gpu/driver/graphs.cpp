@@ -172,9 +172,15 @@ EXPORT CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph) {
   if (!graph) return misuse(INVALID_VALUE, "nowhere to tell the graph");
   *graph = 0;
   if (!capture) return misuse(ILLEGAL_STATE, "the stream does not capture");
-  if (capture->origin != stream->id) return misuse(CAPTURE_UNMATCHED, "another stream began this capture");
-  if (capture->mode != CAPTURE_RELAXED && capture->thread != thread_id())
+  // Both mistakes end it for good (seen with 580.159): the first breaks it, the second leaves nothing to end.
+  if (capture->origin != stream->id) {
+    capture->broken = true;
+    return misuse(CAPTURE_UNMATCHED, "another stream began this capture");
+  }
+  if (capture->mode != CAPTURE_RELAXED && capture->thread != thread_id()) {
+    leave_capture(capture);
     return misuse(CAPTURE_WRONG_THREAD, "another thread began this capture");
+  }
   leave_capture(capture);
   if (capture->broken) return misuse(CAPTURE_INVALIDATED, "the capture was broken before");
   if (!all_joined(*capture)) return misuse(CAPTURE_UNJOINED, "a stream was not joined back");

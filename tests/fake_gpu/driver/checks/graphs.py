@@ -71,8 +71,10 @@ def another_stream_can_join_a_capture_and_must_come_back(g):
             g.ok("cuStreamWaitEvent", a, back, 0)
         return back
 
-    back = capture(False)
+    capture(False)
     g.fails(UNMATCHED, "cuStreamEndCapture", b, ctypes.byref(U64()))
+    g.fails(INVALIDATED, "cuStreamEndCapture", a, ctypes.byref(U64()))
+    back = capture(False)
     g.fails(CAPTURED, "cuEventQuery", back)
     g.fails(UNJOINED, "cuStreamEndCapture", a, ctypes.byref(U64()))
     assert _status(g, b) == 0
@@ -140,6 +142,9 @@ def a_capture_is_its_threads_and_its_streams_own(g):
     thread.start()
     thread.join()
     assert got == [WRONG_THREAD]
+    # And ended by it.
+    g.fails(401, "cuStreamEndCapture", s, ctypes.byref(U64()))
+    _begin(g, s)
     g.fails(ISOLATION, "cuStreamWaitEvent", s, outside, 0)
     g.fails(INVALIDATED, "cuStreamEndCapture", s, ctypes.byref(U64()))
     g.fails(401, "cuStreamEndCapture", s, ctypes.byref(U64()))
