@@ -5,7 +5,9 @@
 // heads of 64 or 128 there are two for tensor cores: decode for runs of at most 16 rows, whose parts are blocks'
 // (paged_decode.cuh), and prefill for longer ones, 64 rows a block (paged_prefill.cuh). Grid (items, kv heads); blocks and
 // dynamic shared memory are in README.md, tables in paged_attention.cuh. Sums are f32.
+#include "paged_decode.cuh"
 #include "paged_plain.cuh"
+#include "paged_prefill.cuh"
 
 #define PAGED(NAME, T, BOUNDS, ATTEND)                                                                                \
     extern "C" __global__ void __launch_bounds__ BOUNDS NAME(                                                         \
@@ -18,3 +20,13 @@
     PAGED(paged_128_##NAME, T, (paged_plain::THREADS, 3), (paged_plain::attend<T, 128>))                              \
     PAGED(paged_256_##NAME, T, (paged_plain::THREADS, 2), (paged_plain::attend<T, 256>))
 FOR_EACH_DTYPE(PAGED_PLAIN)
+
+#define PAGED_TENSOR(NAME, T)                                                                                         \
+    PAGED(paged_decode_64_##NAME, T, (paged_tensor::THREADS, paged_decode::BLOCKS<64>), (paged_decode::attend<T, 64>)) \
+    PAGED(paged_decode_128_##NAME, T, (paged_tensor::THREADS, paged_decode::BLOCKS<128>),                             \
+          (paged_decode::attend<T, 128>))                                                                             \
+    PAGED(paged_prefill_64_##NAME, T, (paged_tensor::THREADS, paged_prefill::BLOCKS<64>), (paged_prefill::attend<T, 64>)) \
+    PAGED(paged_prefill_128_##NAME, T, (paged_tensor::THREADS, paged_prefill::BLOCKS<128>),                           \
+          (paged_prefill::attend<T, 128>))
+PAGED_TENSOR(f16, __half)
+PAGED_TENSOR(bf16, __nv_bfloat16)

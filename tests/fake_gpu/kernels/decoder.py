@@ -227,6 +227,8 @@ def items_of(runs, shape, split, window=NO_WINDOW):
 
 def paged_launch(name, width):
     """Threads of a block, and bytes of shared memory."""
+    if "_decode_" in name or "_prefill_" in name:
+        return 128, 2 * 2 * 64 * width * 2  # two buffers of keys and of values, a warp's or the block's
     padded = ceil(width, 4) * 4 + 4
     return 128, 4 * ((16 + 2 * 32) * padded + 16 * 32)
 
@@ -234,6 +236,8 @@ def paged_launch(name, width):
 def kernels_for(dtype, width, rows):
     """Those that may be given runs of so many rows: their names, the rows of a block, and whether parts are apart."""
     yield f"paged_{128 if width <= 128 else 256}_{dtype}", 16, rows <= 16
+    if dtype != "f32" and width in (64, 128):
+        yield (f"paged_decode_{width}_{dtype}", 16, True) if rows <= 16 else (f"paged_prefill_{width}_{dtype}", 64, False)
 
 
 class Step:
@@ -288,6 +292,21 @@ class Step:
         return out.read()
 
 
+def attended(kernels, dtype, step):
+    """What every kernel makes of a step that may be given it, and what it should."""
+    want, case = step.wanted(), f"{step.runs} x {(step.group, step.kv_heads, step.width)}, window {step.window}"
+    rows = max([tokens * step.group for _, tokens in step.runs], default=1)
+    plain, *tensor = kernels_for(dtype, step.width, rows)
+    split = step.attend(kernels, plain[0], 16, True)
+    yield plain[0], case, split, want
+    # the same to the bit, as one block's and with others beside it
+    whole = step.attend(kernels, plain[0], 16, False)
+    yield plain[0], case + ", whole", whole, want
+    yield plain[0], case + ", whole and in parts", np.array([(whole != split).sum()]), np.zeros(1)
+    for name, rows, apart in tensor:
+        yield name, case, step.attend(kernels, name, rows, apart), want
+
+
 @op
 def paged_attention(kernels, dtype, random):
     for runs, shape, window, spread in (
@@ -303,13 +322,31 @@ def paged_attention(kernels, dtype, random):
         (((40, 3),), (2, 1, 255), 30, 1),
         (((3, 2),), (1, 1, 1), NO_WINDOW, 1),
         ((), (2, 1, 64), NO_WINDOW, 1),
+        # for tensor cores: few rows and all of them, windows that begin within a block, several parts
+        (((600, 1), (31, 1), (512, 1), (271, 1)), (4, 2, 128), NO_WINDOW, 2),
+        (((600, 2), (31, 1), (0, 2)), (8, 1, 128), 300, 1),
+        (((600, 2), (900, 1)), (7, 1, 64), 20, 1),
+        (((0, 16), (240, 16), (500, 1)), (1, 2, 64), NO_WINDOW, 1),
+        (((0, 130), (77, 33), (64, 1)), (1, 2, 128), NO_WINDOW, 1),
+        (((0, 65), (250, 40)), (4, 1, 128), 70, 2),
+        (((190, 20), (3, 70)), (7, 1, 64), 5, 1),
+        (((300, 9),), (32, 1, 64), NO_WINDOW, 1),
     ):  # fmt: skip
-        name = f"paged_{128 if shape[2] <= 128 else 256}_{dtype}"
-        step = Step(dtype, runs, shape, random, window, spread)
-        want, case = step.wanted(), f"{runs} x {shape}, window {window}"
-        split = step.attend(kernels, name, 16, True)
-        yield name, case, split, want
-        # the same to the bit, as one block's and with others beside it
-        whole = step.attend(kernels, name, 16, False)
-        yield name, case + ", whole", whole, want
-        yield name, case + ", whole and in parts", np.array([(whole != split).sum()]), np.zeros(1)
+        yield from attended(kernels, dtype, Step(dtype, runs, shape, random, window, spread))
+    # a key and a value that are NaN: whoever sees them, and nobody before
+    for width in (64, 128, 40):
+        for tokens in (1, 2, 40):
+            step = Step(dtype, ((300, tokens), (20, tokens)), (4, 1, width), random)
+            for kind in range(2):
+                values = read(step.cache)
+                block, slot = (places[300 + tokens - 1] for places in step.places[0])
+                values[block, 0, kind, slot, 1] = np.nan
+                broken = Step(dtype, step.runs, (4, 1, width), np.random.default_rng(3))
+                broken.q, broken.cache, broken.places = step.q, given(dtype, values), step.places
+                broken.described, broken.table = step.described, step.table
+                # its tile may be spoilt, since nothing times NaN is NaN; others are not
+                for name, case, got, want in attended(kernels, dtype, broken):
+                    if "in parts" not in case:
+                        yield name, case + ", NaN", got[tokens:], want[tokens:]
+                        last = got[tokens - 1]
+                        yield name, case + ", NaN, its own", np.array([np.isnan(last).any()]) * 1.0, np.ones(1)
