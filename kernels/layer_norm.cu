@@ -1,42 +1,10 @@
 // layer_norm_T, add_layer_norm_T: `(x - mean) / sqrt(variance + eps) * gamma + beta` of each row, of a sum of two rows.
 //
 // Block 128, grid ceil(rows / 4), no dynamic shared memory. `out` may be `x` (or `residual`), and so may `sum`.
+#include "row_sources.cuh"
 #include "rows.cuh"
 
 namespace {
-
-template <class T>
-struct OneRow {
-    const T* x;
-
-    template <int N>
-    __device__ void read(int column, float (&to)[N]) const { load(x + column, to); }
-    template <int N>
-    __device__ void keep(int, const float (&)[N]) const {}
-    __device__ bool is_aligned() const { return aligned(x); }
-};
-
-// Statistics are of the sum as it is in f32; only what is kept of it is rounded.
-template <class T>
-struct SumOfRows {
-    const T* x;
-    const T* residual;
-    T* sum;
-
-    template <int N>
-    __device__ void read(int column, float (&to)[N]) const {
-        float other[N];
-        load(x + column, to);
-        load(residual + column, other);
-#pragma unroll
-        for (int k = 0; k < N; ++k) to[k] += other[k];
-    }
-    template <int N>
-    __device__ void keep(int column, const float (&value)[N]) const {
-        if (sum != nullptr) store(sum + column, value);
-    }
-    __device__ bool is_aligned() const { return aligned(x) && aligned(residual) && aligned(sum); }
-};
 
 template <class T>
 __device__ void layer_norm(const T* x, int rows, int width, const Norm<T>& norm) {

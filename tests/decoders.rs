@@ -1,175 +1,21 @@
 //! Models that generate, against what transformers answered, and against themselves in other steps.
-//!
-//! Fixtures are folders of `tests/fixtures/decoders`; `tests/fixtures/make_decoders.py` writes and explains them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::PathBuf;
 
 use candle_core::DType;
-use common::models::{Version, floats, ids, json_file};
+use common::decoders::{Fixture, assert_near, names};
+use common::models::Version;
 use cutover::error::{Error, Kind};
-use cutover::model::{Decoder, Input, KvCache, KvSpec, Model, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
+use cutover::model::{Input, KvCache, KvSpec, Model, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
 use cutover::ops::{Device, Keeping};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 /// Of the largest logit: f32 in another order of sums makes 3e-6.
 const TOLERANCE: f32 = 2e-5;
-
-fn folder() -> PathBuf {
-    common::models::fixtures().join("decoders")
-}
-
-fn names() -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    assert!(names.len() >= 16, "fixtures are missing: only {names:?}");
-    names
-}
-
-struct Prompt {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    logits: Vec<Vec<f32>>,
-    greedy: Vec<u32>,
-}
-
-/// A fixture's folder, whole, with what it must answer.
-struct Fixture {
-    dir: tempfile::TempDir,
-    prompts: Vec<Prompt>,
-}
-
-impl Fixture {
-    fn open(name: &str) -> Fixture {
-        Fixture::changed(name, |_| ())
-    }
-
-    /// With another `config.json`.
-    fn changed(name: &str, change: impl Fn(&mut Value)) -> Fixture {
-        let expected = json_file(&folder().join(name).join("expected.json"));
-        let mut config = json_file(&folder().join(name).join("config.json"));
-        change(&mut config);
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let weights = folder().join(expected["weights"].as_str().unwrap()).join("model.safetensors");
-        fs::copy(weights, dir.path().join("model.safetensors")).unwrap();
-        let prompts = expected["prompts"].as_array().unwrap().iter().map(|prompt| Prompt {
-            tokens: ids(&prompt["tokens"]),
-            positions: ids(&prompt["positions"]),
-            logits: prompt["logits"].as_array().unwrap().iter().map(floats).collect(),
-            greedy: ids(&prompt["greedy"]),
-        });
-        Fixture { prompts: prompts.collect(), dir }
-    }
-
-    fn version(&self) -> Version {
-        Version::open(self.dir.path(), "generate")
-    }
-
-    fn load(&self) -> Running {
-        Running::of(self.version().load())
-    }
-
-    /// The weights again, with some in another format.
-    fn rewrite(&self, change: impl Fn(&str, &TensorView<'_>) -> Option<(Dtype, Vec<u8>)>) {
-        let path = self.dir.path().join("model.safetensors");
-        let bytes = fs::read(&path).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let all = tensors.tensors().into_iter().map(|(name, view)| {
-            let (dtype, data) = change(&name, &view).unwrap_or((view.dtype(), view.data().to_vec()));
-            (name, dtype, view.shape().to_vec(), data)
-        });
-        let all: Vec<_> = all.collect();
-        let views =
-            all.iter().map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-        safetensors::serialize_to_file(views, None, &path).unwrap();
-    }
-}
-
-/// A model with a cache, whose blocks are given out as they are needed, every second one, from the last down.
-struct Running {
-    model: Box<dyn Decoder>,
-    kv: KvCache,
-    next: u32,
-}
-
-/// A sequence's tokens so far, how many of them were run, and its blocks.
-#[derive(Default)]
-struct Sequence {
-    tokens: Vec<u32>,
-    done: usize,
-    blocks: Vec<u32>,
-}
-
-impl Running {
-    fn of(model: Model) -> Running {
-        let Model::Decoder(model, _) = model else { panic!("it is not a decoder") };
-        let kv = KvCache::new(&model.kv(), 256, &Device::Cpu).unwrap();
-        Running { model, kv, next: 256 }.keep_as(DType::F32)
-    }
-
-    fn keep_as(mut self, dtype: DType) -> Running {
-        self.kv = KvCache::new(&KvSpec { dtype, ..self.model.kv() }, 256, &Device::Cpu).unwrap();
-        self
-    }
-
-    fn start(&mut self, tokens: &[u32]) -> Sequence {
-        Sequence { tokens: tokens.to_vec(), ..Sequence::default() }
-    }
-
-    /// One step of these sequences, each going on by so many tokens.
-    fn step(&mut self, sequences: &mut [(&mut Sequence, usize, Wants)]) -> Vec<Vec<f32>> {
-        let step = sequences.iter_mut().map(|(sequence, count, wants)| {
-            let from = sequence.done;
-            sequence.done += *count;
-            while sequence.blocks.len() * 16 < sequence.done {
-                self.next -= 2;
-                sequence.blocks.push(self.next);
-            }
-            let tokens = sequence.tokens[from..sequence.done].to_vec();
-            StepSequence { tokens, from, blocks: sequence.blocks.clone().into(), wants: *wants }
-        });
-        let step = StepInput { sequences: step.collect() };
-        let logits = self.model.step(&step, &mut self.kv).unwrap();
-        assert_eq!(logits.count(), step.rows());
-        logits.rows().map(<[f32]>::to_vec).collect()
-    }
-
-    /// Every row of logits of a whole prompt.
-    fn whole(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
-        let mut sequence = self.start(tokens);
-        self.step(&mut [(&mut sequence, tokens.len(), Wants::Every)])
-    }
-
-    fn greedy(&mut self, prompt: &[u32], count: usize) -> Vec<u32> {
-        let mut sequence = self.start(prompt);
-        let mut due = prompt.len();
-        for _ in 0..count {
-            let rows = self.step(&mut [(&mut sequence, due, Wants::Last)]);
-            sequence.tokens.push(best(&rows[0]));
-            due = 1;
-        }
-        sequence.tokens.split_off(prompt.len())
-    }
-}
-
-fn best(row: &[f32]) -> u32 {
-    let most = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    most.unwrap().0 as u32
-}
-
-#[track_caller]
-fn assert_near(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
-    let scale = want.iter().fold(0f32, |scale, x| scale.max(x.abs()));
-    let error = got.iter().zip(want).fold(0f32, |error, (a, b)| error.max((a - b).abs()));
-    assert!(got.len() == want.len() && error <= tolerance * scale, "{what}: off by {error} of {scale}");
-}
 
 #[test]
 fn every_fixture_gives_the_reference_logits() {
@@ -220,31 +66,12 @@ fn one_token_at_a_time_in_pieces_or_among_others_gives_the_same_bits() {
         let want: Vec<_> = fixture.prompts.iter().map(|prompt| running.whole(&prompt.tokens)).collect();
         for sizes in [&[1][..], &[3, 1, 7, 13], &[17]] {
             for (prompt, want) in fixture.prompts.iter().zip(&want) {
-                let mut sequence = running.start(&prompt.tokens);
-                let mut rows = Vec::new();
-                let mut sizes = sizes.iter().cycle();
-                while sequence.done < prompt.tokens.len() {
-                    let count = (*sizes.next().unwrap()).min(prompt.tokens.len() - sequence.done);
-                    rows.extend(running.step(&mut [(&mut sequence, count, Wants::Every)]));
-                }
+                let rows = running.in_pieces(&prompt.tokens, sizes);
                 assert!(rows == *want, "{name}, {} tokens in pieces of {sizes:?}", prompt.tokens.len());
             }
             running.next = 256;
         }
-        // All of them side by side, each in pieces of another size.
-        let mut sequences: Vec<Sequence> = fixture.prompts.iter().map(|prompt| running.start(&prompt.tokens)).collect();
-        let mut rows = vec![Vec::new(); sequences.len()];
-        while sequences.iter().any(|sequence| sequence.done < sequence.tokens.len()) {
-            let due = sequences.iter_mut().enumerate().filter(|(_, sequence)| sequence.done < sequence.tokens.len());
-            let (places, mut step): (Vec<_>, Vec<_>) = due
-                .map(|(at, sequence)| {
-                    let count = (5 * at + 1).min(sequence.tokens.len() - sequence.done);
-                    ((at, count), (sequence, count, Wants::Every))
-                })
-                .unzip();
-            let mut got = running.step(&mut step).into_iter();
-            places.into_iter().for_each(|(at, count)| rows[at].extend(got.by_ref().take(count)));
-        }
+        let rows = running.side_by_side(&fixture.prompts);
         assert!(rows == want, "{name}, side by side");
     }
 }
@@ -436,7 +263,7 @@ fn checkpoints_that_do_not_fit_are_refused_before_a_byte_is_read() {
 }
 
 #[test]
-fn only_models_that_generate_answer_the_task_and_only_on_a_cpu() {
+fn only_models_that_generate_answer_the_task() {
     let fixture = Fixture::open("llama");
     for task in ["embed", "classify", "rerank"] {
         let message = Version::open(fixture.dir.path(), task).footprint().unwrap_err().to_string();
@@ -445,8 +272,9 @@ fn only_models_that_generate_answer_the_task_and_only_on_a_cpu() {
     let encoder = common::models::fixtures().join("bert-classify");
     let message = Version::open(&encoder, "generate").footprint().unwrap_err().to_string();
     assert!(message.contains("a 'bert' model does not answer task 'generate'"), "{message}");
-    let message = fixture.version().footprint_for(Keeping::Cuda(DType::F16)).unwrap_err().to_string();
-    assert!(message.contains("runs on a CPU only"), "{message}");
+    let wide = Fixture::changed("llama", |config| config["head_dim"] = json!(320));
+    let message = wide.version().footprint_for(Keeping::Cuda(DType::F16)).unwrap_err().to_string();
+    assert!(message.contains("320 on a GPU, where heads are up to 256 wide"), "{message}");
 }
 
 #[test]

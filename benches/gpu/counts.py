@@ -50,6 +50,44 @@ def attention(dtype, lengths, width):
     return 4 * tokens * width * BYTES[dtype] + 4 * (len(lengths) + 1), 4 * pairs * width
 
 
+def rms_norm(dtype, rows, width):
+    return (2 * rows + 1) * width * BYTES[dtype], 4 * rows * width
+
+
+def add_rms_norm(dtype, rows, width, keeps=True):
+    """`keeps`: the sum is written too."""
+    return ((4 if keeps else 3) * rows + 1) * width * BYTES[dtype], 5 * rows * width
+
+
+def gated(dtype, rows, width):
+    """Two halves in, one out."""
+    return 3 * rows * width * BYTES[dtype], 20 * rows * width
+
+
+def take_rows(dtype, rows, width):
+    """Different ones."""
+    return 2 * rows * width * BYTES[dtype] + 4 * rows, 0
+
+
+def turns(rows, half):
+    return 8 * rows * half + 4 * rows + 4 * half, 40 * rows * half
+
+
+def place_heads(dtype, rows, heads, kv_heads, width):
+    """Queries to what attention takes, keys and values to the cache, and what they are turned by."""
+    return rows * (2 * (heads + 2 * kv_heads) * width * BYTES[dtype] + 4 * width + 4), 6 * rows * (heads + kv_heads) * width
+
+
+def paged_attention(dtype, runs, heads, kv_heads, width, window=None):
+    """`runs`: for each sequence the position of its first row, and rows. Its keys and values are read once, those that any of
+    its rows sees; every row meets those that it sees."""
+    window = window or 1 << 40
+    keys = sum(first + rows - max(first + 1 - window, 0) for first, rows in runs)
+    pairs = sum(min(first + row + 1, window) for first, rows in runs for row in range(rows))
+    rows = sum(rows for _, rows in runs)
+    return 2 * (keys * kv_heads + rows * heads) * width * BYTES[dtype], 4 * pairs * heads * width
+
+
 def patches(dtype, images, side, patch):
     values = images * 3 * (side // patch * patch) ** 2
     return values * (4 + BYTES[dtype]), 0
@@ -94,17 +132,44 @@ def pass_of(size, lengths, dtype="bf16"):
     yield "land", 1, land("f32", len(lengths) * hidden)
 
 
+def step_of(size, runs, dtype="bf16"):
+    """The same of a step of a decoder; `runs` as paged_attention has them, of each of which one row of logits is wanted."""
+    hidden, inner, layers, heads, kv_heads, of_head = (size[key] for key in ("hidden", "inner", "layers", "heads", "kv_heads", "of_head"))
+    rows, of_all = sum(rows for _, rows in runs), (heads + 2 * kv_heads) * of_head
+    yield "take_rows", 1, take_rows(dtype, rows, hidden)
+    yield "turns", 1, turns(rows, of_head // 2)
+    yield "rms_norm", 2 * layers + 1, rms_norm(dtype, rows, hidden)
+    yield "product, queries, keys and values", layers, product(dtype, rows, of_all, hidden)
+    yield "place_heads", layers, place_heads(dtype, rows, heads, kv_heads, of_head)
+    yield "paged attention", layers, paged_attention(dtype, runs, heads, kv_heads, of_head)
+    yield "product, attention's output", layers, product(dtype, rows, hidden, heads * of_head, adds=True)
+    yield "product, gate and up", layers, product(dtype, rows, 2 * inner, hidden)
+    yield "gated", layers, gated(dtype, rows, inner)
+    yield "product, down", layers, product(dtype, rows, hidden, inner, adds=True)
+    yield "product, logits", 1, product(dtype, len(runs), size["vocabulary"], hidden)
+
+
+LLAMA_8B = dict(hidden=4096, inner=14336, layers=32, heads=32, kv_heads=8, of_head=128, vocabulary=128256)
+
+
+def table(title, launched):
+    print(f"\n{title}\n")
+    print("| kernel | launches | MB each | Gop each | MB in all | Gop in all |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    all_bytes = all_operations = 0
+    for what, launches, (moved, operations) in launched:
+        all_bytes, all_operations = all_bytes + launches * moved, all_operations + launches * operations
+        cells = (moved / 1e6, operations / 1e9, launches * moved / 1e6, launches * operations / 1e9)
+        print(f"| {what} | {launches} | " + " | ".join(f"{cell:,.2f}" for cell in cells) + " |")
+    print(f"| all | | | | {all_bytes / 1e6:,.2f} | {all_operations / 1e9:,.2f} |")
+
+
 def main():
     size = dict(hidden=768, inner=3072, layers=12)
     for lengths in ((128,), (128,) * 128, (512,) * 32):
-        print(f"\nBERT-base in bf16, {len(lengths)} x {lengths[0]} tokens\n")
-        print("| kernel | launches | MB each | Gop each | MB in all | Gop in all |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-        all_bytes = all_operations = 0
-        for what, launches, (moved, operations) in pass_of(size, lengths):
-            all_bytes, all_operations = all_bytes + launches * moved, all_operations + launches * operations
-            cells = (moved / 1e6, operations / 1e9, launches * moved / 1e6, launches * operations / 1e9)
-            print(f"| {what} | {launches} | " + " | ".join(f"{cell:,.2f}" for cell in cells) + " |")
-        print(f"| all | | | | {all_bytes / 1e6:,.2f} | {all_operations / 1e9:,.2f} |")
+        table(f"BERT-base in bf16, {len(lengths)} x {lengths[0]} tokens", pass_of(size, lengths))
+    for runs in (((1000, 1),), ((1000, 1),) * 64, ((0, 1000),)):
+        what = f"{len(runs)} x {runs[0][1]} tokens after {runs[0][0]}"
+        table(f"A decoder of Llama 3 8B's sizes in bf16, {what}", step_of(LLAMA_8B, runs))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/fake
 
 import counts  # noqa: E402
 import numpy as np  # noqa: E402
+import decoder  # noqa: E402
 from cases import attention_launch, ceil, tiles_of  # noqa: E402
 from counts import BYTES  # noqa: E402
 from device import MAX_DYNAMIC_SHARED_SIZE_BYTES, SHARED_WITHOUT_ASKING, U64, DeviceKernels  # noqa: E402
@@ -32,6 +33,11 @@ from shapes import lengths_of  # noqa: E402
 # name: width, heads, width between
 MODELS = {"minilm": (384, 12, 1536), "bert-base": (768, 12, 3072), "bert-large": (1024, 16, 4096)}
 MODELS["heads of 128"] = (1024, 8, 4096)
+# hidden, query heads, heads of the cache, width of one, width between
+DECODERS = {"smollm2": (576, 9, 3, 64, 1536), "llama-8b": (4096, 32, 8, 128, 14336)}
+DECODERS["heads of 256"] = (2048, 8, 4, 256, 5632)
+# Sequences of a step, tokens before it, tokens of each in it.
+STEPS = ((1, 1000, 1), (8, 1000, 1), (64, 1000, 1), (1, 32000, 1), (1, 0, 1024), (1, 8192, 512))
 FORMATS = ("bf16", "f16", "f32")
 SEQUENCE = 128  # tokens, for what has sequences; long ones besides
 BLOCK = 1 << 22  # random values that larger arrays repeat
@@ -249,6 +255,63 @@ def images(bench, dtype, images_, size="vit-base"):
     bench.forget()
 
 
+def of_decoder(bench, dtype, model, rows_, size=None):
+    """What a decoder's step does of rows, whatever is attended to."""
+    (hidden, heads, kv_heads, of_head, inner), size = DECODERS[model], size or model
+    x, y, z, out, gamma = *(bench.array(dtype, rows_, hidden) for _ in range(4)), bench.array(dtype, hidden)
+    grid, what = decoder.teams(dtype, rows_, hidden), f"{rows_} x {hidden}"
+    count = counts.rms_norm(dtype, rows_, hidden)
+    bench.time(f"rms_norm_{dtype}", what, grid, 256, x, rows_, hidden, gamma, 1e-5, out, count=count, size=size)
+    arguments, count = (x, y, rows_, hidden, gamma, 1e-5, z, out), counts.add_rms_norm(dtype, rows_, hidden)
+    bench.time(f"add_rms_norm_{dtype}", what, grid, 256, *arguments, count=count, size=size)
+    numbers = bench.array("u32", rows_, values=bench.random.permutation(rows_))
+    count = counts.take_rows(dtype, rows_, hidden)
+    bench.time(f"take_rows_{dtype}", what, (rows_,), 128, x, numbers, hidden, out, count=count, size=size)
+    bench.forget()
+    both, out = bench.array(dtype, rows_, 2 * inner), bench.array(dtype, rows_, inner)
+    grid, count = (ceil(rows_ * inner * BYTES[dtype], 256 * 16),), counts.gated(dtype, rows_, inner)
+    bench.time(f"gated_{dtype}", f"{rows_} x {inner}", grid, 256, both, rows_, inner, 4, out, count=count, size=size)
+    bench.forget()
+    of_row, blocks = heads + 2 * kv_heads, ceil(rows_, decoder.BLOCK)
+    qkv, out = bench.array(dtype, rows_, of_row * of_head), bench.array(dtype, rows_, heads * of_head)
+    cache = bench.array(dtype, *decoder.cache_shape(blocks, kv_heads, of_head))
+    places = bench.array("u32", rows_, values=np.arange(rows_))
+    half = of_head // 2
+    frequencies, turned = bench.array("f32", half, values=decoder.frequencies_of(half)), bench.array("f32", rows_, of_head)
+    arguments, count = (frequencies, places, rows_, half, 1.0, turned), counts.turns(rows_, half)
+    if dtype == "f32":
+        bench.time("turns_f32", f"{rows_} of {half}", (ceil(rows_ * half, 256),), 256, *arguments, count=count, size=size)
+    norms = [bench.array(dtype, of_head) for _ in range(2)]
+    arguments = (qkv, of_row * of_head, rows_, heads, kv_heads, of_head, *norms, 1e-6, turned, places, cache, out)
+    grid = (ceil(rows_ * of_row * of_head * BYTES[dtype], 128 * 32),)
+    what, count = f"{rows_} x ({heads} + 2 x {kv_heads}) x {of_head}", counts.place_heads(dtype, rows_, heads, kv_heads, of_head)
+    bench.time(f"place_heads_{dtype}", what, grid, 128, *arguments, count=count, size=size)
+    bench.forget()
+
+
+def paged(bench, dtype, model, step):
+    """Attention of a step to a cache in which sequences' blocks lie anywhere, by every kernel that would do."""
+    (sequences, before, tokens), (_, heads, kv_heads, of_head, _) = step, DECODERS[model]
+    runs = [(before, tokens)] * sequences
+    count = counts.paged_attention(dtype, runs, heads, kv_heads, of_head)
+    what = f"{sequences} x {tokens} after {before}, {heads} / {kv_heads} heads of {of_head}"
+    described, table = decoder.tables_of(runs, bench.random)
+    q, out = (bench.array(dtype, sequences * tokens, heads * of_head) for _ in range(2))
+    cache = bench.array(dtype, *decoder.cache_shape(len(table), kv_heads, of_head))
+    described, table = (bench.array("u32", *np.shape(values), values=values) for values in (described, table))
+    group = heads // kv_heads
+    for name, rows_, split in decoder.kernels_for(dtype, of_head, tokens * group):
+        listed, parts = decoder.items_of(runs, (group, rows_), split)
+        memory = bench.array("f32", max(parts, 1) * kv_heads * rows_, of_head + 4)
+        finished = bench.array("u32", max(parts, 1) * kv_heads, values=np.zeros(max(parts, 1) * kv_heads))
+        items = bench.array("u32", *listed.shape, values=listed)
+        block, shared = decoder.paged_launch(name, of_head)
+        arguments = (group, of_head, decoder.NO_WINDOW, of_head**-0.5, rows_, memory, finished, out)
+        grid = (len(listed), kv_heads)
+        bench.time(name, what, grid, block, q, cache, described, table, items, *arguments, shared=shared, count=count, size=model)
+    bench.forget()
+
+
 def values(bench, moved, size):
     """Kernels that know no shape, with as many values as come to so many bytes."""
     for source, target in (name.split("_")[1:] for name in sorted(bench.kernels.params) if name.startswith("cast_")):
@@ -281,6 +344,8 @@ def large(bench):
             rows(bench, dtype, model, tokens, "large")
             normals(bench, dtype, bench.large // (width * (BYTES[dtype] + 4)), width, "large")
             activations(bench, dtype, model, max(bench.large // (2 * inner * BYTES[dtype]), 1), "large")
+        for model, (hidden, *_) in DECODERS.items():
+            of_decoder(bench, dtype, model, max(bench.large // (2 * hidden * BYTES[dtype]), 1), "large")
         images(bench, dtype, max(bench.large // (3 * 224 * 224 * (4 + BYTES[dtype])), 1), "large")
 
 
@@ -293,6 +358,11 @@ def everything(bench):
             for tokens in (16,) if bench.smoke else (16, 128, 1024, 16384):
                 for part in (rows, activations, attention):
                     part(bench, dtype, model, tokens)
+        for model in DECODERS:
+            for tokens in (16,) if bench.smoke else (1, 8, 64, 1024):
+                of_decoder(bench, dtype, model, tokens)
+            for step in ((2, 300, 1), (1, 20, 40)) if bench.smoke else STEPS:
+                paged(bench, dtype, model, step)
         for count in (1,) if bench.smoke else (1, 8, 64):
             images(bench, dtype, count)
     large(bench)

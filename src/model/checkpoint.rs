@@ -88,10 +88,12 @@ impl<'a> Checkpoint<'a> {
         self.stacked_matrix(&self.base_parts(parts), &[input])
     }
 
-    /// Whether tensors of the base model can be stacked: those of one number format, since all of a tensor is kept alike.
+    /// Whether tensors of the base model can be stacked: those that are kept in one number format, since all of a tensor is.
     pub(super) fn stack_together(&self, names: &[&str]) -> bool {
         let mut others = names.iter().skip(1).map(|name| self.base_names(name));
         match &self.source {
+            // What is kept on a GPU becomes one format on its way there.
+            Source::Headers { .. } if self.keeping != Keeping::Cpu => true,
             Source::Headers { index, .. } => {
                 let mut formats = names.iter().filter_map(|name| {
                     self.base_names(name).iter().find_map(|name| index.get(name)).map(|info| info.dtype)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
+use crate::ops::Device;
 
 /// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
 /// fast as they get well before it.
@@ -27,11 +28,18 @@ pub trait Decoder: Send {
     /// How many token ids there are, and so how wide a row of logits is.
     fn vocabulary(&self) -> usize;
 
+    /// Where it computes.
+    fn device(&self) -> &Device;
+
+    /// How many blocks a cache may have that is made beside its own, for as long as a text is scored: what its workspace has
+    /// room for.
+    fn blocks_to_score(&self) -> usize;
+
     /// Runs the tokens of every sequence at once: their keys and values go into the cache, and the rows that are wanted
     /// come back, in the order of the sequences and of their tokens.
     ///
-    /// A sequence's rows are the same, to the bit, whatever steps beside it, and however its tokens are cut into
-    /// steps. No two sequences may write to the same block; blocks that are full may be of several.
+    /// On a CPU a sequence's rows are the same, to the bit, whatever steps beside it, and however its tokens are cut into
+    /// steps; on a GPU as far as its matrix products go, which choose how they sum by how many rows there are. No two sequences may write to the same block; blocks that are full may be of several.
     ///
     /// Errors: [`Error::BadRequest`] for a token outside the vocabulary and for a sequence beyond the context;
     /// [`Error::Internal`] for block tables that do not fit the cache, and for steps beyond [`TOKENS_PER_STEP`] or

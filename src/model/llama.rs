@@ -30,14 +30,14 @@ pub(super) const FAMILY: Family = Family {
 
 fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
     let config = Config::read(spec)?;
-    if let Keeping::Cuda(_) = keeping {
-        let reason =
-            format!("a '{}' model runs on a CPU only: kernels for a GPU are not there yet", config.variant.model_type);
-        return Err(spec.config_error("model_type", reason));
+    if keeping != Keeping::Cpu && config.head_dim > WIDEST_ON_A_GPU {
+        let reason = format!("{} on a GPU, where heads are up to {WIDEST_ON_A_GPU} wide", config.head_dim);
+        return Err(spec.config_error("head_dim", reason));
     }
-    let (workspace, blocks) = (config.workspace(), blocks(spec, &config));
+    let (workspace, blocks) = (config.workspace(keeping), blocks(spec, &config));
     let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping).kept_compact();
-    let cache = Llama::build(spec, config, &mut checkpoint)?.kv().bytes_per_block().saturating_mul(blocks as u64);
+    let model = Llama::build(spec, config, (&mut checkpoint, &Device::Cpu))?;
+    let cache = model.kv().bytes_per_block().saturating_mul(blocks as u64);
     let workspace = workspace.saturating_add(cache);
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
@@ -54,12 +54,15 @@ fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
     let config = Config::read(spec)?;
     let blocks = blocks(spec, &config);
     let mut checkpoint = Checkpoint::loaded(weights, PREFIX, (device.keeping(), spec.f32_matmul)).kept_compact();
-    let model = Llama::build(spec, config, &mut checkpoint)?;
+    let model = Llama::build(spec, config, (&mut checkpoint, device))?;
     let cache = KvCache::new(&model.kv(), blocks, device).map_err(failed)?;
     Ok(Model::Decoder(Box::new(model), Box::new(cache)))
 }
 
 const PREFIX: &str = "model.";
+
+/// The widest heads that kernels attend with.
+const WIDEST_ON_A_GPU: usize = 256;
 
 /// Tokens of all sequences together that are kept where nothing is said.
 const CACHE_TOKENS: usize = 16 << 10;
@@ -71,6 +74,9 @@ fn ignored(name: &str) -> bool {
 
 struct Llama {
     config: Config,
+    device: Device,
+    /// How it is kept there, or will be.
+    keeping: Keeping,
     embedding: Matrix,
     blocks: Vec<Block>,
     norm: RmsNorm,
@@ -78,7 +84,7 @@ struct Llama {
 }
 
 impl Llama {
-    fn build(spec: &Spec, config: Config, checkpoint: &mut Checkpoint<'_>) -> Result<Llama> {
+    fn build(spec: &Spec, config: Config, (checkpoint, device): (&mut Checkpoint<'_>, &Device)) -> Result<Llama> {
         let embedding = checkpoint.base_matrix("embed_tokens.weight", &[config.vocabulary, config.hidden])?;
         let blocks = (0..config.windows.len()).map(|number| Block::load(spec, (&mut *checkpoint, number), &config));
         let blocks = blocks.collect::<Result<_>>()?;
@@ -90,7 +96,8 @@ impl Llama {
                 Linear::load_without_bias(checkpoint, (Part::Head, "lm_head"), size)?
             }
         };
-        Ok(Llama { config, embedding, blocks, norm, head })
+        let (device, keeping) = (device.clone(), checkpoint.keeping());
+        Ok(Llama { config, device, keeping, embedding, blocks, norm, head })
     }
 
     fn check(&self, step: &StepInput, kv: &KvCache) -> Result<()> {
@@ -126,9 +133,11 @@ impl Llama {
             from: sequence.from,
             blocks: &sequence.blocks,
         });
-        let runs = Runs::new(runs.collect(), kv, &self.config.rope.rotary)?;
+        let Config { rope, heads, kv_heads, windows, activation, .. } = &self.config;
+        let runs = Runs::new(runs.collect(), kv, &rope.rotary)?;
+        let runs = runs.on(kv, &rope.rotary, (heads / kv_heads, windows))?;
         let ids: Vec<u32> = step.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
-        let mut x = self.embedding.rows(&ids)?;
+        let mut x = self.embedding.rows_on(&ids, &self.device)?;
         let wanted = wanted_rows(step);
         let last = self.blocks.len() - 1;
         for (number, block) in self.blocks.iter().enumerate() {
@@ -139,9 +148,9 @@ impl Llama {
                 true => (take_rows(&x, &wanted)?, take_rows(&context, &wanted)?),
                 false => (x, context),
             };
-            x = block.feed_forward(&kept, &context, self.config.activation)?;
+            x = block.feed_forward(kept, context, *activation)?;
         }
-        self.head.forward(&rms_norm(&x, &self.norm)?).map(Some)
+        self.head.forward_in_f32(&rms_norm(&x, &self.norm)?).map(Some)
     }
 }
 
@@ -162,7 +171,15 @@ fn wanted_rows(step: &StepInput) -> Vec<usize> {
 
 impl Decoder for Llama {
     fn kv(&self) -> KvSpec {
-        self.config.kv(self.embedding.dtype())
+        self.config.kv(self.embedding.dtype(), self.keeping)
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn blocks_to_score(&self) -> usize {
+        self.config.blocks_to_score(self.keeping)
     }
 
     fn context(&self) -> usize {
@@ -244,8 +261,10 @@ impl Block {
         paged_attention(&queries, runs, self.window, (kv, number))
     }
 
-    fn feed_forward(&self, x: &Tensor, context: &Tensor, by: Activation) -> candle_core::Result<Tensor> {
-        let x = self.output.forward_added(context, x)?;
+    /// What it is given is given up as soon as it is used.
+    fn feed_forward(&self, before: Tensor, context: Tensor, by: Activation) -> candle_core::Result<Tensor> {
+        let x = self.output.forward_added(&context, &before)?;
+        drop((before, context));
         let both = self.gate_and_up.forward(&rms_norm(&x, &self.feed_forward_norm)?)?;
         let [gate, up] = both.as_slice() else { candle_core::bail!("gate and up that are not two") };
         let inside = gated(gate, up, by)?;

@@ -8,7 +8,6 @@ use super::decoder::{Decoder, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER
 use super::input::Tokens;
 use super::pass::{Pending, failed};
 use crate::error::{Error, Result};
-use crate::ops::Device;
 
 /// Tokens of one sequence that a step of scoring computes: each of them gives a row as wide as the vocabulary.
 const PIECE: usize = 128;
@@ -21,13 +20,36 @@ const PIECE: usize = 128;
 ///
 /// Errors: [`Error::BadRequest`] for an input of fewer than two tokens, and whatever [`Decoder::step`] says.
 pub(super) fn score(model: &mut dyn Decoder, batch: &[Tokens]) -> Result<Pending> {
+    let (each, room) = (model.kv().block_tokens, model.blocks_to_score());
+    let needed = |input: &Tokens| input.ids.len().div_ceil(each);
+    if batch.iter().any(|input| input.ids.len() < 2) {
+        return Err(Error::bad_request("a text of one token has nothing that could be scored"));
+    }
+    if let Some(input) = batch.iter().find(|input| needed(input) > room) {
+        let (found, most) = (input.ids.len(), room * each);
+        return Err(Error::bad_request(format!("a text of {found} tokens, the model scores {most} on its device")));
+    }
+    let (mut rows, mut left) = (Vec::with_capacity(batch.len()), batch);
+    while !left.is_empty() {
+        let mut blocks = 0usize;
+        let fits = left.iter().take_while(|input| {
+            blocks = blocks.saturating_add(needed(input));
+            blocks <= room
+        });
+        let (now, later) = left.split_at(fits.count());
+        rows.extend(score_together(model, now)?);
+        left = later;
+    }
+    // Rows of different lengths are no matrix.
+    Pending::of_rows(rows)
+}
+
+/// The rows of inputs that fit one cache.
+fn score_together(model: &mut dyn Decoder, batch: &[Tokens]) -> Result<Vec<Vec<f32>>> {
     let spec = model.kv();
     let mut cases = Vec::with_capacity(batch.len());
     let mut blocks = 0u32;
     for input in batch {
-        if input.ids.len() < 2 {
-            return Err(Error::bad_request("a text of one token has nothing that could be scored"));
-        }
         let needed = u32::try_from(input.ids.len().div_ceil(spec.block_tokens)).map_err(Error::internal)?;
         let first = input.type_ids.iter().position(|kind| *kind == 1).unwrap_or(1).max(1);
         cases.push(Case {
@@ -39,13 +61,11 @@ pub(super) fn score(model: &mut dyn Decoder, batch: &[Tokens]) -> Result<Pending
         });
         blocks += needed;
     }
-    let mut cache = KvCache::new(&spec, blocks as usize, &Device::Cpu).map_err(failed)?;
+    let mut cache = KvCache::new(&spec, blocks as usize, model.device()).map_err(failed)?;
     while cases.iter().any(Case::is_open) {
         step(model, &mut cases, &mut cache)?;
     }
-    // Rows of different lengths are no matrix.
-    let rows = cases.into_iter().map(|case| case.row);
-    Pending::of_rows(rows.collect())
+    Ok(cases.into_iter().map(|case| case.row).collect())
 }
 
 struct Case<'a> {

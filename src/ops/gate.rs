@@ -9,8 +9,12 @@ use super::cpu::{Rows, for_row_blocks, output, require_f32};
 use super::simd::wide;
 use super::tensor::Tensor;
 
-/// `gate`, `up`: `[rows, width]`, rows possibly strided; `[rows, width]` comes back. On a CPU.
+/// `gate`, `up`: `[rows, width]`, rows possibly strided, and on a GPU columns of one product; `[rows, width]` comes back.
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(gate) = gate {
+        return super::cuda::gated(gate, up.on_gpu("what is gated")?, activation).map(Tensor::Cuda);
+    }
     require_f32(gate, "a gate")?;
     require_f32(up, "what is gated")?;
     gate.apply2(up, &Gated(activation))

@@ -33,6 +33,15 @@ pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>, epilogue: Epil
     x.apply2(weight.stored(), &Linear { weight, bias, epilogue })
 }
 
+/// `[rows, in] · [out, in]ᵀ` as f32, whatever activations are otherwise: of logits, which are not to be rounded.
+pub fn linear_in_f32(x: &Tensor, weight: &Matrix) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        return super::cuda::linear_in_f32(x, weight).map(Tensor::Cuda);
+    }
+    linear(x, weight, None, Epilogue::None)
+}
+
 /// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
 const PARALLEL_WORK: usize = 4 << 20;
 /// Rows that take no longer than one: reading the weight does.

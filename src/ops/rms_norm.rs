@@ -17,8 +17,12 @@ pub struct RmsNorm {
     pub eps: f64,
 }
 
-/// Normalises every row of `[rows, width]`. On a CPU.
+/// Normalises every row of `[rows, width]`.
 pub fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        return super::cuda::rms_norm(x, norm).map(Tensor::Cuda);
+    }
     require_f32(x, "an RMS norm's input")?;
     x.apply1(norm)
 }

@@ -165,9 +165,13 @@ impl Tensor {
         }
     }
 
-    /// Columns `first..first + count` of a matrix, without a copy. On a CPU.
+    /// Columns `first..first + count` of a matrix, without a copy. On a GPU few ops take them: they are said where they are.
     pub fn narrow_columns(&self, first: usize, count: usize) -> Result<Self> {
-        self.host()?.narrow(1, first, count).map(Tensor::Host)
+        match self {
+            Tensor::Host(tensor) => tensor.narrow(1, first, count).map(Tensor::Host),
+            #[cfg(feature = "cuda")]
+            Tensor::Cuda(tensor) => tensor.narrow_columns(first, count).map(Tensor::Cuda),
+        }
     }
 
     /// The same values in another shape.
@@ -199,9 +203,13 @@ impl Tensor {
         self.clone().landing()?.wait().map(|landed| landed.rows)
     }
 
-    /// Every value, row by row. On a CPU.
+    /// Every value, row by row, of f32; from a GPU once it has computed them.
     pub fn to_values(&self) -> Result<Vec<f32>> {
-        self.host()?.flatten_all()?.to_vec1()
+        match self {
+            Tensor::Host(tensor) => tensor.flatten_all()?.to_vec1(),
+            #[cfg(feature = "cuda")]
+            Tensor::Cuda(tensor) => tensor.to_values(),
+        }
     }
 
     /// As candle knows it; an error where it lies elsewhere.

@@ -3,6 +3,7 @@
 //! Nothing here knows the server's rooms: what tests see of it is HTTP, files, signals and log lines.
 #![allow(dead_code, unused_imports, reason = "every test file takes what it needs")]
 
+pub(crate) mod decoders;
 pub(crate) mod fake_gpu;
 pub(crate) mod http;
 pub(crate) mod inputs;

@@ -17,7 +17,7 @@ WIDTH, HEADS = 768, 12
 EQUAL, RAGGED = ("128x128", "512x8", "512x32"), ("5-250x128", "5-512x64")
 ROUNDS = 3
 # Written down besides the large sizes, of all that are timed: these models' in bf16.
-TOLD = ("bert-base", "vit-base")
+TOLD = ("bert-base", "vit-base", "llama-8b")
 BOUND_BY_MEMORY = 75.0
 
 

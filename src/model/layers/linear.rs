@@ -3,7 +3,7 @@
 use crate::device::give_way;
 use crate::error::Result;
 use crate::model::checkpoint::Checkpoint;
-use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, Tensor, linear};
+use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, Tensor, linear, linear_in_f32};
 
 /// Which side of a checkpoint a name is on: only the base model's may carry its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,14 @@ impl Linear {
         norm: &LayerNorm,
     ) -> candle_core::Result<Tensor> {
         self.run(x, Epilogue::AddNorm(residual, norm))
+    }
+
+    /// `x · weightᵀ` as f32, of a layer without a bias.
+    pub(in crate::model) fn forward_in_f32(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self.bias {
+            None => linear_in_f32(x, &self.weight),
+            Some(_) => candle_core::bail!("a layer with a bias whose result is not to be rounded"),
+        }
     }
 
     fn run(&self, x: &Tensor, epilogue: Epilogue<'_>) -> candle_core::Result<Tensor> {

@@ -6,9 +6,15 @@ use super::FAMILY;
 use crate::error::Result;
 use crate::model::decoder::{ROWS_PER_STEP, TOKENS_PER_STEP};
 use crate::model::layers::{Rope, activation, size};
-use crate::ops::{Activation, KvSpec, paged_scratch_bytes};
+use crate::ops::{Activation, Keeping, KvSpec, paged_device_bytes, paged_scratch_bytes};
 use crate::repository::Spec;
 use crate::value::Task;
+
+/// Tokens of texts that are scored at once on a GPU.
+const SCORED_TOKENS: usize = 4096;
+
+/// What lies between tensors and between layers of a cache on a GPU, each of which begins on a border. Bytes.
+const BORDERS: u64 = 1 << 20;
 
 /// How one `model_type` differs from the others.
 pub(super) struct Variant {
@@ -207,19 +213,51 @@ impl Config {
         })
     }
 
-    /// Keys and values are as exact as weights are.
-    pub(super) fn kv(&self, weights: DType) -> KvSpec {
+    /// Keys and values are as exact as weights are; on a GPU they are what activations are.
+    pub(super) fn kv(&self, weights: DType, keeping: Keeping) -> KvSpec {
         KvSpec {
             layers: self.windows.len(),
             heads: self.kv_heads,
             head_dim: self.head_dim,
-            dtype: if weights == DType::F32 { DType::F32 } else { DType::F16 },
+            dtype: match keeping {
+                Keeping::Cuda(dtype) => dtype,
+                Keeping::Cpu if weights == DType::F32 => DType::F32,
+                Keeping::Cpu => DType::F16,
+            },
             block_tokens: KvSpec::BLOCK_TOKENS,
         }
     }
 
+    /// Blocks of a cache beside the generation's own, in which texts are scored: on a GPU some are kept for it.
+    pub(super) fn blocks_to_score(&self, keeping: Keeping) -> usize {
+        match keeping {
+            Keeping::Cpu => usize::MAX,
+            Keeping::Cuda(_) => self.context.min(SCORED_TOKENS).div_ceil(KvSpec::BLOCK_TOKENS),
+        }
+    }
+
+    /// The same as [`Config::workspace`] on a GPU, where what passes take lies in one slab: everything that is ever there side by
+    /// side, and not only what is there at once, so that no order of taking and giving leaves too little in one piece.
+    fn workspace_on_a_gpu(&self, dtype: DType) -> u64 {
+        let size = dtype.size_in_bytes() as u64;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        // x, norm(x), q and k and v, q turned, context; the sum, its norm, gate and up, gated, what comes of them
+        let values = (6 * self.hidden + 3 * q + 2 * kv + 3 * self.intermediate) as u64;
+        let activations = TOKENS_PER_STEP as u64 * (values * size + self.head_dim as u64 * 4);
+        let rows = ROWS_PER_STEP as u64 * ((2 * self.hidden) as u64 * size + self.vocabulary as u64 * 4);
+        // Where each row's key goes, and blocks of as many sequences as there may be rows of, with what is done to them.
+        let blocks = ROWS_PER_STEP * self.context.div_ceil(KvSpec::BLOCK_TOKENS);
+        let tables = ((TOKENS_PER_STEP * (16 + self.heads / self.kv_heads) + 2 * blocks) * size_of::<u32>()) as u64;
+        let spec = self.kv(dtype, Keeping::Cuda(dtype));
+        let scored = spec.bytes_per_block() * self.blocks_to_score(Keeping::Cuda(dtype)) as u64;
+        activations + rows + tables + paged_device_bytes(&spec, self.context) + scored + BORDERS
+    }
+
     /// Bytes that a step takes beside weights and cache, at most.
-    pub(super) fn workspace(&self) -> u64 {
+    pub(super) fn workspace(&self, keeping: Keeping) -> u64 {
+        if let Keeping::Cuda(dtype) = keeping {
+            return self.workspace_on_a_gpu(dtype);
+        }
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         // x, norm(x), q and k and v, q turned, context; or x, norm(x), gate and up, gated
         let attention = 2 * self.hidden + 3 * q + 2 * kv;

@@ -53,9 +53,11 @@ pub(super) enum Compute {
     Tf32,
 }
 
-/// `d = x · weightᵀ`, then [`Then`]: `[rows, inner] · [columns, inner]ᵀ`, all of one format.
+/// `d = x · weightᵀ`, then [`Then`]: `[rows, inner] · [columns, inner]ᵀ`, all of one format but perhaps the result.
 pub(super) struct Product {
     pub(super) dtype: DType,
+    /// Of the result and what is added to it: the same, or f32.
+    pub(super) result: DType,
     pub(super) compute: Compute,
     pub(super) rows: usize,
     pub(super) inner: usize,
@@ -89,6 +91,7 @@ unsafe impl Sync for Blas {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Choice {
     dtype: DType,
+    result: DType,
     compute: Compute,
     rows: usize,
     inner: usize,
@@ -100,9 +103,9 @@ struct Choice {
 impl Choice {
     /// The same for all rows up to the next power of two: which algorithm is best changes slowly with them.
     fn of(product: &Product) -> Choice {
-        let Product { dtype, compute, inner, columns, then, .. } = *product;
+        let Product { dtype, result, compute, inner, columns, then, .. } = *product;
         let (rows, added) = (product.rows.next_power_of_two(), product.residual.is_some());
-        Choice { dtype, compute, rows, inner, columns, added, then }
+        Choice { dtype, result, compute, rows, inner, columns, added, then }
     }
 }
 
@@ -255,18 +258,19 @@ struct Described {
 
 impl Described {
     fn of(product: &Product) -> Result<Described> {
-        let format = match product.dtype {
+        let format = |dtype: DType| match dtype {
             DType::F16 => Format::CUDA_R_16F,
             DType::BF16 => Format::CUDA_R_16BF,
             _ => Format::CUDA_R_32F,
         };
+        let (given, result) = (format(product.dtype), format(product.result));
         let Product { rows, inner, columns, .. } = *product;
         let description = Description::new(product)?;
         Ok(Described {
             product: description,
-            weight: Layout::new(format, inner, columns)?,
-            x: Layout::new(format, inner, rows)?,
-            out: Layout::new(format, columns, rows)?,
+            weight: Layout::new(given, inner, columns)?,
+            x: Layout::new(given, inner, rows)?,
+            out: Layout::new(result, columns, rows)?,
         })
     }
 }

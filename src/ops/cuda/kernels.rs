@@ -26,8 +26,21 @@ macro_rules! images {
     };
 }
 
-const IMAGES: &[Image] =
-    images!["activate", "attention", "cast", "embed_tokens", "finite", "layer_norm", "patches", "pool"];
+const IMAGES: &[Image] = images![
+    "activate",
+    "attention",
+    "cast",
+    "embed_tokens",
+    "finite",
+    "gated",
+    "layer_norm",
+    "paged_attention",
+    "patches",
+    "place_heads",
+    "pool",
+    "rms_norm",
+    "take_rows",
+];
 
 macro_rules! kernels {
     ($($name:ident: $file:literal $symbol:literal),* $(,)?) => {
@@ -56,6 +69,35 @@ kernels! {
     EmbedPatches: "patches" "embed_patches",
     Finite: "finite" "finite",
     Land: "finite" "land",
+    RmsNorm: "rms_norm" "rms_norm",
+    Gated: "gated" "gated",
+    TakeRows: "take_rows" "take_rows",
+    PlaceHeads: "place_heads" "place_heads",
+    Paged128: "paged_attention" "paged_128",
+    Paged256: "paged_attention" "paged_256",
+    Decode64: "paged_attention" "paged_decode_64",
+    Decode128: "paged_attention" "paged_decode_128",
+    Prefill64: "paged_attention" "paged_prefill_64",
+    Prefill128: "paged_attention" "paged_prefill_128",
+}
+
+/// Attention to a cache: its kernels, and the widest head that each takes.
+const PAGED: [(Kernel, usize); 6] = [
+    (Kernel::Paged128, 128),
+    (Kernel::Paged256, 256),
+    (Kernel::Decode64, 64),
+    (Kernel::Decode128, 128),
+    (Kernel::Prefill64, 64),
+    (Kernel::Prefill128, 128),
+];
+
+impl Kernel {
+    /// Tensor cores take numbers of 16 bits.
+    fn is_there_for(self, dtype: DType) -> bool {
+        let on_tensor_cores =
+            matches!(self, Kernel::Decode64 | Kernel::Decode128 | Kernel::Prefill64 | Kernel::Prefill128);
+        !on_tensor_cores || dtype != DType::F32
+    }
 }
 
 /// The number formats that activations and weights are kept in on a GPU.
@@ -78,6 +120,8 @@ pub(super) struct Kernels {
     functions: Vec<[sys::CUfunction; FORMATS.len()]>,
     /// From one format to another.
     casts: HashMap<(DType, DType), sys::CUfunction>,
+    /// Of f32 only.
+    turns: sys::CUfunction,
 }
 
 #[allow(unsafe_code)]
@@ -90,8 +134,13 @@ unsafe impl Sync for Kernels {}
 impl Kernels {
     pub(super) fn load(cuda: &Arc<Cuda>) -> Result<Kernels> {
         cuda.bind()?;
-        let mut kernels =
-            Kernels { cuda: Arc::clone(cuda), modules: Vec::new(), functions: Vec::new(), casts: HashMap::new() };
+        let mut kernels = Kernels {
+            cuda: Arc::clone(cuda),
+            modules: Vec::new(),
+            functions: Vec::new(),
+            casts: HashMap::new(),
+            turns: std::ptr::null_mut(),
+        };
         let mut by_file = HashMap::new();
         for image in IMAGES {
             #[allow(unsafe_code)]
@@ -107,7 +156,8 @@ impl Kernels {
         for (kernel, file, symbol) in Kernel::ALL {
             debug_assert_eq!(*kernel as usize, kernels.functions.len());
             let mut functions = [std::ptr::null_mut(); FORMATS.len()];
-            for (function, dtype) in functions.iter_mut().zip(FORMATS) {
+            for (function, dtype) in functions.iter_mut().zip(FORMATS).filter(|(_, dtype)| kernel.is_there_for(*dtype))
+            {
                 let name = format!("{symbol}_{}", suffix(dtype).unwrap_or_default());
                 *function = find(cuda, module(file)?, &name)?;
             }
@@ -118,6 +168,12 @@ impl Kernels {
                 allow_shared(cuda, kernels.get(kernel, dtype)?, attention_block(width, dtype).1)?;
             }
         }
+        for (kernel, width) in PAGED {
+            for dtype in FORMATS.into_iter().filter(|dtype| kernel.is_there_for(*dtype)) {
+                allow_shared(cuda, kernels.get(kernel, dtype)?, paged_block(kernel, width).1)?;
+            }
+        }
+        kernels.turns = find(cuda, module("place_heads")?, "turns_f32")?;
         for from in FORMATS.into_iter().chain([DType::F64]) {
             for to in FORMATS.into_iter().filter(|to| *to != from && (from != DType::F64 || *to == DType::F32)) {
                 let from_name = suffix(from).unwrap_or("f64");
@@ -131,7 +187,12 @@ impl Kernels {
     pub(super) fn get(&self, kernel: Kernel, dtype: DType) -> Result<sys::CUfunction> {
         let format = FORMATS.iter().position(|format| *format == dtype);
         let found = self.functions.get(kernel as usize).zip(format).map(|(functions, format)| functions[format]);
+        let found = found.filter(|_| kernel.is_there_for(dtype));
         found.ok_or_else(|| Error::internal(format!("no kernel {kernel:?} for {}", dtype.as_str())))
+    }
+
+    pub(super) fn turns(&self) -> sys::CUfunction {
+        self.turns
     }
 
     pub(super) fn cast(&self, from: DType, to: DType) -> Result<sys::CUfunction> {
@@ -171,6 +232,17 @@ fn attention_block(width: usize, dtype: DType) -> (u32, u32) {
     let row = width.next_multiple_of(4) + 4;
     let values = (queries + 2 * keys) * row + queries * (keys + 4);
     (256, (values * size_of::<f32>()) as u32)
+}
+
+/// The same for attention to a cache.
+fn paged_block(kernel: Kernel, width: usize) -> (u32, u32) {
+    if !kernel.is_there_for(DType::F32) {
+        // Two buffers of 64 keys and as many values.
+        return (128, (4 * 64 * width * size_of::<u16>()) as u32);
+    }
+    let (queries, keys) = (16, 32);
+    let row = width.next_multiple_of(4) + 4;
+    (128, (((queries + 2 * keys) * row + queries * keys) * size_of::<f32>()) as u32)
 }
 
 impl Drop for Kernels {
@@ -223,6 +295,35 @@ impl Shape {
     /// For `pool`: blocks of 512 threads for each sequence, which share its columns.
     pub(super) fn pool(sequences: usize, width: usize) -> Shape {
         Shape { grid: (sequences as u32, width.div_ceil(128).clamp(1, 64) as u32, 1), block: 512, shared: 0 }
+    }
+
+    /// For `rms_norm`, in which a team of threads does a row (`kernels/rms_norm.cu`).
+    pub(super) fn team_each(rows: usize, width: usize, dtype: DType) -> Shape {
+        const THREADS: usize = 256;
+        let vector = 16 / dtype.size_in_bytes();
+        let mut team = 32;
+        while team < THREADS && 4 * team * vector < width {
+            team *= 2;
+        }
+        Shape { grid: ((rows * team).div_ceil(THREADS) as u32, 1, 1), block: THREADS as u32, shared: 0 }
+    }
+
+    /// For `take_rows`: a block for each row.
+    pub(super) fn block_each(rows: usize) -> Shape {
+        Shape { grid: (rows as u32, 1, 1), block: 128, shared: 0 }
+    }
+
+    /// For `place_heads`, over so many values: a lane for each sixteen bytes of both halves of a head.
+    pub(super) fn halves(count: usize, dtype: DType) -> Shape {
+        const MOST: usize = 1 << 16;
+        let of_block = 2 * 128 * (16 / dtype.size_in_bytes());
+        Shape { grid: (count.div_ceil(of_block).min(MOST) as u32, 1, 1), block: 128, shared: 0 }
+    }
+
+    /// For attention to a cache: so many items for each head of the cache.
+    pub(super) fn paged(kernel: Kernel, items: usize, kv_heads: usize, width: usize) -> Shape {
+        let (block, shared) = paged_block(kernel, width);
+        Shape { grid: (items as u32, kv_heads as u32, 1), block, shared }
     }
 
     /// For attention over so many tiles, and which of its kernels has heads of this width.

@@ -117,9 +117,7 @@ impl Landing {
     /// Queues the copy of `from`, whose memory may be used again by what is queued after it. Where no slot is free that holds
     /// it, its rows are waited for here.
     pub(in crate::ops) fn of(from: &Tensor) -> Result<Landing> {
-        let [_, columns] = *from.dims() else {
-            return Err(Error::internal(format!("rows of a tensor of shape {:?}", from.dims())));
-        };
+        let (_, columns) = from.matrix("rows that come down", from.dtype()).map_err(Error::internal)?;
         let (gpu, shape) = (from.gpu(), Shape::each(from.count()));
         let made_of = Parts::of(from, shape);
         // Let go of when this returns: what is queued later writes there later.

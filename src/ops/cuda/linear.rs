@@ -25,13 +25,20 @@ pub(in crate::ops) fn linear(
         Epilogue::Activate(by) => fused(by, x.dtype()).filter(|_| bias.is_some()),
         _ => Some(if bias.is_some() { Then::Bias } else { Then::Nothing }),
     };
-    let out = product(x, (weight, in_tf32), bias, residual, fused.unwrap_or(Then::Nothing))?;
+    let after = After { bias, residual, then: fused.unwrap_or(Then::Nothing), result: x.dtype() };
+    let out = product(x, (weight, in_tf32), &after)?;
     match epilogue {
         Epilogue::Activate(by) if fused.is_none() => activate(&out, bias, by)?,
         Epilogue::AddNorm(_, norm) => return layer_norm(&out, norm),
         _ => {}
     }
     Ok(out)
+}
+
+/// The product alone, its sums as they are: f32.
+pub(in crate::ops) fn linear_in_f32(x: &Tensor, weight: &Matrix) -> Result<Tensor> {
+    let after = After { bias: None, residual: None, then: Then::Nothing, result: DType::F32 };
+    product(x, (weight.stored().on_gpu("a weight")?, weight.is_in_tf32()), &after)
 }
 
 /// Whether the product itself can end with an activation. The epilogue for GELU is its tanh form, and takes up to twice the
@@ -49,13 +56,16 @@ fn fused(by: Activation, dtype: DType) -> Option<Then> {
     }
 }
 
-fn product(
-    x: &Tensor,
-    (weight, in_tf32): (&Tensor, bool),
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
+/// What a product ends with, and the format of its result.
+struct After<'a> {
+    bias: Option<&'a Tensor>,
+    residual: Option<&'a Tensor>,
     then: Then,
-) -> Result<Tensor> {
+    result: DType,
+}
+
+fn product(x: &Tensor, (weight, in_tf32): (&Tensor, bool), after: &After<'_>) -> Result<Tensor> {
+    let &After { bias, residual, then, result } = after;
     let dtype = x.dtype();
     let (rows, inner) = x.matrix("a linear layer's input", dtype)?;
     let (columns, features) = weight.flattened_matrix("a weight", dtype)?;
@@ -64,13 +74,14 @@ fn product(
     }
     let bias = bias.map(|bias| bias.vector("a bias", columns, dtype)).transpose()?;
     if let Some(residual) = residual
-        && residual.matrix("a residual", dtype)? != (rows, columns)
+        && residual.matrix("a residual", result)? != (rows, columns)
     {
         bail!("a residual is {:?}, the result is [{rows}, {columns}]", residual.dims());
     }
-    let out = x.beside(&[rows, columns], dtype)?;
+    let out = x.beside(&[rows, columns], result)?;
     let product = Product {
         dtype,
+        result,
         compute: if in_tf32 && dtype == DType::F32 { Compute::Tf32 } else { Compute::Full },
         rows,
         inner,
@@ -109,7 +120,7 @@ fn activate(x: &Tensor, bias: Option<&Tensor>, by: Activation) -> Result<()> {
 }
 
 /// As `kernels/activate.cu` numbers them.
-fn kind(by: Activation) -> usize {
+pub(super) fn kind(by: Activation) -> usize {
     match by {
         Activation::Gelu => 0,
         Activation::GeluTanh => 1,

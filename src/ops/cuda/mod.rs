@@ -8,14 +8,17 @@
 //! holds each kernel against numpy, `tests/gpu.rs` whole models against transformers.
 
 mod blas;
+mod decoder;
 mod encoder;
 mod finite;
 mod kernels;
 mod landing;
 mod linear;
+mod paged;
 mod plan;
 mod recorded;
 mod scratch;
+mod step;
 mod tensor;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,15 +27,18 @@ use candle_core::{DType, WithDType};
 use half::{bf16, f16};
 
 use self::blas::Blas;
+pub(super) use self::decoder::{embed_rows, gated, paged_attention, place_heads, rms_norm, take_rows};
 pub(super) use self::encoder::{embed_patches, embed_tokens, l2_normalize, layer_norm, patches, reduce, self_attention};
 pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};
 pub use self::landing::Landing;
-pub(super) use self::linear::linear;
+pub(super) use self::linear::{linear, linear_in_f32};
+pub(super) use self::paged::{Cache, Planned};
 pub(super) use self::plan::Plan;
 pub use self::recorded::{Recorded, Recorder};
 use self::scratch::Scratch;
+pub(super) use self::step::parts_bytes;
 use self::tensor::Spot;
 pub use self::tensor::Tensor;
 use crate::device::Owner;
@@ -137,6 +143,23 @@ impl Gpu {
         }
     }
 
+    /// Fills what lies side by side in a slab, each with its parts one after the other, in one copy as long as it fits a slot.
+    fn send_to(&self, scratch: &Scratch, given: &[(&Spot, &[&[u8]])]) -> candle_core::Result<()> {
+        let mut pieces = Pieces { gpu: self, piece: None };
+        for (spot, parts) in given {
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            if bytes != spot.bytes() {
+                candle_core::bail!("{bytes} bytes for {}", spot.bytes());
+            }
+            let mut at = spot.at;
+            for part in *parts {
+                pieces.add(part, scratch.slab(), at).map_err(failed)?;
+                at += part.len();
+            }
+        }
+        pieces.send().map_err(failed)
+    }
+
     /// Copies `bytes` bytes from the device and hands them out piece by piece, once everything before has run.
     fn land(&self, from: u64, bytes: usize, piece: impl FnMut(&[u8])) -> Result<()> {
         self.land_from(&self.stream, (from, bytes), piece)
@@ -213,21 +236,8 @@ impl Place {
         Ok(tensor)
     }
 
-    /// Fills what lies side by side in the slab, each with its parts one after the other, in one copy as long as it fits a slot.
     fn send(&self, given: &[(&Spot, &[&[u8]])]) -> candle_core::Result<()> {
-        let mut pieces = Pieces { gpu: &self.gpu, piece: None };
-        for (spot, parts) in given {
-            let bytes: usize = parts.iter().map(|part| part.len()).sum();
-            if bytes != spot.bytes() {
-                candle_core::bail!("{bytes} bytes for {}", spot.bytes());
-            }
-            let mut at = spot.at;
-            for part in *parts {
-                pieces.add(part, self.scratch.slab(), at).map_err(failed)?;
-                at += part.len();
-            }
-        }
-        pieces.send().map_err(failed)
+        self.gpu.send_to(&self.scratch, given)
     }
 
     /// Numbers that came as f32, as activations of this place.

@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUfunction;
 use super::blas::Product;
 use super::kernels::{Arguments, Shape, launch};
 use super::scratch::{ALIGNMENT, Block};
-use super::{Gpu, Place, Scratch, failed};
+use super::{Gpu, Place, Scratch, bytes_of, failed};
 use crate::device::cuda::Buffer;
 
 /// Rows of numbers, each row right after the one before. Cloning shares them.
@@ -20,6 +20,8 @@ pub struct Tensor {
     /// Bytes from the memory's start.
     offset: usize,
     shape: Vec<usize>,
+    /// Of a matrix that is some columns of wider rows: values from a row to the next. Few ops read that.
+    stride: Option<usize>,
     dtype: DType,
 }
 
@@ -48,7 +50,7 @@ impl Spot {
 impl Tensor {
     pub(super) fn weight(gpu: &Arc<Gpu>, buffer: Arc<Buffer>, shape: &[usize], dtype: DType) -> Tensor {
         let (gpu, memory) = (Arc::clone(gpu), Memory::Weight(buffer));
-        Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), dtype }
+        Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), stride: None, dtype }
     }
 
     /// Room in a place's scratch memory, to be written whole by what is queued next.
@@ -79,11 +81,12 @@ impl Tensor {
         let Spot { at, ref shape, dtype } = *spot;
         let (gpu, offset) = (Arc::clone(&place.gpu), at - block.at());
         let memory = Memory::Activation(Arc::new(block), Arc::clone(&place.scratch));
-        Tensor { gpu, memory, offset, shape: shape.clone(), dtype }
+        Tensor { gpu, memory, offset, shape: shape.clone(), stride: None, dtype }
     }
 
     /// Where in its slab it lies, and what it is there.
     pub(super) fn spot(&self) -> Result<Spot> {
+        self.whole_rows()?;
         Ok(Spot { at: self.place_in_slab()?.1, shape: self.shape.clone(), dtype: self.dtype })
     }
 
@@ -99,7 +102,27 @@ impl Tensor {
         let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
         let block = scratch.take(bytes).map_err(failed)?;
         let (gpu, memory) = (Arc::clone(gpu), Memory::Activation(Arc::new(block), Arc::clone(scratch)));
-        Ok(Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), dtype })
+        Ok(Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), stride: None, dtype })
+    }
+
+    /// `values` beside this one, which is an activation, to be used by what is queued from here on.
+    pub(super) fn upload_beside(&self, values: &[u32], shape: &[usize]) -> Result<Tensor> {
+        let (scratch, there) = (self.scratch()?, self.beside(shape, DType::U32)?);
+        self.gpu.send_to(scratch, &[(&there.spot()?, &[bytes_of(values)?])])?;
+        Ok(there)
+    }
+
+    /// All values of f32, in their order, once everything before has run.
+    pub(in crate::ops) fn to_values(&self) -> Result<Vec<f32>> {
+        self.whole_rows()?;
+        if self.dtype != DType::F32 {
+            bail!("values of {} where f32 is needed", self.dtype.as_str());
+        }
+        let mut values = Vec::with_capacity(self.count());
+        let read =
+            |bytes: &[u8]| values.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        self.gpu.land(self.address(), self.bytes(), read).map_err(failed)?;
+        Ok(values)
     }
 
     /// Room beside this one, which is an activation.
@@ -187,6 +210,7 @@ impl Tensor {
         if self.dtype != dtype {
             bail!("{what} is {}, expected {}", self.dtype.as_str(), dtype.as_str());
         }
+        self.whole_rows()?;
         match self.shape[..] {
             [columns] => Ok((1, columns)),
             [rows, columns] => Ok((rows, columns)),
@@ -208,7 +232,35 @@ impl Tensor {
         }
     }
 
+    /// An error for columns of wider rows.
+    fn whole_rows(&self) -> Result<()> {
+        match self.stride {
+            Some(stride) => bail!("columns of rows of {stride} where whole rows are needed"),
+            None => Ok(()),
+        }
+    }
+
+    /// Rows and columns of a matrix of this format, and values from a row to the next.
+    pub(super) fn strided(&self, what: &str, dtype: DType) -> Result<(usize, usize, usize)> {
+        match (self.stride, &self.shape[..]) {
+            (Some(stride), &[rows, columns]) if self.dtype == dtype => Ok((rows, columns, stride)),
+            _ => self.matrix(what, dtype).map(|(rows, columns)| (rows, columns, columns)),
+        }
+    }
+
+    /// Columns `first..first + count` of a matrix, without a copy.
+    pub(in crate::ops) fn narrow_columns(&self, first: usize, count: usize) -> Result<Tensor> {
+        let (rows, columns, stride) = self.strided("a matrix", self.dtype)?;
+        if first.checked_add(count).is_none_or(|end| end > columns) {
+            bail!("columns {first} and {count} more, of {columns}");
+        }
+        let offset = self.offset + first * self.dtype.size_in_bytes();
+        let stride = (count < stride).then_some(stride);
+        Ok(Tensor { offset, shape: vec![rows, count], stride, ..self.clone() })
+    }
+
     pub(in crate::ops) fn narrow_rows(&self, first: usize, count: usize) -> Result<Tensor> {
+        self.whole_rows()?;
         let rows = self.shape.first().copied().unwrap_or(1);
         if first.checked_add(count).is_none_or(|end| end > rows) {
             bail!("rows {first} and {count} more, of {rows}");
@@ -223,6 +275,7 @@ impl Tensor {
     }
 
     pub(in crate::ops) fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        self.whole_rows()?;
         if shape.iter().product::<usize>() != self.count() {
             bail!("{:?} cannot become {shape:?}", self.shape);
         }
@@ -231,6 +284,7 @@ impl Tensor {
 
     /// The same numbers in another format.
     pub(super) fn cast(&self, to: DType) -> Result<Tensor> {
+        self.whole_rows()?;
         let out = self.beside(&self.shape, to)?;
         let function = self.gpu.kernels.cast(self.dtype, to).map_err(failed)?;
         let arguments = Arguments::new(self).count(self.count()).address(out.address());

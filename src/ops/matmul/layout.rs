@@ -131,14 +131,31 @@ impl Matrix {
         Matrix::new(Tensor::from_vec(stored, shape.to_vec(), &Device::Cpu)?, WeightLayout::Quantized(format), out)
     }
 
-    /// Its rows of these numbers as f32, `[rows, in]`: of an embedding table that is the last layer's weight too.
+    /// Its rows of these numbers as activations of `device`, where it lies: of an embedding table that is the last layer's weight too.
     ///
-    /// A row beyond the last is an error. On a CPU.
+    /// A row beyond the last is an error.
+    pub fn rows_on(&self, numbers: &[u32], device: &Device) -> Result<Tensor> {
+        match device {
+            Device::Cpu => self.rows(numbers),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(place) => {
+                self.check(numbers)?;
+                crate::ops::cuda::embed_rows(self.stored.on_gpu("a table")?, numbers, place).map(Tensor::Cuda)
+            }
+        }
+    }
+
+    fn check(&self, numbers: &[u32]) -> Result<()> {
+        match numbers.iter().find(|&&number| number as usize >= self.out) {
+            Some(beyond) => bail!("row {beyond} is beyond a table of {} rows", self.out),
+            None => Ok(()),
+        }
+    }
+
+    /// The same as f32, `[rows, in]`. On a CPU.
     pub fn rows(&self, numbers: &[u32]) -> Result<Tensor> {
         let width = self.in_features();
-        if let Some(beyond) = numbers.iter().find(|&&number| number as usize >= self.out) {
-            bail!("row {beyond} is beyond a table of {} rows", self.out);
-        }
+        self.check(numbers)?;
         let mut rows = vec![0f32; numbers.len() * width];
         let stored = Reading::of(&self.stored, "a table")?;
         match (self.layout, self.stored.dtype()) {

@@ -32,13 +32,18 @@ const PARALLEL_WORK: usize = 512 << 10;
 /// so many, over the last of them.
 ///
 /// `q`: `[rows, heads * head_dim]`, where query head `i` reads head `i / (heads / kv heads)` of the cache's layer; the
-/// keys and values of every row are there already. `[rows, heads * head_dim]` comes back. On a CPU.
+/// keys and values of every row are there already. `[rows, heads * head_dim]` comes back.
 pub fn paged_attention(
     q: &Tensor,
     runs: &Runs<'_>,
     window: Option<usize>,
     (cache, layer): (&KvCache, usize),
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Tensor::Cuda(q), Some(held)) = (q, cache.on_gpu()) {
+        let cache = (held, cache.spec(), layer);
+        return super::super::cuda::paged_attention(q, runs.planned()?, window, cache).map(Tensor::Cuda);
+    }
     require_f32(q, "queries")?;
     q.apply1(&PagedAttention { runs, window, cache, layer })
 }

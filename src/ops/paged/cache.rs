@@ -4,6 +4,8 @@
 //! them at once; values as rows, `[16, head_dim]`, filled up to whole panels. Which sequence has which blocks is its block
 //! table's business and not known here; nothing is cleared when a block changes hands, and nothing is read that its
 //! sequence did not write.
+//!
+//! On a GPU keys lie as values do: `kernels/paged.cuh`.
 
 use candle_core::{DType, Result, bail};
 use half::f16;
@@ -20,7 +22,7 @@ pub struct KvSpec {
     /// Of keys and values: queries may have more.
     pub heads: usize,
     pub head_dim: usize,
-    /// f32 or f16.
+    /// f32 or f16; on a GPU that of activations.
     pub dtype: DType,
     /// Tokens of a block: 16.
     pub block_tokens: usize,
@@ -54,7 +56,15 @@ impl KvSpec {
 pub struct KvCache {
     spec: KvSpec,
     blocks: usize,
-    layers: Vec<Values>,
+    held: Held,
+}
+
+/// Where they are.
+#[derive(Debug)]
+enum Held {
+    Host(Vec<Values>),
+    #[cfg(feature = "cuda")]
+    Cuda(super::super::cuda::Cache),
 }
 
 /// Of one layer: `[heads, blocks, keys and values]`, so that heads can be written side by side.
@@ -66,16 +76,19 @@ enum Values {
 }
 
 impl KvCache {
-    /// Room for `blocks` blocks. Memory is taken as they are first written.
+    /// Room for `blocks` blocks: on a CPU memory is taken as they are first written, on a GPU it is some of the generation's workspace.
     ///
-    /// Errors: formats, sizes of blocks and devices that attention does not read.
+    /// Errors: formats, sizes of heads and of blocks that attention does not read; more blocks than there is room for.
     pub fn new(spec: &KvSpec, blocks: usize, device: &Device) -> Result<Self> {
-        if !device.is_cpu() {
-            bail!("keys and values in blocks are not supported on a GPU yet");
-        }
         if spec.block_tokens != PANEL {
             bail!("blocks of {} tokens, attention reads blocks of {PANEL}", spec.block_tokens);
         }
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(place) = device {
+            let held = Held::Cuda(super::super::cuda::Cache::new(spec, blocks, place)?);
+            return Ok(KvCache { spec: *spec, blocks, held });
+        }
+        let _ = device;
         let heads = spec.heads.checked_mul(blocks);
         let Some(values) = heads.and_then(|heads| heads.checked_mul(spec.values_per_head())) else {
             bail!("{blocks} blocks are more than can be counted");
@@ -86,7 +99,32 @@ impl KvCache {
             other => bail!("keys and values as {other:?}, expected F32 or F16"),
         };
         let layers = (0..spec.layers).map(|_| layer()).collect::<Result<_>>()?;
-        Ok(KvCache { spec: *spec, blocks, layers })
+        Ok(KvCache { spec: *spec, blocks, held: Held::Host(layers) })
+    }
+
+    pub(super) fn is_on_cpu(&self) -> bool {
+        match &self.held {
+            Held::Host(_) => true,
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => false,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_gpu(&self) -> Option<&super::super::cuda::Cache> {
+        match &self.held {
+            Held::Host(_) => None,
+            Held::Cuda(held) => Some(held),
+        }
+    }
+
+    /// Of layers, in the process's memory.
+    fn layers(&self) -> Result<&[Values]> {
+        match &self.held {
+            Held::Host(layers) => Ok(layers),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => bail!("a cache on a GPU where one in the process's memory is needed"),
+        }
     }
 
     pub fn spec(&self) -> &KvSpec {
@@ -111,7 +149,12 @@ impl KvCache {
     ) -> Result<()> {
         let spec = self.spec;
         let each = self.blocks * spec.values_per_head();
-        let Some(layer) = self.layers.get_mut(layer) else { bail!("layer {layer} of {}", spec.layers) };
+        let layers = match &mut self.held {
+            Held::Host(layers) => layers,
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => bail!("a cache on a GPU where one in the process's memory is needed"),
+        };
+        let Some(layer) = layers.get_mut(layer) else { bail!("layer {layer} of {}", spec.layers) };
         if each == 0 {
             return Ok(());
         }
@@ -129,7 +172,7 @@ impl KvCache {
     /// One head of one layer.
     pub(super) fn head(&self, layer: usize, head: usize) -> Result<Head<'_>> {
         let each = self.blocks * self.spec.values_per_head();
-        let values = match self.layers.get(layer) {
+        let values = match self.layers()?.get(layer) {
             Some(Values::F32(values)) => values.get(head * each..).map(|values| Head::F32(&values[..each])),
             Some(Values::F16(values)) => {
                 values.get(head * each..).map(|values| Head::F16(values[..each].reinterpret_cast()))

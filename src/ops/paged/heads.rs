@@ -17,13 +17,20 @@ const PARALLEL_VALUES: usize = 64 * 1024;
 /// Normalises every head of the queries and keys where there are `norms` for them (of a query's head, of a key's), turns them by
 /// their positions, and puts keys and values into the blocks of a layer. The queries come back: `[rows, heads * head_dim]`.
 ///
-/// `q`: `[rows, heads * head_dim]`; `k`, `v`: `[rows, kv heads * head_dim]`; rows possibly strided. On a CPU.
+/// `q`: `[rows, heads * head_dim]`; `k`, `v`: `[rows, kv heads * head_dim]`; rows possibly strided, and on a GPU columns of
+/// one product.
 pub fn place_heads(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     norms: Option<(&RmsNorm, &RmsNorm)>,
     runs: &Runs<'_>,
     (cache, layer): (&mut KvCache, usize),
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Tensor::Cuda(q), Some(held)) = (q, cache.on_gpu()) {
+        let (k, v) = (k.on_gpu("keys")?, v.on_gpu("values")?);
+        let cache = (held, cache.spec(), layer);
+        return super::super::cuda::place_heads((q, k, v), norms, runs.planned()?, cache).map(Tensor::Cuda);
+    }
     for (tensor, what) in [(q, "queries"), (k, "keys"), (v, "values")] {
         require_f32(tensor, what)?;
     }

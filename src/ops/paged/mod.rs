@@ -18,6 +18,17 @@ pub use self::heads::place_heads;
 use super::matmul::PANEL;
 use super::rotary::{Rotary, Turns};
 
+/// Bytes that a step's attention leaves on a GPU beside its result, at most, for sequences of up to `context` tokens.
+pub fn paged_device_bytes(spec: &KvSpec, context: usize) -> u64 {
+    #[cfg(feature = "cuda")]
+    return super::cuda::parts_bytes(spec, context);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (spec, context);
+        0
+    }
+}
+
 /// Rows of a step that belong to one sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
@@ -31,7 +42,7 @@ pub struct Run<'a> {
 
 impl Run<'_> {
     /// Positions of the rows.
-    fn positions(&self) -> Range<usize> {
+    pub(in crate::ops) fn positions(&self) -> Range<usize> {
         self.from..self.from + self.tokens
     }
 }
@@ -42,6 +53,9 @@ pub struct Runs<'a> {
     runs: Vec<Run<'a>>,
     total: usize,
     turns: Turns,
+    /// As kernels read it.
+    #[cfg(feature = "cuda")]
+    planned: Option<super::cuda::Planned>,
 }
 
 impl<'a> Runs<'a> {
@@ -66,8 +80,36 @@ impl<'a> Runs<'a> {
         if rotary.head_dim() != cache.spec().head_dim {
             bail!("positions for heads of {}, keys are {}", rotary.head_dim(), cache.spec().head_dim);
         }
-        let turns = rotary.at(runs.iter().flat_map(Run::positions));
-        Ok(Runs { total: runs.iter().map(|run| run.tokens).sum(), runs, turns })
+        // A GPU makes them itself.
+        let turned = if cache.is_on_cpu() { runs.as_slice() } else { &[] };
+        let turns = rotary.at(turned.iter().flat_map(Run::positions));
+        Ok(Runs {
+            total: runs.iter().map(|run| run.tokens).sum(),
+            runs,
+            turns,
+            #[cfg(feature = "cuda")]
+            planned: None,
+        })
+    }
+
+    /// The same where ops can read it for layers of a model whose cache is on a GPU: of so many query heads for each head of the
+    /// cache, and with these windows.
+    pub fn on(self, cache: &KvCache, rotary: &Rotary, heads: (usize, &[Option<usize>])) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(held) = cache.on_gpu() {
+            let planned = super::cuda::Planned::upload(&self.runs, (held, cache.spec()), rotary, heads)?;
+            return Ok(Runs { planned: Some(planned), ..self });
+        }
+        let _ = (cache, rotary, heads);
+        Ok(self)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn planned(&self) -> Result<&super::cuda::Planned> {
+        match &self.planned {
+            Some(planned) => Ok(planned),
+            None => bail!("a step that was not put on the GPU"),
+        }
     }
 
     /// Rows of all runs.

@@ -7,6 +7,7 @@ not asked for, rows past the last and columns between rows; past its end memory 
 
 import numpy as np
 
+import decoder  # noqa: F401, ops of models that write
 import elementwise  # noqa: F401, ops of values that have nothing to do with each other
 from grid import OPS, VECTORS, WIDE, WIDTHS, ceil, op, read
 from library import changed, given, output
@@ -14,7 +15,7 @@ from library import changed, given, output
 
 def limit(name, of_dtype):
     """What is allowed of a kernel: of its element type, but f32's where it rounds to nothing less."""
-    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_", "land_")) else of_dtype
+    return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else 0.0 if name.startswith(("cast_", "finite_", "land_", "take_rows_")) else of_dtype
 
 
 # --- rows

@@ -65,6 +65,8 @@ inline float __uint_as_float(unsigned bits) {
 }
 
 inline void __syncthreads() { fake_gpu::block_barrier(); }
+// Blocks run one after the other: what one has written the next one sees.
+inline void __threadfence() {}
 inline void __syncwarp(unsigned mask = 0xffffffffu) { fake_gpu::meet("__syncwarp", mask, nullptr, 0, nullptr); }
 
 namespace fake_gpu {

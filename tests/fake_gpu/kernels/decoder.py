@@ -1,0 +1,352 @@
+"""What the kernels of models that write are given, and what must come out: see cases.py.
+
+A cache begins as NaN, and only what a sequence wrote of its blocks is put into it: a key that is read though nobody wrote it,
+or though it lies before the window, would be seen.
+"""
+
+import numpy as np
+
+from elementwise import exact, some_values
+from grid import VECTORS, WIDE, WIDTHS, ceil, op, read
+from library import changed, given, output
+
+BLOCK = 16  # tokens of a block of the cache
+PART = 256  # keys of a part
+ALL_PARTS = 0xFFFFFFFF
+NO_WINDOW = 2**31 - 1
+# What fills 16 bytes.
+VECTOR = {"f32": 4, "f16": 8, "bf16": 8}
+
+# --- rows
+
+
+def root_mean_squared(x, gamma, eps):
+    with np.errstate(invalid="ignore"):
+        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * read(gamma)
+
+
+def team_of(dtype, width):
+    team = 32
+    while team < 256 and team * 4 * VECTOR[dtype] < width:
+        team *= 2
+    return team
+
+
+def teams(dtype, rows, width):
+    """The grid: a row is a team's."""
+    return (ceil(rows * team_of(dtype, width), 256),)
+
+
+@op
+def rms_norm(kernels, dtype, random):
+    name, summed = f"rms_norm_{dtype}", f"add_rms_norm_{dtype}"
+    for width in WIDTHS + WIDE + VECTORS + (2048, 4096, 4100, 9000):
+        for rows, shift in ((0, False), (1, False), (9, False), (5, True)):
+            eps = float(random.choice([1e-6, 1e-5]))
+            gamma = given(dtype, random.normal(size=width) + 1, shift and width % 2 == 0)
+            x, residual = (given(dtype, random.normal(size=(rows, width)) * 3 + mean, shift) for mean in (1, -2))
+            case, grid = f"{rows} x {width}{', not aligned' if shift else ''}", teams(dtype, rows, width)
+            out = output(dtype, (rows, width), shift)
+            kernels.launch(name, grid, 256, x, rows, width, gamma, eps, out)
+            yield name, case, out.read(), root_mean_squared(read(x), gamma, eps)
+            total = read(x) + read(residual)
+            for keep in (False, True):
+                out = output(dtype, (rows, width), shift)
+                kept = output(dtype, (rows, width), shift) if keep else None
+                kernels.launch(summed, grid, 256, x, residual, rows, width, gamma, eps, kept, out)
+                yield summed, case, out.read(), root_mean_squared(total, gamma, eps)
+                if keep:
+                    yield summed, case + ", sum", kept.read(), total
+    # rows that are no numbers or all 0, and an ordinary one after each
+    for width in (31, 576, 4096, 9000):
+        values = random.normal(size=(8, width))
+        values[0, width // 2], values[2, -1], values[4] = np.nan, np.inf, 0
+        gamma, x = given(dtype, random.normal(size=width)), given(dtype, values)
+        out = output(dtype, (8, width))
+        kernels.launch(name, teams(dtype, 8, width), 256, x, 8, width, gamma, 1e-5, out)
+        yield name, f"{width}, strange rows", out.read(), root_mean_squared(read(x), gamma, 1e-5)
+    # one of all that is not aligned, and written where it was read
+    for width in (576, 4096, 4099):
+        for off in range(5):
+            x, residual = (changed(dtype, random.normal(size=(3, width)), number == off) for number in range(2))
+            gamma = given(dtype, random.normal(size=width), off == 2)
+            out, kept = (output(dtype, (3, width), number == off) for number in (3, 4))
+            arguments = (3, width, gamma, 1e-5)
+            total, grid = read(x) + read(residual), teams(dtype, 3, width)
+            kernels.launch(summed, grid, 256, x, residual, *arguments, kept, out)
+            yield summed, f"{width}, argument {off} not aligned", out.read(), root_mean_squared(total, gamma, 1e-5)
+            yield summed, f"{width}, argument {off} not aligned, sum", kept.read(), total
+            kernels.launch(summed, grid, 256, x, residual, *arguments, x, residual)
+            yield summed, f"{width}, in place", x.read(), total
+            yield summed, f"{width}, in place", residual.read(), root_mean_squared(total, gamma, 1e-5)
+            before = read(x)
+            kernels.launch(name, grid, 256, x, *arguments, x)
+            yield name, f"{width}, in place", x.read(), root_mean_squared(before, gamma, 1e-5)
+
+
+@op
+def gated(kernels, dtype, random):
+    name = f"gated_{dtype}"
+    for kind in range(8):
+        for rows, width, shifts, blocks in (
+            (0, 8, (), 1), (1, 1, (), 1), (3, 31, (), 2), (5, 1536, (), 4), (2, 1000, (0,), 3), (2, 1000, (1,), 1), (40, 24, (), 2),
+        ):
+            both = given(dtype, some_values(random, (rows, 2 * width)), 0 in shifts)
+            out = output(dtype, (rows, width), 1 in shifts)
+            kernels.launch(name, (blocks,), 256, both, rows, width, kind, out)
+            gate, up = read(both)[:, :width], read(both)[:, width:]
+            with np.errstate(invalid="ignore"):
+                yield name, f"kind {kind}, {rows} x {width}, not aligned: {shifts}", out.read(), exact(kind, gate) * up
+    for width in VECTORS + (3, 5, 6, 7, 9):
+        rows = 1 + 5000 // width
+        both, out = given(dtype, random.normal(size=(rows, 2 * width))), output(dtype, (rows, width))
+        kernels.launch(name, (2,), 256, both, rows, width, 4, out)
+        yield name, f"{rows} x {width}", out.read(), exact(4, read(both)[:, :width]) * read(both)[:, width:]
+
+
+@op
+def take_rows(kernels, dtype, random):
+    name = f"take_rows_{dtype}"
+    for width in WIDTHS + WIDE + VECTORS:
+        for rows, shifts in ((0, ()), (1, ()), (9, ()), (4, (0,)), (4, (1,))):
+            numbers = random.integers(0, 50, rows)
+            numbers[:1], numbers[1:2] = 49, 0
+            values = random.normal(size=(50, width))
+            values[np.setdiff1d(np.arange(50), numbers)] = np.nan
+            table, out = given(dtype, values, 0 in shifts), output(dtype, (rows, width), 1 in shifts)
+            kernels.launch(name, (rows,), 128, table, given("u32", numbers), width, out)
+            yield name, f"{rows} x {width}, not aligned: {shifts}", out.read(), read(table)[numbers]
+
+
+# --- heads on their way to attention
+
+
+def turns_of(frequencies, positions, factor):
+    """Angles as f32 has them."""
+    angles = (frequencies.astype(np.float32)[None] * positions.astype(np.float32)[:, None]).astype(np.float64)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * factor
+
+
+def frequencies_of(half, base=10_000.0):
+    return base ** (-np.arange(half) / half)
+
+
+@op
+def turns(kernels, dtype, random):
+    """Of one type only."""
+    if dtype != "f32":
+        return
+    for half, rows, blocks in ((4, 0, 1), (1, 3, 1), (10, 40, 1), (64, 77, 3), (128, 5, 2)):
+        positions = random.integers(0, 1 << 17, rows)
+        positions[:3] = (0, 1, (1 << 20) - 1)[: len(positions[:3])]
+        for factor in (1.0, 1.25):
+            frequencies, out = given("f32", frequencies_of(half)), output("f32", (rows, 2, half))
+            kernels.launch("turns_f32", (blocks,), 256, frequencies, given("u32", positions), rows, half, factor, out)
+            yield "turns_f32", f"{rows} of {half}", out.read(), turns_of(read(frequencies), positions, factor)
+    # every angle of a turn, and quarters of it
+    angles = np.concatenate([np.linspace(0, 7, 3000), np.arange(9) * np.pi / 2]).astype(np.float32)
+    frequencies, out = given("f32", angles), output("f32", (2, 2, len(angles)))
+    kernels.launch("turns_f32", (9,), 256, frequencies, given("u32", [1, 1000]), 2, len(angles), 1.0, out)
+    yield "turns_f32", "a turn", out.read(), turns_of(read(frequencies), np.array([1, 1000]), 1.0)
+
+
+def cache_shape(blocks, kv_heads, width):
+    return blocks, kv_heads, 2, BLOCK, width
+
+
+@op
+def place_heads(kernels, dtype, random):
+    name = f"place_heads_{dtype}"
+    for width, heads, kv_heads, rows, gap, shifts, grid in (
+        (64, 4, 2, 7, 0, (), 3), (128, 4, 1, 9, 0, (), 2), (8, 3, 3, 5, 0, (), 1), (20, 3, 1, 6, 0, (), 1), (2, 2, 2, 4, 0, (), 1),
+        (16, 4, 2, 1, 8, (), 1), (96, 2, 2, 3, 0, (), 5), (256, 2, 1, 3, 0, (), 2), (64, 2, 2, 3, 0, (0,), 1), (64, 2, 2, 3, 0, (1,), 1),
+        (64, 2, 2, 3, 0, (2,), 1), (64, 2, 2, 3, 3, (), 1), (64, 2, 1, 0, 0, (), 1), (128, 9, 3, 33, 16, (), 4), (254, 1, 1, 2, 0, (), 1),
+    ):
+        for norms in (False, True):
+            hidden = (heads + 2 * kv_heads) * width
+            values = random.normal(size=(rows, hidden + gap))
+            values[:, hidden:] = np.nan
+            qkv = given(dtype, values, 0 in shifts)
+            gammas = [given(dtype, random.normal(size=width) + 1) for _ in range(2)] if norms else [None, None]
+            turns = given("f32", turns_of(frequencies_of(width // 2), random.integers(0, 500, rows), 1.1))
+            blocks = 5
+            places = random.permutation(blocks * BLOCK)[:rows]
+            before = random.normal(size=cache_shape(blocks, kv_heads, width))
+            cache = changed(dtype, before, 1 in shifts)
+            kept = read(cache)
+            out = output(dtype, (rows, heads * width), 2 in shifts)
+            memory = given("u32", places)
+            kernels.launch(
+                name, (grid,), 128, qkv, hidden + gap, rows, heads, kv_heads, width, *gammas, 1e-6, turns, memory, cache, out
+            )  # fmt: skip
+            x = read(qkv)[:, :hidden].reshape(rows, heads + 2 * kv_heads, width)
+            q, k, v = x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
+            if norms:
+                q, k = root_mean_squared(q, gammas[0], 1e-6), root_mean_squared(k, gammas[1], 1e-6)
+            q, k = (turned(part, read(turns)) for part in (q, k))
+            case = f"{rows} x ({heads} + {kv_heads}) x {width}, norms: {norms}, not aligned: {shifts}"
+            yield name, case, out.read(), q.reshape(rows, heads * width)
+            kept[places // BLOCK, :, 0, places % BLOCK], kept[places // BLOCK, :, 1, places % BLOCK] = k, v
+            yield name, case + ", cache", cache.read(), kept
+
+
+def turned(x, turns):
+    """`x`: `[rows, heads, width]`."""
+    half = x.shape[-1] // 2
+    first, second, cosine, sine = x[..., :half], x[..., half:], turns[:, 0, None], turns[:, 1, None]
+    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+
+
+# --- attention to a cache
+
+
+def tables_of(runs, random):
+    """Of `[(position of the first, tokens)]`: what kernels are told of each, and the blocks of all, in any order."""
+    counts = [ceil(first + tokens, BLOCK) for first, tokens in runs]
+    numbers = random.permutation(sum(ceil(count, 4) * 4 for count in counts))
+    described, row, at = [], 0, 0
+    for (first, tokens), count in zip(runs, counts):
+        described.append((row, first, tokens, at))
+        row, at = row + tokens, at + ceil(count, 4) * 4
+    return np.array(described).reshape(-1, 4), numbers
+
+
+def items_of(runs, shape, split, window=NO_WINDOW):
+    """`shape`: query heads of a head, and rows of a block. With parts apart, or all of them one block's; and how many parts lie
+    in memory."""
+    (group, rows), items, parts = shape, [], 0
+    for number, (first, tokens) in enumerate(runs):
+        for row in range(0, tokens * group, rows):
+            last = min(row + rows, tokens * group) - 1
+            low, end = max(first + row // group + 1 - window, 0), first + last // group + 1
+            numbers = range(low // PART, ceil(end, PART))
+            items += [(number, row, part, parts) for part in (numbers if split else [ALL_PARTS])]
+            parts += len(numbers) if split else 0
+    return np.array(items, dtype=np.uint32).reshape(-1, 4), parts
+
+
+def paged_launch(name, width):
+    """Threads of a block, and bytes of shared memory."""
+    if "_decode_" in name or "_prefill_" in name:
+        return 128, 2 * 2 * 64 * width * 2  # two buffers of keys and of values, a warp's or the block's
+    padded = ceil(width, 4) * 4 + 4
+    return 128, 4 * ((16 + 2 * 32) * padded + 16 * 32)
+
+
+def kernels_for(dtype, width, rows):
+    """Those that may be given runs of so many rows: their names, the rows of a block, and whether parts are apart."""
+    yield f"paged_{128 if width <= 128 else 256}_{dtype}", 16, rows <= 16
+    if dtype != "f32" and width in (64, 128):
+        yield (f"paged_decode_{width}_{dtype}", 16, True) if rows <= 16 else (f"paged_prefill_{width}_{dtype}", 64, False)
+
+
+class Step:
+    """A step of runs, their queries, and a cache in which their keys lie."""
+
+    def __init__(self, dtype, runs, shape, random, window=NO_WINDOW, spread=1.0):
+        self.dtype, self.runs, self.window = dtype, runs, window
+        self.group, self.kv_heads, self.width = shape
+        rows = sum(tokens for _, tokens in runs)
+        self.q = given(dtype, random.normal(size=(rows, self.kv_heads * self.group * self.width)) * spread)
+        self.described, table = tables_of(runs, random)
+        cache = np.full(cache_shape(len(table), self.kv_heads, self.width), np.nan)
+        self.places = []
+        for (first, tokens), (_, _, _, at) in zip(runs, self.described):
+            end = first + tokens
+            both = random.normal(size=(2, end, self.kv_heads, self.width))
+            both[0] *= spread
+            # what no row of the run sees may be anybody's
+            both[:, : max(first + 1 - window, 0)] = np.nan
+            block, slot = table[at + np.arange(end) // BLOCK], np.arange(end) % BLOCK
+            for number in range(2):
+                cache[block, :, number, slot] = both[number]
+            self.places.append((block, slot))
+        self.cache, self.table = given(dtype, cache), given("u32", table)
+
+    def wanted(self):
+        stored, q = read(self.cache), read(self.q).reshape(-1, self.kv_heads, self.group, self.width)
+        out = np.zeros_like(q)
+        for (row, first, tokens, _), (block, slot) in zip(self.described, self.places):
+            for t in range(tokens):
+                position = first + t
+                seen = slice(max(position + 1 - self.window, 0), position + 1)
+                keys, values = (stored[block[seen], :, number, slot[seen]] for number in range(2))
+                for head in range(self.kv_heads):
+                    scores = q[row + t, head] @ keys[:, head].T * self.width**-0.5
+                    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+                    out[row + t, head] = weights / weights.sum(axis=1, keepdims=True) @ values[:, head]
+        return out.reshape(len(q), self.kv_heads * self.group * self.width)
+
+    def attend(self, kernels, name, rows, split):
+        items, parts = items_of(self.runs, (self.group, rows), split, self.window)
+        block, shared = paged_launch(name, self.width)
+        # what is left in memory is whole fours and what is said of them
+        memory = output("f32", (max(parts, 1) * self.kv_heads * rows, ceil(self.width, 4) * 4 + 4))
+        finished = changed("u32", np.zeros(max(parts, 1) * self.kv_heads))
+        out = output(self.dtype, self.q.shape)
+        shape = (self.group, self.width, self.window, float(self.width**-0.5), rows, memory, finished, out)
+        tables = given("u32", self.described), self.table, given("u32", items)
+        kernels.launch(name, (len(items), self.kv_heads), block, self.q, self.cache, *tables, *shape, shared=shared)
+        memory.read()
+        assert not finished.read().any(), f"{name} leaves counts behind"
+        return out.read()
+
+
+def attended(kernels, dtype, step):
+    """What every kernel makes of a step that may be given it, and what it should."""
+    want, case = step.wanted(), f"{step.runs} x {(step.group, step.kv_heads, step.width)}, window {step.window}"
+    rows = max([tokens * step.group for _, tokens in step.runs], default=1)
+    plain, *tensor = kernels_for(dtype, step.width, rows)
+    split = step.attend(kernels, plain[0], 16, True)
+    yield plain[0], case, split, want
+    # the same to the bit, as one block's and with others beside it
+    whole = step.attend(kernels, plain[0], 16, False)
+    yield plain[0], case + ", whole", whole, want
+    yield plain[0], case + ", whole and in parts", np.array([(whole != split).sum()]), np.zeros(1)
+    for name, rows, apart in tensor:
+        yield name, case, step.attend(kernels, name, rows, apart), want
+
+
+@op
+def paged_attention(kernels, dtype, random):
+    for runs, shape, window, spread in (
+        (((0, 1),), (4, 2, 64), NO_WINDOW, 1),
+        (((255, 1), (256, 1), (257, 1), (15, 1), (16, 1), (700, 1)), (2, 2, 64), NO_WINDOW, 1),
+        (((0, 40), (700, 3), (33, 1), (511, 2)), (3, 1, 128), NO_WINDOW, 1),
+        (((0, 70), (5, 1)), (1, 2, 20), NO_WINDOW, 1),
+        (((600, 1), (0, 9), (300, 20)), (2, 1, 64), 19, 1),
+        (((600, 1), (300, 20)), (7, 1, 8), 256, 2),
+        (((530, 5),), (4, 1, 64), 1, 1),
+        (((250, 12),), (17, 1, 32), NO_WINDOW, 1),
+        (((40, 1), (300, 2)), (1, 1, 256), NO_WINDOW, 1),
+        (((40, 3),), (2, 1, 255), 30, 1),
+        (((3, 2),), (1, 1, 1), NO_WINDOW, 1),
+        ((), (2, 1, 64), NO_WINDOW, 1),
+        # for tensor cores: few rows and all of them, windows that begin within a block, several parts
+        (((600, 1), (31, 1), (512, 1), (271, 1)), (4, 2, 128), NO_WINDOW, 2),
+        (((600, 2), (31, 1), (0, 2)), (8, 1, 128), 300, 1),
+        (((600, 2), (900, 1)), (7, 1, 64), 20, 1),
+        (((0, 16), (240, 16), (500, 1)), (1, 2, 64), NO_WINDOW, 1),
+        (((0, 130), (77, 33), (64, 1)), (1, 2, 128), NO_WINDOW, 1),
+        (((0, 65), (250, 40)), (4, 1, 128), 70, 2),
+        (((190, 20), (3, 70)), (7, 1, 64), 5, 1),
+        (((300, 9),), (32, 1, 64), NO_WINDOW, 1),
+    ):  # fmt: skip
+        yield from attended(kernels, dtype, Step(dtype, runs, shape, random, window, spread))
+    # a key and a value that are NaN: whoever sees them, and nobody before
+    for width in (64, 128, 40):
+        for tokens in (1, 2, 40):
+            step = Step(dtype, ((300, tokens), (20, tokens)), (4, 1, width), random)
+            for kind in range(2):
+                values = read(step.cache)
+                block, slot = (places[300 + tokens - 1] for places in step.places[0])
+                values[block, 0, kind, slot, 1] = np.nan
+                broken = Step(dtype, step.runs, (4, 1, width), np.random.default_rng(3))
+                broken.q, broken.cache, broken.places = step.q, given(dtype, values), step.places
+                broken.described, broken.table = step.described, step.table
+                # its tile may be spoilt, since nothing times NaN is NaN; others are not
+                for name, case, got, want in attended(kernels, dtype, broken):
+                    if "in parts" not in case:
+                        yield name, case + ", NaN", got[tokens:], want[tokens:]
+                        last = got[tokens - 1]
+                        yield name, case + ", NaN, its own", np.array([np.isnan(last).any()]) * 1.0, np.ones(1)
