@@ -19,6 +19,7 @@ use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
 use cutover::error::Kind;
 use cutover::model::{Input, KvCache, Model, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
 use cutover::ops::{Keeping, Machine};
+use cutover::weights::Progress;
 use serde_json::json;
 
 const FORMATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -93,6 +94,22 @@ fn every_fixture_gives_the_reference_logits_in_every_format() {
                     assert_alike(&rows[*position as usize], want, tolerance(format), &what);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn what_a_model_makes_ready_changes_nothing_of_what_it_answers() {
+    let Some(gpu) = gpu() else { return };
+    let fixture = Fixture::open("qwen3");
+    for format in FORMATS {
+        let (mut model, _memory) = loaded(&fixture.version(), gpu, format);
+        let warmth = model.warm(true, &Progress::new());
+        assert!(warmth.failed.is_none(), "{warmth:?}");
+        let (mut running, prompt) = (Running::with_its_own(model), &fixture.prompts[1]);
+        let rows = running.whole(&prompt.tokens);
+        for (position, want) in prompt.positions.iter().zip(&prompt.logits) {
+            assert_alike(&rows[*position as usize], want, tolerance(format), format.as_str());
         }
     }
 }
@@ -348,7 +365,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("11 passed"), "{told}");
+    assert!(told.contains("12 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");

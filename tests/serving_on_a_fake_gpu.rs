@@ -8,9 +8,11 @@ use std::fs;
 use std::path::Path;
 
 use common::fake_gpu::{nothing_is_left, on_fake_gpu};
+use common::streams::{Streamed, alone, order, streamed};
 use common::tensors::with_tensors;
 use common::{Site, fixture, inputs};
-use serde_json::Value;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 
 fn texts() -> Site {
     let site = Site::new();
@@ -215,4 +217,56 @@ async fn no_batch_asks_for_what_a_load_could_have() {
         assert!(loaded > 50, "{loaded}");
         assert_eq!(asked_for(site(), &batches).await, loaded);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_step_asks_for_what_a_load_could_have() {
+    let asked_for = async |lengths: &[usize]| {
+        let site = Site::new();
+        site.add_writer("tiny");
+        let (site, report) = on_fake_gpu(site);
+        let server = site.start().await;
+        for length in lengths {
+            let prompts: Vec<String> = (0..3).map(|n| format!("{n} {}", "it ".repeat(*length))).collect();
+            join_all(prompts.iter().map(|prompt| alone(&server, "tiny", prompt, 4))).await;
+        }
+        let report = nothing_is_left(server, &report).await;
+        report["calls"]["cublasLtMatmulAlgoGetHeuristic"].as_u64().unwrap()
+    };
+    let loaded = asked_for(&[]).await;
+    assert!(loaded > 20, "{loaded}");
+    assert_eq!(asked_for(&[1, 20, 80]).await, loaded);
+}
+
+/// What is being written when another version takes over ends where it began, and neither leaves anything behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_writes_is_changed_in_mid_sentence() {
+    let site = Site::new().fault("version = 'tiny@a'\nkind = 'delay'\ndelay = '20ms'");
+    site.add_writer("tiny");
+    let (site, report) = on_fake_gpu(site);
+    let server = site.start().await;
+    let prompts: Vec<String> = (0..5).map(|n| format!("Text {n}: it")).collect();
+    let (begun, mut all_begun) = tokio::sync::mpsc::unbounded_channel();
+    let writing: Vec<_> = prompts
+        .iter()
+        .map(|prompt| {
+            let (client, order, begun) = (server.another(), order("tiny", prompt, 40), begun.clone());
+            tokio::spawn(async move { streamed(&client, order, move || begun.send(()).unwrap()).await })
+        })
+        .collect();
+    for _ in &prompts {
+        all_begun.recv().await.unwrap();
+    }
+    server.promote("tiny@b", json!({})).await.expect(200);
+    assert!(writing.iter().any(|text| !text.is_finished()), "the switch came in the middle");
+    let later = join_all(prompts.iter().map(|prompt| streamed(&server, order("tiny", prompt, 40), || ()))).await;
+    let earlier: Vec<Streamed> = join_all(writing).await.into_iter().map(Result::unwrap).collect();
+    for ((old, new), prompt) in earlier.iter().zip(&later).zip(&prompts) {
+        for (text, version) in [(old, "a"), (new, "b")] {
+            assert_eq!((text.version.as_str(), text.done, &text.error), (version, true, &None));
+            assert_eq!((&text.versions, text.reason.as_deref()), (&vec![format!("tiny@{version}")], Some("length")));
+            assert_eq!(text.text, alone(&server, &format!("tiny@{version}"), prompt, 40).await, "{version}, {prompt}");
+        }
+    }
+    nothing_is_left(server, &report).await;
 }

@@ -69,6 +69,10 @@ def take_rows(dtype, rows, width):
     return 2 * rows * width * BYTES[dtype] + 4 * rows, 0
 
 
+def likeliest(rows, vocabulary):
+    return 4 * rows * vocabulary + 16 * rows, 8 * rows * vocabulary
+
+
 def turns(rows, half):
     return 8 * rows * half + 4 * rows + 4 * half, 40 * rows * half
 
@@ -147,6 +151,7 @@ def step_of(size, runs, dtype="bf16"):
     yield "gated", layers, gated(dtype, rows, inner)
     yield "product, down", layers, product(dtype, rows, hidden, inner, adds=True)
     yield "product, logits", 1, product(dtype, len(runs), size["vocabulary"], hidden)
+    yield "likeliest", 1, likeliest(len(runs), size["vocabulary"])
 
 
 LLAMA_8B = dict(hidden=4096, inner=14336, layers=32, heads=32, kv_heads=8, of_head=128, vocabulary=128256)

@@ -289,6 +289,20 @@ def of_decoder(bench, dtype, model, rows_, size=None):
     bench.forget()
 
 
+def few_rows(bench, dtype, model, rows_):
+    """Products of a step with few rows: what a layer has of them, and logits."""
+    hidden, heads, kv_heads, of_head, inner = (64, 2, 1, 32, 96) if bench.smoke else DECODERS[model]
+    shapes = (((heads + 2 * kv_heads) * of_head, hidden), (hidden, heads * of_head), (2 * inner, hidden), (hidden, inner))
+    stem = f"rows_{next(most for most in (8, 16, 32) if rows_ <= most)}"
+    for (columns, into), name in [(shape, stem) for shape in shapes] + [((8 * inner, hidden), f"{stem}_to_f32")]:
+        x, weight, bias = bench.array(dtype, rows_, into), bench.array(dtype, columns, into), bench.array(dtype, columns)
+        added, out = bench.array(dtype, rows_, columns), bench.array("f32", rows_, columns)
+        arguments, count = (x, rows_, into, weight, columns, bias, added, out), counts.product(dtype, rows_, columns, into, adds=True)
+        what = f"{rows_} x {into} x {columns}"
+        bench.time(f"{name}_{dtype}", what, (ceil(columns, 16),), 256, *arguments, count=count, size=model)
+        bench.forget()
+
+
 def paged(bench, dtype, model, step):
     """Attention of a step to a cache in which sequences' blocks lie anywhere, by every kernel that would do."""
     (sequences, before, tokens), (_, heads, kv_heads, of_head, _) = step, DECODERS[model]
@@ -309,6 +323,17 @@ def paged(bench, dtype, model, step):
         arguments = (group, of_head, decoder.NO_WINDOW, of_head**-0.5, rows_, memory, finished, out)
         grid = (len(listed), kv_heads)
         bench.time(name, what, grid, block, q, cache, described, table, items, *arguments, shared=shared, count=count, size=model)
+    bench.forget()
+
+
+def likeliest(bench, rows_, size=None):
+    vocabulary = 1 << 10 if bench.smoke else 128256
+    blocks = max(min(ceil(vocabulary, 8192), ceil(1024, rows_)), 1)
+    logits, parts = bench.array("f32", rows_, vocabulary), bench.array("f32", rows_ * blocks, 4)
+    finished, out = bench.array("u32", rows_, values=np.zeros(rows_)), bench.array("u32", rows_, 4)
+    arguments, count = (logits, vocabulary, parts, finished, out), counts.likeliest(rows_, vocabulary)
+    what = f"{rows_} x {vocabulary}"
+    bench.time("likeliest_f32", what, (blocks, rows_), 256, *arguments, count=count, size=size or "llama-8b")
     bench.forget()
 
 
@@ -336,6 +361,7 @@ def values(bench, moved, size):
 def large(bench):
     """Every kernel that memory bounds, moving several times what the cache holds."""
     bench.copy()
+    likeliest(bench, max(bench.large // (4 * 128256), 1), "large")
     values(bench, bench.large, "large")
     for dtype in FORMATS:
         for model in ("minilm", "bert-base"):
@@ -361,8 +387,12 @@ def everything(bench):
         for model in DECODERS:
             for tokens in (16,) if bench.smoke else (1, 8, 64, 1024):
                 of_decoder(bench, dtype, model, tokens)
+            for tokens in (1, 8, 16, 32) if dtype != "f32" else ():
+                few_rows(bench, dtype, model, tokens)
             for step in ((2, 300, 1), (1, 20, 40)) if bench.smoke else STEPS:
                 paged(bench, dtype, model, step)
+        for tokens in (1, 8, 64) if dtype == "f32" else ():
+            likeliest(bench, tokens)
         for count in (1,) if bench.smoke else (1, 8, 64):
             images(bench, dtype, count)
     large(bench)

@@ -121,6 +121,7 @@ impl<'a> Checkpoint<'a> {
         let stored = self.stacked(parts, rest, (layout, dtype))?;
         let out = parts.iter().map(|(_, rows)| rows).sum();
         let matrix = Matrix::new(stored, layout, out).map_err(failed)?;
+        let matrix = if self.compact { matrix.of_steps() } else { matrix };
         Ok(match self.f32_matmul {
             F32Matmul::F32 => matrix,
             F32Matmul::Tf32 => matrix.in_tf32(),

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use super::recordings::Warmth;
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
 use crate::ops::Device;
+use crate::weights::Progress;
 
 /// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
 /// fast as they get well before it.
@@ -34,6 +36,10 @@ pub trait Decoder: Send {
     /// How many blocks a cache may have that is made beside its own, for as long as a text is scored: what its workspace has
     /// room for.
     fn blocks_to_score(&self) -> usize;
+
+    /// Makes ready what first steps would wait for, until it is cancelled. Called before the first step, by whoever loads: what
+    /// its cache holds may be overwritten. A model steps without it, and as well after it failed.
+    fn warm(&mut self, progress: &Progress) -> Warmth;
 
     /// Runs the tokens of every sequence at once: their keys and values go into the cache, and the rows that are wanted
     /// come back, in the order of the sequences and of their tokens.

@@ -5,19 +5,23 @@
 
 mod config;
 
+use std::time::Instant;
+
 use self::config::Config;
 use super::checkpoint::Checkpoint;
 use super::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
 use super::layers::{Linear, Part, SideBySide};
 use super::pass::failed;
+use super::recordings::Warmth;
 use super::{Family, KvCache, KvSpec, Model};
+use crate::device::give_way;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Device, Keeping, Matrix, RmsNorm, Run, Runs, Tensor, gated, paged_attention, place_heads, rms_norm,
-    take_rows,
+    Activation, Device, Form, Keeping, Matrix, RmsNorm, Run, Runs, Segments, Tensor, gated, paged_attention,
+    place_heads, rms_norm, take_rows,
 };
 use crate::repository::Spec;
-use crate::weights::{Footprint, Index, Weights, check};
+use crate::weights::{Footprint, Index, Progress, Weights, check};
 
 pub(super) const FAMILY: Family = Family {
     name: "llama",
@@ -126,6 +130,32 @@ impl Llama {
         Ok(())
     }
 
+    /// Goes through the products of steps of every size: which algorithm suits one is asked once for each power of two of rows.
+    fn look_up(&self, progress: &Progress) -> candle_core::Result<()> {
+        let Some(recorder) = self.device.looking_up()? else { return Ok(()) };
+        let (Keeping::Cuda(dtype), Some(block)) = (self.keeping, self.blocks.first()) else { return Ok(()) };
+        // All layers are of the same sizes.
+        for rows in (0..=TOKENS_PER_STEP.ilog2()).map(|power| 1 << power) {
+            give_way();
+            if progress.is_cancelled() {
+                return Ok(());
+            }
+            let form = Form { segments: Segments::of([rows]), shape: vec![rows, self.config.hidden], dtype };
+            recorder.look_up(&form, |x, _| {
+                let projected = block.projections.forward(&x)?;
+                let [q, ..] = projected.as_slice() else { candle_core::bail!("projections that are not three") };
+                let context = q.beside_it()?;
+                drop(projected);
+                let x = block.feed_forward(x, context, self.config.activation)?;
+                if rows <= ROWS_PER_STEP {
+                    self.head.forward_in_f32(&x)?;
+                }
+                Ok(x)
+            })?;
+        }
+        Ok(())
+    }
+
     /// `[rows that are wanted, vocabulary]`; nothing where none is.
     fn rows(&self, step: &StepInput, kv: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
         let runs = step.sequences.iter().map(|sequence| Run {
@@ -180,6 +210,12 @@ impl Decoder for Llama {
 
     fn blocks_to_score(&self) -> usize {
         self.config.blocks_to_score(self.keeping)
+    }
+
+    fn warm(&mut self, progress: &Progress) -> Warmth {
+        let began = Instant::now();
+        let failed = self.look_up(progress).err().map(|error| error.to_string());
+        Warmth { recorded: 0, took: began.elapsed(), failed }
     }
 
     fn context(&self) -> usize {

@@ -89,8 +89,8 @@ impl Model {
         match self {
             Model::Text(model) => model.warm(records, progress),
             Model::Image(model) => model.warm(records, progress),
-            // Steps of a decoder are warmed by running some: nothing of it is recorded.
-            Model::Decoder(..) => Warmth::default(),
+            // Nothing of it is recorded.
+            Model::Decoder(model, _) => model.warm(progress),
         }
     }
 }

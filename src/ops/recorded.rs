@@ -31,6 +31,18 @@ pub enum Recorded {
 }
 
 impl Device {
+    /// What passes are looked up with here, whoever holds some of its memory already; nothing where there is nothing to look up.
+    /// What lies there may be overwritten.
+    pub fn looking_up(&self) -> Result<Option<Recorder>> {
+        match self {
+            Device::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(place) => {
+                super::cuda::Recorder::looking_up(place).map(|recorder| Some(Recorder::Cuda(recorder)))
+            }
+        }
+    }
+
     /// What records passes here; nothing where that would gain nothing.
     pub fn recorder(&self) -> Result<Option<Recorder>> {
         match self {

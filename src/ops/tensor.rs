@@ -174,6 +174,15 @@ impl Tensor {
         }
     }
 
+    /// Room for as many values beside them, with nothing in it: what stands in for a result where nothing is computed. On a GPU.
+    pub fn beside_it(&self) -> Result<Self> {
+        match self {
+            Tensor::Host(_) => bail!("a tensor in the process's memory needs no room on a GPU"),
+            #[cfg(feature = "cuda")]
+            Tensor::Cuda(tensor) => tensor.beside(tensor.dims(), tensor.dtype()).map(Tensor::Cuda),
+        }
+    }
+
     /// The same values in another shape.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
         match self {

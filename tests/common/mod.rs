@@ -11,6 +11,7 @@ pub(crate) mod minilm;
 pub(crate) mod models;
 pub(crate) mod python;
 pub(crate) mod smollm2;
+pub(crate) mod streams;
 pub(crate) mod tensors;
 
 use std::fs;

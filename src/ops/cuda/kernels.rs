@@ -31,6 +31,7 @@ const IMAGES: &[Image] = images![
     "attention",
     "cast",
     "embed_tokens",
+    "few_rows",
     "finite",
     "gated",
     "layer_norm",
@@ -79,6 +80,12 @@ kernels! {
     Decode128: "paged_attention" "paged_decode_128",
     Prefill64: "paged_attention" "paged_prefill_64",
     Prefill128: "paged_attention" "paged_prefill_128",
+    Rows8: "few_rows" "rows_8",
+    Rows16: "few_rows" "rows_16",
+    Rows32: "few_rows" "rows_32",
+    Rows8ToF32: "few_rows" "rows_8_to_f32",
+    Rows16ToF32: "few_rows" "rows_16_to_f32",
+    Rows32ToF32: "few_rows" "rows_32_to_f32",
 }
 
 /// Attention to a cache: its kernels, and the widest head that each takes.
@@ -95,7 +102,9 @@ impl Kernel {
     /// Tensor cores take numbers of 16 bits.
     fn is_there_for(self, dtype: DType) -> bool {
         let on_tensor_cores =
-            matches!(self, Kernel::Decode64 | Kernel::Decode128 | Kernel::Prefill64 | Kernel::Prefill128);
+            matches!(self, Kernel::Decode64 | Kernel::Decode128 | Kernel::Prefill64 | Kernel::Prefill128)
+                || matches!(self, Kernel::Rows8 | Kernel::Rows16 | Kernel::Rows32)
+                || matches!(self, Kernel::Rows8ToF32 | Kernel::Rows16ToF32 | Kernel::Rows32ToF32);
         !on_tensor_cores || dtype != DType::F32
     }
 }
@@ -306,6 +315,11 @@ impl Shape {
             team *= 2;
         }
         Shape { grid: ((rows * team).div_ceil(THREADS) as u32, 1, 1), block: THREADS as u32, shared: 0 }
+    }
+
+    /// For `few_rows`: a block for every sixteen outputs.
+    pub(super) fn outputs(columns: usize) -> Shape {
+        Shape { grid: (columns.div_ceil(16) as u32, 1, 1), block: 256, shared: 0 }
     }
 
     /// For `take_rows`: a block for each row.

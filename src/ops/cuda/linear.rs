@@ -14,8 +14,7 @@ pub(in crate::ops) fn linear(
     bias: Option<&crate::ops::Tensor>,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
-    let in_tf32 = weight.is_in_tf32();
-    let weight = weight.stored().on_gpu("a weight")?;
+    let weight = Weight::of(weight)?;
     let bias = bias.map(|bias| bias.on_gpu("a bias")).transpose()?;
     let residual = match epilogue {
         Epilogue::Add(residual) | Epilogue::AddNorm(residual, _) => Some(residual.on_gpu("a residual")?),
@@ -26,7 +25,7 @@ pub(in crate::ops) fn linear(
         _ => Some(if bias.is_some() { Then::Bias } else { Then::Nothing }),
     };
     let after = After { bias, residual, then: fused.unwrap_or(Then::Nothing), result: x.dtype() };
-    let out = product(x, (weight, in_tf32), &after)?;
+    let out = product(x, weight, &after)?;
     match epilogue {
         Epilogue::Activate(by) if fused.is_none() => activate(&out, bias, by)?,
         Epilogue::AddNorm(_, norm) => return layer_norm(&out, norm),
@@ -38,7 +37,7 @@ pub(in crate::ops) fn linear(
 /// The product alone, its sums as they are: f32.
 pub(in crate::ops) fn linear_in_f32(x: &Tensor, weight: &Matrix) -> Result<Tensor> {
     let after = After { bias: None, residual: None, then: Then::Nothing, result: DType::F32 };
-    product(x, (weight.stored().on_gpu("a weight")?, weight.is_in_tf32()), &after)
+    product(x, Weight::of(weight)?, &after)
 }
 
 /// Whether the product itself can end with an activation. The epilogue for GELU is its tanh form, and takes up to twice the
@@ -64,7 +63,23 @@ struct After<'a> {
     result: DType,
 }
 
-fn product(x: &Tensor, (weight, in_tf32): (&Tensor, bool), after: &After<'_>) -> Result<Tensor> {
+/// A weight, and how it may be multiplied by.
+#[derive(Clone, Copy)]
+struct Weight<'a> {
+    stored: &'a Tensor,
+    in_tf32: bool,
+    of_steps: bool,
+}
+
+impl<'a> Weight<'a> {
+    fn of(matrix: &'a Matrix) -> Result<Self> {
+        let stored = matrix.stored().on_gpu("a weight")?;
+        Ok(Weight { stored, in_tf32: matrix.is_in_tf32(), of_steps: matrix.is_of_steps() })
+    }
+}
+
+fn product(x: &Tensor, by: Weight<'_>, after: &After<'_>) -> Result<Tensor> {
+    let Weight { stored: weight, in_tf32, .. } = by;
     let &After { bias, residual, then, result } = after;
     let dtype = x.dtype();
     let (rows, inner) = x.matrix("a linear layer's input", dtype)?;
@@ -79,6 +94,18 @@ fn product(x: &Tensor, (weight, in_tf32): (&Tensor, bool), after: &After<'_>) ->
         bail!("a residual is {:?}, the result is [{rows}, {columns}]", residual.dims());
     }
     let out = x.beside(&[rows, columns], result)?;
+    if let Some(kernel) = for_few_rows((x, by), (rows, inner), after) {
+        let arguments = Arguments::new(x).size(rows).size(inner).address(weight.address()).size(columns);
+        // A bias that something else adds afterwards is not this product's.
+        let bias = bias.filter(|_| then == Then::Bias).unwrap_or(0);
+        let arguments = arguments.address(bias).address(residual.map_or(0, Tensor::address));
+        let function = x.gpu().kernels.get(kernel, dtype).map_err(failed)?;
+        #[allow(unsafe_code)]
+        // SAFETY: `rows_N_T(const T*, int, int, const T*, int, const T*, const T*, R*)`; the shapes were just held against each
+        // other, addresses are aligned, and the result is new.
+        unsafe { x.launch(function, Shape::outputs(columns), arguments.address(out.address())) }?;
+        return Ok(out);
+    }
     let product = Product {
         dtype,
         result,
@@ -97,6 +124,27 @@ fn product(x: &Tensor, (weight, in_tf32): (&Tensor, bool), after: &After<'_>) ->
     // SAFETY: the shapes were just held against each other, and the result is new.
     unsafe { x.multiply(&product) }?;
     Ok(out)
+}
+
+/// The kernel for a product of few rows, which waits for its weights alone, where there is one. A row of it is the same, to the
+/// bit, whatever other rows there are: products of cublasLt choose by their number how they sum.
+fn for_few_rows((x, by): (&Tensor, Weight<'_>), (rows, inner): (usize, usize), after: &After<'_>) -> Option<Kernel> {
+    let aligned = |tensor: &Tensor| tensor.address().is_multiple_of(16);
+    let fits = by.of_steps && inner > 0 && inner.is_multiple_of(8) && aligned(x) && aligned(by.stored);
+    let plain = matches!(after.then, Then::Nothing | Then::Bias);
+    let in_f32 = after.result == DType::F32;
+    if x.dtype() == DType::F32 || !fits || !plain || (in_f32 && after.residual.is_some()) {
+        return None;
+    }
+    match (rows, in_f32) {
+        (1..=8, false) => Some(Kernel::Rows8),
+        (9..=16, false) => Some(Kernel::Rows16),
+        (17..=32, false) => Some(Kernel::Rows32),
+        (1..=8, true) => Some(Kernel::Rows8ToF32),
+        (9..=16, true) => Some(Kernel::Rows16ToF32),
+        (17..=32, true) => Some(Kernel::Rows32ToF32),
+        _ => None,
+    }
 }
 
 /// Adds a bias and applies an activation, in place.

@@ -28,7 +28,9 @@ use half::{bf16, f16};
 
 use self::blas::Blas;
 pub(super) use self::decoder::{embed_rows, gated, paged_attention, place_heads, rms_norm, take_rows};
-pub(super) use self::encoder::{embed_patches, embed_tokens, l2_normalize, layer_norm, patches, reduce, self_attention};
+pub(super) use self::encoder::{
+    embed_patches, embed_tokens, l2_normalize, layer_norm, patches, reduce, self_attention,
+};
 pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};

@@ -31,6 +31,11 @@ impl Recorder {
     pub(in crate::ops) fn of(place: &Place) -> Result<Recorder> {
         // It fails where somebody computes there.
         drop(place.scratch.take_all().map_err(failed)?);
+        Self::looking_up(place)
+    }
+
+    /// The same where somebody has some of the place for good, and nothing there that is still needed: only to look up.
+    pub(in crate::ops) fn looking_up(place: &Place) -> Result<Recorder> {
         let stream = locked(&place.gpu.aside);
         // The slab is there for the stream of passes; for others once they have waited for that.
         let allocated = Event::new(&place.gpu.cuda).map_err(failed)?;

@@ -126,7 +126,7 @@ impl Tensor {
     }
 
     /// Room beside this one, which is an activation.
-    pub(super) fn beside(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    pub(in crate::ops) fn beside(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         match &self.memory {
             Memory::Activation(_, scratch) => Self::in_scratch(&self.gpu, scratch, shape, dtype),
             Memory::Weight(_) => bail!("an op on a weight alone has nowhere to put its result"),

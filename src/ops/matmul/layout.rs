@@ -84,6 +84,7 @@ pub struct Matrix {
     layout: WeightLayout,
     out: usize,
     in_tf32: bool,
+    of_steps: bool,
 }
 
 impl Matrix {
@@ -91,13 +92,15 @@ impl Matrix {
     pub fn new(stored: Tensor, layout: WeightLayout, out: usize) -> Result<Matrix> {
         match (layout, stored.dims()) {
             (WeightLayout::Panels, &[count, _, PANEL]) if count == out.div_ceil(PANEL) => {
-                Ok(Matrix { stored, layout, out, in_tf32: false })
+                Ok(Matrix { stored, layout, out, in_tf32: false, of_steps: false })
             }
-            (WeightLayout::Rows, &[count, _, ..]) if count == out => Ok(Matrix { stored, layout, out, in_tf32: false }),
+            (WeightLayout::Rows, &[count, _, ..]) if count == out => {
+                Ok(Matrix { stored, layout, out, in_tf32: false, of_steps: false })
+            }
             (WeightLayout::Quantized(format), &[_, blocks, _])
                 if format.stored(out, blocks * format.block()) == stored.dims() =>
             {
-                Ok(Matrix { stored, layout, out, in_tf32: false })
+                Ok(Matrix { stored, layout, out, in_tf32: false, of_steps: false })
             }
             (_, dims) => bail!("{dims:?} is no weight of {out} outputs in {layout:?}"),
         }
@@ -110,6 +113,16 @@ impl Matrix {
 
     pub fn is_in_tf32(&self) -> bool {
         self.in_tf32
+    }
+
+    /// The same weight of a model whose steps have few rows, which are to be the same whatever rows are beside them: on a GPU
+    /// their products are not left to what sums by the number of rows.
+    pub fn of_steps(self) -> Matrix {
+        Matrix { of_steps: true, ..self }
+    }
+
+    pub fn is_of_steps(&self) -> bool {
+        self.of_steps
     }
 
     /// Arranges rows, `[out, in]` f32, as panels: for weights that no loader arranged.

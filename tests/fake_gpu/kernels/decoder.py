@@ -118,6 +118,96 @@ def take_rows(kernels, dtype, random):
             yield name, f"{rows} x {width}, not aligned: {shifts}", out.read(), read(table)[numbers]
 
 
+# --- products of few rows
+
+
+@op
+def few_rows(kernels, dtype, random):
+    """For tensor cores only."""
+    if dtype == "f32":
+        return
+    for rows, inner, columns, bias, added in (
+        (1, 64, 16, False, False), (8, 4096, 48, True, True), (3, 576, 40, False, True), (7, 8, 17, True, False), (2, 1000, 33, True, True),
+        (5, 1536, 5, False, False), (9, 264, 16, False, False), (12, 40, 31, False, True), (1, 14336, 16, False, False),
+        (16, 1032, 64, True, True), (17, 576, 33, True, True), (32, 264, 20, False, True), (25, 96, 16, False, False),
+    ):
+        weight, x = (given(dtype, random.normal(size=(count, inner)) / inner**0.25) for count in (columns, rows))
+        of_bias = given(dtype, random.normal(size=columns)) if bias else None
+        residual = given(dtype, random.normal(size=(rows, columns))) if added else None
+        want = read(x) @ read(weight).T + (read(of_bias) if bias else 0) + (read(residual) if added else 0)
+        grid = (ceil(columns, 16),)
+        for result in (dtype, "f32"):
+            bits = []
+            for most in [most for most in (8, 16, 32) if rows <= most]:
+                name = f"rows_{most}_{dtype}" if result == dtype else f"rows_{most}_to_f32_{dtype}"
+                case, got = f"{rows} x {inner} x {columns}, bias: {bias}, residual: {added}", output(result, (rows, columns))
+                kernels.launch(name, grid, 256, x, rows, inner, weight, columns, of_bias, residual, got)
+                yield name, case, got.read(), want
+                bits.append(got.read())
+            # each row by itself, and by whatever kernel, has the same bits
+            alone, name = [], f"rows_8_{dtype}" if result == dtype else f"rows_8_to_f32_{dtype}"
+            for row in range(rows):
+                one, of_row = given(dtype, read(x)[row : row + 1]), output(result, (1, columns))
+                beside = given(dtype, read(residual)[row : row + 1]) if added else None
+                kernels.launch(name, grid, 256, one, 1, inner, weight, columns, of_bias, beside, of_row)
+                alone.append(of_row.read())
+            bits = [(np.concatenate(alone) != got).sum() for got in bits]
+            yield name, case + ", other bits", np.array(bits), np.zeros(len(bits))
+        if added:
+            there = changed(dtype, read(residual))
+            kernels.launch(f"rows_32_{dtype}", grid, 256, x, rows, inner, weight, columns, of_bias, there, there)
+            yield f"rows_32_{dtype}", case + ", in place", there.read(), want
+    # a row that is no number spoils no other
+    values = random.normal(size=(11, 128))
+    values[1, 77] = np.nan
+    x, weight, got = given(dtype, values), given(dtype, random.normal(size=(20, 128)) / 10), output("f32", (11, 20))
+    kernels.launch(f"rows_16_to_f32_{dtype}", (2,), 256, x, 11, 128, weight, 20, None, None, got)
+    yield f"rows_16_to_f32_{dtype}", "NaN", got.read(), read(x) @ read(weight).T
+
+
+# --- logits
+
+
+@op
+def likeliest(kernels, dtype, random):
+    """Of one type only."""
+    if dtype != "f32":
+        return
+    name = "likeliest_f32"
+    for rows, vocabulary, blocks, spread, shift in (
+        (1, 1, 1, 1, False), (3, 96, 1, 1, False), (2, 32000, 8, 3, False), (4, 49152, 5, 1, False), (2, 1003, 3, 10, False),
+        (3, 1004, 16, 30, True), (1, 128256, 16, 2, False), (2, 7, 4, 1, False), (0, 64, 2, 1, False), (5, 4097, 2, 1, False),
+    ):
+        values = (random.normal(size=(rows, vocabulary)) * spread).astype(np.float32)
+        if vocabulary > 1000:
+            values[0, 500:] = -np.inf  # tokens that may not be
+            values[-1, [3, vocabulary // 2, -1]] = values[-1].max() + 1  # as likely as each other
+        for strange in (None, np.nan, np.inf, -np.inf):
+            given_values = values.copy()
+            if strange is not None and rows > 1:
+                given_values[1] = -np.inf if strange == -np.inf else given_values[1]
+                given_values[1, vocabulary // 3] = strange
+            logits, out = given("f32", given_values, shift), output("u32", (rows, 4))
+            parts, finished = output("f32", (max(rows, 1) * blocks, 4)), changed("u32", np.zeros(max(rows, 1)))
+            kernels.launch(name, (blocks, rows), 256, logits, vocabulary, parts, finished, out)
+            assert not finished.read().any(), f"{name} leaves counts behind"
+            parts.read()
+            stored, case = read(logits), f"{rows} x {vocabulary} by {blocks}, {strange}"
+            good = (stored < np.inf).all(axis=1)
+            got = out.values.copy()
+            out.read()
+            yield name, case + ", numbers", got[:, 3].astype(np.float64), good * 1.0
+            got, stored = got[good], stored[good]
+            others = (got[:, 0] != stored.argmax(axis=1)).sum()
+            yield name, case + ", other tokens", np.array([float(others)]), np.zeros(1)
+            floats = got.view(np.float32).astype(np.float64)
+            best = stored.max(axis=1, initial=-np.inf)
+            yield name, case + ", logits", floats[:, 1], best
+            with np.errstate(invalid="ignore", divide="ignore"):
+                logarithm = np.where(np.isinf(best), best, best + np.log(np.exp(stored - best[:, None]).sum(axis=1)))
+            yield name, case + ", logarithms", floats[:, 2], logarithm
+
+
 # --- heads on their way to attention
 
 

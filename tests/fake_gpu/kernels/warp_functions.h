@@ -12,6 +12,11 @@ inline void copy_16_async(void* to, const void* from, bool there) {
     fake_gpu::copy_later(to, from, there ? 16 : 0, there ? 0 : 16);
 }
 
+inline uint4 load_once(const uint4* from) {
+    if (!aligned(from)) fake_gpu::fault("16 bytes are read from %p: not aligned", from);
+    return *from;
+}
+
 inline void end_group() { fake_gpu::commit_copies(); }
 
 template <int STILL_RUNNING>
