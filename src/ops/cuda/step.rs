@@ -243,7 +243,7 @@ mod tests {
                         let tokens = (first as usize / group, (first as usize + rows - 1) / group);
                         let all = seen(of, tokens, *window);
                         if part == ALL_PARTS {
-                            prop_assert!(first as usize % many == 0);
+                            prop_assert!((first as usize).is_multiple_of(many));
                             keys[run as usize] += all.len() * rows;
                             continue;
                         }
