@@ -141,6 +141,14 @@ impl KvCache {
         self.spec.bytes_per_block() * self.blocks as u64
     }
 
+    fn layers_mut(&mut self) -> Result<&mut [Values]> {
+        match &mut self.held {
+            Held::Host(layers) => Ok(layers),
+            #[cfg(feature = "cuda")]
+            Held::Cuda(_) => bail!("a cache on a GPU where one in the process's memory is needed"),
+        }
+    }
+
     /// Calls `write` for every head of a layer, which it has to itself; over the current pool where that is worth it.
     pub(super) fn write_heads(
         &mut self,
@@ -149,12 +157,7 @@ impl KvCache {
     ) -> Result<()> {
         let spec = self.spec;
         let each = self.blocks * spec.values_per_head();
-        let layers = match &mut self.held {
-            Held::Host(layers) => layers,
-            #[cfg(feature = "cuda")]
-            Held::Cuda(_) => bail!("a cache on a GPU where one in the process's memory is needed"),
-        };
-        let Some(layer) = layers.get_mut(layer) else { bail!("layer {layer} of {}", spec.layers) };
+        let Some(layer) = self.layers_mut()?.get_mut(layer) else { bail!("layer {layer} of {}", spec.layers) };
         if each == 0 {
             return Ok(());
         }
