@@ -335,8 +335,9 @@ impl Decoding {
         }
     }
 
+    /// What failed may have left anything in its blocks: nobody is to find them.
     fn fail(&mut self, key: u64, error: Error) {
-        self.scheduler.cancel(key);
+        self.scheduler.condemn(key);
         if let Some(sequence) = self.sequences.remove(&key) {
             // A reader that left does not mind.
             let _ = sequence.reader.send(Written::Failed(error));
