@@ -2,7 +2,10 @@
 //! middle of what is being written, and while one breaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../common/mod.rs"]
 mod common;
+
+mod metrics;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
