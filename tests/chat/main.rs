@@ -6,6 +6,7 @@
 mod common;
 
 mod bench;
+mod llama_cpp;
 mod metrics;
 
 use std::collections::BTreeSet;
