@@ -161,6 +161,29 @@ fn nothing() -> Error {
     Error::bad_param("inputs", "inputs is empty; give at least one")
 }
 
+impl Parameters {
+    /// That nothing is said of how to write.
+    ///
+    /// # Errors
+    /// `BadRequest` with the first that is.
+    fn of_no_writer(&self) -> Result<()> {
+        let said = [
+            ("max_tokens", self.max_tokens.is_some()),
+            ("temperature", self.temperature.is_some()),
+            ("top_p", self.top_p.is_some()),
+            ("top_k", self.top_k.is_some()),
+            ("seed", self.seed.is_some()),
+            ("stop", self.stop.is_some()),
+        ];
+        match said.into_iter().find(|(_, is_said)| *is_said) {
+            Some((name, _)) => {
+                Err(Error::bad_param("parameters", format!("{name} is for models that write, and this one does not")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 fn image(file: Vec<u8>) -> Ask {
     Ask {
         inputs: vec![RawInput::Image(file)],
@@ -175,6 +198,7 @@ fn parse(bytes: &[u8]) -> Result<Ask> {
     if inputs.is_empty() {
         return Err(nothing());
     }
+    parameters.of_no_writer()?;
     Ok(Ask {
         inputs,
         prepare: PrepareOptions { truncate: parameters.truncate.unwrap_or(true) },

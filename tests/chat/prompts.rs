@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::common::{Client, Server, Site};
+use super::common::{Client, Server, Site, until};
 
 async fn server() -> (Site, Server) {
     let site = Site::new();
@@ -107,7 +107,7 @@ async fn a_prompt_is_given_back_before_its_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_native_route_writes_too() {
-    let (_site, server) = server().await;
+    let (site, server) = server().await;
     let asked = json!({ "inputs": PROMPTS, "parameters": { "max_tokens": 8, "temperature": 0, "seed": 1 } });
     let answer = server.post("/models/tiny/infer", asked).await.expect(200);
     assert_eq!((answer.version(), &answer.body["model"], &answer.body["version"]), ("a", &json!("tiny"), &json!("a")));
@@ -127,6 +127,14 @@ async fn the_native_route_writes_too() {
     refused(json!({ "inputs": ["a ".repeat(5_000)] }), 400, "context").await;
     let late = json!({ "inputs": ["a"], "parameters": { "deadline_ms": 0, "max_tokens": 500 } });
     refused(late, 504, "").await;
+    // And of no other model, where it would have no effect.
+    site.add_digits("digits");
+    until("digits is found", async || (server.live("digits").await == "v1").then_some(())).await;
+    let said = server
+        .post("/models/digits/infer", json!({ "inputs": ["a"], "parameters": { "top_p": 0.5 } }))
+        .await
+        .expect(400);
+    assert!(said.message().contains("top_p is for models that write"), "{}", said.message());
     let image = server.post_bytes("/models/tiny/infer", "image/png", vec![1, 2]).await.expect(400);
     assert!(image.message().contains("continues texts"), "{}", image.message());
 }
