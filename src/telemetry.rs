@@ -3,6 +3,8 @@
 //! A leaf but for `Metrics::text`, which asks the supervisor for figures at the moment of a scrape; nothing is
 //! gathered in between, so an idle server does no work for metrics.
 
+mod writers;
+
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::atomic::Ordering;
@@ -145,6 +147,7 @@ impl Metrics {
         let mut page = Page { text, prefix: "cutover_" };
         engine(&mut page, supervisor);
         generations(&mut page, supervisor).await;
+        writers::add(&mut page, supervisor).await;
         memory(&mut page, supervisor).await?;
         rollouts(&mut page, supervisor).await?;
         page.prefix = "";

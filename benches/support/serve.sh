@@ -1,13 +1,15 @@
-# Sourced by benches/swap and benches/soak, with $model set: serves a copy of it until the script ends, and sets $cutover
-# (the program), $url, $server (its process), $versions (two, to switch between) and $realtime (an option, or nothing).
+# Sourced by benches/swap, benches/swap-chat and benches/soak, with $model set: serves a copy of it until the script ends, and
+# sets $cutover (the program), $url, $server (its process), $versions (two, to switch between) and $realtime (an option, or
+# nothing).
 #
 # digits: v2 against a copy of v2 in which every weight is a little different, so that both versions cost the same and
-# none of their tensors is shared. minilm: f32 against f16. The load generator's threads have real-time priority where that
-# is allowed, because it shares the machine with the server.
+# none of their tensors is shared. minilm: f32 against f16. smollm2: Q4_1 against f16. The load generator's threads have
+# real-time priority where that is allowed, because it shares the machine with the server.
 case $model in
   digits) versions=v2,v2b ;;
   minilm) versions=f32,f16 ;;
-  *) echo "$0: expected digits or minilm" >&2; exit 2 ;;
+  smollm2) versions=q4_1,f16 ;;
+  *) echo "$0: expected digits, minilm or smollm2" >&2; exit 2 ;;
 esac
 cutover=${CARGO_TARGET_DIR:-target}/release/cutover
 work=$(mktemp -d)

@@ -46,9 +46,12 @@ BEYOND_SCHEMAS = [
     r"either prompt or messages is needed",
     r"best_of is -?\d+; only as many",
     r"top_logprobs needs logprobs to be true",
-    r"echo is not supported",
+    r"echo is not supported together with logprobs",
     # What a tokenizer, a template and a context make of a prompt, and rules of sampling that are no ranges.
     r"this model writes text: ask it",
+    r"this model continues texts; an input is",
+    r"a text that is to be continued is not cut",
+    r"\w+ is for models that write",
     r"context is \d+ tokens",
     r"the prompt (has no tokens|is)",
     r"message \d+:",

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use tokio::sync::mpsc;
 
 use super::lane::Work;
+use super::meters::Meters;
 use super::resident::guarded;
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
@@ -66,6 +67,7 @@ pub(super) struct Decoding {
     stepped: Nanos,
     faults: Arc<Faults>,
     work: Arc<Work>,
+    meters: Arc<Meters>,
 }
 
 struct Sequence {
@@ -76,6 +78,10 @@ struct Sequence {
     /// Until its first step.
     queued: Option<Nanos>,
     ran: Nanos,
+    /// Tokens of its prompt.
+    prompt: usize,
+    /// When its last token was chosen.
+    told: Option<Nanos>,
 }
 
 /// A sequence's row, and what is chosen from it.
@@ -121,15 +127,23 @@ impl Decoding {
             sequences: sequences.min(ROWS_PER_STEP),
             context: model.context(),
         };
-        Decoding {
+        let decoding = Decoding {
             name: name.to_owned(),
             scheduler: DecodeScheduler::new(limits),
             sequences: HashMap::new(),
             next: 0,
             stepped: 0,
             faults,
+            meters: Arc::clone(work.meters.get_or_init(Arc::default)),
             work,
-        }
+        };
+        decoding.show();
+        decoding
+    }
+
+    /// Shows the scheduler's figures to whoever reads metrics.
+    fn show(&self) {
+        self.meters.show(&self.scheduler.figures());
     }
 
     pub(super) fn submit(&mut self, Commission { prompt, arrived, urgent, reader }: Commission) {
@@ -142,8 +156,11 @@ impl Decoding {
         let prompted = Prompted { key, tokens, max_new, priority, arrived, urgent, scored: false };
         match self.scheduler.push(prompted) {
             Ok(()) => {
-                let sequence = Sequence { sampler, ends, reader, arrived, queued: None, ran: 0 };
+                // One that comes from elsewhere in mid-sentence has had its first token.
+                let told = (written > 0).then_some(arrived);
+                let sequence = Sequence { sampler, ends, reader, arrived, queued: None, ran: 0, prompt: split, told };
                 self.sequences.insert(key, sequence);
+                self.show();
             }
             // A reader that left does not mind.
             Err(refusal) => drop(reader.send(Written::Failed(Error::bad_request(refusal.to_string())))),
@@ -169,6 +186,7 @@ impl Decoding {
             // A reader that left does not mind.
             let _ = sequence.reader.send(Written::Finished(Finish::Length));
         }
+        self.show();
     }
 
     /// The next step's plan, without those whose readers have left; how many these were.
@@ -183,7 +201,9 @@ impl Decoding {
             stays
         });
         let left = (before - self.sequences.len()) as u64;
-        (self.scheduler.plan(), left)
+        let plan = self.scheduler.plan();
+        self.show();
+        (plan, left)
     }
 
     /// Runs a plan, samples, and tells readers.
@@ -205,8 +225,10 @@ impl Decoding {
         drop(runs);
         let sampled = self.sample(results, spread);
         let effects = self.scheduler.apply(plan, &sampled.iter().map(|(sampled, _)| *sampled).collect::<Vec<_>>());
-        self.count(&keys, started, began.elapsed().as_nanos() as Nanos);
-        self.tell(effects, sampled);
+        let took = began.elapsed().as_nanos() as Nanos;
+        self.count(&keys, started, took);
+        self.tell(effects, sampled, started + took);
+        self.show();
         stepped
     }
 
@@ -297,7 +319,7 @@ impl Decoding {
         sampled
     }
 
-    fn tell(&mut self, effects: Vec<Effect>, mut sampled: Vec<(Sampled, Option<Choice>)>) {
+    fn tell(&mut self, effects: Vec<Effect>, mut sampled: Vec<(Sampled, Option<Choice>)>, now: Nanos) {
         for effect in effects {
             match effect {
                 Effect::Token { key, .. } => {
@@ -305,7 +327,11 @@ impl Decoding {
                         .iter_mut()
                         .find(|(sampled, _)| sampled.key == key)
                         .and_then(|(_, choice)| choice.take());
-                    if let (Some(sequence), Some(choice)) = (self.sequences.get(&key), choice) {
+                    if let (Some(sequence), Some(choice)) = (self.sequences.get_mut(&key), choice) {
+                        match sequence.told.replace(now) {
+                            Some(before) => self.meters.next(now.saturating_sub(before)),
+                            None => self.meters.first(now.saturating_sub(sequence.arrived)),
+                        }
                         // A reader that left is noticed before the next step.
                         let _ = sequence.reader.send(Written::Token(choice));
                     }
@@ -329,14 +355,18 @@ impl Decoding {
         self.work.inputs.fetch_add(keys.len() as u64, Ordering::Relaxed);
         for key in keys {
             if let Some(sequence) = self.sequences.get_mut(key) {
+                if sequence.queued.is_none() {
+                    self.meters.began(sequence.prompt);
+                }
                 sequence.queued.get_or_insert(started.saturating_sub(sequence.arrived));
                 sequence.ran += took;
             }
         }
     }
 
+    /// What failed may have left anything in its blocks: nobody is to find them.
     fn fail(&mut self, key: u64, error: Error) {
-        self.scheduler.cancel(key);
+        self.scheduler.condemn(key);
         if let Some(sequence) = self.sequences.remove(&key) {
             // A reader that left does not mind.
             let _ = sequence.reader.send(Written::Failed(error));
@@ -364,3 +394,7 @@ fn sequence_of(run: &Run) -> StepSequence {
         wants: wants(run.wants),
     }
 }
+
+#[cfg(test)]
+#[path = "decoding_tests.rs"]
+mod tests;

@@ -1,12 +1,13 @@
 //! A generation's bounded queue into the engine: permits first, then work.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::decoding::Commission;
+use super::meters::{Metered, Meters};
 use super::{Engine, Message, Prompt, Rows, Written, gone};
 use crate::error::{Error, Result};
 use crate::generation::GenerationId;
@@ -31,6 +32,8 @@ pub(crate) struct Work {
     pub(crate) requests: AtomicU64,
     pub(crate) queued_nanos: AtomicU64,
     pub(crate) ran_nanos: AtomicU64,
+    /// Where the generation writes.
+    pub(crate) meters: OnceLock<Arc<Meters>>,
 }
 
 /// What `Work` said at one moment.
@@ -96,6 +99,11 @@ impl Lane {
             queued_nanos: read(&self.work.queued_nanos),
             ran_nanos: read(&self.work.ran_nanos),
         }
+    }
+
+    /// What the generation writes; nothing where it does not.
+    pub fn metered(&self) -> Option<Metered> {
+        self.work.meters.get().map(|meters| meters.read())
     }
 
     /// Takes room for `inputs` inputs.

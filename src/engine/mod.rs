@@ -8,6 +8,7 @@
 mod decoding;
 mod gaps;
 mod lane;
+mod meters;
 mod resident;
 mod store;
 mod thread;
@@ -23,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use decoding::{Prompt, Written};
 pub use lane::{Lane, Permit, Worked, Writing};
+pub use meters::{Metered, Meters, TimesMetered};
 pub(crate) use resident::{guarded, panic_text};
 pub use watchdog::Stall;
 

@@ -45,7 +45,8 @@ pub trait Decoder: Send {
     /// come back, in the order of the sequences and of their tokens.
     ///
     /// On a CPU a sequence's rows are the same, to the bit, whatever steps beside it, and however its tokens are cut into
-    /// steps; on a GPU as far as its matrix products go, which choose how they sum by how many rows there are. No two sequences may write to the same block; blocks that are full may be of several.
+    /// steps; on a GPU as far as its matrix products go, which choose how they sum by how many rows there are. No two sequences
+    /// may write to the same block; blocks that are full may be of several.
     ///
     /// Errors: [`Error::BadRequest`] for a token outside the vocabulary and for a sequence beyond the context;
     /// [`Error::Internal`] for block tables that do not fit the cache, and for steps beyond [`TOKENS_PER_STEP`] or

@@ -63,6 +63,10 @@ pub(super) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64
     }
 }
 
+pub(super) fn some_positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    positive(deserializer).map(Some)
+}
+
 pub(super) fn positive_f32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
     let value = positive(deserializer)? as f32;
     if value.is_finite() && value > 0.0 {

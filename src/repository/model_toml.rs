@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fields::{
     at_least_one, at_least_one_u64, longer_than_zero, one_of, positive, positive_f32, share, some_at_least_one,
-    some_text, some_version,
+    some_positive, some_text, some_version,
 };
 use super::{LoadThrottle, duration, files};
 use crate::error::{Error, Result};
@@ -85,6 +85,15 @@ pub struct GateConfig {
     /// The candidate's latency over the live version's.
     #[serde(deserialize_with = "positive")]
     pub max_latency_ratio: f64,
+    /// The same of one token after a prompt, of models that write; as above where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_positive")]
+    pub max_token_latency_ratio: Option<f64>,
+    /// How far the logarithms of golden texts' tokens may lie from the live version's on average, of models that write.
+    #[serde(deserialize_with = "positive")]
+    pub max_logprob_gap: f64,
+    /// Which share of what the live version would itself write of a golden text the candidate must, 0 to 1.
+    #[serde(deserialize_with = "share")]
+    pub min_greedy_agreement: f64,
     /// Rounds of a few forward passes of each version, at most: they end when they agree.
     #[serde(deserialize_with = "at_least_one")]
     pub latency_rounds: usize,
@@ -252,6 +261,9 @@ impl Default for GateConfig {
             latency_rounds: 12,
             case_timeout: Duration::from_secs(30),
             invariance_max_abs: 1e-4,
+            max_token_latency_ratio: None,
+            max_logprob_gap: 1.0,
+            min_greedy_agreement: 0.0,
             probation_timeout: Duration::from_secs(120),
         }
     }
@@ -390,6 +402,9 @@ mod tests {
             latency_rounds = 2
             case_timeout = "2s"
             invariance_max_abs = 0.5
+            max_token_latency_ratio = 3
+            max_logprob_gap = 0.25
+            min_greedy_agreement = 0.75
             probation_timeout = "3s"
             [observe]
             window = "1h30m"
@@ -417,6 +432,8 @@ mod tests {
         assert_eq!(config.limits.deadline, Duration::from_secs(1));
         assert_eq!(config.gate.max_latency_ratio, 3.0);
         assert_eq!(config.gate.invariance_max_abs, 0.5);
+        let GateConfig { max_token_latency_ratio, max_logprob_gap, min_greedy_agreement, .. } = config.gate;
+        assert_eq!((max_token_latency_ratio, max_logprob_gap, min_greedy_agreement), (Some(3.0), 0.25, 0.75));
         assert_eq!(config.observe.window, Duration::from_secs(5400));
         assert_eq!(config.observe.golden_every, Duration::from_millis(250));
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
@@ -444,6 +461,8 @@ mod tests {
             ("task = 'embed'\n[gate]\nmin_pass = nan", "gate.min_pass", "from 0.0 to 1.0"),
             ("task = 'embed'\n[gate]\nmin_pass = 1.01", "gate.min_pass", "from 0.0 to 1.0"),
             ("task = 'embed'\n[gate]\nmax_latency_ratio = inf", "gate.max_latency_ratio", "finite"),
+            ("task = 'generate'\n[gate]\nmax_logprob_gap = 0", "gate.max_logprob_gap", "above 0"),
+            ("task = 'generate'\n[gate]\nmin_greedy_agreement = 1.5", "gate.min_greedy_agreement", "1"),
             ("task = 'embed'\n[gate]\ninvariance_max_abs = 1e300", "gate.invariance_max_abs", "32-bit"),
             ("task = 'embed'\n[gate]\nlatency_rounds = 0", "gate.latency_rounds", "at least 1"),
             ("task = 'embed'\n[observe]\nwindow = 300", "observe.window", "a duration such as"),

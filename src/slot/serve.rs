@@ -44,7 +44,8 @@ impl Admission {
         let began = Instant::now();
         let generation = self.generation();
         if generation.contract.task == Task::Generate {
-            let message = "this model writes text: ask it by /v1/completions or /v1/chat/completions";
+            let message =
+                "this model writes text: ask it by /v1/completions, /v1/chat/completions or /models/{model}/infer";
             return Err(Error::bad_request(message));
         }
         let most = generation.limits.max_inputs;

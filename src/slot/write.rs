@@ -19,8 +19,9 @@ use crate::schedule::decode::Finish;
 /// What a client wants written.
 #[derive(Debug, Clone)]
 pub struct WriteAsk {
-    pub prompt: RawPrompt,
-    /// Answers, each from a seed of its own that follows the first's.
+    /// At least one.
+    pub prompts: Vec<RawPrompt>,
+    /// Answers to each, from seeds of their own that follow the first's.
     pub count: usize,
     /// Tokens to write at most; what the context leaves when it is not said.
     pub max_new: Option<usize>,
@@ -39,10 +40,11 @@ pub struct WriteAsk {
 pub struct Answers {
     /// Of the generation that began them.
     pub stamp: Stamp,
+    /// Of all prompts.
     pub prompt_tokens: usize,
     /// How tokens are spelled.
     pub decoder: Arc<TextDecoder>,
-    /// How many there will be.
+    /// How many there will be: those to the first prompt, then those to the next.
     pub count: usize,
     /// What comes of each of them; a channel that ends early means that its task did not survive.
     pub events: mpsc::UnboundedReceiver<(usize, Event)>,
@@ -80,27 +82,42 @@ impl Admission {
     /// Begins to write. What of the request cannot be right is told here, before anything is written.
     pub fn write(self, ask: WriteAsk) -> Result<Answers> {
         let generation = Arc::clone(self.generation());
-        let permit = Arc::new(generation.lane.permit(ask.count)?);
+        let most = generation.limits.max_inputs;
+        if ask.prompts.len() > most {
+            let got = ask.prompts.len() as u64;
+            return Err(Error::TooLarge { what: "number of inputs", got, limit: most as u64 });
+        }
+        let count = ask.prompts.len() * ask.count;
+        let permit = Arc::new(generation.lane.permit(count)?);
         let began = Instant::now();
         let writer = generation.processor.writer()?;
-        let tokens = writer.encode(&ask.prompt)?;
+        let encoded = ask.prompts.iter().map(|prompt| {
+            let tokens = writer.encode(prompt)?;
+            let max_new = writer.room(tokens.len(), ask.max_new)?;
+            Ok((Arc::<[u32]>::from(tokens), max_new))
+        });
+        let encoded = encoded.collect::<Result<Vec<_>>>()?;
         generation.stats.spend(Stage::Prepared, began.elapsed());
-        let max_new = writer.room(tokens.len(), ask.max_new)?;
         ask.sampling.validate(writer.vocabulary())?;
         StopStrings::new(&ask.stop)?;
-        let (admission, ask, prompt) = (Arc::new(self), Arc::new(ask), Arc::<[u32]>::from(tokens));
+        let prompt_tokens = encoded.iter().map(|(tokens, _)| tokens.len()).sum();
+        let (admission, ask) = (Arc::new(self), Arc::new(ask));
         let (out, events) = mpsc::unbounded_channel();
-        for at in 0..ask.count {
+        for at in 0..count {
+            let (of, number) = (at / ask.count, at % ask.count);
+            let (prompt, max_new) = &encoded[of];
             let task = Task {
                 admission: Arc::clone(&admission),
                 generation: Arc::clone(&generation),
                 _permit: Arc::clone(&permit),
                 ask: Arc::clone(&ask),
                 at,
-                prompt: Arc::clone(&prompt),
-                seed: ask.sampling.seed.wrapping_add(at as u64),
-                max_new,
-                detokenizer: writer.detokenizer(&ask.prompt, &prompt, Specials::Skip),
+                of,
+                prompt: Arc::clone(prompt),
+                // Whatever is asked beside it, a prompt's answers are the same.
+                seed: ask.sampling.seed.wrapping_add(number as u64),
+                max_new: *max_new,
+                detokenizer: writer.detokenizer(&ask.prompts[of], prompt, Specials::Skip),
                 stops: StopStrings::new(&ask.stop)?,
                 written: Vec::new(),
                 fault: None,
@@ -109,7 +126,7 @@ impl Admission {
             };
             tokio::spawn(task.run());
         }
-        let (stamp, prompt_tokens, count) = (generation.stamp.clone(), prompt.len(), ask.count);
+        let stamp = generation.stamp.clone();
         Ok(Answers { stamp, prompt_tokens, decoder: Arc::clone(writer.decoder()), count, events })
     }
 }
@@ -123,6 +140,8 @@ struct Task {
     ask: Arc<WriteAsk>,
     /// Which of the answers.
     at: usize,
+    /// To which of the prompts.
+    of: usize,
     prompt: Arc<[u32]>,
     seed: u64,
     max_new: usize,
@@ -250,9 +269,9 @@ impl Task {
         let previous = Arc::clone(previous);
         if !same {
             let writer = previous.processor.writer()?;
-            let tokens = writer.encode(&self.ask.prompt)?;
+            let tokens = writer.encode(&self.ask.prompts[self.of])?;
             self.max_new = writer.room(tokens.len(), self.ask.max_new)?;
-            self.detokenizer = writer.detokenizer(&self.ask.prompt, &tokens, Specials::Skip);
+            self.detokenizer = writer.detokenizer(&self.ask.prompts[self.of], &tokens, Specials::Skip);
             self.prompt = tokens.into();
         }
         self.generation = previous;

@@ -297,7 +297,7 @@ impl Shared {
 }
 
 /// Runs `work` on a thread of its own; the receiver gets its result, or an error when it panics.
-fn in_a_thread<T: Send + 'static>(
+pub(super) fn in_a_thread<T: Send + 'static>(
     name: &str,
     realtime: bool,
     work: impl FnOnce() -> T + Send + 'static,

@@ -7,6 +7,7 @@
 
 mod audit;
 mod capacity;
+mod chat;
 mod check;
 mod clients;
 mod driver;
@@ -42,6 +43,7 @@ use super::client::{Api, Connection, model_path, parse_reference};
 use super::output::Failure;
 use crate::repository::duration;
 use crate::value::Task;
+pub use chat::ChatBench;
 pub use forward::ForwardBench;
 pub use serve::ServeBench;
 pub use session::{Switching, Versions};
@@ -61,6 +63,8 @@ pub enum BenchCommand {
     Serve(ServeBench),
     /// Latency and correctness while versions are switched back and forth under load
     Swap(SwapBench),
+    /// Streamed chats: time to the first token and between tokens, steadily and while versions are switched
+    Chat(ChatBench),
     /// Whether a server is after a thousand switches what it was before: resident size, threads, files, and its answers
     Soak(SoakBench),
     /// Forward passes of one version by themselves, in this process, without a server
@@ -151,6 +155,7 @@ pub(super) async fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Fai
     match &args.command {
         BenchCommand::Serve(args) => serve::run(args, out).await,
         BenchCommand::Swap(args) => swap::run(args, out).await,
+        BenchCommand::Chat(args) => chat::run(args, out).await,
         BenchCommand::Soak(args) => soak::run(args, out).await,
         BenchCommand::Forward(args) => forward::run(args, out),
         BenchCommand::Texts(args) => print_texts(args, out),
@@ -187,7 +192,7 @@ impl Subject {
             Task::Embed | Task::Classify => Ok(self.each(texts, |texts| texts.text().into())),
             Task::Rerank => Ok(self.each(texts, |texts| json!([texts.query(), texts.text()]))),
             Task::ImageClassify => images::payloads(&self.images, self.batch as usize, self.corpus as usize),
-            Task::Generate => Err(Failure::Usage("bench has no load for models that generate".to_owned())),
+            Task::Generate => Err(Failure::Usage("models that write are measured with `bench chat`".to_owned())),
         }
     }
 

@@ -64,13 +64,43 @@ fn ms(sample: &Sample) -> f64 {
     sample.latency() as f64 / 1e6
 }
 
+/// What a drawing is of.
+#[derive(Debug)]
+pub(super) struct Words {
+    pub(super) title: String,
+    /// Under the title.
+    pub(super) line: String,
+    /// For those who do not see it: what comes before what all drawings show.
+    pub(super) description: String,
+    /// What each sample is, in the singular.
+    pub(super) sample: &'static str,
+}
+
+impl Words {
+    /// Of requests.
+    pub(super) fn of_requests(run: &Run) -> Words {
+        let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
+        Words {
+            title: format!("{}: latency over {} switches under load", run.model, run.switched().count()),
+            line: format!("{:.0} requests a second, latency from the intended start, {failed} failed", run.rate),
+            description: format!(
+                "{:.0} requests a second for {:.0} seconds, {} requests, {failed} failed.",
+                run.rate,
+                (run.until - run.steady_from) as f64 / 1e9,
+                run.recording.samples.len(),
+            ),
+            sample: "request",
+        }
+    }
+}
+
 /// The drawing of a run; one without a single answer has empty plots.
-pub(super) fn draw(run: &Run) -> String {
+pub(super) fn draw(run: &Run, words: &Words) -> String {
     let measured: Vec<&Sample> = run.measured().collect();
     let (low, high) = extent(&measured);
     let axes = |panel, from, to| Axes { panel, from, to, low, high };
     let mut svg = String::with_capacity(48 << 10);
-    head(&mut svg, run);
+    head(&mut svg, words);
     overview(&mut svg, run, &measured, &axes(OVERVIEW, run.steady_from, run.until));
     match costliest(run, &measured) {
         Some((number, cycle)) => {
@@ -78,7 +108,11 @@ pub(super) fn draw(run: &Run) -> String {
             let length = cycle.settled.max(cycle.answered) - cycle.asked;
             let from = cycle.asked.saturating_sub(length / 5).max(run.steady_from);
             let to = (cycle.settled.max(cycle.answered) + length / 8).min(run.until);
-            close_up(&mut svg, (number, cycle), &measured, &axes(CLOSE_UP, from, to));
+            let title = format!(
+                "Close up: switch {number}, {} → {}, the one with the slowest {}",
+                cycle.from, cycle.to, words.sample
+            );
+            close_up(&mut svg, (&title, cycle), &measured, &axes(CLOSE_UP, from, to));
         }
         None => text(&mut svg, LEFT, CLOSE_UP.top, "d", "no switch was completed"),
     }
@@ -86,17 +120,11 @@ pub(super) fn draw(run: &Run) -> String {
     svg
 }
 
-fn head(svg: &mut String, run: &Run) {
-    let switches = run.switched().count();
-    let title = format!("{}: latency over {switches} switches under load", run.model);
-    let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
+fn head(svg: &mut String, Words { title, line, description, sample }: &Words) {
     let description = format!(
-        "{:.0} requests a second for {:.0} seconds, {} requests, {failed} failed. Above, the whole run: median, band from median to \
-         99th percentile, and slowest request in each interval on a logarithmic scale; rollouts are shaded and switches are \
-         lines. Below, every request of the rollout with the slowest one, its phases shaded.",
-        run.rate,
-        (run.until - run.steady_from) as f64 / 1e9,
-        run.recording.samples.len(),
+        "{description} Above, the whole run: median, band from median to 99th percentile, and slowest {sample} in each interval on \
+         a logarithmic scale; rollouts are shaded and switches are lines. Below, every {sample} of the rollout with the slowest \
+         one, its phases shaded."
     );
     push(
         svg,
@@ -104,13 +132,12 @@ fn head(svg: &mut String, run: &Run) {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"t d\">\
          <title id=\"t\">{}</title><desc id=\"d\">{}</desc><style>{STYLE}</style>\
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" style=\"fill:var(--bg)\"/>\n",
-            escape(&title),
+            escape(title),
             escape(&description),
         ),
     );
-    text(svg, LEFT, 24.0, "h", &title);
-    let line = format!("{:.0} requests a second, latency from the intended start, {failed} failed", run.rate);
-    text(svg, LEFT, 42.0, "d", &line);
+    text(svg, LEFT, 24.0, "h", title);
+    text(svg, LEFT, 42.0, "d", line);
 }
 
 /// Decades that hold every answer, at least one.
@@ -252,10 +279,9 @@ fn costliest<'a>(run: &'a Run, measured: &[&Sample]) -> Option<(usize, &'a Cycle
     run.switched().enumerate().max_by_key(|(_, cycle)| slowest_in(cycle)).map(|(index, cycle)| (index + 1, cycle))
 }
 
-fn close_up(svg: &mut String, (number, cycle): (usize, &Cycle), measured: &[&Sample], axes: &Axes) {
+fn close_up(svg: &mut String, (title, cycle): (&str, &Cycle), measured: &[&Sample], axes: &Axes) {
     let Panel { top, bottom } = axes.panel;
-    let title = format!("Close up: switch {number}, {} → {}, the one with the slowest request", cycle.from, cycle.to);
-    text(svg, LEFT, top - 28.0, "h", &title);
+    text(svg, LEFT, top - 28.0, "h", title);
     let names = phase_names(&cycle.spans);
     for span in &cycle.spans {
         let (from, to) = (axes.x(span.from), axes.x(span.to));

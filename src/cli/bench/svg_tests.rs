@@ -3,6 +3,10 @@
 use super::super::load::{Outcome, Recording};
 use super::*;
 
+fn drawn(run: &Run) -> String {
+    draw(run, &Words::of_requests(run))
+}
+
 const MS: u64 = 1_000_000;
 
 /// A run of so many switches of 900 ms each, one a second, with requests every `every` ns.
@@ -44,7 +48,7 @@ fn run(switches: u64, every: u64) -> Run {
 
 #[test]
 fn a_long_run_stays_below_60_kb_and_is_well_formed() {
-    let svg = draw(&run(50, 250_000));
+    let svg = drawn(&run(50, 250_000));
     assert!(svg.len() < 60_000, "{} bytes", svg.len());
     assert_well_formed(&svg);
     for part in ["<title", "<desc", "prefers-color-scheme:dark", "promote answered", ">loading<", "reserving 1.00 ms"] {
@@ -57,16 +61,16 @@ fn a_long_run_stays_below_60_kb_and_is_well_formed() {
 fn a_run_without_answers_or_switches_is_drawn_empty() {
     for mut run in [run(0, 10 * MS), run(1, 10 * MS)] {
         run.recording.samples.clear();
-        let svg = draw(&run);
+        let svg = drawn(&run);
         assert_well_formed(&svg);
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
     }
-    assert!(draw(&run(0, 10 * MS)).contains("no switch was completed"));
+    assert!(drawn(&run(0, 10 * MS)).contains("no switch was completed"));
 }
 
 #[test]
 fn names_cannot_break_out_of_the_drawing() {
-    let svg = draw(&run(1, MS));
+    let svg = drawn(&run(1, MS));
     assert!(svg.contains("v1 &lt;b&gt;&amp;\\u{1b}") && !svg.contains("<b>"));
 }
 

@@ -72,7 +72,7 @@ pub(super) async fn run(args: &SwapBench, out: &mut dyn Write) -> Result<(), Fai
     let mut results = json!({ "bench": "swap", "task": task, "versions": versions, "checked": checked });
     merge(&mut results, analysis.json(&run));
     if let Some(path) = &args.svg {
-        write_file(path, &svg::draw(&run))?;
+        write_file(path, &svg::draw(&run, &svg::Words::of_requests(&run)))?;
     }
     if !write_json(args.subject.json.as_deref(), &results, out)? {
         analysis.write(&run, out)?;

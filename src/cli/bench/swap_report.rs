@@ -39,16 +39,17 @@ impl Run {
     }
 
     /// Those of them that were meant to last.
-    fn switches(&self) -> usize {
+    pub(super) fn switches(&self) -> usize {
         self.switched().filter(|cycle| cycle.mishap.is_none()).count()
     }
 
     /// Samples that should have begun in the measured part.
     pub(super) fn measured(&self) -> impl Iterator<Item = &Sample> {
-        self.recording
-            .samples
-            .iter()
-            .filter(|sample| sample.intended >= self.steady_from && sample.intended < self.until)
+        self.recording.samples.iter().filter(|sample| self.is_measured(sample))
+    }
+
+    pub(super) fn is_measured(&self, sample: &Sample) -> bool {
+        (self.steady_from..self.until).contains(&sample.intended)
     }
 
     /// The cycles that had begun by then, the latest one first. Cycles follow each other and never overlap.
@@ -56,7 +57,7 @@ impl Run {
         self.cycles[..self.cycles.partition_point(|cycle| cycle.asked <= at)].iter().rev()
     }
 
-    fn taking_over(&self, sample: &Sample) -> bool {
+    pub(super) fn taking_over(&self, sample: &Sample) -> bool {
         self.begun_by(sample.intended).next().is_some_and(|cycle| sample.intended < cycle.answered)
     }
 
@@ -69,14 +70,14 @@ impl Run {
 
 /// Where in the run a request falls, by when it should have begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place<'a> {
+pub(super) enum Place<'a> {
     /// Nothing is going on: before the first rollout, and from the end of one to the next. Steady pieces lie between
     /// the rollouts because a machine that is shared with others changes its speed from one minute to the next.
     Steady,
     Phase(&'a str),
 }
 
-fn place(run: &Run, at: u64) -> Place<'_> {
+pub(super) fn place(run: &Run, at: u64) -> Place<'_> {
     let Some(cycle) = run.begun_by(at).next() else { return Place::Steady };
     match cycle.spans.iter().find(|span| span.from <= at && at < span.to) {
         Some(span) => Place::Phase(&span.phase),
@@ -84,82 +85,47 @@ fn place(run: &Run, at: u64) -> Place<'_> {
     }
 }
 
+/// Latency by where in a run requests (or whatever else takes time) fall.
 #[derive(Debug)]
-pub(super) struct Analysis {
-    steady: Summary,
+pub(super) struct Places {
+    pub(super) steady: Summary,
     rollouts: Summary,
     /// From a promote to its answer: green loads, is validated and takes over.
     takeovers: Summary,
     near: Summary,
     /// By phase, in the order of their first appearance, with the time spent in it over all cycles (ms).
     phases: Vec<(String, f64, Summary)>,
-    audit: Audit,
-    /// The longest time without a successful answer, in milliseconds: steady, and during rollouts.
-    longest_gap_ms: (f64, f64),
-    lag_p99_ms: f64,
-    pub passed: bool,
 }
 
-impl Analysis {
-    pub(super) fn of(run: &Run) -> Result<Analysis, Failure> {
+impl Places {
+    /// Of samples that should have begun in the measured part.
+    pub(super) fn of(run: &Run, samples: &[Sample]) -> Result<Places, Failure> {
+        let measured = || samples.iter().filter(|sample| run.is_measured(sample));
         let in_place = |wanted: fn(Place<'_>) -> bool| {
-            Summary::of(run.measured().filter(|sample| wanted(place(run, sample.intended))))
+            Summary::of(measured().filter(|sample| wanted(place(run, sample.intended))))
         };
-        let audit = Audit::of(&run.recording.samples, &run.recording.stamps, &run.epochs);
-        let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
-        let as_meant = run.cycles.iter().all(|cycle| cycle.error.is_none()) && run.switches() == run.wanted as usize;
-        let passed = audit.clean() && audit.answers > 0 && failed == 0 && as_meant;
-        Ok(Analysis {
+        Ok(Places {
             steady: in_place(|place| place == Place::Steady)?,
             rollouts: in_place(|place| matches!(place, Place::Phase(_)))?,
-            takeovers: Summary::of(run.measured().filter(|sample| run.taking_over(sample)))?,
-            near: Summary::of(run.measured().filter(|sample| run.near_switch(sample)))?,
-            phases: phases(run)?,
-            longest_gap_ms: longest_gaps(run),
-            lag_p99_ms: lag_p99_ms(run.measured())?,
-            audit,
-            passed,
+            takeovers: Summary::of(measured().filter(|sample| run.taking_over(sample)))?,
+            near: Summary::of(measured().filter(|sample| run.near_switch(sample)))?,
+            phases: phases(run, measured())?,
         })
     }
 
-    pub(super) fn json(&self, run: &Run) -> Value {
+    pub(super) fn json(&self) -> Value {
         let phases = self
             .phases
             .iter()
             .map(|(phase, ms, summary)| json!({ "phase": phase, "ms": round(*ms), "latency": summary }));
-        let (steady_gap, rollout_gap) = self.longest_gap_ms;
         let (takeovers, rollouts) = self.p99_ratios();
         json!({
-            "model": run.model, "passed": self.passed, "rate": round(run.rate), "capacity": run.capacity.map(round),
-            "seconds": round((run.until - run.steady_from) as f64 / 1e9), "requests": run.recording.samples.len(),
-            "switches": run.switches(), "switches_wanted": run.wanted,
-            "audit": self.audit, "steady": self.steady, "rollouts": self.rollouts,
-            "takeovers": self.takeovers, "near_switch": self.near, "p99_over_steady": { "takeovers": takeovers, "rollouts": rollouts }, "phases": phases.collect::<Vec<_>>(),
-            "longest_gap_ms": { "steady": steady_gap, "rollouts": rollout_gap },
-            "generator": { "cpu": run.generator_cpu.map(round), "lag_p99_ms": self.lag_p99_ms },
-            "examples": run.recording.examples, "cycles": run.cycles.iter().map(cycle_json).collect::<Vec<_>>(),
+            "steady": self.steady, "rollouts": self.rollouts, "takeovers": self.takeovers, "near_switch": self.near,
+            "p99_over_steady": { "takeovers": takeovers, "rollouts": rollouts }, "phases": phases.collect::<Vec<_>>(),
         })
     }
 
-    pub(super) fn write(&self, run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
-        let seconds = (run.until - run.steady_from) as f64 / 1e9;
-        let capacity =
-            run.capacity.map_or_else(String::new, |most| format!(" ({:.0} % of {most:.1})", run.rate / most * 100.0));
-        writeln!(
-            out,
-            "{}: {} of {} switches under {:.1} requests a second{capacity} for {seconds:.0} s",
-            printable(&run.model),
-            run.switches(),
-            run.wanted,
-            run.rate
-        )?;
-        self.write_latency(out)?;
-        writeln!(out)?;
-        self.write_audit(run, out)?;
-        write_memory(run, out)
-    }
-
-    fn write_latency(&self, out: &mut dyn Write) -> Result<(), Failure> {
+    pub(super) fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
         let mut table = report::table(&["when", "time"]);
         let mut row = |name: &str, ms: Option<f64>, summary: &Summary| {
             let ms = ms.map_or_else(String::new, human_ms);
@@ -180,9 +146,67 @@ impl Analysis {
     }
 
     /// p99 over that of the steady pieces: from promote to its answer, and during whole rollouts.
-    fn p99_ratios(&self) -> (Option<f64>, Option<f64>) {
+    pub(super) fn p99_ratios(&self) -> (Option<f64>, Option<f64>) {
         let over = |part: &Summary| Some((part.p99_ms? / self.steady.p99_ms? * 100.0).round() / 100.0);
         (over(&self.takeovers), over(&self.rollouts))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Analysis {
+    places: Places,
+    audit: Audit,
+    /// The longest time without a successful answer, in milliseconds: steady, and during rollouts.
+    longest_gap_ms: (f64, f64),
+    lag_p99_ms: f64,
+    pub passed: bool,
+}
+
+impl Analysis {
+    pub(super) fn of(run: &Run) -> Result<Analysis, Failure> {
+        let audit = Audit::of(&run.recording.samples, &run.recording.stamps, &run.epochs);
+        let failed = run.recording.samples.iter().filter(|sample| !sample.outcome.ok()).count();
+        let as_meant = run.cycles.iter().all(|cycle| cycle.error.is_none()) && run.switches() == run.wanted as usize;
+        let passed = audit.clean() && audit.answers > 0 && failed == 0 && as_meant;
+        Ok(Analysis {
+            places: Places::of(run, &run.recording.samples)?,
+            longest_gap_ms: longest_gaps(run),
+            lag_p99_ms: lag_p99_ms(run.measured())?,
+            audit,
+            passed,
+        })
+    }
+
+    pub(super) fn json(&self, run: &Run) -> Value {
+        let (steady_gap, rollout_gap) = self.longest_gap_ms;
+        let mut told = json!({
+            "model": run.model, "passed": self.passed, "rate": round(run.rate), "capacity": run.capacity.map(round),
+            "seconds": round((run.until - run.steady_from) as f64 / 1e9), "requests": run.recording.samples.len(),
+            "switches": run.switches(), "switches_wanted": run.wanted,
+            "audit": self.audit, "longest_gap_ms": { "steady": steady_gap, "rollouts": rollout_gap },
+            "generator": { "cpu": run.generator_cpu.map(round), "lag_p99_ms": self.lag_p99_ms },
+            "examples": run.recording.examples, "cycles": run.cycles.iter().map(cycle_json).collect::<Vec<_>>(),
+        });
+        super::merge(&mut told, self.places.json());
+        told
+    }
+
+    pub(super) fn write(&self, run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
+        let seconds = (run.until - run.steady_from) as f64 / 1e9;
+        let capacity =
+            run.capacity.map_or_else(String::new, |most| format!(" ({:.0} % of {most:.1})", run.rate / most * 100.0));
+        writeln!(
+            out,
+            "{}: {} of {} switches under {:.1} requests a second{capacity} for {seconds:.0} s",
+            printable(&run.model),
+            run.switches(),
+            run.wanted,
+            run.rate
+        )?;
+        self.places.write(out)?;
+        writeln!(out)?;
+        self.write_audit(run, out)?;
+        write_memory(run, out)
     }
 
     fn write_audit(&self, run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
@@ -215,7 +239,7 @@ impl Analysis {
     }
 }
 
-fn phases(run: &Run) -> Result<Vec<(String, f64, Summary)>, Failure> {
+fn phases<'a>(run: &Run, measured: impl Iterator<Item = &'a Sample>) -> Result<Vec<(String, f64, Summary)>, Failure> {
     let mut found: Vec<(String, f64, Vec<Sample>)> = Vec::new();
     for span in run.cycles.iter().flat_map(|cycle| &cycle.spans) {
         let ms = span.to.saturating_sub(span.from) as f64 / 1e6;
@@ -224,7 +248,7 @@ fn phases(run: &Run) -> Result<Vec<(String, f64, Summary)>, Failure> {
             None => found.push((span.phase.clone(), ms, Vec::new())),
         }
     }
-    for sample in run.measured() {
+    for sample in measured {
         if let Place::Phase(phase) = place(run, sample.intended)
             && let Some((.., samples)) = found.iter_mut().find(|(known, ..)| known == phase)
         {
@@ -249,7 +273,7 @@ fn longest_gaps(run: &Run) -> (f64, f64) {
     (round(steady as f64 / 1e6), round(rollouts as f64 / 1e6))
 }
 
-fn cycle_json(cycle: &Cycle) -> Value {
+pub(super) fn cycle_json(cycle: &Cycle) -> Value {
     let ms = |from: u64, to: u64| (to > from).then(|| round((to - from) as f64 / 1e6));
     let phases: Map<String, Value> =
         cycle.spans.iter().map(|span| (span.phase.clone(), json!(ms(span.from, span.to).unwrap_or(0.0)))).collect();
@@ -265,7 +289,7 @@ fn cycle_json(cycle: &Cycle) -> Value {
 }
 
 /// Memory before the first cycle, after the first, the middle and the last one: a leak would climb.
-fn write_memory(run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
+pub(super) fn write_memory(run: &Run, out: &mut dyn Write) -> Result<(), Failure> {
     let done: Vec<&Cycle> = run.cycles.iter().filter(|cycle| !cycle.after.is_empty()).collect();
     let (Some(first), Some(last)) = (done.first(), done.last()) else { return Ok(()) };
     let middle = done[done.len() / 2];

@@ -31,7 +31,7 @@ impl Wire {
 
     /// Sends a request and receives its answer; how it ended, and the stamp's index.
     pub(super) async fn exchange(&mut self, shared: &Shared, payload: usize) -> (Outcome, u16) {
-        let response = match self.send(shared, payload).await {
+        let response = match self.send(&shared.target, payload).await {
             Ok(response) => response,
             Err((outcome, reason)) => {
                 shared.example(|| format!("{}: {reason}", outcome.name()));
@@ -66,8 +66,11 @@ impl Wire {
 
     /// Sends on the connection that there is. If it turns out to have been closed while it was idle and not a byte
     /// of the request was written, once more on a new one: no request was lost, so none is counted.
-    async fn send(&mut self, shared: &Shared, payload: usize) -> Result<Response<Incoming>, (Outcome, String)> {
-        let target = &shared.target;
+    pub(super) async fn send(
+        &mut self,
+        target: &Target,
+        payload: usize,
+    ) -> Result<Response<Incoming>, (Outcome, String)> {
         let mut request = target.request(&target.payloads[payload]);
         loop {
             let kept = self.sender.take().filter(|sender| !sender.is_closed());

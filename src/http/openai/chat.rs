@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::stream::{Form, Spelled, respond};
-use super::writing::{Shape, begin, refuse};
+use super::stream::{Form, Manner, Spelled, respond};
+use super::writing::{Rules, Shape, begin, refuse};
 use crate::error::{Error, Result};
 use crate::http::reply::{Dialect, Failure};
 use crate::http::{App, body};
@@ -66,12 +66,13 @@ async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
     request.check().map_err(plain)?;
     let (streams, usage) = (request.shape.streams(), request.shape.tells_usage());
     let reference = request.model.clone();
-    let answers = begin(app, (&reference, bytes.len()), |writer| {
+    let answers = begin(app, Dialect::OpenAi, (&reference, bytes.len()), |writer| {
         let shape = request.shape.clone();
-        shape.ask(writer, request.prompt(), (None, logprobs))
+        shape.ask(writer, vec![request.prompt()], Rules { logprobs, ..Rules::default() })
     })
     .map_err(|failure| *failure)?;
-    Ok(respond(app, answers, &CHAT, (streams, usage, logprobs.is_some())).await)
+    let manner = Manner { streams, tells_usage: usage, tells_logprobs: logprobs.is_some(), echoes: Vec::new() };
+    Ok(respond(app, answers, &CHAT, manner).await)
 }
 
 impl ChatRequest {

@@ -10,15 +10,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::stream::{Form, Spelled, respond};
-use super::writing::{Shape, begin, refuse};
+use super::stream::{Form, Manner, Spelled, respond};
+use super::writing::{Rules, Shape, begin, refuse};
 use crate::error::{Error, Result};
 use crate::http::reply::{Dialect, Failure};
 use crate::http::{App, body};
-use crate::process::RawPrompt;
+use crate::process::{RawPrompt, Writer};
 
 /// Tokens where nothing is said, as OpenAI has it.
-const DEFAULT_MOST: usize = 16;
+pub(in crate::http) const DEFAULT_MOST: usize = 16;
 
 /// OpenAI's request for a completion; other fields of theirs are taken and have no effect.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -35,21 +35,33 @@ pub(in crate::http) struct CompletionRequest {
     /// Not supported.
     #[schema(schema_with = crate::http::openapi::nothing)]
     suffix: Option<Value>,
-    /// Not supported.
+    /// Each answer begins with its prompt; not together with `logprobs`. Nothing may be written after it then
+    /// (`max_tokens` 0).
     #[serde(default)]
-    echo: bool,
+    echo: Option<bool>,
     /// Only as many as `n`.
     best_of: Option<i64>,
 }
 
-/// One prompt: a text, or token ids.
+/// A prompt as a text or as token ids, or several of either.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "prompt is a string or a list of token ids; a list may hold one of either")]
+#[serde(untagged, expecting = "prompt is a string, a list of token ids, or a list of strings or of such lists")]
 enum Prompt {
     One(String),
     Tokens(Vec<u32>),
-    Listed([String; 1]),
-    ListedTokens([Vec<u32>; 1]),
+    Texts(Vec<String>),
+    TokenLists(Vec<Vec<u32>>),
+}
+
+impl Prompt {
+    fn each(self) -> Vec<RawPrompt> {
+        match self {
+            Prompt::One(text) => vec![RawPrompt::Text(text)],
+            Prompt::Tokens(ids) => vec![RawPrompt::Tokens(ids)],
+            Prompt::Texts(texts) => texts.into_iter().map(RawPrompt::Text).collect(),
+            Prompt::TokenLists(lists) => lists.into_iter().map(RawPrompt::Tokens).collect(),
+        }
+    }
 }
 
 pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -65,24 +77,40 @@ async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
     let request: CompletionRequest = body::json(&bytes).map_err(plain)?;
     request.check().map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
+    let echo = request.echo();
     let CompletionRequest { model, prompt, shape, .. } = request;
-    let (streams, usage) = (shape.streams(), shape.tells_usage());
-    let answers = begin(app, (&model, bytes.len()), |writer| {
-        let prompt = match prompt {
-            Prompt::One(text) | Prompt::Listed([text]) => RawPrompt::Text(text),
-            Prompt::Tokens(ids) | Prompt::ListedTokens([ids]) => RawPrompt::Tokens(ids),
-        };
-        shape.ask(writer, prompt, (Some(DEFAULT_MOST), logprobs))
+    let (streams, tells_usage) = (shape.streams(), shape.tells_usage());
+    let mut echoes = Vec::new();
+    let answers = begin(app, Dialect::OpenAi, (&model, bytes.len()), |writer| {
+        let prompts = prompt.each();
+        if echo {
+            echoes = prompts.iter().map(|prompt| spelled(writer, prompt)).collect::<Result<_>>()?;
+        }
+        shape.ask(writer, prompts, Rules { default_most: Some(DEFAULT_MOST), may_be_none: echo, logprobs })
     })
     .map_err(|failure| *failure)?;
-    Ok(respond(app, answers, &COMPLETION, (streams, usage, logprobs.is_some())).await)
+    let manner = Manner { streams, tells_usage, tells_logprobs: logprobs.is_some(), echoes };
+    Ok(respond(app, answers, &COMPLETION, manner).await)
+}
+
+/// A prompt as a text.
+fn spelled(writer: &Writer, prompt: &RawPrompt) -> Result<String> {
+    match prompt {
+        RawPrompt::Text(text) => Ok(text.clone()),
+        RawPrompt::Tokens(ids) => writer.decode(ids),
+        RawPrompt::Chat { .. } => Err(Error::internal("a completion of a chat")),
+    }
 }
 
 impl CompletionRequest {
+    fn echo(&self) -> bool {
+        self.echo.unwrap_or(false)
+    }
+
     fn check(&self) -> Result<()> {
         refuse("suffix", &self.suffix)?;
-        if self.echo {
-            return Err(Error::bad_param("echo", "echo is not supported"));
+        if self.echo() && self.logprobs.is_some() {
+            return Err(Error::bad_param("echo", "echo is not supported together with logprobs"));
         }
         match self.best_of {
             Some(best_of) if best_of != self.shape.answers() => {

@@ -14,9 +14,11 @@ mod writing;
 
 pub(super) use self::chat::ChatRequest;
 pub(super) use self::completions::CompletionRequest;
+pub(super) use self::completions::DEFAULT_MOST;
 pub(super) use self::embeddings::{EmbeddingsRequest, MOST_INPUTS};
+pub(super) use self::stream::collect;
 pub(super) use self::tokens::{DetokenizeRequest, TokenizeRequest};
-pub(super) use self::writing::Shape;
+pub(super) use self::writing::{Rules, Shape, Stop, begin};
 use super::routes::Routes;
 use crate::error::{Error, Result};
 use crate::slot::Target;

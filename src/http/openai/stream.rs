@@ -56,9 +56,20 @@ impl Spelled {
     }
 }
 
+/// How a request wants its answers.
+pub(super) struct Manner {
+    pub(super) streams: bool,
+    pub(super) tells_usage: bool,
+    pub(super) tells_logprobs: bool,
+    /// By prompt, what its answers begin with; none where they begin with nothing.
+    pub(super) echoes: Vec<String>,
+}
+
 /// What all bodies of a response share.
 struct Envelope {
     form: &'static Form,
+    /// By answer, where there are any.
+    echoes: Vec<String>,
     id: String,
     created: u64,
     stamp: Stamp,
@@ -82,6 +93,11 @@ impl Envelope {
             body["usage"] = Value::Null;
         }
         body
+    }
+
+    /// What an answer begins with.
+    fn echo(&self, at: usize) -> &str {
+        self.echoes.get(at).map_or("", String::as_str)
     }
 
     fn usage(&self, written: usize) -> Value {
@@ -109,15 +125,13 @@ fn lost() -> Error {
     Error::internal("an answer ended without a word")
 }
 
-pub(super) async fn respond(
-    app: &App,
-    mut answers: Answers,
-    form: &'static Form,
-    (streams, tells_usage, tells_logprobs): (bool, bool, bool),
-) -> Response {
+pub(super) async fn respond(app: &App, mut answers: Answers, form: &'static Form, manner: Manner) -> Response {
+    let Manner { streams, tells_usage, tells_logprobs, echoes } = manner;
+    let each = answers.count / echoes.len().max(1);
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut envelope = Envelope {
         form,
+        echoes: echoes.into_iter().flat_map(|echo| std::iter::repeat_n(echo, each)).collect(),
         id: format!("{}{}", form.id, request::fresh()),
         created,
         stamp: answers.stamp.clone(),
@@ -166,20 +180,19 @@ fn failed(error: Error, stamp: Stamp) -> Response {
 
 /// One answer, so far.
 #[derive(Default)]
-struct Text {
-    text: String,
+pub(in crate::http) struct Text {
+    pub(in crate::http) text: String,
     choices: Vec<Choice>,
     /// Why it ended, and its tokens.
-    ended: Option<(&'static str, usize)>,
+    pub(in crate::http) ended: Option<(&'static str, usize)>,
 }
 
-/// Waits for all of all answers.
-async fn whole(
+/// Waits for all of all answers; `stamp` is of who writes them, until another goes on.
+pub(in crate::http) async fn collect(
     app: &App,
-    mut envelope: Envelope,
-    mut answers: Answers,
-    begun: Vec<(usize, Event)>,
-) -> Result<(Response, Stamp), (Error, Stamp)> {
+    answers: &mut Answers,
+    (begun, mut stamp): (Vec<(usize, Event)>, Stamp),
+) -> Result<(Vec<Text>, Stamp), (Error, Stamp)> {
     let mut texts: Vec<Text> = (0..answers.count).map(|_| Text::default()).collect();
     let mut begun = VecDeque::from(begun);
     while texts.iter().any(|text| text.ended.is_none()) {
@@ -187,25 +200,38 @@ async fn whole(
             Some(event) => Some(event),
             None => answers.events.recv().await,
         };
-        let Some((at, event)) = event else { return Err((lost(), envelope.stamp)) };
+        let Some((at, event)) = event else { return Err((lost(), stamp)) };
         match event {
             Event::Wrote { text, choices } => {
                 texts[at].text.push_str(&text);
                 texts[at].choices.extend(choices);
             }
-            Event::Moved(stamp) => {
-                app.metrics.failed_over(&stamp.model);
-                envelope.stamp = stamp;
+            Event::Moved(to) => {
+                app.metrics.failed_over(&to.model);
+                stamp = to;
             }
             Event::Ended(ended) => texts[at].ended = Some((word(ended.reason), ended.tokens)),
-            Event::Failed(error) => return Err((error, envelope.stamp)),
+            Event::Failed(error) => return Err((error, stamp)),
         }
     }
+    Ok((texts, stamp))
+}
+
+/// The answer that tells all of them.
+async fn whole(
+    app: &App,
+    mut envelope: Envelope,
+    mut answers: Answers,
+    begun: Vec<(usize, Event)>,
+) -> Result<(Response, Stamp), (Error, Stamp)> {
+    let (texts, stamp) = collect(app, &mut answers, (begun, envelope.stamp.clone())).await?;
+    envelope.stamp = stamp;
     let written = texts.iter().filter_map(|text| text.ended).map(|(_, tokens)| tokens).sum();
     let choices = texts.iter().enumerate().map(|(at, text)| {
         let spelled: Vec<Spelled> = text.choices.iter().map(|choice| Spelled::of(choice, &answers.decoder)).collect();
         let reason = text.ended.map_or("stop", |(reason, _)| reason);
-        (envelope.form.choice)(at, &text.text, envelope.logprobs(&spelled, 0), reason)
+        let text = envelope.echo(at).to_owned() + &text.text;
+        (envelope.form.choice)(at, &text, envelope.logprobs(&spelled, 0), reason)
     });
     let mut body = envelope.body(envelope.form.whole, choices.collect());
     body["usage"] = envelope.usage(written);
@@ -282,10 +308,14 @@ impl Chunks {
 
     fn take(&mut self, at: usize, event: Event) {
         let form = self.envelope.form;
-        if !std::mem::replace(&mut self.opened[at], true)
-            && let Some(opening) = form.opening
-        {
-            self.say(self.envelope.chunk(vec![opening(at)]));
+        if !std::mem::replace(&mut self.opened[at], true) {
+            if let Some(opening) = form.opening {
+                self.say(self.envelope.chunk(vec![opening(at)]));
+            }
+            let echo = self.envelope.echo(at);
+            if !echo.is_empty() {
+                self.say(self.envelope.chunk(vec![(form.delta)(at, echo, Value::Null)]));
+            }
         }
         match event {
             Event::Wrote { text, choices } => {

@@ -21,60 +21,71 @@ const MOST_ANSWERS: usize = 128;
 pub(in crate::http) struct Shape {
     /// Tokens to write at most.
     #[schema(minimum = 1)]
-    max_tokens: Option<i64>,
+    pub(in crate::http) max_tokens: Option<i64>,
     /// The newer name of the same.
     #[schema(minimum = 1)]
-    max_completion_tokens: Option<i64>,
+    pub(in crate::http) max_completion_tokens: Option<i64>,
     /// 0 always takes the likeliest token.
     #[schema(minimum = 0, maximum = 2)]
-    temperature: Option<f32>,
+    pub(in crate::http) temperature: Option<f32>,
     #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
+    pub(in crate::http) top_p: Option<f32>,
     /// Not OpenAI's; 0 or -1 is no limit.
-    top_k: Option<i64>,
+    pub(in crate::http) top_k: Option<i64>,
     /// Not OpenAI's.
     #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
+    pub(in crate::http) min_p: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
-    presence_penalty: Option<f32>,
+    pub(in crate::http) presence_penalty: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
-    frequency_penalty: Option<f32>,
+    pub(in crate::http) frequency_penalty: Option<f32>,
     /// Not OpenAI's; 1 is none.
-    repetition_penalty: Option<f32>,
+    pub(in crate::http) repetition_penalty: Option<f32>,
     /// By token id.
     #[schema(value_type = Option<Object>)]
-    logit_bias: Option<HashMap<String, f32>>,
+    pub(in crate::http) logit_bias: Option<HashMap<String, f32>>,
     /// The same seed, prompt and version give the same answer.
-    seed: Option<i64>,
+    pub(in crate::http) seed: Option<i64>,
     /// How many answers.
     #[schema(minimum = 1)]
-    n: Option<i64>,
+    pub(in crate::http) n: Option<i64>,
     #[schema(schema_with = crate::http::openapi::openai_stop)]
-    stop: Option<Stop>,
+    pub(in crate::http) stop: Option<Stop>,
     /// Not OpenAI's: go on beyond tokens that would end the answer.
     #[serde(default)]
-    ignore_eos: bool,
+    pub(in crate::http) ignore_eos: bool,
     /// Not OpenAI's: lower goes first, as vLLM has it.
     #[serde(default)]
-    priority: i32,
+    pub(in crate::http) priority: i32,
     #[serde(default)]
-    pub(super) stream: Option<bool>,
+    pub(in crate::http) stream: Option<bool>,
     #[schema(inline)]
-    pub(super) stream_options: Option<StreamOptions>,
+    pub(in crate::http) stream_options: Option<StreamOptions>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, expecting = "stop is a string or a list of strings")]
-enum Stop {
+pub(in crate::http) enum Stop {
     One(String),
     Several(Vec<String>),
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
-pub(super) struct StreamOptions {
+pub(in crate::http) struct StreamOptions {
     /// A last chunk tells what was used.
     #[serde(default)]
-    pub(super) include_usage: bool,
+    pub(in crate::http) include_usage: bool,
+}
+
+/// What a route has of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::http) struct Rules {
+    /// Tokens to write at most where nothing is said; what the context leaves when this says nothing either.
+    pub(in crate::http) default_most: Option<usize>,
+    /// Nothing may be asked to be written.
+    pub(in crate::http) may_be_none: bool,
+    /// How many alternatives of each token are told.
+    pub(in crate::http) logprobs: Option<usize>,
 }
 
 impl Shape {
@@ -91,33 +102,28 @@ impl Shape {
         self.stream_options.is_some_and(|options| options.include_usage)
     }
 
-    /// `default_most`: tokens, where nothing is said. `logprobs`: how many alternatives of each token are told.
-    pub(super) fn ask(
-        &self,
-        writer: &Writer,
-        prompt: RawPrompt,
-        (default_most, logprobs): (Option<usize>, Option<usize>),
-    ) -> Result<WriteAsk> {
+    pub(in crate::http) fn ask(&self, writer: &Writer, prompts: Vec<RawPrompt>, rules: Rules) -> Result<WriteAsk> {
         let count = whole("n", self.answers(), 1)?;
         if count > MOST_ANSWERS {
             return Err(Error::bad_param("n", format!("n is {count}; at most {MOST_ANSWERS} are possible")));
         }
+        let least = usize::from(!rules.may_be_none);
         let most = match (self.max_completion_tokens, self.max_tokens) {
-            (Some(most), _) => Some(whole("max_completion_tokens", most, 1)?),
-            (None, Some(most)) => Some(whole("max_tokens", most, 1)?),
-            (None, None) => default_most,
+            (Some(most), _) => Some(whole("max_completion_tokens", most, least)?),
+            (None, Some(most)) => Some(whole("max_tokens", most, least)?),
+            (None, None) => rules.default_most,
         };
         let stop = match self.stop.clone() {
             None => Vec::new(),
             Some(Stop::One(stop)) => vec![stop],
             Some(Stop::Several(stops)) => stops,
         };
-        let sampling = self.sampling(writer.defaults(), logprobs)?;
+        let sampling = self.sampling(writer.defaults(), rules.logprobs)?;
         sampling.validate(writer.vocabulary())?;
         // Lower goes first there, higher here.
         let priority = self.priority.saturating_neg();
         Ok(WriteAsk {
-            prompt,
+            prompts,
             count,
             max_new: most,
             sampling,
@@ -166,18 +172,19 @@ pub(super) fn refuse(field: &'static str, value: &Option<Value>) -> Result<()> {
 }
 
 /// Admits, and begins to write. Of a request that was refused nobody need know more than why.
-pub(super) fn begin(
+pub(in crate::http) fn begin(
     app: &App,
+    dialect: Dialect,
     (reference, body_bytes): (&str, usize),
     ask: impl FnOnce(&Writer) -> Result<WriteAsk>,
 ) -> Result<Answers, Box<Failure>> {
-    let plain = |error| Box::new(Failure::new(Dialect::OpenAi, error));
+    let plain = |error| Box::new(Failure::new(dialect, error));
     let target = app.registry.resolve(reference).map_err(plain)?;
     super::does(Task::Generate, "write text")(&target).map_err(plain)?;
     let admission = target.slot.admit(target.version.as_deref()).map_err(plain)?;
     let generation = admission.generation();
     let stamp = generation.stamp.clone();
-    let stamped = |error| Box::new(Failure { error, dialect: Dialect::OpenAi, stamp: Some(stamp.clone()) });
+    let stamped = |error| Box::new(Failure { error, dialect, stamp: Some(stamp.clone()) });
     let limit = generation.limits.max_body_bytes;
     if body_bytes as u64 > limit {
         return Err(stamped(Error::TooLarge { what: "request body in bytes", got: body_bytes as u64, limit }));

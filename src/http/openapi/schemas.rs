@@ -176,6 +176,13 @@ enum Output {
     Score {
         score: f32,
     },
+    /// What was written after the input.
+    Written {
+        text: String,
+        /// `stop` or `length`
+        finish_reason: String,
+        tokens: usize,
+    },
 }
 
 #[derive(ToSchema)]

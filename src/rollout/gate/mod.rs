@@ -1,9 +1,11 @@
 //! What a candidate must pass before traffic reaches it (promise 4).
 //!
 //! Finite outputs, golden cases within tolerance, a batch row equal to the same row alone, a contract that
-//! clients of the live version can rely on, and forward passes not much slower than the live version's.
+//! clients of the live version can rely on, and forward passes not much slower than the live version's; of models that write
+//! (`agreement`) also that both find stored texts alike likely.
 //! Judging is pure; `runner` decides where the forward passes run (on probation, or on the engine).
 
+mod agreement;
 mod pace;
 mod probation;
 mod runner;
@@ -12,6 +14,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+pub(super) use agreement::agreement;
 pub(super) use probation::{Probation, Trial};
 pub(super) use runner::{Runner, SoftError};
 
@@ -21,7 +24,7 @@ use crate::ledger::GateCheck;
 use crate::model::Input;
 use crate::process::{FinishOptions, PrepareOptions, Processor};
 use crate::repository::{Contract, GateConfig, GoldenCase, Verdict, read_golden};
-use crate::value::Output;
+use crate::value::{Output, Task};
 
 /// Inputs that the batch-invariance check runs together.
 const INVARIANCE_INPUTS: usize = 8;
@@ -285,14 +288,32 @@ pub(super) async fn latency(
     live_generation: &Generation,
     rules: &GateConfig,
 ) -> Result<Findings, SoftError> {
-    let mut findings = Findings::default();
     let pairs = pairs(cases, live_generation);
-    if pairs.is_empty() || rules.latency_rounds == 0 {
+    let limit = rules.max_latency_ratio;
+    let mut findings = compare(candidate, live, &pairs, ("latency-ratio", limit, rules.latency_rounds)).await?;
+    // What was measured is a prompt; each token after it costs something else.
+    if live_generation.contract.task == Task::Generate {
+        let (singles, limit) = (agreement::single_tokens(&pairs), rules.max_token_latency_ratio.unwrap_or(limit));
+        let of_tokens = ("token-latency-ratio", limit, rules.latency_rounds);
+        findings.checks.extend(compare(candidate, live, &singles, of_tokens).await?.checks);
+    }
+    Ok(findings)
+}
+
+/// The same pairs of inputs in turn, in so many rounds at most.
+async fn compare(
+    candidate: &mut Runner,
+    live: &mut Runner,
+    pairs: &[(Input, Input)],
+    (check, limit, rounds): (&str, f64, usize),
+) -> Result<Findings, SoftError> {
+    let mut findings = Findings::default();
+    if pairs.is_empty() || rounds == 0 {
         return Ok(findings);
     }
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..rules.latency_rounds {
-        if agreed(&ours, &theirs, rules.max_latency_ratio) {
+    for round in 0..rounds {
+        if agreed(&ours, &theirs, limit) {
             break;
         }
         let (input, same) = &pairs[round % pairs.len()];
@@ -302,7 +323,7 @@ pub(super) async fn latency(
                 ours.push(green);
             }
             (_, Err(error)) => {
-                findings.fault("latency", None, &error);
+                findings.fault(check, None, &error);
                 return Ok(findings);
             }
             // The live version cannot be compared with; that is no fault of the candidate.
@@ -314,9 +335,9 @@ pub(super) async fn latency(
     }
     let (ours, theirs) = (median(&ours), median(&theirs));
     let ratio = ours / theirs.max(1e-6);
-    let passed = within(ours, theirs, rules.max_latency_ratio);
+    let passed = within(ours, theirs, limit);
     let message = format!("median forward pass {ours:.2} ms, the live version's {theirs:.2} ms");
-    findings.add("latency-ratio", None, Verdict { passed, measure: ratio, limit: rules.max_latency_ratio, message });
+    findings.add(check, None, Verdict { passed, measure: ratio, limit, message });
     Ok(findings)
 }
 

@@ -135,6 +135,10 @@ pub(in crate::rollout) async fn validate(
     }
     if let Some(live) = live {
         let mut theirs = Runner::Engine { engine: ctx.engine.clone(), generation: live.id() };
+        match gate::agreement((&mut ours, &processor), &mut theirs, &cases, &live, &rules).await {
+            Ok(agreement) => findings.checks.extend(agreement.checks),
+            Err(SoftError(error)) => return candidate.failed(error),
+        }
         match gate::latency(&mut ours, &mut theirs, &cases, &live, &rules).await {
             Ok(latency) => findings.checks.extend(latency.checks),
             Err(SoftError(error)) => return candidate.failed(error),

@@ -12,7 +12,7 @@ use super::super::residents::Reclaimed;
 use super::super::state::Phase;
 use super::Supervisor;
 use crate::device::{HostMemory, Pinning, Pooled, Vram, allocated_bytes, resident_bytes};
-use crate::engine::Held;
+use crate::engine::{Held, Metered};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
 use crate::ledger::{Event, Figures, Filter, Ledger, RolloutRecord};
@@ -154,6 +154,19 @@ impl Supervisor {
             add("live", &route.live);
             route.previous.iter().for_each(|generation| add("previous", generation));
             route.standby.iter().for_each(|generation| add("candidate", generation));
+        }
+        all
+    }
+
+    /// What each generation that writes is doing: those of the routes.
+    pub async fn writers(&self) -> Vec<(Stamp, Metered)> {
+        let controllers = self.controllers.lock().await;
+        let mut all = Vec::new();
+        for route in controllers.values().filter_map(|reins| reins.slot.route()) {
+            for generation in [Some(&route.live), route.previous.as_ref(), route.standby.as_ref()].into_iter().flatten()
+            {
+                all.extend(generation.lane.metered().map(|metered| (generation.stamp.clone(), metered)));
+            }
         }
         all
     }

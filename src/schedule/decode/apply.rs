@@ -21,6 +21,9 @@ impl<S: BuildHasher> DecodeScheduler<S> {
             let sequence = &mut self.running[at];
             let sample = sequence.samples().then(|| samples.of(sequence.key));
             sequence.advance();
+            if let Some(Some(_)) = sample {
+                sequence.vouch(&mut self.blocks, self.limits.block_tokens);
+            }
             match sample {
                 _ if sequence.over => {}
                 Some(None) => sequence.repeat_last(),
@@ -54,6 +57,19 @@ impl<S: BuildHasher> DecodeScheduler<S> {
             self.sweep();
         }
         true
+    }
+
+    /// What was computed for this sequence is not to be trusted: it is cancelled, and what it computed is not found any more by
+    /// anybody, nor is what it found and nobody has chosen a token after. So no later request is handed keys that are not
+    /// numbers. Those who hold such blocks already go on with them. False: there is no such sequence.
+    pub fn condemn(&mut self, key: u64) -> bool {
+        if let Some(at) = self.running.iter().position(|sequence| sequence.key == key) {
+            self.running[at].forget(&mut self.blocks);
+            for other in &mut self.running {
+                other.notice_forgotten(&self.blocks);
+            }
+        }
+        self.cancel(key)
     }
 
     /// Takes back the plan that is out.

@@ -39,6 +39,8 @@ pub(super) struct Blocks<S> {
     holders: Vec<u32>,
     /// By block: set while it is findable.
     links: Vec<Option<Link>>,
+    /// By block: a token was chosen from what stands after it, so it holds numbers.
+    vouched: Vec<bool>,
     /// What is in findable blocks: `[blocks, block_tokens]`.
     contents: Vec<u32>,
     by_hash: HashMap<u64, BlockId>,
@@ -57,6 +59,7 @@ impl<S: BuildHasher> Blocks<S> {
             block_tokens,
             holders: vec![0; count],
             links: vec![None; count],
+            vouched: vec![false; count],
             contents: vec![0; count * block_tokens],
             by_hash: HashMap::new(),
             hasher,
@@ -112,6 +115,7 @@ impl<S: BuildHasher> Blocks<S> {
             Some(block)
         })?;
         self.holders[block as usize] = 1;
+        self.vouched[block as usize] = false;
         Some(block)
     }
 
@@ -144,6 +148,35 @@ impl<S: BuildHasher> Blocks<S> {
                 self.contents[at..at + self.block_tokens].copy_from_slice(tokens);
                 Published::Here
             }
+        }
+    }
+
+    /// A token was chosen by a sequence that holds it: what is in it is sound.
+    pub(super) fn vouch(&mut self, block: BlockId) {
+        self.vouched[block as usize] = true;
+    }
+
+    pub(super) fn is_vouched(&self, block: BlockId) -> bool {
+        self.vouched[block as usize]
+    }
+
+    /// Nobody finds these any more, nor any chain that goes on from one of them. Who holds such a block keeps it.
+    pub(super) fn forget(&mut self, blocks: &[BlockId]) {
+        let mut children: HashMap<BlockId, Vec<BlockId>> = HashMap::new();
+        for (child, link) in (0..).zip(&self.links) {
+            if let Some(parent) = link.and_then(|link| link.parent) {
+                children.entry(parent).or_default().push(child);
+            }
+        }
+        let mut doomed = blocks.to_vec();
+        while let Some(block) = doomed.pop() {
+            let Some(link) = self.links[block as usize].take() else { continue };
+            self.by_hash.remove(&link.hash);
+            if self.is_idle(block) {
+                self.cached.remove(block);
+                self.free.push(block);
+            }
+            doomed.extend(children.remove(&block).unwrap_or_default());
         }
     }
 

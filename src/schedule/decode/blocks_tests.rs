@@ -105,6 +105,32 @@ fn two_chains_of_one_hash_are_never_taken_for_each_other() {
     assert_eq!((blocks.free(), found(&blocks, &[[1, 6]])), (3, table));
 }
 
+#[test]
+fn what_is_forgotten_takes_what_goes_on_from_it_along() {
+    let mut blocks = pool(8);
+    let trunk = chain(&mut blocks, &[[1, 1], [2, 2]]);
+    let mut branch = |tokens: [u32; 2]| {
+        let block = blocks.take().unwrap();
+        assert_eq!(blocks.publish(Some(trunk[0]), &tokens, block), Published::Here);
+        block
+    };
+    let (held, idle) = (branch([3, 3]), branch([4, 4]));
+    trunk[..1].iter().for_each(|block| blocks.hold(*block));
+    blocks.release(&[trunk[0], idle]);
+    blocks.release(&trunk[1..]);
+    blocks.forget(&trunk[1..]);
+    assert_eq!(found(&blocks, &[[1, 1], [2, 2]]), trunk[..1]);
+    assert_eq!((found(&blocks, &[[1, 1], [3, 3]]).len(), found(&blocks, &[[1, 1], [4, 4]]).len()), (2, 2));
+    blocks.forget(&trunk[..1]);
+    assert!(trunk.iter().chain([&held, &idle]).all(|block| !blocks.is_findable(*block)));
+    // What was idle is free; what is held stays with who holds it.
+    assert_eq!((blocks.free(), blocks.cached()), (6, 0));
+    blocks.release(&[trunk[0], held]);
+    assert_eq!((blocks.free(), blocks.cached()), (8, 0));
+    blocks.audit([]);
+    assert_eq!(chain(&mut blocks, &[[1, 1]]).len(), 1);
+}
+
 proptest! {
     /// Sequences come, look for their prefix, publish what they add, and go, with hashes that collide all the time. What is
     /// found is right, and counts, states and the order of eviction are.

@@ -19,6 +19,8 @@ enum Op {
     /// A step that breaks off, during which a sequence may be cancelled.
     Fail(Option<usize>),
     Cancel(usize),
+    /// A step in which the keys of a run come out as no numbers.
+    Poison(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +54,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop::option::of(any::<usize>()).prop_map(Op::Fail),
         1 => any::<usize>().prop_map(Op::Cancel),
     ]
+}
+
+fn op_or_poison() -> impl Strategy<Value = Op> {
+    prop_oneof![12 => op(), 1 => any::<usize>().prop_map(Op::Poison)]
 }
 
 fn limits() -> impl Strategy<Value = DecodeLimits> {
@@ -131,6 +137,7 @@ fn perform(world: &mut Tested, now: u64, op: &Op) -> Result<(), TestCaseError> {
             world.fail();
         }
         Op::Cancel(which) => cancel(world, *which),
+        Op::Poison(which) => world.poison(*which),
     }
     Ok(())
 }
@@ -147,6 +154,35 @@ proptest! {
             perform(&mut world, now as u64, op)?;
         }
         world.run_to_the_end();
+        world.check_the_end();
+    }
+
+    /// Keys that are no numbers fail those who read them, and no others; whatever of them was found once is not found again. So a
+    /// prompt fails once at most for what others left behind.
+    #[test]
+    fn what_failed_is_found_by_nobody(
+        limits in limits(), ops in prop::collection::vec(op_or_poison(), 1..120),
+    ) {
+        let mut world = Tested::new(limits);
+        for (now, op) in ops.iter().enumerate() {
+            perform(&mut world, now as u64, op)?;
+        }
+        world.run_to_the_end();
+        let mut now = ops.len() as u64;
+        let most = limits.context.min(limits.blocks * limits.block_tokens);
+        for family in 0..3 {
+            // Longer than any before it, where there is room: it goes on from all that can be found.
+            let prompt = prompt(family, most - 1);
+            let mut ask = || {
+                now += 1;
+                world.push(prompted(now, prompt.clone(), 1)).unwrap();
+                world.run_to_the_end();
+                world.condemned.contains(&now)
+            };
+            let failed = ask();
+            prop_assert!(!(failed && ask()), "it fails again and again");
+        }
+        // Those that did not fail wrote what they write alone.
         world.check_the_end();
     }
 

@@ -35,6 +35,8 @@
 //!   (held by nobody, its content findable), free. Nothing is used when nothing runs.
 //! - A block is findable only if it is full and all of it was computed by a step that was applied. It is found by its whole
 //!   chain: the parent block and the tokens are compared, the hash only leads there.
+//! - What a sequence that failed computed, and what it read that no token was ever chosen after, cannot be found: see
+//!   [`DecodeScheduler::condemn`].
 //! - A step writes only into blocks that one running sequence holds alone and that are not findable.
 //! - Whoever holds a findable block holds its parent; a cached parent is evicted after its children.
 //! - A scheduler belongs to one generation, as its cache does: keys of another version cannot be found, since they were never

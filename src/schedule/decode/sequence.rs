@@ -26,9 +26,13 @@ pub(super) struct Sequence {
     /// Tokens after those that the plan that is out computes.
     planned: usize,
     table: Arc<Vec<BlockId>>,
+    /// Blocks from the head of the table that were found when it began; it computed the others itself.
+    found: usize,
     /// Blocks from the head of the table that are findable.
     published: usize,
-    /// No further block of it can be published: another chain has the hash of one.
+    /// Blocks from the head of the table that were there when a token was last chosen.
+    vouched: usize,
+    /// No further block of it can be published: another chain has the hash of one, or one of them was forgotten.
     unpublishable: bool,
     /// It is complete or nobody wants it any more: it leaves as soon as no plan is out.
     pub(super) over: bool,
@@ -48,7 +52,9 @@ impl Sequence {
             computed: 0,
             planned: 0,
             table: Arc::default(),
+            found: 0,
             published: 0,
+            vouched: 0,
             unpublishable: false,
             over: false,
         }
@@ -129,7 +135,8 @@ impl Sequence {
     ) {
         // Held before others are taken, which would evict them.
         found.iter().for_each(|block| blocks.hold(*block));
-        (self.published, self.computed, self.unpublishable) = (found.len(), found.len() * block_tokens, false);
+        (self.found, self.published, self.vouched) = (found.len(), found.len(), 0);
+        (self.computed, self.unpublishable) = (found.len() * block_tokens, false);
         // Nothing is moved when it grows.
         self.tokens.reserve_exact(self.prompt + self.max_new - self.tokens.len());
         found.reserve_exact(blocks_needed(self.prompt, self.max_new, block_tokens) - found.len());
@@ -223,6 +230,31 @@ impl Sequence {
         }
     }
 
+    /// A token was chosen after all that is computed, so there are numbers in the blocks that are full of it. Before `publish`,
+    /// which may put others in their place.
+    pub(super) fn vouch<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
+        let full = self.computed / block_tokens;
+        self.table[self.vouched.min(full)..full].iter().for_each(|block| blocks.vouch(*block));
+        self.vouched = full;
+    }
+
+    /// Nothing that it computed is found any more, nor what it found and nobody vouches for; nor will it publish more.
+    pub(super) fn forget<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) {
+        let unvouched = self.table.iter().position(|block| !blocks.is_vouched(*block));
+        let from = unvouched.map_or(self.found, |at| at.min(self.found)).min(self.table.len());
+        blocks.forget(&self.table[from..]);
+        self.notice_forgotten(blocks);
+        self.unpublishable = true;
+    }
+
+    /// Where a block that it published or found is not findable any more, nothing after it can be.
+    pub(super) fn notice_forgotten<S: BuildHasher>(&mut self, blocks: &Blocks<S>) {
+        let published = &self.table[..self.published];
+        if let Some(at) = published.iter().position(|block| !blocks.is_findable(*block)) {
+            (self.published, self.unpublishable) = (at, true);
+        }
+    }
+
     fn publish_next<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
         let at = self.published;
         let (parent, block) = (at.checked_sub(1).map(|at| self.table[at]), self.table[at]);
@@ -233,6 +265,7 @@ impl Sequence {
                 blocks.hold(there);
                 blocks.release(&[block]);
                 Arc::make_mut(&mut self.table)[at] = there;
+                self.vouched = self.vouched.min(at);
                 self.published += 1;
             }
             Published::Never => self.unpublishable = true,

@@ -68,10 +68,14 @@ pub(super) struct World<S> {
     /// Tokens that were computed by steps that counted.
     pub(super) computed: usize,
     pub(super) preempted: Vec<u64>,
+    /// Runs were struck so that their keys are no numbers.
+    pub(super) poisoned: bool,
+    /// Sequences that failed for it.
+    pub(super) condemned: Vec<u64>,
 }
 
 const EMPTY: u32 = u32::MAX;
-/// What a failed step leaves where it should have written.
+/// What a failed step leaves where it should have written, and what is computed from that.
 const BROKEN: u32 = u32::MAX - 1;
 
 impl<S: BuildHasher + Default> World<S> {
@@ -83,6 +87,8 @@ impl<S: BuildHasher + Default> World<S> {
             asked: BTreeMap::new(),
             computed: 0,
             preempted: Vec::new(),
+            poisoned: false,
+            condemned: Vec::new(),
         }
     }
 
@@ -125,6 +131,26 @@ impl<S: BuildHasher + Default> World<S> {
         plan
     }
 
+    pub(super) fn condemn(&mut self, key: u64) {
+        let table = self.scheduler.running.iter().find(|sequence| sequence.key == key).unwrap().table().to_vec();
+        assert!(self.scheduler.condemn(key));
+        self.asked.get_mut(&key).unwrap().cancelled = true;
+        self.condemned.push(key);
+        for block in table.into_iter().filter(|block| self.scheduler.blocks.is_findable(*block)) {
+            let cells = &self.cells[block as usize * self.limits.block_tokens..][..self.limits.block_tokens];
+            assert!(!cells.contains(&BROKEN), "what {key} failed of is findable");
+        }
+    }
+
+    /// A step in which the keys of one run come out as no numbers. Nobody notices before a token is to be chosen.
+    pub(super) fn poison(&mut self, which: usize) {
+        let Some(plan) = self.plan() else { return };
+        let run = &plan.runs[which % plan.runs.len()];
+        self.poisoned = true;
+        let sampled = self.compute_struck(&plan, Some(run.key));
+        self.apply(plan, &sampled);
+    }
+
     /// A whole step; false when there was nothing to do.
     pub(super) fn step(&mut self) -> bool {
         let Some(plan) = self.plan() else { return false };
@@ -157,20 +183,35 @@ impl<S: BuildHasher + Default> World<S> {
 
     /// The model's pass: it writes the keys of its tokens, and reads all that stand before them.
     pub(super) fn compute(&mut self, plan: &Plan) -> Vec<Sampled> {
+        self.compute_struck(plan, None)
+    }
+
+    fn compute_struck(&mut self, plan: &Plan, struck: Option<u64>) -> Vec<Sampled> {
         for run in &plan.runs {
+            // What is no number makes everything so that is computed from it.
+            let before = (0..run.from).any(|at| self.cells[self.cell(&run.blocks, at)] == BROKEN);
+            let broken = before || struck == Some(run.key);
             for (at, token) in run.tokens.iter().enumerate() {
                 let cell = self.cell(&run.blocks, run.from + at);
-                self.cells[cell] = *token;
+                self.cells[cell] = if broken { BROKEN } else { *token };
             }
         }
         let mut sampled = Vec::new();
         for run in &plan.runs {
             let end = run.from + run.tokens.len();
             let seen: Vec<u32> = (0..end).map(|at| self.cells[self.cell(&run.blocks, at)]).collect();
-            assert_eq!(seen, self.so_far(run.key)[..end], "{} reads what is not its own", run.key);
-            if run.sample {
-                let (token, stop) = next(&seen);
-                sampled.push(Sampled { key: run.key, token, stop });
+            let own = self.so_far(run.key);
+            let broken = seen.contains(&BROKEN);
+            assert!(!broken || self.poisoned);
+            let is_own = |(seen, own): (&u32, &u32)| seen == own || *seen == BROKEN;
+            assert!(seen.iter().zip(&own).all(is_own), "{} reads what is not its own", run.key);
+            match (run.sample, broken) {
+                (false, _) => {}
+                (true, true) => self.condemn(run.key),
+                (true, false) => {
+                    let (token, stop) = next(&seen);
+                    sampled.push(Sampled { key: run.key, token, stop });
+                }
             }
         }
         sampled

@@ -268,6 +268,58 @@ fn what_a_cancelled_step_computed_is_findable_and_what_a_failed_one_did_is_not()
 }
 
 #[test]
+fn what_failed_is_computed_anew_by_the_next_one() {
+    let mut world = world(limits());
+    let prompt = tokens(1, 20);
+    world.push(prompted(1, prompt.clone(), 4)).unwrap();
+    // The first chunk is findable at once, whatever is in it; a step later no token can be chosen.
+    world.poison(0);
+    world.push(prompted(2, prompt.clone(), 4)).unwrap();
+    steps(&mut world, 1);
+    assert_eq!((&world.condemned[..], world.scheduler.figures().running), (&[1, 2][..], 0));
+    world.push(prompted(3, prompt.clone(), 4)).unwrap();
+    assert_eq!(steps(&mut world, 1), [[(3, 0, 16)]]);
+    world.run_to_the_end();
+    // What others vouch for stays.
+    world.push(prompted(4, [prompt.clone(), tokens(2, 8)].concat(), 4)).unwrap();
+    world.poison(0);
+    assert_eq!(world.condemned, [1, 2, 4]);
+    world.push(prompted(5, [prompt, tokens(2, 8)].concat(), 4)).unwrap();
+    assert_eq!(steps(&mut world, 1), [[(5, 20, 8)]]);
+    world.run_to_the_end();
+    world.check_the_end();
+}
+
+#[test]
+fn whoever_holds_what_was_forgotten_goes_on_and_publishes_no_more() {
+    let mut world = world(limits());
+    world.push(prompted(1, tokens(1, 9), 12)).unwrap();
+    steps(&mut world, 1);
+    world.push(prompted(2, tokens(1, 10), 12)).unwrap();
+    steps(&mut world, 1);
+    world.condemn(1);
+    world.audit();
+    steps(&mut world, 11);
+    assert_eq!(world.scheduler.figures().running, 0);
+    world.push(prompted(3, tokens(1, 12), 1)).unwrap();
+    assert_eq!(steps(&mut world, 1), [[(3, 0, 12)]]);
+}
+
+#[test]
+fn what_was_left_behind_before_anybody_noticed_fails_one_and_no_more() {
+    let mut world = world(limits());
+    world.push(prompted(1, tokens(1, 20), 4)).unwrap();
+    world.poison(0);
+    world.cancel(1);
+    for (key, from, fails) in [(2, 16, true), (3, 0, false)] {
+        world.push(prompted(key, tokens(1, 18), 1)).unwrap();
+        assert_eq!(steps(&mut world, 1)[0][0].1, from);
+        world.run_to_the_end();
+        assert_eq!(world.condemned.contains(&key), fails);
+    }
+}
+
+#[test]
 fn a_failed_step_is_done_again() {
     let mut world = world(limits());
     world.push(prompted(1, tokens(1, 20), 4)).unwrap();

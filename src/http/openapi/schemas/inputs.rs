@@ -47,12 +47,11 @@ pub(in crate::http) fn openai_stop() -> RefOr<Schema> {
     OneOfBuilder::new().item(text()).item(list(text(), None)).item(null).into()
 }
 
-/// One prompt.
+/// Prompts.
 pub(in crate::http) fn openai_prompt() -> RefOr<Schema> {
     let tokens = || list(token(), None);
-    let prompt =
-        OneOfBuilder::new().item(text()).item(list(text(), Some(1))).item(tokens()).item(list(tokens(), Some(1)));
-    prompt.description(Some("A text, or one as token ids")).into()
+    let prompt = OneOfBuilder::new().item(text()).item(list(text(), None)).item(tokens()).item(list(tokens(), None));
+    prompt.description(Some("A text, or one as token ids, or several of either")).into()
 }
 
 /// A chat so far.

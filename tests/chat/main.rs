@@ -2,7 +2,15 @@
 //! middle of what is being written, and while one breaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../common/mod.rs"]
 mod common;
+
+mod bench;
+mod gate;
+mod llama_cpp;
+mod metrics;
+mod prompts;
+mod slow_readers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -75,7 +83,7 @@ async fn what_is_being_written_ends_where_it_began_while_another_version_takes_o
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_breaks_in_mid_sentence_is_gone_on_for_without_a_token_lost_or_twice() {
     // The same weights: so what is pieced together can be held against a whole.
-    let site = Site::new().fault("version = 'tiny@c'\nkind = 'error'\nrate = 0.02");
+    let site = Site::new().fault("version = 'tiny@c'\nkind = 'error'\nrate = 0.1");
     site.add_writer("tiny");
     let server = site.start().await;
     let prompts: Vec<String> = (0..24).map(|n| format!("Story {n}: there")).collect();
@@ -165,7 +173,11 @@ async fn what_cannot_be_written_is_told_why() {
     refused("/v1/completions", text(json!({ "n": 0 })), 400, "n is 0").await;
     refused("/v1/completions", text(json!({ "stop": [""] })), 400, "stop").await;
     refused("/v1/completions", text(json!({ "logit_bias": { "x": 1 } })), 400, "logit_bias").await;
-    refused("/v1/completions", text(json!({ "echo": true })), 400, "echo").await;
+    refused("/v1/completions", text(json!({ "echo": true, "logprobs": 1 })), 400, "echo").await;
+    refused("/v1/completions", text(json!({ "max_tokens": 0 })), 400, "max_tokens").await;
+    refused("/v1/completions", text(json!({ "prompt": ["a", "b", [1]] })), 400, "prompt is").await;
+    refused("/v1/completions", text(json!({ "prompt": ["a", "b ".repeat(5_000)] })), 400, "context").await;
+    refused("/v1/completions", text(json!({ "prompt": vec!["a"; 3_000] })), 413, "number of inputs").await;
     refused("/v1/completions", text(json!({ "best_of": 2 })), 400, "best_of").await;
     let chat = |messages: Value| json!({ "model": "tiny", "messages": messages });
     let picture = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "a" } }] }]);
@@ -173,8 +185,8 @@ async fn what_cannot_be_written_is_told_why() {
     refused("/v1/chat/completions", chat(json!([{ "role": "no role", "content": "a" }])), 400, "role").await;
     refused("/v1/chat/completions", chat(picture), 400, "only text").await;
     refused("/v1/embeddings", json!({ "model": "tiny", "input": "a" }), 400, "does not embed").await;
-    let infer = server.post("/models/tiny/infer", json!({ "inputs": ["a"] })).await.expect(400);
-    assert!(infer.message().contains("/v1/completions"), "{}", infer.message());
+    let infer = server.post("/models/tiny/infer", json!({ "inputs": [["a", "b"]] })).await.expect(400);
+    assert!(infer.message().contains("continues texts"), "{}", infer.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]
