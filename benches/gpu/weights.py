@@ -7,6 +7,7 @@ same bytes. Packages: numpy.
 
 import json
 import math
+import os
 import pathlib
 import shutil
 import zlib
@@ -229,6 +230,8 @@ def large(section):
         folders[version] = section.shared / "large" / version
         if not folders[version].exists():
             encoder(folders[version], tokenizer_of(section)[0], size, "bf16", seed)
+            # Or the disk is still written to while the ledger waits for it.
+            os.sync()
     return folders, size_bytes(size, "bf16")
 
 

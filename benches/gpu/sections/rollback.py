@@ -67,7 +67,7 @@ def parked(section, versions):
         pinned, _ = floors.measure(section, versions["b"] / "model.safetensors")
         rates = []
         ready = lambda: server.until("the version before is parked", lambda: is_parked(server, "a"))
-        for _ in range(section.of(2, 1)):
+        for _ in range(section.of(1, 1)):
             figures = cold(section, server, "parked", ready)["figures"]
             rates.append(figures["loaded_bytes"] / figures["weights_ms"] / 1e6)
         section.figure("parked, back at", statistics.median(rates), "GB/s")
