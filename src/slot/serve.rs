@@ -1,6 +1,7 @@
 //! One admitted request, from raw inputs to outputs, failover included.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Admission;
@@ -149,28 +150,51 @@ async fn run(
     Ok((outputs, tokens))
 }
 
-/// Off the threads that serve connections, in turn, and not beyond what somebody waits for.
+/// Off the threads that serve connections, in turn, and not beyond what somebody waits for. Where there is room for more than one
+/// at a time, inputs of a request are prepared side by side.
 async fn prepare_heavy(
     generation: &Arc<Generation>,
     inputs: &Arc<[RawInput]>,
     options: &PrepareOptions,
 ) -> Result<Vec<Input>> {
-    let turn = Arc::clone(&generation.preparing).acquire_owned().await.map_err(Error::internal)?;
-    let (generation, inputs, options) = (Arc::clone(generation), Arc::clone(inputs), options.clone());
+    let mut turns = vec![Arc::clone(&generation.preparing).acquire_owned().await.map_err(Error::internal)?];
+    while turns.len() < inputs.len()
+        && let Ok(turn) = Arc::clone(&generation.preparing).try_acquire_owned()
+    {
+        turns.push(turn);
+    }
     // Gone with this future, when the client leaves or its deadline passes.
     let asked = Arc::new(());
-    let waited_for = Arc::downgrade(&asked);
-    let work = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        let still = |input| match waited_for.strong_count() {
-            0 => Err(Error::internal("nobody waits for these inputs any more")),
-            _ => generation.processor.prepare(input, &options),
-        };
-        inputs.iter().map(still).collect()
-    });
-    let prepared = work.await.map_err(|e| Error::internal(format!("preparing inputs failed: {e}")))?;
+    let next = Arc::new(AtomicUsize::new(0));
+    let side_by_side: Vec<_> = turns
+        .into_iter()
+        .map(|turn| {
+            let (generation, inputs, options) = (Arc::clone(generation), Arc::clone(inputs), options.clone());
+            let (next, waited_for) = (Arc::clone(&next), Arc::downgrade(&asked));
+            tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                let mut prepared = Vec::new();
+                while waited_for.strong_count() > 0 {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(input) = inputs.get(place) else { break };
+                    let one = generation.processor.prepare(input, &options);
+                    if one.is_err() {
+                        // Those before it were taken before, and are still looked at: the first that is wrong is told.
+                        next.store(inputs.len(), Ordering::Relaxed);
+                    }
+                    prepared.push((place, one));
+                }
+                prepared
+            })
+        })
+        .collect();
+    let mut prepared = Vec::with_capacity(inputs.len());
+    for work in side_by_side {
+        prepared.extend(work.await.map_err(|e| Error::internal(format!("preparing inputs failed: {e}")))?);
+    }
     drop(asked);
-    prepared
+    prepared.sort_by_key(|(place, _)| *place);
+    prepared.into_iter().map(|(_, one)| one).collect()
 }
 
 /// Whether preparing takes long enough to be kept off the threads that serve connections.
