@@ -38,7 +38,7 @@ def kernels(section):
 
 
 def driver(section):
-    command = [sys.executable, section.bundle / "tests/fake_gpu/driver/check", "--device"]
+    command = [sys.executable, section.bundle / "tests/fake_gpu/driver/check", "--device", *section.of((), ("fake",))]
     variables = section.environment()
     if section.fake:
         variables["LD_LIBRARY_PATH"] = str(fake_with_its_own_kernels(section))
