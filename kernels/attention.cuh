@@ -65,3 +65,31 @@ struct Softmax {
         return base;
     }
 };
+
+// Turns the scores of two rows, as fragments of a product have them, into weights, and takes the result so far down to their measure.
+// `largest`: of this thread's scores, by row.
+template <int SCORES, int RESULTS>
+__device__ inline void soften(float (&scores)[SCORES][4], float (&largest)[2], float scale, Softmax (&softmax)[2],
+                              float (&result)[RESULTS][4]) {
+    float base[2], worth[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        // a row's scores lie with four lanes
+        largest[row] = fmaxf(largest[row], __shfl_xor_sync(ALL_LANES, largest[row], 1));
+        largest[row] = fmaxf(largest[row], __shfl_xor_sync(ALL_LANES, largest[row], 2));
+        base[row] = softmax[row].advance(largest[row] * scale, worth[row]);
+    }
+#pragma unroll
+    for (int n = 0; n < SCORES; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            scores[n][i] = power_of_2(scores[n][i] * scale - base[i / 2]);
+            softmax[i / 2].sum += scores[n][i];
+        }
+    }
+#pragma unroll
+    for (auto& fragment : result) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) fragment[i] *= worth[i / 2];
+    }
+}

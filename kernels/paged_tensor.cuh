@@ -143,27 +143,7 @@ struct Warp {
                 largest[i / 2] = fmaxf(largest[i / 2], scores[n][i]);
             }
         }
-        float base[2], worth[2];
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            // a row's scores lie with four lanes
-            largest[row] = fmaxf(largest[row], __shfl_xor_sync(ALL_LANES, largest[row], 1));
-            largest[row] = fmaxf(largest[row], __shfl_xor_sync(ALL_LANES, largest[row], 2));
-            base[row] = softmax[row].advance(largest[row] * scale, worth[row]);
-        }
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                scores[n][i] = power_of_2(scores[n][i] * scale - base[i / 2]);
-                softmax[i / 2].sum += scores[n][i];
-            }
-        }
-#pragma unroll
-        for (auto& fragment : result) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) fragment[i] *= worth[i / 2];
-        }
+        soften(scores, largest, scale, softmax, result);
     }
 
     __device__ void add_values(Rows<T, WIDTH> values, const float (&weights)[KEYS / 8][4]) {

@@ -114,8 +114,15 @@ static double read_by(int fd, size_t total, size_t slot, const std::vector<char*
 
 constexpr size_t SLOT = 8 * MIB_BYTES;
 
+// What a reader fills, and whether it sleeps until the copy before is done.
+struct Slots {
+  size_t bytes = SLOT;
+  bool blocking = true;
+};
+
 // Readers, each with two pinned slots of its own, and copies on one stream. `limit` GB/s, 0 for none.
-static double load_by(int readers, int fd, size_t total, CUdeviceptr device, char* ring, double limit) {
+static double load_by(int readers, int fd, size_t total, CUdeviceptr device, char* ring, double limit,
+                      Slots slots = {}) {
   CUstream stream = new_stream();
   std::atomic<size_t> next{0};
   std::mutex issuing;
@@ -125,16 +132,17 @@ static double load_by(int readers, int fd, size_t total, CUdeviceptr device, cha
     threads.emplace_back([&, r] {
       enter();
       CUevent done[2];
-      for (auto& event : done) DRV(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC));
+      unsigned flags = CU_EVENT_DISABLE_TIMING | (slots.blocking ? CU_EVENT_BLOCKING_SYNC : 0);
+      for (auto& event : done) DRV(cuEventCreate(&event, flags));
       int turn = 0;
-      for (size_t block; (block = next++) < total / SLOT; ++turn) {
+      for (size_t block; (block = next++) < total / slots.bytes; ++turn) {
         if (limit > 0)
-          while (ms_since(began) < block * SLOT / limit / 1e6) std::this_thread::sleep_for(std::chrono::microseconds(50));
-        char* slot = ring + (2 * r + turn % 2) * SLOT;
+          while (ms_since(began) < block * slots.bytes / limit / 1e6) std::this_thread::sleep_for(std::chrono::microseconds(50));
+        char* slot = ring + (2 * r + turn % 2) * slots.bytes;
         if (turn >= 2) DRV(cuEventSynchronize(done[turn % 2]));
-        if (pread(fd, slot, SLOT, block * SLOT) != ssize_t(SLOT)) std::exit(1);
+        if (pread(fd, slot, slots.bytes, block * slots.bytes) != ssize_t(slots.bytes)) std::exit(1);
         std::lock_guard<std::mutex> lock(issuing);
-        DRV(cuMemcpyHtoDAsync(device + block * SLOT, slot, SLOT, stream));
+        DRV(cuMemcpyHtoDAsync(device + block * slots.bytes, slot, slots.bytes, stream));
         DRV(cuEventRecord(done[turn % 2], stream));
       }
       for (auto& event : done) {
@@ -287,40 +295,6 @@ void host_section() {
   }
 }
 
-// Readers with two slots of `slot` bytes each, as `load_by`, but of any size, and waiting as told. GB/s.
-static double staged(int readers, size_t slot, bool blocking, int fd, size_t total, CUdeviceptr device, char* ring) {
-  CUstream stream = new_stream();
-  std::atomic<size_t> next{0};
-  std::mutex issuing;
-  std::vector<std::thread> threads;
-  auto began = Clock::now();
-  for (int r = 0; r < readers; ++r)
-    threads.emplace_back([&, r] {
-      enter();
-      CUevent done[2];
-      unsigned flags = CU_EVENT_DISABLE_TIMING | (blocking ? CU_EVENT_BLOCKING_SYNC : 0);
-      for (auto& event : done) DRV(cuEventCreate(&event, flags));
-      int turn = 0;
-      for (size_t block; (block = next++) < total / slot; ++turn) {
-        char* to = ring + (2 * r + turn % 2) * slot;
-        if (turn >= 2) DRV(cuEventSynchronize(done[turn % 2]));
-        if (pread(fd, to, slot, block * slot) != ssize_t(slot)) std::exit(1);
-        std::lock_guard<std::mutex> lock(issuing);
-        DRV(cuMemcpyHtoDAsync(device + block * slot, to, slot, stream));
-        DRV(cuEventRecord(done[turn % 2], stream));
-      }
-      for (auto& event : done) {
-        DRV(cuEventSynchronize(event));
-        DRV(cuEventDestroy(event));
-      }
-    });
-  for (auto& thread : threads) thread.join();
-  DRV(cuStreamSynchronize(stream));
-  double rate = total / ms_since(began) / 1e6;
-  DRV(cuStreamDestroy(stream));
-  return rate;
-}
-
 // What slots, readers and ways to wait come to: files that lie in the page cache, and memory that is pinned already.
 void staging_section() {
   enter();
@@ -329,12 +303,12 @@ void staging_section() {
   int fd = open(path.c_str(), O_RDONLY);
   char* ring = pinned(512 * MIB_BYTES);
   CUdeviceptr device = on_device(total);
-  staged(8, 4 * MIB_BYTES, true, fd, total, device, ring);
+  load_by(8, fd, total, device, ring, 0, {4 * MIB_BYTES, true});
   for (bool blocking : {true, false})
     for (size_t kib : {256, 512, 1024, 2048, 4096})
       for (int readers : {6, 8, 12, 16}) {
         std::vector<double> rates;
-        for (int i = 0; i < 3; ++i) rates.push_back(staged(readers, kib << 10, blocking, fd, total, device, ring));
+        for (int i = 0; i < 3; ++i) rates.push_back(load_by(readers, fd, total, device, ring, 0, {kib << 10, blocking}));
         figure(std::to_string(readers) + " readers, slots of " + std::to_string(kib) + " KiB, " +
                    (blocking ? "blocking" : "spinning"),
                median(rates), "GB/s");

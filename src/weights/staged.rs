@@ -145,26 +145,28 @@ fn pieces_of(tensors: &[Coming<'_>], slot: usize) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (tensor, coming) in tensors.iter().enumerate() {
         for (number, part) in coming.read.parts.iter().enumerate() {
-            // Also of a tensor of nothing there is a piece, or nobody would say that it is there.
-            let (mut at, end) = (0usize, part.elements());
-            let each = (part.info.len as usize / end.max(1)).max(1);
-            let most = if part.is_read_anywhere() { (slot / each).max(1) } else { usize::MAX };
-            loop {
-                // Up to the next page of the file first: pages are copied faster to where pages begin, as slots do.
-                let beyond = (part.info.offset as usize + at * each) % PAGE;
-                let to_page = (PAGE - beyond) / each;
-                let next = if most == usize::MAX || beyond == 0 || to_page == 0 { most } else { to_page };
-                let to = end.min(at.saturating_add(next));
-                pieces.push(Piece { tensor, part: number, elements: at..to });
+            let each = (part.info.len as usize / part.elements().max(1)).max(1);
+            let slot = part.is_read_anywhere().then_some(slot);
+            for elements in cuts((part.info.offset as usize, each), part.elements(), slot) {
+                pieces.push(Piece { tensor, part: number, elements });
                 coming.left.fetch_add(1, Ordering::Relaxed);
-                at = to;
-                if at == end {
-                    break;
-                }
             }
         }
     }
     pieces
+}
+
+/// Elements of so many bytes `each`, from `offset` of a file on, in pieces that fill a slot: the first ends where a page of the file
+/// does, since pages are copied faster to where pages begin, as slots do. Without a slot they are one piece; and so are none, or
+/// nobody would say that a tensor of nothing is there.
+fn cuts((offset, each): (usize, usize), count: usize, slot: Option<usize>) -> Vec<Range<usize>> {
+    let most = slot.map_or(count, |slot| slot / each).max(1);
+    let to_page = (PAGE - offset % PAGE) % PAGE / each;
+    let first = if slot.is_some() && to_page > 0 { to_page } else { most };
+    let mut ends = vec![first.min(count)];
+    ends.extend((first..count).step_by(most).map(|at| (at + most).min(count)));
+    let begins = std::iter::once(0).chain(ends.clone());
+    begins.zip(ends).map(|(from, to)| from..to).collect()
 }
 
 /// What readers share.
@@ -285,5 +287,35 @@ impl<'a> Reader<'a> {
             element += filled / format.size_in_bytes();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pieces_are_all_of_a_tensor_once_and_all_but_the_first_begin_with_a_page(
+            offset in 0usize..20_000, each in prop::sample::select(vec![1usize, 2, 4, 8]), count in 0usize..40_000,
+            pages in 1usize..8,
+        ) {
+            let slot = pages * PAGE;
+            let pieces = cuts((offset, each), count, Some(slot));
+            let mut at = 0;
+            for piece in &pieces {
+                prop_assert_eq!(piece.start, at);
+                prop_assert!(piece.len() * each <= slot && (!piece.is_empty() || count == 0));
+                // Where elements begin at pages at all.
+                if piece.start > 0 && offset % each == 0 {
+                    prop_assert_eq!((offset + piece.start * each) % PAGE, 0);
+                }
+                at = piece.end;
+            }
+            prop_assert_eq!(at, count);
+            prop_assert_eq!(cuts((offset, each), count, None), vec![0..count]);
+        }
     }
 }

@@ -52,7 +52,7 @@ const LANDING: usize = 4 << 20;
 /// Bytes of a slot for weights: less than 0.1 ms of the bus, which is how long a small copy of live traffic waits at most for
 /// each that is queued before it.
 const WEIGHTS_SLOT: usize = 4 << 20;
-/// For eight readers: one that each fills, and as many that are copied or wait for it.
+/// For twelve readers: one that each fills, and one that is copied or waits for it.
 const WEIGHTS_SLOTS: usize = 24;
 /// Bytes of a slot for inputs: what 8,192 tokens take, several times.
 const INPUT_SLOT: usize = 1 << 20;
