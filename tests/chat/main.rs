@@ -10,6 +10,7 @@ mod gate;
 mod llama_cpp;
 mod metrics;
 mod prompts;
+mod replace;
 mod slow_readers;
 
 use std::collections::BTreeSet;
