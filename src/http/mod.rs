@@ -15,6 +15,7 @@ mod oip;
 mod openai;
 mod openapi;
 mod ops;
+mod received;
 mod reply;
 mod request;
 mod rollout_reply;

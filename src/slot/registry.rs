@@ -138,7 +138,7 @@ mod tests {
         let registry = registry(&[("digits", &["v1"])]);
         let slot = registry.get("digits").unwrap();
         slot.clear("its version folder is gone");
-        let Err(Error::NotServing { reason, .. }) = slot.admit(None) else { panic!("nothing is live") };
+        let Err(Error::NotServing { reason, .. }) = slot.admit(None, None) else { panic!("nothing is live") };
         assert_eq!(reason, "its version folder is gone");
     }
 }

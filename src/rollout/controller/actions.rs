@@ -137,7 +137,7 @@ impl Controller {
         // A changed contract has no equal to fail over to.
         let failover = previous.as_ref().is_some_and(|p| generation.contract.changes_from(&p.contract).is_empty());
         generation.stats.restart_window();
-        let next = Arc::new(Route { live: generation, previous, standby: None, failover });
+        let next = Arc::new(Route { previous, failover, ..Route::new(generation) });
         drop(route);
         let at = self.ctx.engine.now();
         let stored = Instant::now();
