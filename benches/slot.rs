@@ -17,8 +17,9 @@ use cutover::faults::Faults;
 use cutover::generation::{Generation, GenerationId, Parts, Stamp};
 use cutover::model::family;
 use cutover::ops::Machine;
+use cutover::repository::Sticky;
 use cutover::schedule::BatchLimits;
-use cutover::slot::{Asker, Route, Share, Slot, Split, Sticky, Tally};
+use cutover::slot::{Asker, Route, Share, Slot, Split, Tally};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

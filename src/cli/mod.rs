@@ -12,6 +12,7 @@ mod banner;
 pub mod bench;
 mod client;
 mod convert;
+mod experiment;
 mod golden;
 mod history;
 mod inspect;
@@ -41,6 +42,7 @@ pub use args::{
     Reference, Secret, ServeArgs, WeightDtype,
 };
 pub use client::{ClientArgs, Connection};
+pub use experiment::{ExperimentArgs, ExperimentCommand};
 pub use history::HistoryArgs;
 pub use operate::{AbortArgs, DropArgs, RollbackArgs, SettleArgs};
 use output::Failure;
@@ -73,6 +75,8 @@ pub enum Command {
     Abort(AbortArgs),
     /// Free the memory of a version that is not live; its files stay
     Drop(DropArgs),
+    /// Compare two versions on live traffic: start, status, stop
+    Experiment(ExperimentArgs),
     /// Show models, what is live, and memory
     Status(StatusArgs),
     /// Follow events as they happen
@@ -137,6 +141,7 @@ impl Cli {
             Command::Settle(args) => (args.client.json, block_on(operate::settle(&args, &mut out()))),
             Command::Abort(args) => (args.client.json, block_on(operate::abort(&args, &mut out()))),
             Command::Drop(args) => (args.client.json, block_on(operate::release(&args, &mut out()))),
+            Command::Experiment(args) => (args.json(), block_on(experiment::experiment(&args, &mut out()))),
             Command::Status(args) => (args.client.json, block_on(status::status(&args, &mut out()))),
             Command::Watch(args) => (args.client.json, block_on(watch::watch(&args, &mut out()))),
             Command::History(args) => (args.client.json, block_on(history::history(&args, &mut out()))),
@@ -182,6 +187,12 @@ mod tests {
             "cutover watch --url https://host --ca-cert c",
             "cutover status --api-key-file k --token-file t",
             "cutover promote v2 --observe 5m --wait settled --reason why --actor me --accept-contract-change --json",
+            "cutover promote v2 --canary 5,25,50 --canary-step 1m --sticky header:x-user --shadow 0.1",
+            "cutover promote v2 --canary 0",
+            "cutover stage v2 --shadow 0.5",
+            "cutover experiment start tone v1=70 v2=30 --model digits --sticky api-key",
+            "cutover experiment status --json",
+            "cutover experiment stop tone",
             "cutover stage minilm@f16 --url http://localhost:1 --token-file t",
             "cutover stage minilm@f16 --park --reason why",
             "cutover rollback digits",
@@ -221,6 +232,12 @@ mod tests {
             "cutover promote",
             "cutover promote v2 --observe soon",
             "cutover promote v2 --url ftp://x",
+            "cutover promote v2 --canary 50,25",
+            "cutover promote v2 --canary 5 --canary-step 1m --canary-requests 5",
+            "cutover promote v2 --shadow 2",
+            "cutover promote v2 --sticky moon",
+            "cutover experiment start tone v1=50",
+            "cutover experiment start tone v1 v2",
             "cutover serve --device tpu",
             "cutover bench swap --model digits --versions v1",
             "cutover bench swap --model digits --versions v1,v1",
@@ -273,6 +290,7 @@ mod tests {
             Command::Settle(args) => operate::settle(&args, &mut out).await,
             Command::Abort(args) => operate::abort(&args, &mut out).await,
             Command::Drop(args) => operate::release(&args, &mut out).await,
+            Command::Experiment(args) => experiment::experiment(&args, &mut out).await,
             Command::Status(args) => status::status(&args, &mut out).await,
             Command::History(args) => history::history(&args, &mut out).await,
             other => panic!("{other:?}"),

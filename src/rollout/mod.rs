@@ -11,7 +11,9 @@
 mod alone;
 mod controller;
 mod easing;
+mod experiment;
 mod gate;
+mod interval;
 mod journal;
 mod load;
 mod parking;
@@ -20,6 +22,7 @@ mod recheck;
 mod record;
 mod rehearsal;
 mod residents;
+mod shadow;
 mod sight;
 pub mod state;
 mod steps;
@@ -31,6 +34,7 @@ use std::sync::Arc;
 
 pub use alone::Alone;
 pub use controller::{Ahead, Answer, Candidate as CandidateStatus, Options, Status};
+pub use experiment::{ExperimentPlan, Named as NamedExperiment};
 pub use gate::Golden;
 pub use journal::{Journal, now_ms};
 pub use record::{Bytes, Handle, View};

@@ -21,7 +21,7 @@ pub use registry::{Registry, Target};
 pub use route::Route;
 pub use serve::{Answer, Ask};
 pub use shadow::{Mirrored, Shadow};
-pub use split::{Asker, Share, Split, Sticky};
+pub use split::{Asker, Share, Split};
 pub use tally::{Arm, Heard, Scores, Tally, Told};
 pub use write::{Answers, EndReason, Ended, Event, WriteAsk};
 

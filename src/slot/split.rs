@@ -7,10 +7,9 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde::{Deserialize, Serialize};
-
 use super::tally::Tally;
 use crate::generation::Generation;
+use crate::repository::Sticky;
 
 /// What can be known of whoever asks, where requests are shared by it.
 pub trait Asker {
@@ -40,19 +39,6 @@ impl Share {
     fn holds(self, place: u32) -> bool {
         u64::from(place) < self.0
     }
-}
-
-/// What a client, or a request, is known by.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sticky {
-    /// The value of this header; requests without it are placed by themselves.
-    Header(String),
-    /// The API key that is shown; requests without one are placed by themselves.
-    ApiKey,
-    /// Nothing but its body: what is asked again goes where it went.
-    #[default]
-    Request,
 }
 
 /// Two generations that share a model's requests.

@@ -83,7 +83,7 @@ struct Remembered {
 }
 
 impl Scores {
-    fn add(&mut self, score: f64) {
+    pub(crate) fn add(&mut self, score: f64) {
         self.count += 1;
         self.sum += score;
         self.squares += score * score;
