@@ -39,7 +39,8 @@ pub(super) fn candidate(live: &str, weights: &BTreeMap<String, f64>) -> Result<(
     if let Some((version, weight)) = weights.iter().find(|(_, weight)| !(**weight > 0.0 && weight.is_finite())) {
         return Err(format!("weights: {weight} for '{version}', {expected}"));
     }
-    let sum: f64 = weights.values().sum();
+    // The sum of nothing is -0.
+    let sum = weights.values().sum::<f64>() + 0.0;
     let mut others = weights.iter().filter(|(version, _)| *version != live);
     match (weights.contains_key(live), others.next(), others.next()) {
         _ if (sum - 100.0).abs() > 1e-6 => Err(format!("weights: they add up to {sum}, {expected}")),
