@@ -27,6 +27,7 @@ use crate::rollout::{Ahead, Answer, Options, Released};
 pub(super) fn routes() -> Routes {
     Routes::default()
         .delete("/models/{ref}", release)
+        .get("/models/{ref}/diff", diff)
         .post("/models/{ref}/stage", stage)
         .post("/models/{ref}/promote", promote)
         .post("/admin/rollback", rollback)
@@ -247,6 +248,20 @@ async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response
             Some(report) => Json(report).into_response(),
             None => Failure::native(Error::Unknown { reference, known: Vec::new() }).into_response(),
         },
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Against {
+    /// The version that is compared with; the live one where it is not said.
+    against: Option<String>,
+}
+
+/// Changes nothing, but reads files and takes a thread: for operators.
+async fn diff(State(app): State<Arc<App>>, Named(reference): Named, Asked(other): Asked<Against>) -> Response {
+    match app.supervisor.diff(&reference, other.against.as_deref()).await {
+        Ok(comparison) => Json(comparison).into_response(),
         Err(error) => Failure::native(error).into_response(),
     }
 }

@@ -231,10 +231,15 @@ fn history() -> Vec<(Mounted, Operation)> {
         )
         .events("Each event's name is its kind, its id its number, its data an `Event` (see the schemas)");
     let rollout = history("One rollout").named("id").answers("200", "The rollout", "Rollout");
+    let diff = history("In what a version differs from another, and whether it could take its place")
+        .named("ref")
+        .query("against", "The version that it is compared with: the live one of its model, where it is not said", text())
+        .answers("200", "Every difference, the gravest first", "Comparison");
     let memory = history("What is promised of the device's memory, and held").answers("200", "The sum", "Memory");
     vec![
         (("GET", "/admin/rollouts"), rollouts.refused(Dialect::Native, &[BadRequest])),
         (("GET", "/admin/rollouts/{id}"), rollout.refused(Dialect::Native, &[BadRequest, NotFound])),
+        (("GET", "/models/{ref}/diff"), diff.refused(Dialect::Native, &[BadRequest, NotFound, Conflict, Refused])),
         (("GET", "/admin/events"), events.refused(Dialect::Native, &[BadRequest])),
         (("GET", "/admin/memory"), memory.refused(Dialect::Native, &[])),
     ]
