@@ -37,7 +37,7 @@ fn site() -> Site {
     site.model("order", "task = 'rerank'\nlive = 'one'\n");
     site.version("order", "one", &fixture("bert-rerank"));
     site.add_writer("writer");
-    site.config("[tei]\nmodel = 'tiny'\n")
+    site.config("[tei]\nmodel = 'tiny'\n[[alerts]]\nkind = 'json'\nurl = 'http://127.0.0.1:9/nobody'\n")
 }
 
 impl Told {
@@ -435,6 +435,9 @@ async fn history(server: &mut Told) {
     assert_eq!(server.get("/models/tiny@one/diff?against=mood@one").await.1["compatible"], false);
     assert_eq!(server.get("/models/digits@broken/diff").await.0, 422);
     assert_eq!(server.get("/models/digits@v9/diff").await.0, 404);
+    let (status, tested) = server.post("/admin/alerts/test", json!({})).await;
+    assert_eq!((status, &tested["alerts"][0]["delivered"]), (200, &json!(false)), "{tested:#}");
+    assert_eq!(server.post("/admin/alerts/test", json!({ "target": "nobody" })).await.0, 400);
     let (_, memory) = server.get("/admin/memory").await;
     assert!(!memory["generations"].as_array().unwrap().is_empty());
     assert!(memory["last_reclaims"]["digits"].is_object(), "{memory:#}");

@@ -7,6 +7,7 @@
 //! Exit codes: 0 done, 1 failed or refused, 2 usage. What was asked for goes to standard output;
 //! progress and complaints go to standard error, so that `--json` output stays a document.
 
+mod alerts;
 pub mod args;
 mod banner;
 pub mod bench;
@@ -37,6 +38,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub use alerts::{AlertsArgs, AlertsCommand};
 pub use args::{
     ConvertArgs, DeviceChoice, GoldenArgs, GoldenCommand, GoldenTarget, InspectArgs, LogFormat, PullArgs, RecordArgs,
     Reference, Secret, ServeArgs, WeightDtype,
@@ -79,6 +81,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Follow events as they happen
     Watch(WatchArgs),
+    /// Try whether receivers of alerts are reached
+    Alerts(AlertsArgs),
     /// List past rollouts with their figures, show one, or verify the ledger
     History(HistoryArgs),
     /// Record or check the outputs that a version must reproduce
@@ -146,6 +150,9 @@ impl Cli {
             Command::Drop(args) => (args.client.json, block_on(operate::release(&args, &mut out()))),
             Command::Status(args) => (args.client.json, block_on(status::status(&args, &mut out()))),
             Command::Watch(args) => (args.client.json, block_on(watch::watch(&args, &mut out()))),
+            Command::Alerts(AlertsArgs { command: AlertsCommand::Test(args) }) => {
+                (args.client.json, block_on(alerts::test(&args, &mut out())))
+            }
             Command::History(args) => (args.client.json, block_on(history::history(&args, &mut out()))),
             Command::Bench(args) => (false, block_on(bench::run(&args, &mut out()))),
         };
@@ -201,6 +208,8 @@ mod tests {
             "cutover golden record digits@v1",
             "cutover golden record digits@v1 --inputs f --max-abs 0.01 --min-cosine 0.99 --force --state s",
             "cutover golden check digits@v1 --models m",
+            "cutover alerts test",
+            "cutover alerts test --target ops --json",
             "cutover diff v2",
             "cutover diff v1 v2 --check --json",
             "cutover diff models/digits/v1 models/digits/v2 --task image-classify",
@@ -242,6 +251,7 @@ mod tests {
             "cutover bench forward minilm",
             "cutover bench forward minilm@f32 --batches 128x",
             "cutover bench forward minilm@f32 --batches 1x1 --clients 1",
+            "cutover alerts",
             "cutover diff",
             "cutover diff v1 v2 v3",
             "cutover golden check digits",
@@ -287,6 +297,7 @@ mod tests {
             Command::Drop(args) => operate::release(&args, &mut out).await,
             Command::Status(args) => status::status(&args, &mut out).await,
             Command::Diff(args) => diff::ask(&args, &mut out).await,
+            Command::Alerts(AlertsArgs { command: AlertsCommand::Test(args) }) => alerts::test(&args, &mut out).await,
             Command::History(args) => history::history(&args, &mut out).await,
             other => panic!("{other:?}"),
         };

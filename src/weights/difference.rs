@@ -124,7 +124,8 @@ impl TensorChanges {
 
     fn values(&self, distances: Option<&Distances>) -> Difference {
         let (changed, of) = (self.changed.len(), self.shared);
-        let mut message = format!("{changed} of {of} tensors have other values");
+        let have = if changed == 1 { "has" } else { "have" };
+        let mut message = format!("{changed} of {of} tensors {have} other values");
         let mut severity = Severity::Notable;
         let mut tensors = TensorCounts { changed, of, measured: 0, largest: None, median: None };
         if let Some(distances) = distances {
@@ -134,12 +135,18 @@ impl TensorChanges {
             if let (Some(median), Some(largest)) = (tensors.median, &tensors.largest) {
                 if largest.distance == 0.0 && tensors.measured == changed {
                     severity = Severity::Harmless;
-                    message = format!("{changed} of {of} tensors are stored otherwise and hold the same numbers");
+                    let hold = if changed == 1 { "holds" } else { "hold" };
+                    message = format!(
+                        "{changed} of {of} tensors {} stored otherwise and {} the same numbers",
+                        are(changed),
+                        hold
+                    );
                 } else {
-                    let (far, which) = (largest.distance, quoted(&largest.tensor));
-                    message.push_str(&format!(
-                        "; relative distance {median:.2e} in the median, {far:.2e} at most ({which})"
-                    ));
+                    let (far, which) = (rounded(largest.distance), quoted(&largest.tensor));
+                    message.push_str(&match tensors.measured {
+                        1 => format!("; relative distance {far} ({which})"),
+                        _ => format!("; relative distance {} in the median, {far} at most ({which})", rounded(median)),
+                    });
                 }
             }
             if tensors.measured < changed {
@@ -167,6 +174,11 @@ impl TensorChanges {
 
 fn counted(tensors: usize) -> String {
     if tensors == 1 { "1 tensor".to_owned() } else { format!("{tensors} tensors") }
+}
+
+/// Three digits that say something.
+fn rounded(distance: f64) -> String {
+    if distance >= 0.001 { format!("{distance:.3}") } else { format!("{distance:.2e}") }
 }
 
 fn are(tensors: usize) -> &'static str {

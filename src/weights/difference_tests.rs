@@ -79,7 +79,7 @@ fn numbers_that_are_only_stored_otherwise_are_harmless() {
     let (changes, found) = measured(&before, &now);
     let told = &changes.told(Some(&found)).differences[0];
     assert_eq!(told.severity, Severity::Harmless);
-    assert_eq!(told.message, "1 of 1 tensors are stored otherwise and hold the same numbers");
+    assert_eq!(told.message, "1 of 1 tensors is stored otherwise and holds the same numbers");
 }
 
 #[test]

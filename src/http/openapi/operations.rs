@@ -233,14 +233,25 @@ fn history() -> Vec<(Mounted, Operation)> {
     let rollout = history("One rollout").named("id").answers("200", "The rollout", "Rollout");
     let diff = history("In what a version differs from another, and whether it could take its place")
         .named("ref")
-        .query("against", "The version that it is compared with: the live one of its model, where it is not said", text())
+        .query(
+            "against",
+            "The version that it is compared with: the live one of its model, where it is not said",
+            text(),
+        )
         .answers("200", "Every difference, the gravest first", "Comparison");
+    let alerts = history("Tell the receivers of alerts that nothing has happened, and what each of them answers")
+        .json_body("TestOrder", Required::False)
+        .answers("200", "What came of it", "TestedAlerts");
     let memory = history("What is promised of the device's memory, and held").answers("200", "The sum", "Memory");
     vec![
         (("GET", "/admin/rollouts"), rollouts.refused(Dialect::Native, &[BadRequest])),
         (("GET", "/admin/rollouts/{id}"), rollout.refused(Dialect::Native, &[BadRequest, NotFound])),
         (("GET", "/models/{ref}/diff"), diff.refused(Dialect::Native, &[BadRequest, NotFound, Conflict, Refused])),
         (("GET", "/admin/events"), events.refused(Dialect::Native, &[BadRequest])),
+        (
+            ("POST", "/admin/alerts/test"),
+            alerts.refused(Dialect::Native, &[BadRequest, Unsupported, Conflict, TooLarge]),
+        ),
         (("GET", "/admin/memory"), memory.refused(Dialect::Native, &[])),
     ]
 }

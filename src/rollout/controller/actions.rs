@@ -41,6 +41,9 @@ impl Controller {
         }
         let record = active.recorder.record();
         let mut note = event(&record.model, Some(&record.id), "phase", json!({ "phase": phase, "to": record.to }));
+        if let Some(ending) = active.state.ending.as_ref().filter(|_| phase.is_end()) {
+            note.body["reason"] = json!(ending.reason);
+        }
         note.actor = active.options.actor.clone();
         self.publish_candidate();
         if phase == Phase::Ready {

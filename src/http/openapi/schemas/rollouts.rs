@@ -304,3 +304,25 @@ pub(super) struct Event {
     actor: Option<String>,
     body: Value,
 }
+
+/// What became of test alerts.
+#[derive(ToSchema)]
+pub(super) struct TestedAlerts {
+    alerts: Vec<TestedAlert>,
+}
+
+#[derive(ToSchema)]
+struct TestedAlert {
+    target: String,
+    /// `json`, `slack` or `alertmanager`.
+    kind: String,
+    host: String,
+    /// Whether the receiver took it.
+    delivered: bool,
+    /// What it answered, if it did.
+    #[schema(required)]
+    status: Option<u16>,
+    #[schema(required)]
+    error: Option<String>,
+    ms: f64,
+}
