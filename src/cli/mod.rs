@@ -14,6 +14,7 @@ pub mod bench;
 mod client;
 mod convert;
 mod diff;
+mod experiment;
 mod golden;
 mod history;
 mod inspect;
@@ -45,6 +46,7 @@ pub use args::{
 };
 pub use client::{ClientArgs, Connection};
 pub use diff::DiffArgs;
+pub use experiment::{ExperimentArgs, ExperimentCommand};
 pub use history::HistoryArgs;
 pub use operate::{AbortArgs, DropArgs, RollbackArgs, SettleArgs};
 use output::Failure;
@@ -77,6 +79,8 @@ pub enum Command {
     Abort(AbortArgs),
     /// Free the memory of a version that is not live; its files stay
     Drop(DropArgs),
+    /// Compare two versions on live traffic: start, status, stop
+    Experiment(ExperimentArgs),
     /// Show models, what is live, and memory
     Status(StatusArgs),
     /// Follow events as they happen
@@ -148,6 +152,7 @@ impl Cli {
             Command::Settle(args) => (args.client.json, block_on(operate::settle(&args, &mut out()))),
             Command::Abort(args) => (args.client.json, block_on(operate::abort(&args, &mut out()))),
             Command::Drop(args) => (args.client.json, block_on(operate::release(&args, &mut out()))),
+            Command::Experiment(args) => (args.json(), block_on(experiment::experiment(&args, &mut out()))),
             Command::Status(args) => (args.client.json, block_on(status::status(&args, &mut out()))),
             Command::Watch(args) => (args.client.json, block_on(watch::watch(&args, &mut out()))),
             Command::Alerts(AlertsArgs { command: AlertsCommand::Test(args) }) => {
@@ -196,6 +201,12 @@ mod tests {
             "cutover watch --url https://host --ca-cert c",
             "cutover status --api-key-file k --token-file t",
             "cutover promote v2 --observe 5m --wait settled --reason why --actor me --accept-contract-change --json",
+            "cutover promote v2 --canary 5,25,50 --canary-step 1m --sticky header:x-user --shadow 0.1",
+            "cutover promote v2 --canary 0",
+            "cutover stage v2 --shadow 0.5",
+            "cutover experiment start tone v1=70 v2=30 --model digits --sticky api-key",
+            "cutover experiment status --json",
+            "cutover experiment stop tone",
             "cutover stage minilm@f16 --url http://localhost:1 --token-file t",
             "cutover stage minilm@f16 --park --reason why",
             "cutover rollback digits",
@@ -240,6 +251,12 @@ mod tests {
             "cutover promote",
             "cutover promote v2 --observe soon",
             "cutover promote v2 --url ftp://x",
+            "cutover promote v2 --canary 50,25",
+            "cutover promote v2 --canary 5 --canary-step 1m --canary-requests 5",
+            "cutover promote v2 --shadow 2",
+            "cutover promote v2 --sticky moon",
+            "cutover experiment start tone v1=50",
+            "cutover experiment start tone v1 v2",
             "cutover serve --device tpu",
             "cutover bench swap --model digits --versions v1",
             "cutover bench swap --model digits --versions v1,v1",
@@ -295,6 +312,7 @@ mod tests {
             Command::Settle(args) => operate::settle(&args, &mut out).await,
             Command::Abort(args) => operate::abort(&args, &mut out).await,
             Command::Drop(args) => operate::release(&args, &mut out).await,
+            Command::Experiment(args) => experiment::experiment(&args, &mut out).await,
             Command::Status(args) => status::status(&args, &mut out).await,
             Command::Diff(args) => diff::ask(&args, &mut out).await,
             Command::Alerts(AlertsArgs { command: AlertsCommand::Test(args) }) => alerts::test(&args, &mut out).await,

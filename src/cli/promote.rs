@@ -9,7 +9,7 @@ use super::client::{Api, ClientArgs, Reply, model_path, parse_reference};
 use super::output::{Failure, human_bytes, printable};
 use super::progress::Narrator;
 use super::rollout::{self, Rollout};
-use crate::repository::duration;
+use crate::repository::{CanaryConfig, Sticky, duration};
 
 /// Who asks and why; kept in the ledger.
 #[derive(Debug, Clone, Args)]
@@ -40,6 +40,8 @@ pub struct StageArgs {
     /// Go on although clients will see another contract (labels, dimension, tokenizer, …)
     #[arg(long)]
     pub accept_contract_change: bool,
+    #[command(flatten)]
+    pub shadow: ShadowArgs,
     /// Only read it into host memory, ready for the server's GPU, in place of what waits there of this model
     #[arg(long, conflicts_with = "accept_contract_change")]
     pub park: bool,
@@ -60,6 +62,10 @@ pub struct PromoteArgs {
     /// When to answer
     #[arg(long, value_enum, default_value_t = Wait::Switched)]
     pub wait: Wait,
+    #[command(flatten)]
+    pub canary: CanaryArgs,
+    #[command(flatten)]
+    pub shadow: ShadowArgs,
     /// Go on although clients will see another contract (labels, dimension, tokenizer, …)
     #[arg(long)]
     pub accept_contract_change: bool,
@@ -67,6 +73,72 @@ pub struct PromoteArgs {
     pub account: Account,
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+/// Live answers that the other version computes too.
+#[derive(Debug, Clone, Args)]
+pub struct ShadowArgs {
+    /// The share of live answers to be computed by the other version too and compared, 0 to 1 [default: the model's own]
+    #[arg(long = "shadow", value_name = "SHARE", value_parser = parse_share)]
+    pub share: Option<f64>,
+}
+
+/// The way from no requests to all.
+#[derive(Debug, Clone, Args)]
+pub struct CanaryArgs {
+    /// Percent of requests, step by step, such as 5,25,50; 0: all at once, and the rest of a canary that goes on is skipped
+    /// [default: the model's own]
+    #[arg(long, value_name = "PERCENT,…", value_parser = parse_steps)]
+    pub canary: Option<Steps>,
+    /// How long each step lasts, such as 1m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "canary_requests")]
+    pub canary_step: Option<String>,
+    /// Or how many requests it must answer in each step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub canary_requests: Option<u64>,
+    /// By what clients stay with the version that answered them: request, api-key or header:<name>
+    #[arg(long, value_name = "WHAT", value_parser = parse_sticky)]
+    pub sticky: Option<Sticky>,
+}
+
+/// Percentages of a canary, in the order of its steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steps(pub Vec<f64>);
+
+impl CanaryArgs {
+    fn put_into(&self, body: &mut Map<String, Value>) {
+        let mut put = |key: &str, value: Option<Value>| value.map(|value| body.insert(key.to_owned(), value));
+        put("canary", self.canary.as_ref().map(|Steps(steps)| steps.clone().into()));
+        put("canary_step", self.canary_step.as_deref().map(Value::from));
+        put("canary_requests", self.canary_requests.map(Value::from));
+        put("sticky", self.sticky.as_ref().map(|sticky| sticky.to_string().into()));
+    }
+}
+
+impl ShadowArgs {
+    fn put_into(&self, body: &mut Map<String, Value>) {
+        if let Some(share) = self.share {
+            body.insert("shadow".to_owned(), share.into());
+        }
+    }
+}
+
+fn parse_steps(text: &str) -> Result<Steps, String> {
+    let steps = text.split(',').map(|step| step.trim().trim_end_matches('%').parse::<f64>());
+    let steps = steps.collect::<Result<Vec<_>, _>>().map_err(|_| "expected percentages such as 5,25,50".to_owned())?;
+    if steps == [0.0] {
+        return Ok(Steps(Vec::new()));
+    }
+    CanaryConfig::check_steps(&steps).map(|()| Steps(steps))
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a share from 0 to 1".to_owned())
+}
+
+pub(super) fn parse_sticky(text: &str) -> Result<Sticky, String> {
+    text.parse()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,6 +169,7 @@ fn parse_duration(text: &str) -> Result<String, String> {
 pub(super) async fn stage(args: &StageArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let mut body = Map::new();
     args.account.put_into(&mut body);
+    args.shadow.put_into(&mut body);
     put_consent(args.accept_contract_change, &mut body);
     let path = model_path(&args.reference, "/stage");
     let api = Api::new(&args.client.connection)?;
@@ -116,6 +189,8 @@ pub(super) async fn promote(args: &PromoteArgs, out: &mut dyn Write) -> Result<(
         body.insert("observe".to_owned(), observe.as_str().into());
     }
     args.account.put_into(&mut body);
+    args.canary.put_into(&mut body);
+    args.shadow.put_into(&mut body);
     put_consent(args.accept_contract_change, &mut body);
     let path = model_path(&args.reference, "/promote");
     let api = Api::new(&args.client.connection)?;

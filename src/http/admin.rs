@@ -21,8 +21,9 @@ use super::routes::{Asked, Named, Routes};
 use super::{App, body};
 use crate::error::{Error, Result};
 use crate::ledger::Event;
-use crate::repository::{Park, duration};
-use crate::rollout::{Ahead, Answer, Options, Released};
+use crate::repository::{CanaryConfig, Park, duration};
+use crate::rollout::state::Phase;
+use crate::rollout::{Ahead, Answer, Handle, Options, Released};
 
 pub(super) fn routes() -> Routes {
     Routes::default()
@@ -34,6 +35,7 @@ pub(super) fn routes() -> Routes {
         .post("/admin/settle", settle)
         .get("/admin/rollouts", rollouts)
         .get("/admin/rollouts/{id}", rollout)
+        .get("/admin/rollouts/{id}/shadow", shadow)
         .post("/admin/rollouts/{id}/abort", abort)
         .get("/admin/events", events)
         .get("/admin/memory", memory)
@@ -63,6 +65,21 @@ pub(super) struct Order {
     /// Let a version serve that clients of the live one could not rely on.
     #[serde(default)]
     accept_contract_change: bool,
+    /// Percent of requests that it answers step by step before it answers all, instead of what the model says; `[]`: all at once.
+    #[schema(schema_with = super::openapi::percentages)]
+    canary: Option<Vec<f64>>,
+    /// How long each step lasts.
+    #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
+    canary_step: Option<String>,
+    /// Or until it has answered so many requests in it.
+    #[schema(minimum = 1)]
+    canary_requests: Option<u64>,
+    /// By what clients stay with the version that answered them: `request`, `api-key` or `header:<name>`.
+    #[schema(pattern = "^(request|api-key|header:.+)$")]
+    sticky: Option<String>,
+    /// Of requests, the share that the other version computes too, for comparison.
+    #[schema(minimum = 0, maximum = 1)]
+    shadow: Option<f64>,
     /// For `stage` alone, which has a body of its own in the description.
     #[schema(ignore)]
     park: Option<Park>,
@@ -106,11 +123,33 @@ impl Order {
     }
 
     fn options(&self) -> Result<Options> {
-        let observe = self.observe.as_deref().map(|text| {
-            duration::parse(text).map_err(|reason| Error::bad_param("observe", format!("observe: {reason}")))
-        });
+        let time = |name: &'static str, text: &Option<String>| {
+            let read = |text: &str| {
+                duration::parse(text).map_err(|reason| Error::bad_param(name, format!("{name}: {reason}")))
+            };
+            text.as_deref().map(read).transpose()
+        };
+        let wrong = |name: &'static str| move |reason| Error::bad_param(name, format!("{name}: {reason}"));
+        if let Some(steps) = &self.canary {
+            CanaryConfig::check_steps(steps).map_err(wrong("canary"))?;
+        }
+        let canary_step = time("canary_step", &self.canary_step)?;
+        if canary_step.is_some_and(|step| step.is_zero()) {
+            return Err(wrong("canary_step")("a duration of zero, expected a longer one".to_owned()));
+        }
+        if self.canary_requests == Some(0) {
+            return Err(wrong("canary_requests")("0, expected a whole number of at least 1".to_owned()));
+        }
+        if let Some(share) = self.shadow.filter(|share| !(0.0..=1.0).contains(share)) {
+            return Err(wrong("shadow")(format!("{share}, expected a share from 0.0 to 1.0")));
+        }
         Ok(Options {
-            observe: observe.transpose()?,
+            observe: time("observe", &self.observe)?,
+            canary: self.canary.clone(),
+            canary_step,
+            canary_requests: self.canary_requests,
+            sticky: self.sticky.as_deref().map(str::parse).transpose().map_err(wrong("sticky"))?,
+            shadow: self.shadow,
             reason: self.reason.clone(),
             actor: self.actor.clone(),
             accept_contract_change: self.accept_contract_change,
@@ -161,10 +200,23 @@ async fn rollback(State(app): State<Arc<App>>, request: Request) -> Response {
         let order = order.parks_nothing().map_err(Failure::native)?;
         let options = order.options().map_err(Failure::native)?;
         let answer = app.supervisor.rollback(order.model.as_deref(), options).await.map_err(Failure::native)?;
+        if let Answer::Rollout(handle) = &answer
+            && handle.now().phase == Phase::Reclaiming
+            && !handle.now().switched
+        {
+            return taken_back(handle.clone(), order.wait, streams).await;
+        }
         // An instant one is in force already; a cold one is when it has switched.
         told(answer, order.wait.unwrap_or(Wait::Switched), streams).await
     };
     work.await.unwrap_or_else(Failure::into_response)
+}
+
+/// A version that had a share only has it no more: for whoever asked for that, this is no failure.
+async fn taken_back(mut handle: Handle, wait: Option<Wait>, streams: bool) -> Result<Response, Failure> {
+    let settles = wait == Some(Wait::Settled);
+    let view = handle.until(|_| !settles).await.map_err(Failure::native)?;
+    Ok(if streams { done(&json!(view.as_ref())) } else { Json(view.as_ref()).into_response() })
 }
 
 async fn settle(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -286,6 +338,13 @@ async fn rollouts(State(app): State<Arc<App>>, Asked(listing): Asked<Listing>) -
 async fn rollout(State(app): State<Arc<App>>, Named(id): Named) -> Response {
     match app.supervisor.rollout(&id).await {
         Ok(view) => Json(view).into_response(),
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+async fn shadow(State(app): State<Arc<App>>, Named(id): Named) -> Response {
+    match app.supervisor.shadow(&id).await {
+        Ok(seen) => Json(seen).into_response(),
         Err(error) => Failure::native(error).into_response(),
     }
 }

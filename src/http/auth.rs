@@ -198,8 +198,9 @@ pub(super) async fn lists(State(guard): State<Arc<Guard>>, request: Request, nex
 
 const NEEDS_KEY: &str = "this route needs an API key (Authorization: Bearer …, or x-api-key)";
 
-async fn admitted(name: Arc<str>, request: Request, next: Next) -> Response {
+async fn admitted(name: Arc<str>, mut request: Request, next: Next) -> Response {
     tracing::Span::current().record("key", &*name);
+    request.extensions_mut().insert(KeyName(Arc::clone(&name)));
     let mut response = next.run(request).await;
     response.extensions_mut().insert(KeyName(name));
     response

@@ -8,6 +8,7 @@
 mod admin;
 mod auth;
 mod body;
+mod experiments;
 mod guard;
 mod listen;
 mod native;
@@ -15,6 +16,7 @@ mod oip;
 mod openai;
 mod openapi;
 mod ops;
+mod received;
 mod reply;
 mod request;
 mod rollout_reply;
@@ -150,12 +152,13 @@ fn routes(serves: Serves, guard: &Guard) -> Routes {
     });
     if serves != Serves::Admin {
         let asking = native::routes().merge(openai::routes()).merge(tei::routes()).merge(oip::routes());
+        let asking = asking.merge(experiments::asking());
         let key = middleware::from_fn_with_state(Arc::clone(&guard), auth::inference);
         routes = routes.merge(asking.behind(|router| router.route_layer(key)));
     }
     if serves != Serves::Inference {
         let token = middleware::from_fn_with_state(guard, auth::admin);
-        let orders = admin::routes().merge(oip::repository::orders());
+        let orders = admin::routes().merge(experiments::routes()).merge(oip::repository::orders());
         routes = routes.merge(orders.behind(|router| router.route_layer(token)));
     }
     routes

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::received::Received;
 use super::reply::{Dialect, Failure, put_stamp};
 use super::routes::{Named, Routes};
 use super::{App, body, openai, request};
@@ -91,15 +92,14 @@ async fn answer(app: &App, reference: &str, request: Request) -> Result<Response
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("image/"));
-    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(Failure::native)?;
-    let size = bytes.len();
+    let received = Received::of(app, request).await.map_err(Failure::native)?;
     let target = app.registry.resolve(reference).map_err(Failure::native)?;
     if target.slot.task() == Some(Task::Generate) {
-        let request = if is_image { Err(not_written()) } else { body::json(&bytes) };
-        return write(app, (reference, size), request.map_err(Failure::native)?).await;
+        let request = if is_image { Err(not_written()) } else { body::json(&received.body) };
+        return write(app, (reference, received), request.map_err(Failure::native)?).await;
     }
-    let ask = move || if is_image { Ok(image(bytes.to_vec())) } else { parse(&bytes) };
-    let answer = request::answer(app, Dialect::Native, reference, |_| Ok(()), size, ask).await?;
+    let ask = |body: &[u8]| if is_image { Ok(image(body.to_vec())) } else { parse(body) };
+    let answer = request::answer(app, Dialect::Native, reference, |_| Ok(()), received, ask).await?;
     let stamp = answer.stamp;
     let body = InferResponse { model: &stamp.model, version: &stamp.version, outputs: answer.outputs };
     let mut response = Json(body).into_response();
@@ -110,7 +110,7 @@ async fn answer(app: &App, reference: &str, request: Request) -> Result<Response
 /// Has the inputs continued.
 async fn write(
     app: &App,
-    asked: (&str, usize),
+    asked: (&str, Received),
     InferRequest { inputs, parameters }: InferRequest,
 ) -> Result<Response, Failure> {
     let prompts = inputs.into_iter().map(prompt).collect::<Result<Vec<_>>>().map_err(Failure::native)?;

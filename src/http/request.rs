@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::App;
 use super::auth::KeyName;
+use super::received::{Received, RequestId};
 use super::reply::{self, Dialect, Failure};
 use crate::error::{Error, Kind, Result};
 use crate::generation::Stamp;
@@ -27,7 +28,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const LONGEST_ID: usize = 128;
 
 /// Gives the request an id, a span and a place in the counters.
-pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= LONGEST_ID).cloned();
     let id = id.unwrap_or_else(fresh_id);
@@ -43,6 +44,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         Some((traces, traces.begin(parent)?, request.method().clone()))
     });
     let dialect = Dialect::of(request.uri().path());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).instrument(span.clone()).await;
     let took = began.elapsed();
     let stamp = response.extensions_mut().remove::<Stamp>();
@@ -94,22 +96,24 @@ pub(super) async fn answer(
     dialect: Dialect,
     reference: &str,
     fits: impl FnOnce(&crate::slot::Target) -> Result<()>,
-    body_bytes: usize,
-    ask: impl FnOnce() -> Result<Ask>,
+    received: Received,
+    ask: impl FnOnce(&[u8]) -> Result<Ask>,
 ) -> Result<Answer, Failure> {
     let plain = |error| Failure::new(dialect, error);
     let target = app.registry.resolve(reference).map_err(plain)?;
     fits(&target).map_err(plain)?;
-    let admission = target.slot.admit(target.version.as_deref()).map_err(plain)?;
+    let admission = target.slot.admit(target.version.as_deref(), Some(&received)).map_err(plain)?;
     let generation = admission.generation();
     let stamp = generation.stamp.clone();
     let stamped = |error| Failure { error, dialect, stamp: Some(stamp.clone()) };
     let limit = generation.limits.max_body_bytes;
-    if body_bytes as u64 > limit {
-        let got = body_bytes as u64;
+    let got = received.body.len() as u64;
+    if got > limit {
         return Err(stamped(Error::TooLarge { what: "request body in bytes", got, limit }));
     }
-    let ask = ask().map_err(stamped)?;
+    let ask = ask(&received.body).map_err(stamped)?;
+    // A request that waits holds what is asked, and not its body as well.
+    drop(received);
     // A query that stands once for many texts is worked on once for each of them.
     let spelled: u64 = ask.inputs.iter().map(RawInput::bytes).sum();
     if spelled > limit {

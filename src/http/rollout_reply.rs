@@ -34,7 +34,11 @@ impl Wait {
     fn is_reached(self, view: &View) -> bool {
         match self {
             Wait::None => true,
-            Wait::Ready => view.phase == Phase::Ready || view.switched || view.phase.is_end(),
+            Wait::Ready => {
+                matches!(view.phase, Phase::Ready | Phase::Canary | Phase::Experiment)
+                    || view.switched
+                    || view.phase.is_end()
+            }
             Wait::Switched => view.switched || view.phase.is_end(),
             Wait::Settled => view.phase.is_end(),
         }
@@ -76,20 +80,21 @@ fn finished(view: &View) -> Response {
 
 /// What did not come to what was asked for is an error; its details name the rollout.
 fn outcome(view: &View) -> Result<()> {
-    let record = &view.record;
     match (view.phase, &view.error) {
         (Phase::Refused | Phase::Failed | Phase::Aborted, Some(error)) => Err(named(error.clone(), view)),
-        (Phase::Refused | Phase::Failed | Phase::Aborted | Phase::Interrupted, None) => Err(Error::Conflict {
-            message: format!(
-                "rollout {} ended {}: {}",
-                record.id,
-                record.phase,
-                record.reason.as_deref().unwrap_or("no reason was given")
-            ),
-            details: json!({ "rollout": record.id }),
-        }),
+        (Phase::Refused | Phase::Failed | Phase::Aborted | Phase::Interrupted, None) => Err(ended(view)),
+        // Before it was live: it was given a share, and that was taken back.
+        (Phase::RolledBack, _) if !view.switched => Err(ended(view)),
         _ => Ok(()),
     }
+}
+
+/// What came to nothing, as an error.
+fn ended(view: &View) -> Error {
+    let record = &view.record;
+    let reason = record.reason.as_deref().unwrap_or("no reason was given");
+    let message = format!("rollout {} ended {}: {reason}", record.id, record.phase);
+    Error::Conflict { message, details: json!({ "rollout": record.id }) }
 }
 
 /// Adds the rollout's id to what the gate found.

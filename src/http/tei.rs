@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::received::Received;
 use super::reply::{self, Dialect, Failure, put_stamp};
 use super::routes::Routes;
 use super::{App, body, request};
@@ -164,11 +165,11 @@ async fn respond(app: &App, tasks: &[Task], request: Request) -> Response {
 }
 
 async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response, Refusal> {
-    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await?;
+    let received = Received::of(app, request).await?;
     let (slot, task) = choose(app, tasks)?;
     match task {
         Task::Classify => {
-            let parsed: PredictRequest = body::json(&bytes)?;
+            let parsed: PredictRequest = body::json(&received.body)?;
             let single = !matches!(parsed.inputs, PredictInputs::Batch(_));
             let finish = FinishOptions { raw_scores: parsed.raw_scores.unwrap_or(false), ..FinishOptions::default() };
             if parsed.parameters.is_some_and(|given| given.values().any(|value| !value.is_null())) {
@@ -177,7 +178,7 @@ async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response,
             let answer = ask(
                 app,
                 &slot,
-                bytes.len(),
+                received,
                 sequences(parsed.inputs)?,
                 &Cut(parsed.truncate, parsed.truncation_direction),
                 finish,
@@ -186,17 +187,17 @@ async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response,
             Ok(stamped(predictions(&answer, single), &answer))
         }
         Task::Rerank => {
-            let parsed: RerankRequest = body::json(&bytes)?;
+            let parsed: RerankRequest = body::json(&received.body)?;
             let finish = FinishOptions { raw_scores: parsed.raw_scores.unwrap_or(false), ..FinishOptions::default() };
             let pairs = pairs(&parsed.query, &parsed.texts)?;
             let answer =
-                ask(app, &slot, bytes.len(), pairs, &Cut(parsed.truncate, parsed.truncation_direction), finish).await?;
+                ask(app, &slot, received, pairs, &Cut(parsed.truncate, parsed.truncation_direction), finish).await?;
             let texts = parsed.return_text.unwrap_or(false).then_some(parsed.texts);
             Ok(stamped(ranks(&answer, texts.as_deref()), &answer))
         }
         // `choose` gives no other task.
         _ => {
-            let parsed: EmbedRequest = body::json(&bytes)?;
+            let parsed: EmbedRequest = body::json(&received.body)?;
             if parsed.prompt_name.is_some() {
                 return Err(
                     Error::bad_param("prompt_name", "prompt_name is not supported; write it into inputs").into()
@@ -210,7 +211,7 @@ async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response,
             let answer = ask(
                 app,
                 &slot,
-                bytes.len(),
+                received,
                 texts(parsed.inputs)?,
                 &Cut(parsed.truncate, parsed.truncation_direction),
                 finish,
@@ -224,7 +225,7 @@ async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response,
 async fn ask(
     app: &App,
     slot: &Slot,
-    body_bytes: usize,
+    received: Received,
     inputs: Vec<RawInput>,
     cut: &Cut,
     finish: FinishOptions,
@@ -234,8 +235,8 @@ async fn ask(
         return Err(Error::bad_param("truncation_direction", message).into());
     }
     let prepare = PrepareOptions { truncate: cut.0.unwrap_or(false) };
-    let ask = || Ok(Ask { inputs, prepare, finish, deadline: None });
-    Ok(request::answer(app, Dialect::Tei, slot.name(), |_| Ok(()), body_bytes, ask).await?)
+    let ask = |_: &[u8]| Ok(Ask { inputs, prepare, finish, deadline: None });
+    Ok(request::answer(app, Dialect::Tei, slot.name(), |_| Ok(()), received, ask).await?)
 }
 
 /// The model that answers for one of these tasks, and the task.
@@ -385,7 +386,7 @@ async fn info(State(app): State<Arc<App>>) -> Response {
 /// What is known of the model that `/` asks; figures of TEI's own scheduler have no counterpart and are left out.
 fn tell(app: &App) -> Result<Response> {
     let (slot, task) = choose(app, &TASKS)?;
-    let admission = slot.admit(None)?;
+    let admission = slot.admit(None, None)?;
     let generation = admission.generation();
     let kind = match task {
         Task::Classify => "classifier",

@@ -17,6 +17,7 @@ pub mod model_toml;
 pub mod name;
 mod rate;
 mod sentence_transformers;
+pub mod sharing;
 pub mod spec;
 
 use std::io::ErrorKind;
@@ -34,6 +35,7 @@ pub use model_toml::{
     OnDrainTimeout, Park, RolloutConfig,
 };
 pub use rate::LoadThrottle;
+pub use sharing::{CanaryConfig, ShadowConfig, Sticky};
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@ use super::fields::{
     at_least_one, at_least_one_u64, longer_than_zero, one_of, positive, positive_f32, share, some_at_least_one,
     some_positive, some_text, some_version,
 };
-use super::{LoadThrottle, duration, files};
+use super::{CanaryConfig, LoadThrottle, ShadowConfig, duration, files};
 use crate::error::{Error, Result};
 use crate::value::Task;
 
@@ -40,6 +40,10 @@ pub struct ModelConfig {
     pub gate: GateConfig,
     #[serde(default)]
     pub observe: ObserveConfig,
+    #[serde(default)]
+    pub canary: CanaryConfig,
+    #[serde(default)]
+    pub shadow: ShadowConfig,
     #[serde(default)]
     pub batch: BatchConfig,
     #[serde(default)]
@@ -295,6 +299,8 @@ impl ModelConfig {
             limits: Limits::default(),
             gate: GateConfig::default(),
             observe: ObserveConfig::default(),
+            canary: CanaryConfig::default(),
+            shadow: ShadowConfig::default(),
             batch: BatchConfig::default(),
             rollout: RolloutConfig::default(),
             gpu: GpuConfig::default(),
@@ -365,6 +371,7 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::Sticky;
 
     fn refused(text: &str) -> (String, String) {
         match ModelConfig::parse(text, "m/model.toml") {
@@ -414,6 +421,16 @@ mod tests {
             max_p99_ratio = 9.5
             golden_every = "250ms"
             drain_timeout = "0s"
+            [canary]
+            steps = [1, 12.5]
+            step = "90s"
+            requests = 100
+            sticky = "header:X-User"
+            [shadow]
+            share = 0.25
+            min_agreement = 0.9
+            min_samples = 7
+            keep_inputs = false
             [batch]
             max_tokens = 10
             max_items = 11
@@ -436,6 +453,11 @@ mod tests {
         assert_eq!((max_token_latency_ratio, max_logprob_gap, min_greedy_agreement), (Some(3.0), 0.25, 0.75));
         assert_eq!(config.observe.window, Duration::from_secs(5400));
         assert_eq!(config.observe.golden_every, Duration::from_millis(250));
+        let CanaryConfig { steps, step, requests, sticky } = &config.canary;
+        assert_eq!((steps.as_slice(), *step, *requests), (&[1.0, 12.5][..], Duration::from_secs(90), Some(100)));
+        assert_eq!(*sticky, Sticky::Header("x-user".into()));
+        let ShadowConfig { share, min_agreement, min_samples, keep_inputs } = config.shadow;
+        assert_eq!((share, min_agreement, min_samples, keep_inputs), (0.25, Some(0.9), 7, false));
         assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
         assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Replace, Park::Host));
         assert_eq!(config.rollout.throttle, LoadThrottle::Rate(2_000_000_000));
@@ -468,6 +490,13 @@ mod tests {
             ("task = 'embed'\n[observe]\nwindow = 300", "observe.window", "a duration such as"),
             ("task = 'embed'\n[observe]\nwindow = '5 minutes'", "observe.window", "a duration such as"),
             ("task = 'embed'\n[observe]\ngolden_every = '0s'", "observe.golden_every", "a longer one"),
+            ("task = 'embed'\n[canary]\nsteps = [50, 25]", "canary.steps", "each more than the one before"),
+            ("task = 'embed'\n[canary]\nsteps = 5", "canary.steps", "expected a sequence"),
+            ("task = 'embed'\n[canary]\nstep = '0s'", "canary.step", "a longer one"),
+            ("task = 'embed'\n[canary]\nrequests = 0", "canary.requests", "at least 1"),
+            ("task = 'embed'\n[canary]\nsticky = 'cookie'", "canary.sticky", "header:<name>"),
+            ("task = 'embed'\n[shadow]\nshare = 10", "shadow.share", "from 0.0 to 1.0"),
+            ("task = 'embed'\n[shadow]\nmin_agreement = -1", "shadow.min_agreement", "from 0.0 to 1.0"),
             ("task = 'embed'\n[rollout]\nmode = 'yolo'", "rollout.mode", "expected `beside` or `replace`"),
             ("task = 'embed'\n[rollout]\npark = 'disk'", "rollout.park", "expected `none` or `host`"),
             ("task = 'embed'\nrollout.park = true", "rollout.park", "expected a string"),

@@ -6,7 +6,7 @@
 //!
 //! Invariants (proptest below): an ended rollout stays ended; whatever was reserved is reclaimed exactly once,
 //! before the end; the route is stored at most once forward and once back; nothing is reclaimed while a switch
-//! is being made.
+//! is being made; requests are shared only between a live version and a candidate that has passed its gate.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,10 @@ pub enum Phase {
     Warming,
     Validating,
     Ready,
+    /// The candidate answers a growing share of requests.
+    Canary,
+    /// It answers a share for as long as somebody compares.
+    Experiment,
     Observing,
     Reclaiming,
     Settled,
@@ -41,6 +45,8 @@ impl Phase {
             Phase::Warming => "warming",
             Phase::Validating => "validating",
             Phase::Ready => "ready",
+            Phase::Canary => "canary",
+            Phase::Experiment => "experiment",
             Phase::Observing => "observing",
             Phase::Reclaiming => "reclaiming",
             Phase::Settled => "settled",
@@ -81,6 +87,9 @@ pub struct State {
     pub mode: Mode,
     /// There is a version to compare with, to fall back on and to go back to.
     pub has_live: bool,
+    /// Shares that the candidate answers before it answers all, and which of them is next or in force.
+    pub steps: usize,
+    pub step: usize,
     pub begun: bool,
     /// A switch was ordered and has not been reported yet.
     pub switching: bool,
@@ -99,11 +108,17 @@ pub enum Event {
     /// Something before the switch did not work.
     Failed(String),
     Promote,
+    /// A canary's step has lasted as long as it was to.
+    StepOver,
+    /// No further steps.
+    SkipSteps,
+    StartExperiment,
+    StopExperiment,
     Switched,
     SwitchFailed(String),
     WindowOver,
     Settle,
-    /// A rule of the window was broken.
+    /// A rule was broken, of the window, a canary or an experiment.
     Breach(String),
     Rollback(String),
     Abort(String),
@@ -122,6 +137,10 @@ pub enum Action {
     Validate,
     /// Make the candidate reachable by name.
     Stand,
+    /// Have the candidate answer the share of the step, or of the experiment.
+    Share,
+    /// The live version answers everything again.
+    Unshare,
     /// Write the ledger, store the route.
     Switch,
     StartWindow,
@@ -144,7 +163,17 @@ pub struct Illegal {
 }
 
 pub fn begin(goal: Goal, mode: Mode, has_live: bool) -> State {
-    State { phase: Phase::Reserving, goal, mode, has_live, begun: false, switching: false, ending: None }
+    State {
+        phase: Phase::Reserving,
+        goal,
+        mode,
+        has_live,
+        steps: 0,
+        step: 0,
+        begun: false,
+        switching: false,
+        ending: None,
+    }
 }
 
 /// The machine. On `Err` nothing changes.
@@ -169,13 +198,11 @@ pub fn next(state: &State, event: Event) -> Result<(State, Vec<Action>), Illegal
             to.phase = P::Ready;
             match state.goal {
                 Goal::Ready => vec![A::Stand],
-                Goal::Live => {
-                    to.switching = true;
-                    vec![A::Stand, A::Switch]
-                }
+                Goal::Live => vec![A::Stand, go_live(&mut to)],
             }
         }
-        (P::Reserving | P::Warming | P::Validating, E::GateRefused(reason)) => {
+        // What is staged may still be found wanting, by what its shadow says.
+        (P::Reserving | P::Warming | P::Validating | P::Ready, E::GateRefused(reason)) if !state.switching => {
             give_up(&mut to, P::Refused, Some(reason))
         }
         (P::Reserving | P::Loading | P::Warming | P::Validating, E::Failed(reason)) => {
@@ -183,8 +210,32 @@ pub fn next(state: &State, event: Event) -> Result<(State, Vec<Action>), Illegal
         }
         (P::Ready, E::Promote) if !state.switching => {
             to.goal = Goal::Live;
+            vec![go_live(&mut to)]
+        }
+        (P::Ready, E::StartExperiment) if !state.switching && state.has_live && state.mode == Mode::Beside => {
+            advance(&mut to, P::Experiment, A::Share)
+        }
+        (P::Experiment, E::StopExperiment) if !state.switching => {
+            to.goal = Goal::Ready;
+            advance(&mut to, P::Ready, A::Unshare)
+        }
+        (P::Experiment, E::Promote) if !state.switching => {
+            to.goal = Goal::Live;
             to.switching = true;
             vec![A::Switch]
+        }
+        (P::Canary, E::StepOver) if !state.switching && state.step + 1 < state.steps => {
+            to.step += 1;
+            vec![A::Share]
+        }
+        (P::Canary, E::StepOver | E::SkipSteps) if !state.switching => {
+            to.switching = true;
+            vec![A::Switch]
+        }
+        (P::Canary | P::Experiment, E::Breach(reason) | E::Rollback(reason)) if !state.switching => {
+            let mut actions = vec![A::Unshare];
+            actions.extend(give_up(&mut to, P::RolledBack, Some(reason)));
+            actions
         }
         // Asking again joins what goes on.
         (phase, E::Promote) if before_switch(phase) => {
@@ -192,12 +243,12 @@ pub fn next(state: &State, event: Event) -> Result<(State, Vec<Action>), Illegal
             vec![]
         }
         (P::Observing, E::Promote) => vec![],
-        (P::Ready, E::Switched) if state.switching => {
+        (P::Ready | P::Canary | P::Experiment, E::Switched) if state.switching => {
             to.switching = false;
             to.phase = P::Observing;
             vec![A::StartWindow]
         }
-        (P::Ready, E::SwitchFailed(reason)) if state.switching => {
+        (P::Ready | P::Canary | P::Experiment, E::SwitchFailed(reason)) if state.switching => {
             to.switching = false;
             give_up(&mut to, P::Aborted, Some(reason))
         }
@@ -231,6 +282,17 @@ fn advance(to: &mut State, phase: Phase, action: Action) -> Vec<Action> {
     vec![action]
 }
 
+/// At once, or share by share where there is somebody to share with.
+fn go_live(to: &mut State) -> Action {
+    if to.steps > 0 && to.has_live && to.mode == Mode::Beside {
+        to.phase = Phase::Canary;
+        to.step = 0;
+        return Action::Share;
+    }
+    to.switching = true;
+    Action::Switch
+}
+
 /// Ends without the candidate.
 fn give_up(to: &mut State, phase: Phase, reason: Option<String>) -> Vec<Action> {
     to.phase = Phase::Reclaiming;
@@ -247,7 +309,14 @@ fn settle(to: &mut State, reason: Option<String>) -> Vec<Action> {
 fn before_switch(phase: Phase) -> bool {
     matches!(
         phase,
-        Phase::Draining | Phase::Reserving | Phase::Loading | Phase::Warming | Phase::Validating | Phase::Ready
+        Phase::Draining
+            | Phase::Reserving
+            | Phase::Loading
+            | Phase::Warming
+            | Phase::Validating
+            | Phase::Ready
+            | Phase::Canary
+            | Phase::Experiment
     )
 }
 
@@ -272,6 +341,10 @@ fn event_name(event: &Event) -> &'static str {
         Event::GateRefused(_) => "gate refused",
         Event::Failed(_) => "failed",
         Event::Promote => "promote",
+        Event::StepOver => "step over",
+        Event::SkipSteps => "skip steps",
+        Event::StartExperiment => "experiment",
+        Event::StopExperiment => "stop experiment",
         Event::Switched => "switched",
         Event::SwitchFailed(_) => "switch failed",
         Event::WindowOver => "window over",

@@ -76,6 +76,51 @@ fn nobody_aborts_while_a_switch_is_being_made() {
     assert!(next(&state, Event::Shutdown).is_err());
 }
 
+#[test]
+fn a_canary_goes_share_by_share_and_then_live() {
+    let start = State { steps: 3, ..begin(Goal::Live, Mode::Beside, true) };
+    let (state, actions) = run(start, &TO_READY);
+    assert_eq!((state.phase, state.step), (Phase::Canary, 0));
+    assert_eq!(actions[actions.len() - 2..], [Action::Stand, Action::Share]);
+    let (state, actions) = run(state, &[Event::StepOver, Event::Promote, Event::StepOver]);
+    assert_eq!((state.phase, state.step, actions), (Phase::Canary, 2, vec![Action::Share, Action::Share]));
+    let (state, actions) = run(state, &[Event::StepOver, Event::Switched]);
+    assert_eq!((state.phase, actions), (Phase::Observing, vec![Action::Switch, Action::StartWindow]));
+}
+
+#[test]
+fn a_breach_in_a_canary_unshares_first_and_switches_nothing() {
+    let start = State { steps: 2, ..begin(Goal::Live, Mode::Beside, true) };
+    let (state, _) = run(start, &TO_READY);
+    for event in [Event::Breach("errors".into()), Event::Rollback("operator".into())] {
+        let (state, actions) = run(state.clone(), &[event, Event::Reclaimed]);
+        assert_eq!(state.phase, Phase::RolledBack);
+        assert_eq!(actions[..2], [Action::Unshare, Action::ReclaimCandidate]);
+    }
+    let (_, actions) = run(state, &[Event::SkipSteps]);
+    assert_eq!(actions, [Action::Switch]);
+}
+
+#[test]
+fn without_somebody_to_share_with_there_are_no_steps() {
+    for (mode, has_live) in [(Mode::Beside, false), (Mode::Replace, false)] {
+        let (state, actions) = run(State { steps: 2, ..begin(Goal::Live, mode, has_live) }, &TO_READY);
+        assert!(state.switching && actions.last() == Some(&Action::Switch));
+    }
+}
+
+#[test]
+fn an_experiment_ends_staged_or_with_the_better_one_live() {
+    let (ready, _) = run(begin(Goal::Ready, Mode::Beside, true), &TO_READY);
+    let (state, actions) = run(ready.clone(), &[Event::StartExperiment]);
+    assert_eq!((state.phase, actions), (Phase::Experiment, vec![Action::Share]));
+    let (stopped, actions) = run(state.clone(), &[Event::StopExperiment]);
+    assert_eq!((stopped.phase, actions), (Phase::Ready, vec![Action::Unshare]));
+    let (live, actions) = run(state, &[Event::Promote, Event::Switched]);
+    assert_eq!((live.phase, actions), (Phase::Observing, vec![Action::Switch, Action::StartWindow]));
+    assert!(next(&run(begin(Goal::Ready, Mode::Beside, false), &TO_READY).0, Event::StartExperiment).is_err());
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let reason = || Just("why".to_owned());
     prop_oneof![
@@ -88,6 +133,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         reason().prop_map(Event::GateRefused),
         reason().prop_map(Event::Failed),
         Just(Event::Promote),
+        Just(Event::StepOver),
+        Just(Event::SkipSteps),
+        Just(Event::StartExperiment),
+        Just(Event::StopExperiment),
         Just(Event::Switched),
         reason().prop_map(Event::SwitchFailed),
         Just(Event::WindowOver),
@@ -101,9 +150,9 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 fn any_start() -> impl Strategy<Value = State> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(live, replace, has_live)| {
+    (any::<bool>(), any::<bool>(), any::<bool>(), 0..4usize).prop_map(|(live, replace, has_live, steps)| {
         let goal = if live { Goal::Live } else { Goal::Ready };
-        begin(goal, if replace { Mode::Replace } else { Mode::Beside }, has_live)
+        State { steps, ..begin(goal, if replace { Mode::Replace } else { Mode::Beside }, has_live) }
     })
 }
 
@@ -113,6 +162,7 @@ proptest! {
     fn whatever_happens_the_invariants_hold(start in any_start(), events in prop::collection::vec(any_event(), 0..60)) {
         let mut state = start;
         let (mut forward, mut back, mut reclaimed, mut finished, mut stopped) = (0, 0, 0, 0, 0);
+        let mut shared = false;
         for event in events {
             let before = state.clone();
             let Ok((to, actions)) = next(&state, event.clone()) else { continue };
@@ -120,6 +170,12 @@ proptest! {
             for action in &actions {
                 match action {
                     Action::Switch => forward += 1,
+                    Action::Share => {
+                        prop_assert!(to.has_live && to.mode == Mode::Beside && forward == 0);
+                        prop_assert!(matches!(to.phase, Phase::Canary | Phase::Experiment));
+                        shared = true;
+                    }
+                    Action::Unshare => { prop_assert!(shared); shared = false; }
                     Action::SwitchBack => { prop_assert_eq!(before.phase, Phase::Observing); back += 1; }
                     Action::ReclaimCandidate | Action::ReclaimPrevious => {
                         prop_assert!(!to.switching, "reclaimed in the middle of a switch");
@@ -135,6 +191,7 @@ proptest! {
             prop_assert_eq!(to.phase.is_end(), finished == 1);
             prop_assert!(forward <= 1 && back <= forward && stopped <= 1);
             prop_assert!(to.phase != Phase::Observing || forward == 1, "live without a switch");
+            prop_assert!(to.phase != Phase::Ready || !shared, "staged only, and answering");
             state = to;
         }
     }

@@ -7,6 +7,9 @@
 mod registry;
 mod route;
 mod serve;
+mod shadow;
+mod split;
+mod tally;
 mod write;
 
 use std::sync::{Arc, OnceLock};
@@ -17,6 +20,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 pub use registry::{Registry, Target};
 pub use route::Route;
 pub use serve::{Answer, Ask};
+pub use shadow::{Mirrored, Shadow};
+pub use split::{Asker, Share, Split};
+pub use tally::{Arm, Heard, Scores, Tally, Told};
 pub use write::{Answers, EndReason, Ended, Event, WriteAsk};
 
 use crate::error::{Error, Result};
@@ -48,12 +54,16 @@ struct Absence {
 pub struct Admission {
     route: Arc<Route>,
     choice: Choice,
+    /// What the answer will be remembered by, where somebody counts.
+    name: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Choice {
     /// What the route says.
     Live,
+    /// The route shares requests, and this one is of the other's share.
+    Other,
     /// The request named the version itself.
     Named(Resident),
 }
@@ -90,15 +100,16 @@ impl Slot {
         self.task.get_or_init(|| task);
     }
 
-    /// The one decision (promise 2): a single atomic load.
+    /// The one decision (promise 2): a single atomic load. Where requests are shared between two generations, `asker` says by
+    /// what it stands to whom this one goes; without, it is the live one.
     ///
     /// # Errors
     /// `NotServing` when nothing is live; `Conflict` when the named version is not resident.
     #[inline]
-    pub fn admit(&self, version: Option<&str>) -> Result<Admission> {
+    pub fn admit(&self, version: Option<&str>, asker: Option<&dyn Asker>) -> Result<Admission> {
         match self.route.load_full() {
             Some(route) => match version {
-                None => Ok(Admission { route, choice: Choice::Live }),
+                None => Ok(Admission::of(route, asker)),
                 Some(version) => self.admit_named(route, version),
             },
             None => Err(self.not_serving()),
@@ -108,7 +119,7 @@ impl Slot {
     #[cold]
     fn admit_named(&self, route: Arc<Route>, version: &str) -> Result<Admission> {
         match route.find(version) {
-            Some(resident) => Ok(Admission { route, choice: Choice::Named(resident) }),
+            Some(resident) => Ok(Admission { route, choice: Choice::Named(resident), name: None }),
             None => Err(Error::Conflict {
                 message: format!("version '{version}' of '{}' is not resident; stage or promote it first", self.name),
                 details: serde_json::json!({ "resident": route.versions() }),
@@ -174,9 +185,24 @@ impl Slot {
 }
 
 impl Admission {
+    #[inline]
+    fn of(route: Arc<Route>, asker: Option<&dyn Asker>) -> Admission {
+        let (mut choice, mut name) = (Choice::Live, None);
+        if let (Some(split), Some(asker)) = (&route.split, asker) {
+            if split.takes(asker) {
+                choice = Choice::Other;
+            }
+            if split.tally.is_some() {
+                name = asker.id().map(Tally::name);
+            }
+        }
+        Admission { route, choice, name }
+    }
+
     pub fn generation(&self) -> &Arc<Generation> {
         match self.choice {
             Choice::Live | Choice::Named(Resident::Live) => &self.route.live,
+            Choice::Other => self.route.split.as_ref().map_or(&self.route.live, |split| &split.to),
             // `find` only names what the route has.
             Choice::Named(Resident::Previous) => self.route.previous.as_ref().unwrap_or(&self.route.live),
             Choice::Named(Resident::Standby) => self.route.standby.as_ref().unwrap_or(&self.route.live),
@@ -187,11 +213,47 @@ impl Admission {
     fn failover(&self) -> Option<&Arc<Generation>> {
         match self.choice {
             Choice::Live if self.route.failover => self.route.previous.as_ref(),
+            Choice::Other if self.route.split.as_ref().is_some_and(|split| split.failover) => Some(&self.route.live),
             _ => None,
         }
     }
 
     fn is_named(&self) -> bool {
         matches!(self.choice, Choice::Named(_))
+    }
+
+    /// Who counts what becomes of it, and for which arm.
+    fn tally(&self) -> Option<(&Tally, Arm)> {
+        let arm = match self.choice {
+            Choice::Live => Arm::Live,
+            Choice::Other => Arm::Other,
+            Choice::Named(_) => return None,
+        };
+        Some((self.route.split.as_ref()?.tally.as_deref()?, arm))
+    }
+
+    /// Counts an answer.
+    fn answered(&self, took: Duration) {
+        let stats = &self.generation().stats;
+        match self.is_named() {
+            true => stats.answered_by_name(),
+            false => stats.answered(took),
+        }
+        if let Some((tally, arm)) = self.tally() {
+            tally.answered(arm, self.name, took);
+        }
+    }
+
+    /// Counts a fault of the generation's own.
+    fn blame(&self, nonfinite: bool) {
+        self.generation().stats.blame(nonfinite);
+        if let Some((tally, arm)) = self.tally() {
+            tally.failed(arm);
+        }
+    }
+
+    /// Where the answer is to be handed, if it is one of the sample.
+    fn shadow(&self) -> Option<&Arc<Shadow>> {
+        self.route.shadow.as_ref().filter(|shadow| self.choice == Choice::Live && shadow.takes())
     }
 }

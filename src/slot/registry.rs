@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::Slot;
+use super::{Arm, Heard, Slot};
 use crate::error::{Error, Result};
 
 /// All slots by name. Reading never waits; adding is rare.
@@ -44,6 +44,17 @@ impl Registry {
             slots.remove(name);
             slots
         });
+    }
+
+    /// Takes what a client says of an answer: to whichever model's experiment gave it.
+    pub fn feedback(&self, id: &str, score: f64) -> Option<(String, Arm)> {
+        self.slots.load().values().find_map(|slot| {
+            let route = slot.route()?;
+            match route.split.as_ref()?.tally.as_ref()?.feedback(id, score) {
+                Heard::First(arm) | Heard::Again(arm) => Some((slot.name().to_owned(), arm)),
+                Heard::Unknown => None,
+            }
+        })
     }
 
     /// Every version of every model, as `model@version`.
@@ -138,7 +149,7 @@ mod tests {
         let registry = registry(&[("digits", &["v1"])]);
         let slot = registry.get("digits").unwrap();
         slot.clear("its version folder is gone");
-        let Err(Error::NotServing { reason, .. }) = slot.admit(None) else { panic!("nothing is live") };
+        let Err(Error::NotServing { reason, .. }) = slot.admit(None, None) else { panic!("nothing is live") };
         assert_eq!(reason, "its version folder is gone");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Resident;
+use super::{Resident, Shadow, Split};
 use crate::generation::Generation;
 
 #[derive(Debug, Clone)]
@@ -15,11 +15,15 @@ pub struct Route {
     pub standby: Option<Arc<Generation>>,
     /// Whether a request that `live` fails is run again on `previous`. Off when the contract changed.
     pub failover: bool,
+    /// Who answers a share of the requests that name no version.
+    pub split: Option<Split>,
+    /// What `live` answered is run again elsewhere, a sample of it.
+    pub shadow: Option<Arc<Shadow>>,
 }
 
 impl Route {
     pub fn new(live: Arc<Generation>) -> Self {
-        Route { live, previous: None, standby: None, failover: false }
+        Route { live, previous: None, standby: None, failover: false, split: None, shadow: None }
     }
 
     pub(super) fn find(&self, version: &str) -> Option<Resident> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Admission;
+use super::{Admission, Mirrored};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, Stage, Stamp};
 use crate::model::Input;
@@ -92,16 +92,18 @@ impl Admission {
         }
         match first {
             Ok((outputs, tokens)) => {
-                match self.is_named() {
-                    true => generation.stats.answered_by_name(),
-                    false => generation.stats.answered(took),
+                self.answered(took);
+                if let Some(shadow) = self.shadow() {
+                    let (inputs, outputs) = (Arc::clone(inputs), outputs.clone());
+                    let (prepare, finish) = (prepare.clone(), finish.clone());
+                    shadow.offer(Mirrored::Answered { inputs, prepare, finish, outputs, took });
                 }
                 Ok(Answer { outputs, tokens, stamp: generation.stamp.clone(), failed_over_from: None })
             }
             Err(fault) if fault.is_model_fault() && !self.is_named() => {
                 let nonfinite = matches!(fault, Error::NonFinite { .. });
                 let Some(previous) = self.failover() else {
-                    generation.stats.blame(nonfinite);
+                    self.blame(nonfinite);
                     return Err(fault);
                 };
                 tracing::warn!(
@@ -110,7 +112,7 @@ impl Admission {
                 );
                 match run(previous, inputs, prepare, finish, true).await {
                     Ok((outputs, tokens)) => {
-                        generation.stats.blame(nonfinite);
+                        self.blame(nonfinite);
                         generation.stats.failed_over();
                         let failed_over_from = Some(generation.stamp.clone());
                         Ok(Answer { outputs, tokens, stamp: previous.stamp.clone(), failed_over_from })

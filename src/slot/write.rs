@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::Admission;
+use super::{Admission, Mirrored};
 use crate::engine::{self, Permit, Prompt, Written};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, Stage, Stamp};
@@ -242,11 +242,12 @@ impl Task {
         let stats = &self.generation.stats;
         let took = self.began.elapsed();
         stats.spend(Stage::Answered, took);
-        match self.admission.is_named() {
-            true => stats.answered_by_name(),
-            // Answers on a predecessor are its own, and speak of nothing that it is judged by.
+        match Arc::ptr_eq(&self.generation, self.admission.generation()) {
+            true => self.admission.answered(took),
+            // An answer on a predecessor is its own, and speaks of nothing that it is judged by.
             false => stats.answered(took),
         }
+        self.mirror(took);
         self.send(Event::Ended(Ended { reason, tokens: self.written.len() }));
         Next::Over
     }
@@ -283,7 +284,7 @@ impl Task {
     fn explained(&mut self) {
         if let Some(fault) = self.fault.take() {
             let admitted = self.admission.generation();
-            admitted.stats.blame(matches!(fault, Error::NonFinite { .. }));
+            self.admission.blame(matches!(fault, Error::NonFinite { .. }));
             admitted.stats.failed_over();
             self.send(Event::Moved(self.generation.stamp.clone()));
         }
@@ -301,7 +302,7 @@ impl Task {
                 if error.is_model_fault() {
                     self.generation.stats.spend(Stage::Failed, self.began.elapsed());
                     if !self.admission.is_named() && Arc::ptr_eq(&admitted, &self.generation) {
-                        admitted.stats.blame(matches!(error, Error::NonFinite { .. }));
+                        self.admission.blame(matches!(error, Error::NonFinite { .. }));
                     }
                 }
                 self.send(Event::Failed(error));
@@ -319,6 +320,17 @@ impl Task {
             self.generation.stats.timed_out(limit);
         }
         self.send(Event::Failed(Error::Deadline { limit }));
+    }
+
+    /// Hands a whole answer of the generation that was admitted to whoever looks at a sample of them.
+    fn mirror(&self, took: Duration) {
+        if Arc::ptr_eq(&self.generation, self.admission.generation())
+            && !self.written.is_empty()
+            && let Some(shadow) = self.admission.shadow()
+        {
+            let (prompt, written) = (Arc::clone(&self.prompt), self.written.clone());
+            shadow.offer(Mirrored::Wrote { prompt, written, took });
+        }
     }
 
     /// A client that left is noticed before the next token.

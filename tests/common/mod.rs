@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-pub(crate) use http::{Answer, Client, Events};
+pub(crate) use http::{Answer, Client, Events, answered};
 
 /// Longer than anything takes on a busy machine; only a defect waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -65,7 +65,7 @@ pub(super) fn config(slot: &Slot, admission: &Admission) -> ModelConfig {
 /// Of every model that serves, what its live version did.
 pub(super) fn all_statistics(app: &App) -> Statistics {
     let slots = app.registry.slots();
-    let live = slots.values().filter_map(|slot| Some(statistics_of(slot, &slot.admit(None).ok()?)));
+    let live = slots.values().filter_map(|slot| Some(statistics_of(slot, &slot.admit(None, None).ok()?)));
     Statistics { model_stats: live.collect() }
 }
 

@@ -29,9 +29,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 
+use super::received::Received;
 use super::reply::{Dialect, Failure, put_stamp};
 use super::routes::Routes;
-use super::{App, body, request};
+use super::{App, request};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::slot::{Admission, Slot, Target};
@@ -88,7 +89,7 @@ impl At {
 
     fn admit(&self, app: &App) -> Result<(Arc<Slot>, Admission)> {
         let target = app.registry.resolve(&self.reference()?)?;
-        let admission = target.slot.admit(target.version.as_deref())?;
+        let admission = target.slot.admit(target.version.as_deref(), None)?;
         Ok((target.slot, admission))
     }
 }
@@ -103,9 +104,9 @@ async fn infer(State(app): State<Arc<App>>, at: At, request: Request) -> Respons
 
 async fn answer(app: &App, at: &At, request: Request) -> Result<Response, Failure> {
     let json = json_bytes(request.headers()).map_err(plain)?;
-    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
-    let asked = Inference { dialect: Dialect::Oip, at, bytes: bytes.len(), patience: None };
-    let Inferred { id, outputs, stamp } = asked.run(app, |task| read(&bytes, json, task)).await?;
+    let received = Received::of(app, request).await.map_err(plain)?;
+    let asked = Inference { dialect: Dialect::Oip, at, received, patience: None };
+    let Inferred { id, outputs, stamp } = asked.run(app, |body, task| read(body, json, task)).await?;
     let failed = |error| Failure { error, dialect: Dialect::Oip, stamp: Some(stamp.clone()) };
     let written = json::write((id.as_deref(), &stamp.model, &stamp.version), &outputs).map_err(failed)?;
     let mut response = Response::new(Body::from(written.body));
@@ -122,8 +123,7 @@ async fn answer(app: &App, at: &At, request: Request) -> Result<Response, Failur
 struct Inference<'a> {
     dialect: Dialect,
     at: &'a At,
-    /// Its size.
-    bytes: usize,
+    received: Received,
     /// How long its client will wait.
     patience: Option<Duration>,
 }
@@ -137,8 +137,12 @@ struct Inferred {
 
 impl Inference<'_> {
     /// Admits it and answers what `read` reads, once the model's task is known.
-    async fn run(self, app: &App, read: impl FnOnce(Task) -> Result<tensor::Asked>) -> Result<Inferred, Failure> {
-        let Inference { dialect, at, bytes, patience } = self;
+    async fn run(
+        self,
+        app: &App,
+        read: impl FnOnce(&[u8], Task) -> Result<tensor::Asked>,
+    ) -> Result<Inferred, Failure> {
+        let Inference { dialect, at, received, patience } = self;
         let reference = at.reference().map_err(|error| Failure::new(dialect, error))?;
         // The same for every version of a model, and known wherever one of them serves.
         let task = OnceLock::new();
@@ -147,16 +151,16 @@ impl Inference<'_> {
             Ok(())
         };
         let mut asked = None;
-        let ask = || {
+        let ask = |body: &[u8]| {
             let task = *task.get().ok_or_else(|| Error::internal("a model without a task was admitted"))?;
-            let tensor::Asked { id, parameters, inputs, outputs, binary } = read(task)?;
+            let tensor::Asked { id, parameters, inputs, outputs, binary } = read(body, task)?;
             let outputs = infer::wanted(task, outputs.as_deref(), binary)?;
             asked = Some((id, outputs));
             let mut ask = infer::ask(task, inputs, &parameters)?;
             ask.deadline = ask.deadline.into_iter().chain(patience).min();
             Ok(ask)
         };
-        let answer = request::answer(app, dialect, &reference, fits, bytes, ask).await?;
+        let answer = request::answer(app, dialect, &reference, fits, received, ask).await?;
         let (id, wanted) = asked.unwrap_or_default();
         let stamp = answer.stamp;
         match infer::outputs(answer.outputs, &wanted) {

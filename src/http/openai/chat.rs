@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::stream::{Form, Manner, Spelled, respond};
 use super::writing::{Rules, Shape, begin, refuse};
 use crate::error::{Error, Result};
+use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
 use crate::http::{App, body};
 use crate::process::{Message, RawPrompt, RenderOptions};
@@ -60,13 +61,13 @@ pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Reques
 
 async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
-    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
-    let request: ChatRequest = body::json(&bytes).map_err(plain)?;
+    let received = Received::of(app, request).await.map_err(plain)?;
+    let request: ChatRequest = body::json(&received.body).map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
     request.check().map_err(plain)?;
     let (streams, usage) = (request.shape.streams(), request.shape.tells_usage());
     let reference = request.model.clone();
-    let answers = begin(app, Dialect::OpenAi, (&reference, bytes.len()), |writer| {
+    let answers = begin(app, Dialect::OpenAi, (&reference, received), |writer| {
         let shape = request.shape.clone();
         shape.ask(writer, vec![request.prompt()], Rules { logprobs, ..Rules::default() })
     })

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::stream::{Form, Manner, Spelled, respond};
 use super::writing::{Rules, Shape, begin, refuse};
 use crate::error::{Error, Result};
+use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
 use crate::http::{App, body};
 use crate::process::{RawPrompt, Writer};
@@ -73,15 +74,15 @@ pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Reques
 
 async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
-    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
-    let request: CompletionRequest = body::json(&bytes).map_err(plain)?;
+    let received = Received::of(app, request).await.map_err(plain)?;
+    let request: CompletionRequest = body::json(&received.body).map_err(plain)?;
     request.check().map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
     let echo = request.echo();
     let CompletionRequest { model, prompt, shape, .. } = request;
     let (streams, tells_usage) = (shape.streams(), shape.tells_usage());
     let mut echoes = Vec::new();
-    let answers = begin(app, Dialect::OpenAi, (&model, bytes.len()), |writer| {
+    let answers = begin(app, Dialect::OpenAi, (&model, received), |writer| {
         let prompts = prompt.each();
         if echo {
             echoes = prompts.iter().map(|prompt| spelled(writer, prompt)).collect::<Result<_>>()?;

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::does;
 use crate::error::{Error, Result};
+use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure, put_stamp};
 use crate::http::{App, body, request};
 use crate::process::{FinishOptions, PrepareOptions};
@@ -93,11 +94,11 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
 
 async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
-    let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
-    let parsed: EmbeddingsRequest = body::json(&bytes).map_err(plain)?;
+    let received = Received::of(app, request).await.map_err(plain)?;
+    let parsed: EmbeddingsRequest = body::json(&received.body).map_err(plain)?;
     let encoding = parsed.encoding_format.unwrap_or(Encoding::Float);
     let (reference, dimensions) = (parsed.model, parsed.dimensions);
-    let ask = move || {
+    let ask = move |_: &[u8]| {
         Ok(Ask {
             inputs: inputs(parsed.input)?,
             prepare: PrepareOptions::default(),
@@ -106,8 +107,7 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
             deadline: None,
         })
     };
-    let answer =
-        request::answer(app, Dialect::OpenAi, &reference, does(Task::Embed, "embed"), bytes.len(), ask).await?;
+    let answer = request::answer(app, Dialect::OpenAi, &reference, does(Task::Embed, "embed"), received, ask).await?;
     let data = answer.outputs.into_iter().enumerate().map(|(at, output)| Item::of(at, output, encoding)).collect();
     let stamp = answer.stamp;
     let usage = Usage { prompt_tokens: answer.tokens, total_tokens: answer.tokens };

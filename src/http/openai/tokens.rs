@@ -68,7 +68,7 @@ async fn asked<T: serde::de::DeserializeOwned>(
     let request: T = body::json(&bytes).map_err(plain)?;
     let target = app.registry.resolve(model(&request)).map_err(plain)?;
     super::does(Task::Generate, "write text")(&target).map_err(plain)?;
-    let admission = target.slot.admit(target.version.as_deref()).map_err(plain)?;
+    let admission = target.slot.admit(target.version.as_deref(), None).map_err(plain)?;
     let generation: &Generation = admission.generation();
     let stamp = generation.stamp.clone();
     let body = generation.processor.writer().and_then(|writer| answer(request, writer));

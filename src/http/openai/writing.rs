@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::http::App;
+use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
 use crate::process::{RawPrompt, SamplingOptions, Writer};
 use crate::slot::{Answers, WriteAsk};
@@ -175,19 +176,21 @@ pub(super) fn refuse(field: &'static str, value: &Option<Value>) -> Result<()> {
 pub(in crate::http) fn begin(
     app: &App,
     dialect: Dialect,
-    (reference, body_bytes): (&str, usize),
+    (reference, received): (&str, Received),
     ask: impl FnOnce(&Writer) -> Result<WriteAsk>,
 ) -> Result<Answers, Box<Failure>> {
     let plain = |error| Box::new(Failure::new(dialect, error));
     let target = app.registry.resolve(reference).map_err(plain)?;
     super::does(Task::Generate, "write text")(&target).map_err(plain)?;
-    let admission = target.slot.admit(target.version.as_deref()).map_err(plain)?;
+    let admission = target.slot.admit(target.version.as_deref(), Some(&received)).map_err(plain)?;
     let generation = admission.generation();
     let stamp = generation.stamp.clone();
     let stamped = |error| Box::new(Failure { error, dialect, stamp: Some(stamp.clone()) });
     let limit = generation.limits.max_body_bytes;
-    if body_bytes as u64 > limit {
-        return Err(stamped(Error::TooLarge { what: "request body in bytes", got: body_bytes as u64, limit }));
+    let got = received.body.len() as u64;
+    drop(received);
+    if got > limit {
+        return Err(stamped(Error::TooLarge { what: "request body in bytes", got, limit }));
     }
     let ask = generation.processor.writer().and_then(ask).map_err(stamped)?;
     admission.write(ask).map_err(stamped)

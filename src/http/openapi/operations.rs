@@ -20,7 +20,7 @@ const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge,
 const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
-    [inference(), writing(), tei(), oip(), lists(), orders(), history(), health()].concat()
+    [inference(), writing(), tei(), oip(), lists(), orders(), experiments(), history(), health()].concat()
 }
 
 fn inference() -> Vec<(Mounted, Operation)> {
@@ -217,6 +217,30 @@ fn orders() -> Vec<(Mounted, Operation)> {
     ]
 }
 
+fn experiments() -> Vec<(Mounted, Operation)> {
+    let of = |what: &str| Described::new("experiments", what).admin();
+    let running = of("Experiments that go on").answers("200", "What each says so far", "Experiments");
+    let start = of("Have two versions share a model's requests, for as long as is wanted")
+        .json_body("ExperimentOrder", Required::True)
+        .answers("200", "The rollout of the version that is not live", "Rollout");
+    let stop = of("End an experiment; its version stays staged").named("name").answers(
+        "200",
+        "The rollout of the version that is not live",
+        "Rollout",
+    );
+    let feedback = Described::new("experiments", "Say how good an answer was")
+        .keyed()
+        .json_body("Feedback", Required::True)
+        .response("204", response("It is counted"));
+    let absent: &[Kind] = &[BadRequest, NotFound, Conflict, NotServing];
+    vec![
+        (("GET", "/admin/experiments"), running.refused(Dialect::Native, &[])),
+        (("POST", "/admin/experiments"), start.refused(Dialect::Native, ORDERING)),
+        (("DELETE", "/admin/experiments/{name}"), stop.refused(Dialect::Native, absent)),
+        (("POST", "/v1/feedback"), feedback.refused(Dialect::OpenAi, &[BadRequest, Unsupported, NotFound, TooLarge])),
+    ]
+}
+
 fn history() -> Vec<(Mounted, Operation)> {
     let history = |what: &str| Described::new("history", what).admin();
     let rollouts = history("Past and present rollouts, the newest first, and how deployments have gone")
@@ -242,11 +266,15 @@ fn history() -> Vec<(Mounted, Operation)> {
     let alerts = history("Tell the receivers of alerts that nothing has happened, and what each of them answers")
         .json_body("TestOrder", Required::False)
         .answers("200", "What came of it", "TestedAlerts");
+    let shadow = history("What a rollout's shadow has seen, and what agreed least; of a model's last one")
+        .named("id")
+        .answers("200", "The distribution, and the worst cases", "Shadow");
     let memory = history("What is promised of the device's memory, and held").answers("200", "The sum", "Memory");
     vec![
         (("GET", "/admin/rollouts"), rollouts.refused(Dialect::Native, &[BadRequest])),
         (("GET", "/admin/rollouts/{id}"), rollout.refused(Dialect::Native, &[BadRequest, NotFound])),
         (("GET", "/models/{ref}/diff"), diff.refused(Dialect::Native, &[BadRequest, NotFound, Conflict, Refused])),
+        (("GET", "/admin/rollouts/{id}/shadow"), shadow.refused(Dialect::Native, &[BadRequest, NotFound])),
         (("GET", "/admin/events"), events.refused(Dialect::Native, &[BadRequest])),
         (
             ("POST", "/admin/alerts/test"),

@@ -7,6 +7,7 @@
 pub(super) mod inputs;
 pub(super) mod oip;
 mod rollouts;
+mod sharing;
 mod tei;
 mod writing;
 
@@ -18,7 +19,7 @@ use utoipa::openapi::{ComponentsBuilder, Object, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::oip::repository::{IndexOrder, RepositoryOrder};
-use crate::http::{admin, native, openai, tei as asked};
+use crate::http::{admin, experiments, native, openai, tei as asked};
 use rollouts::{Begun, Comparison, Event, Outcome, Released, Rollout, Rollouts, StageOrder, Staged, TestedAlerts};
 
 pub(super) fn components() -> ComponentsBuilder {
@@ -62,6 +63,10 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<Models>(&mut all);
     add::<Model>(&mut all);
     add::<admin::Order>(&mut all);
+    add::<experiments::ExperimentOrder>(&mut all);
+    add::<experiments::Feedback>(&mut all);
+    add::<sharing::Experiments>(&mut all);
+    add::<sharing::Shadow>(&mut all);
     add::<StageOrder>(&mut all);
     add::<Outcome>(&mut all);
     add::<Staged>(&mut all);
@@ -354,6 +359,8 @@ enum Phase {
     Warming,
     Validating,
     Ready,
+    Canary,
+    Experiment,
     Observing,
     Reclaiming,
     Settled,

@@ -21,6 +21,8 @@ impl Controller {
             Action::Reserve | Action::Load | Action::Warm | Action::Validate => self.begin_step(&action),
             Action::DrainLive => self.drain_live(),
             Action::Stand => self.stand(),
+            Action::Share => self.share().await,
+            Action::Unshare => self.unshare().await,
             Action::Switch => return Some(self.switch().await),
             Action::StartWindow => return self.start_window(),
             Action::SwitchBack => self.switch_back().await,
@@ -99,11 +101,13 @@ impl Controller {
             let standby = candidate.generation.take();
             self.slot.swap(Arc::new(Route { standby, ..Route::clone(&route) }));
         }
+        self.begin_shadow();
         self.publish_candidate();
     }
 
     /// The switch. The ledger first: if it cannot be written, blue stays. Then one pointer store.
     async fn switch(&mut self) -> Event {
+        self.tell_sharing();
         let Some(active) = &mut self.active else { return Event::SwitchFailed("no rollout goes on".into()) };
         let route = self.slot.route();
         let standing = route.as_ref().and_then(|route| route.standby.clone());
@@ -143,17 +147,19 @@ impl Controller {
         // A changed contract has no equal to fail over to.
         let failover = previous.as_ref().is_some_and(|p| generation.contract.changes_from(&p.contract).is_empty());
         generation.stats.restart_window();
-        let next = Arc::new(Route { live: generation, previous, standby: None, failover });
+        let next = Arc::new(Route { previous, failover, ..Route::new(generation) });
         drop(route);
         let at = self.ctx.engine.now();
         let stored = Instant::now();
         let old = self.slot.swap(next);
         let store_ns = stored.elapsed().as_nanos() as u64;
         drop(old);
+        self.end_shadow();
         self.previous = self.live.take();
         let Some(active) = &mut self.active else { return Event::Switched };
         self.live = active.candidate.as_mut().and_then(|candidate| candidate.resident.take());
         active.candidate = None;
+        active.sharing = None;
         active.switched_at = Some(at);
         active.recorder.switched();
         active.recorder.figure("ledger_ms", ledger_ms);
@@ -184,6 +190,7 @@ impl Controller {
         let at = self.ctx.engine.now();
         drop(self.slot.swap(Arc::new(Route::new(previous))));
         let store_us = began.elapsed().as_secs_f64() * 1e6;
+        self.end_shadow();
         let gone = std::mem::replace(&mut self.live, self.previous.take());
         let Some(active) = &mut self.active else { return };
         let record = active.recorder.record();
@@ -221,8 +228,9 @@ impl Controller {
     /// Ends the window: the route lets go of the previous version, which then drains and is freed.
     fn reclaim_previous(&mut self) {
         if let Some(route) = self.slot.route() {
-            self.slot.swap(Arc::new(Route { previous: None, failover: false, ..Route::clone(&route) }));
+            self.slot.swap(Arc::new(Route { previous: None, failover: false, shadow: None, ..Route::clone(&route) }));
         }
+        self.end_shadow();
         let resident = self.previous.take();
         self.reclaim(resident, |rollout, result| Report::Reclaimed { rollout, result });
     }
@@ -256,17 +264,21 @@ impl Controller {
 
     /// Stops what is being done for the candidate and frees what it holds.
     pub(super) async fn reclaim_candidate(&mut self) {
+        self.tell_sharing();
         let Some(active) = &mut self.active else { return };
         active.progress.cancel();
         let Some(candidate) = active.candidate.take() else {
             active.reclaim_on_return = true;
             return;
         };
+        active.sharing = None;
         if let Some(route) = self.slot.route()
             && route.standby.is_some()
         {
-            self.slot.swap(Arc::new(Route { standby: None, ..Route::clone(&route) }));
+            self.slot.swap(Arc::new(Route { standby: None, split: None, shadow: None, ..Route::clone(&route) }));
         }
+        self.end_shadow();
+        let Some(active) = &self.active else { return };
         let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
         tokio::spawn(async move {
             let mut candidate = *candidate;

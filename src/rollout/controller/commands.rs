@@ -1,5 +1,7 @@
 //! What operators ask for, decided against what goes on.
 
+use std::time::Instant;
+
 use super::super::difference::Before;
 use super::super::record::{Opening, Recorder};
 use super::super::state::{self, Event, Goal, Phase};
@@ -26,6 +28,14 @@ impl Controller {
             }
             Command::Settle(reply) => {
                 let answer = self.settle().await;
+                let _ = reply.send(answer);
+            }
+            Command::Compare(version, named, options, reply) => {
+                let answer = self.compare(version, named, options).await;
+                let _ = reply.send(answer);
+            }
+            Command::StopComparing(name, reply) => {
+                let answer = self.stop_comparing(&name).await;
                 let _ = reply.send(answer);
             }
             Command::Abort(id, options, reply) => {
@@ -82,11 +92,12 @@ impl Controller {
             // Promoting what was live before is going back.
             Some((_, Phase::Observing)) if self.is_previous(&version) => self.rollback(options).await,
             Some((to, phase)) if to == version && phase != Phase::Reclaiming => {
+                let event = self.reshape(phase, &options);
                 if let Some(active) = &mut self.active {
                     active.options.observe = options.observe.or(active.options.observe);
                     active.options.accept_contract_change |= options.accept_contract_change;
                 }
-                self.feed(Event::Promote).await?;
+                self.feed(event).await?;
                 self.joined()
             }
             // After its switch the version is live already; only the old one is still being reclaimed.
@@ -106,6 +117,11 @@ impl Controller {
                 if let Some(active) = &mut self.active {
                     active.recorder.figure("rollback_actor", options.actor.clone());
                 }
+                self.feed(Event::Rollback(reason)).await?;
+                self.joined()
+            }
+            // Its share goes back at once.
+            Some((_, Phase::Canary | Phase::Experiment)) => {
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
             }
@@ -178,11 +194,14 @@ impl Controller {
         let entry = self.folder()?;
         // Says clearly that there is no such folder before a rollout begins.
         self.ctx.repository.version_dir(self.slot.name(), &version)?;
-        let config = entry.config?;
+        let mut config = entry.config?;
+        options.reshape(&mut config);
         let id = self.ctx.ids.next();
         let rollout = format!("{}-{id}", self.slot.name());
         let mode = config.rollout.mode;
-        let state = state::begin(goal, mode, self.live.is_some());
+        let mut state = state::begin(goal, mode, self.live.is_some());
+        // Going back is at once.
+        state.steps = if cold_rollback { 0 } else { config.canary.steps.len() };
         let first = first_phase(mode, self.live.is_some());
         let opening = Opening {
             id: rollout.clone(),
@@ -218,6 +237,9 @@ impl Controller {
             measuring: None,
             watched: None,
             window: None,
+            sharing: None,
+            shadow: None,
+            looked: Instant::now(),
             reclaim_on_return: false,
             drained: None,
             switched_at: None,
@@ -243,7 +265,7 @@ impl Controller {
         self.active.as_ref().map(|active| (active.recorder.view().record.to.clone(), active.state.phase))
     }
 
-    fn joined(&self) -> Result<Answer> {
+    pub(super) fn joined(&self) -> Result<Answer> {
         match &self.active {
             Some(active) => Ok(Answer::Rollout(active.recorder.handle())),
             // What was asked for ended within the asking; its last view is kept.

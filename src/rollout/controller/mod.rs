@@ -8,6 +8,7 @@ mod actions;
 mod boot;
 mod commands;
 mod differing;
+mod sharing;
 mod shelf;
 mod window;
 
@@ -20,17 +21,20 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Context;
 use super::difference::Before;
+use super::experiment::Named;
 use super::gate::Findings;
 use super::parking;
 use super::recheck::Watched;
 use super::record::{Bytes, Handle, Recorder};
 use super::residents::{Reclaimed, Resident};
+use super::shadow;
 use super::state::{self, Event, Phase, State};
 use super::steps::{self, Done};
 use crate::error::{Error, Result};
-use crate::generation::GenerationId;
-use crate::repository::{Difference, ModelConfig};
+use crate::generation::{GenerationId, Stats};
+use crate::repository::{Difference, ModelConfig, Sticky};
 use crate::slot::Slot;
+use sharing::Sharing;
 pub use shelf::Ahead;
 use shelf::Shelf;
 pub(super) use shelf::{Coming, given_up};
@@ -45,6 +49,13 @@ pub struct Options {
     pub reason: Option<String>,
     pub actor: Option<String>,
     pub accept_contract_change: bool,
+    /// Each instead of what `model.toml` says.
+    pub canary: Option<Vec<f64>>,
+    pub canary_step: Option<Duration>,
+    pub canary_requests: Option<u64>,
+    pub sticky: Option<Sticky>,
+    /// The share of answers to be computed again by the other version.
+    pub shadow: Option<f64>,
 }
 
 /// What a command came to.
@@ -61,6 +72,10 @@ pub(super) enum Command {
     Promote(String, Options, oneshot::Sender<Result<Answer>>),
     Rollback(Options, oneshot::Sender<Result<Answer>>),
     Settle(oneshot::Sender<Result<Answer>>),
+    /// Has a staged version answer a share for as long as is wanted.
+    Compare(String, Named, Options, oneshot::Sender<Result<Answer>>),
+    /// Ends that by its name; the version stays staged.
+    StopComparing(String, oneshot::Sender<Result<Answer>>),
     Abort(Option<String>, Options, oneshot::Sender<Result<Answer>>),
     /// Into host memory only, for whom.
     ReadAhead(String, Option<String>, oneshot::Sender<Result<Coming>>),
@@ -88,11 +103,13 @@ pub struct Candidate {
 }
 
 /// What anybody may read of a controller without asking it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Status {
     pub(super) candidate: ArcSwapOption<Candidate>,
     pub(super) last_reclaim: ArcSwapOption<Reclaimed>,
     pub(super) handle: ArcSwapOption<Handle>,
+    /// What the last shadow has seen.
+    pub(super) shadow: ArcSwapOption<shadow::Seen>,
 }
 
 /// What tasks send back.
@@ -154,6 +171,11 @@ struct Active {
     /// To run golden cases again in the window.
     watched: Option<Watched>,
     window: Option<Window>,
+    /// While the candidate answers a share.
+    sharing: Option<Sharing>,
+    shadow: Option<shadow::Run>,
+    /// When its figures were last looked at, while it waits and a shadow runs.
+    looked: Instant,
     /// Reclaim was ordered while a step had the candidate: it happens when the step hands it back.
     reclaim_on_return: bool,
     /// Replace mode: what was drained, and must come back if the rollout fails.
@@ -208,11 +230,11 @@ impl Controller {
         let _ = up.send(());
         loop {
             let next_look = self.active.as_ref().and_then(Active::next_look);
-            let stats = self.live.as_ref().map(|live| Arc::clone(&live.stats));
+            let (live, candidate) = self.watched_stats();
             let fault = async {
-                match &stats {
-                    Some(stats) => stats.fault.notified().await,
-                    None => std::future::pending().await,
+                tokio::select! {
+                    () = notified(&live) => {}
+                    () = notified(&candidate) => {}
                 }
             };
             tokio::select! {
@@ -347,6 +369,12 @@ impl Controller {
         }
     }
 
+    /// Whose faults are looked at at once: the live version's, and those of a candidate that answers.
+    fn watched_stats(&self) -> (Option<Arc<Stats>>, Option<Arc<Stats>>) {
+        let live = self.live.as_ref().map(|live| Arc::clone(&live.stats));
+        (live, self.active.as_ref().and_then(Active::candidate_stats))
+    }
+
     fn publish_candidate(&self) {
         let candidate = self.active.as_ref().and_then(|active| {
             let before_switch = !active.recorder.view().switched && !active.state.phase.is_end();
@@ -363,13 +391,21 @@ impl Controller {
 }
 
 impl Active {
+    /// Of a candidate that is resident and in nobody's hands.
+    fn candidate_stats(&self) -> Option<Arc<Stats>> {
+        let resident = self.candidate.as_ref()?.resident.as_ref()?;
+        Some(Arc::clone(&resident.stats))
+    }
+
     /// When the controller must look after this rollout without being asked.
     fn next_look(&self) -> Option<Instant> {
         if self.state.phase == Phase::Loading {
             return Some(Instant::now() + PROGRESS);
         }
-        let window = self.window.as_ref()?;
-        Some(window.until.min(window.next_look))
+        let window = self.window.as_ref().map(|window| window.until.min(window.next_look));
+        let sharing = self.sharing.as_ref().map(|sharing| sharing.next_look(&self.config));
+        let shadow = self.shadow.as_ref().map(|_| self.looked + window::LOOK);
+        [window, sharing, shadow].into_iter().flatten().min()
     }
 
     fn tell_progress(&mut self) {
@@ -377,6 +413,14 @@ impl Active {
         if total > 0 {
             self.recorder.progress(Bytes { done, total });
         }
+    }
+}
+
+/// Woken by a fault of a generation.
+async fn notified(stats: &Option<Arc<Stats>>) {
+    match stats {
+        Some(stats) => stats.fault.notified().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,7 +10,7 @@ use super::super::state::{Event, Phase};
 use super::super::{recheck, watch};
 use super::{Controller, Report, Window};
 
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 impl Controller {
     /// Opens the window, or ends it at once when there is nothing to go back to or it was not wanted.
@@ -36,6 +36,7 @@ impl Controller {
             next_golden: (!rules.golden_every.is_zero()).then(|| now + rules.golden_every),
             golden_runs: 0,
         });
+        self.begin_shadow();
         None
     }
 
@@ -59,10 +60,17 @@ impl Controller {
             active.tell_progress();
             return;
         }
+        active.looked = Instant::now();
+        self.tell_shadow();
+        let Some(active) = &mut self.active else { return };
+        if matches!(active.state.phase, Phase::Ready | Phase::Canary | Phase::Experiment) {
+            return self.look_at_candidate().await;
+        }
         let (Some(window), Some(live)) = (&mut active.window, &self.live) else { return };
         let now = Instant::now();
         let since = live.stats.window();
-        let breach = watch::judge(&active.config.observe, &since, window.baseline);
+        let breach = watch::judge(&active.config.observe, &since, window.baseline).map(|breach| breach.to_string());
+        let breach = breach.or_else(|| active.shadow.as_ref().and_then(|run| run.seen().breach()));
         let over = now >= window.until;
         window.next_look = now + LOOK;
         let golden = match window.next_golden {

@@ -14,11 +14,14 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::Comparison;
 use super::Context;
+use super::NamedExperiment;
 use super::controller::{Ahead, Answer, Command, Freed, Options, Reins, given_up};
 use super::difference;
+use super::experiment::{self, ExperimentPlan};
 use super::journal::Journal;
 use super::record::Handle;
 use super::residents::Lingering;
+use super::state::Phase;
 use crate::device::{Budget, Opened};
 use crate::engine::{Counters, Engine};
 use crate::error::{Error, Result};
@@ -202,6 +205,45 @@ impl Supervisor {
     pub async fn settle(&self, model: Option<&str>) -> Result<Answer> {
         let model = self.one_model(model).await?;
         self.order(&model, Command::Settle).await
+    }
+
+    /// Has two versions share a model's requests by these percentages, for as long as is wanted. The one that is not live is staged
+    /// first, where it is not.
+    ///
+    /// # Errors
+    /// `BadRequest` where the weights are not those of the live version and one other; `Conflict` where an experiment goes on.
+    pub async fn start_experiment(&self, model: Option<&str>, plan: ExperimentPlan) -> Result<Answer> {
+        let ExperimentPlan { name, weights, options } = plan;
+        let model = self.one_model(model).await?;
+        if let Some(running) = self.experiments().await.iter().find(|running| running["name"] == name.as_str()) {
+            let message = format!("the experiment '{name}' goes on already");
+            return Err(Error::Conflict { message, details: running.clone() });
+        }
+        let live = self.registry.get(&model).and_then(|slot| slot.route()).map(|route| route.live.version().to_owned());
+        let live =
+            live.ok_or_else(|| Error::conflict(format!("'{model}' serves nothing that could be compared with")))?;
+        let (candidate, weight) =
+            experiment::candidate(&live, &weights).map_err(|reason| Error::bad_param("weights", reason))?;
+        let staged = {
+            let (version, options) = (candidate.clone(), Options { shadow: options.shadow, ..options.clone() });
+            self.order(&model, |reply| Command::Stage(version, options, reply)).await?
+        };
+        if let Answer::Rollout(mut handle) = staged {
+            let view = handle.until(|view| view.phase == Phase::Ready || view.phase == Phase::Experiment).await?;
+            if let Some(error) = view.error.clone().filter(|_| view.phase.is_end()) {
+                return Err(error);
+            }
+        }
+        let named = NamedExperiment { name, weight };
+        self.order(&model, |reply| Command::Compare(candidate, named, options, reply)).await
+    }
+
+    /// Ends an experiment; its candidate stays staged.
+    pub async fn stop_experiment(&self, name: &str) -> Result<Answer> {
+        let running = self.experiments().await.into_iter().find(|running| running["name"] == name);
+        let model = running.as_ref().and_then(|running| running["model"].as_str());
+        let model = model.ok_or_else(|| Error::NotFound { what: "experiment", id: name.to_owned() })?;
+        self.order(model, |reply| Command::StopComparing(name.to_owned(), reply)).await
     }
 
     pub async fn abort(&self, rollout: &str, options: Options) -> Result<Answer> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::super::CandidateStatus;
 use super::super::controller::Reins;
@@ -143,6 +144,35 @@ impl Supervisor {
     }
 
     /// Every resident generation with its counters, for metrics.
+    /// Every experiment that goes on, with what it says so far.
+    pub async fn experiments(&self) -> Vec<Value> {
+        let controllers = self.controllers.lock().await;
+        let told = controllers.iter().filter_map(|(model, reins)| {
+            let view = reins.status.handle.load().as_ref()?.now();
+            let mut told = view.record.figures.get("experiment").filter(|_| view.phase == Phase::Experiment)?.clone();
+            told["model"] = json!(model);
+            told["rollout"] = json!(view.record.id);
+            Some(told)
+        });
+        told.collect()
+    }
+
+    /// What the last shadow of a rollout's model saw, worst cases included.
+    ///
+    /// # Errors
+    /// `NotFound` where that was of another rollout, or there is none.
+    pub async fn shadow(&self, rollout: &str) -> Result<Value> {
+        let controllers = self.controllers.lock().await;
+        let seen = controllers.values().find_map(|reins| {
+            let seen = reins.status.shadow.load_full()?;
+            (seen.rollout == rollout).then_some(seen)
+        });
+        let seen = seen.ok_or_else(|| Error::NotFound { what: "shadow of rollout", id: rollout.to_owned() })?;
+        let mut told = seen.figures();
+        told["worst"] = json!(seen.worst());
+        Ok(told)
+    }
+
     pub async fn generations(&self) -> Vec<(&'static str, Stamp, Snapshot, usize)> {
         let controllers = self.controllers.lock().await;
         let routes = controllers.values().filter_map(|reins| reins.slot.route());

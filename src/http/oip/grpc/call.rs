@@ -16,6 +16,7 @@ use tonic_prost::ProstCodec;
 use super::plain;
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
+use crate::http::received::Received;
 use crate::http::reply::{Failure, put_stamp};
 use crate::http::{App, body};
 
@@ -25,8 +26,8 @@ const PREFIX: usize = 5;
 /// What a client calls with.
 pub(super) struct Call<T> {
     pub(super) message: T,
-    /// The size of the message.
-    pub(super) bytes: usize,
+    /// The body that it came in.
+    pub(super) received: Received,
     /// How long the client will wait.
     pub(super) timeout: Option<Duration>,
 }
@@ -50,19 +51,22 @@ where
     O: Message + 'static,
     W: AsyncFnOnce(Call<I>) -> Result<Outcome<O>, Failure>,
 {
-    let (request, bytes, timeout) = match arrived(app, request).await {
+    let (request, received, timeout) = match arrived(app, request).await {
         Ok(arrived) => arrived,
         Err(error) => return plain(error).into_response(),
     };
     // What went wrong here is told by the one table, and not by what tonic makes of it.
     let (failed, stamped) = (OnceLock::new(), OnceLock::new());
-    let mut work = Some(work);
+    let most = received.body.len();
+    let mut work = Some((work, received));
     let service = tower::service_fn(|request: tonic::Request<I>| {
         let work = work.take();
         let (failed, stamped) = (&failed, &stamped);
         async move {
-            let Some(work) = work else { return Err(tonic::Status::internal("a unary call is one message")) };
-            match work(Call { message: request.into_inner(), bytes, timeout }).await {
+            let Some((work, received)) = work else {
+                return Err(tonic::Status::internal("a unary call is one message"));
+            };
+            match work(Call { message: request.into_inner(), received, timeout }).await {
                 Ok(Outcome { message, stamp }) => {
                     stamp.map(|stamp| stamped.get_or_init(|| stamp));
                     Ok(tonic::Response::new(message))
@@ -74,7 +78,7 @@ where
             }
         }
     });
-    let mut grpc = Grpc::new(ProstCodec::<O, I>::default()).apply_max_message_size_config(Some(bytes), None);
+    let mut grpc = Grpc::new(ProstCodec::<O, I>::default()).apply_max_message_size_config(Some(most), None);
     let mut response = grpc.unary(service, request).await.map(Body::new);
     match (failed.into_inner(), tonic::Status::from_header_map(response.headers())) {
         (Some(failure), _) => failure.into_response(),
@@ -90,8 +94,8 @@ where
     }
 }
 
-/// A call whose body has come whole, its size, and its timeout.
-async fn arrived(app: &App, request: Request) -> Result<(Request, usize, Option<Duration>)> {
+/// A call whose body has come whole, what came, and its timeout.
+async fn arrived(app: &App, request: Request) -> Result<(Request, Received, Option<Duration>)> {
     let headers = request.headers();
     let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let refused = match (text(header::CONTENT_TYPE.as_str()), text("grpc-encoding")) {
@@ -108,9 +112,11 @@ async fn arrived(app: &App, request: Request) -> Result<(Request, usize, Option<
     let timeout = timeout?;
     let (parts, incoming) = request.into_parts();
     let most = app.limits.max_body_bytes.saturating_add(PREFIX);
-    let bytes = body::read_encoded(Request::new(incoming), app.limits.bounds(most)).await?;
-    let size = bytes.len().saturating_sub(PREFIX);
-    Ok((Request::from_parts(parts, Body::from(bytes)), size, timeout))
+    let mut received = Received::encoded(Request::from_parts(parts.clone(), incoming), app.limits.bounds(most)).await?;
+    let whole = Request::from_parts(parts, Body::from(received.body.clone()));
+    // The message alone is what is asked.
+    received.body = received.body.slice(PREFIX.min(received.body.len())..);
+    Ok((whole, received, timeout))
 }
 
 /// How long the client will wait: at most eight digits, and a unit (gRPC over HTTP/2, "Timeout").

@@ -119,13 +119,13 @@ async fn model_infer(State(app): State<Arc<App>>, request: Request) -> Response 
 }
 
 async fn infer(app: &App, call: Call<InferRequest>) -> Result<Outcome<InferResponse>, Failure> {
-    let Call { mut message, bytes, timeout } = call;
+    let Call { mut message, received, timeout } = call;
     let at = At::from(OfModel {
         name: std::mem::take(&mut message.model_name),
         version: std::mem::take(&mut message.model_version),
     });
-    let asked = Inference { dialect: Dialect::Grpc, at: &at, bytes, patience: timeout };
-    let Inferred { id, outputs, stamp } = asked.run(app, |_| tensors::read(message)).await?;
+    let asked = Inference { dialect: Dialect::Grpc, at: &at, received, patience: timeout };
+    let Inferred { id, outputs, stamp } = asked.run(app, |_, _| tensors::read(message)).await?;
     Ok(Outcome { message: tensors::write(id, &stamp, outputs), stamp: Some(stamp) })
 }
 

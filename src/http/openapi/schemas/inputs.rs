@@ -35,6 +35,15 @@ pub(in crate::http) fn deadline() -> RefOr<Schema> {
     number.minimum(Some(0)).maximum(Some(u64::MAX)).description(Some("Milliseconds")).into()
 }
 
+/// Percentages below 100, or nothing; each is more than the one before.
+pub(in crate::http) fn percentages() -> RefOr<Schema> {
+    let percent =
+        ObjectBuilder::new().schema_type(Type::Number).exclusive_minimum(Some(0)).exclusive_maximum(Some(100));
+    let several =
+        ArrayBuilder::new().schema_type(SchemaType::from_iter([Type::Array, Type::Null])).items(percent.build());
+    several.description(Some("Percent of requests, step by step; each more than the one before")).into()
+}
+
 /// How many elements a tensor has in each dimension.
 pub(super) fn shape() -> RefOr<Schema> {
     let size = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(i64::MAX)).build();

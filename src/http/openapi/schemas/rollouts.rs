@@ -34,6 +34,18 @@ pub(super) struct StageOrder {
     /// Let a version pass that clients of the live one could not rely on.
     #[serde(default)]
     accept_contract_change: bool,
+    /// Of requests, the share that the staged version computes too, for comparison.
+    #[schema(minimum = 0, maximum = 1)]
+    shadow: Option<f64>,
+    /// For a promote that follows, as the three after it.
+    #[schema(schema_with = super::inputs::percentages)]
+    canary: Option<Vec<f64>>,
+    #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
+    canary_step: Option<String>,
+    #[schema(minimum = 1)]
+    canary_requests: Option<u64>,
+    #[schema(pattern = "^(request|api-key|header:.+)$")]
+    sticky: Option<String>,
     /// `host`: read it into pinned host memory and no further, in place of what waits there of this model. No rollout begins; a
     /// later one, or a rollback, takes the tensors from there and passes every check. Refused (409) where there is no GPU.
     #[schema(inline)]

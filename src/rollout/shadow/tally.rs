@@ -1,0 +1,196 @@
+//! What a shadow found so far: the distribution of agreement, the worst cases, and whether the rule on it is broken. Pure.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::compare::Agreement;
+use crate::repository::ShadowConfig;
+use crate::rollout::interval::Mean;
+use crate::slot::Scores;
+
+/// Cases that are kept.
+const WORST: usize = 20;
+/// Bars of the histogram from 0 to 1; what lies below 0 is in the first.
+const BARS: usize = 20;
+/// The chance that a shadow's rule is held to be broken although it holds, at any time.
+const ALPHA: f64 = 0.001;
+
+/// What was asked, and what both said: of those that agreed least.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(in crate::rollout) struct Case {
+    pub agreement: f64,
+    /// Nothing where inputs are not kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<Value>,
+    pub live: Value,
+    pub other: Value,
+}
+
+#[derive(Debug)]
+pub(super) struct Tally {
+    agreements: Scores,
+    same: u64,
+    /// Computed again and failed, which agrees with nothing.
+    failed: u64,
+    /// Of another kind, so that there is nothing to compare.
+    incomparable: u64,
+    lowest: f64,
+    bars: [u64; BARS],
+    worst: Vec<Case>,
+    prefixes: Scores,
+    live: Histogram<u64>,
+    other: Histogram<u64>,
+}
+
+impl Tally {
+    pub(super) fn new() -> Tally {
+        // Two significant digits over 1 µs to 10 min: a constant and valid pair of bounds.
+        #[allow(clippy::expect_used)]
+        let histogram = || Histogram::new_with_bounds(1, 600_000_000, 2).expect("constant bounds are valid");
+        Tally {
+            agreements: Scores::default(),
+            same: 0,
+            failed: 0,
+            incomparable: 0,
+            lowest: 1.0,
+            bars: [0; BARS],
+            worst: Vec::new(),
+            prefixes: Scores::default(),
+            live: histogram(),
+            other: histogram(),
+        }
+    }
+
+    pub(super) fn incomparable(&mut self) {
+        self.incomparable += 1;
+    }
+
+    pub(super) fn failed(&mut self) {
+        self.failed += 1;
+        self.agreed(Agreement { value: 0.0, same: false });
+    }
+
+    pub(super) fn agreed(&mut self, agreement: Agreement) {
+        let Agreement { value, same } = agreement;
+        self.agreements.add(value);
+        self.same += u64::from(same);
+        self.lowest = self.lowest.min(value);
+        let bar = (value.clamp(0.0, 1.0) * BARS as f64) as usize;
+        self.bars[bar.min(BARS - 1)] += 1;
+    }
+
+    /// The share of a written text, from its first token on, that both would have written.
+    pub(super) fn prefix(&mut self, share: f64) {
+        self.prefixes.add(share);
+    }
+
+    pub(super) fn took(&mut self, live: Duration, other: Duration) {
+        self.live.saturating_record((live.as_micros() as u64).max(1));
+        self.other.saturating_record((other.as_micros() as u64).max(1));
+    }
+
+    /// Whether a case of such agreement would be kept.
+    pub(super) fn keeps(&self, agreement: f64) -> bool {
+        self.worst.len() < WORST || self.worst.last().is_some_and(|last| agreement < last.agreement)
+    }
+
+    pub(super) fn keep(&mut self, case: Case) {
+        let at = self.worst.partition_point(|kept| kept.agreement <= case.agreement);
+        self.worst.insert(at, case);
+        self.worst.truncate(WORST);
+    }
+
+    pub(super) fn worst(&self) -> &[Case] {
+        &self.worst
+    }
+
+    /// Why the rule is broken, if it is beyond doubt.
+    pub(super) fn breach(&self, rules: &ShadowConfig) -> Option<String> {
+        let least = rules.min_agreement?;
+        let mean = Mean::of(&self.agreements, 2.0 * ALPHA).filter(|_| self.agreements.count >= rules.min_samples)?;
+        (mean.high() < least).then(|| {
+            format!(
+                "shadow agreement: {:.4} on average (at most {:.4}) against a limit of {least} ({} samples)",
+                mean.value,
+                mean.high(),
+                self.agreements.count
+            )
+        })
+    }
+
+    /// For a rollout's record; without cases.
+    pub(super) fn figures(&self) -> Value {
+        let mean = |scores: &Scores| (scores.count > 0).then(|| scores.sum / scores.count as f64);
+        let ms = |histogram: &Histogram<u64>, q| {
+            (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1e3)
+        };
+        let count = self.agreements.count;
+        json!({
+            "samples": count, "failed": self.failed, "incomparable": self.incomparable,
+            "mean": mean(&self.agreements),
+            "interval": Mean::of(&self.agreements, ALPHA).map(|mean| json!([mean.low(), mean.high()])),
+            "lowest": (count > 0).then_some(self.lowest),
+            "same": (count > 0).then(|| self.same as f64 / count as f64),
+            "prefix": mean(&self.prefixes),
+            "histogram": self.bars,
+            "live_ms": { "p50": ms(&self.live, 0.5), "p99": ms(&self.live, 0.99) },
+            "forward_ms": { "p50": ms(&self.other, 0.5), "p99": ms(&self.other, 0.99) },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(agreement: f64) -> Case {
+        Case { agreement, input: None, live: Value::Null, other: Value::Null }
+    }
+
+    #[test]
+    fn the_worst_are_kept_in_order() {
+        let mut tally = Tally::new();
+        for n in 0..100 {
+            let agreement = f64::from((n * 37) % 100) / 100.0;
+            if tally.keeps(agreement) {
+                tally.keep(case(agreement));
+            }
+        }
+        let kept: Vec<f64> = tally.worst().iter().map(|case| case.agreement).collect();
+        assert_eq!(kept, (0..20).map(|n| f64::from(n) / 100.0).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_rule_is_broken_once_that_is_beyond_doubt() {
+        let rules = ShadowConfig { min_agreement: Some(0.9), min_samples: 50, ..ShadowConfig::default() };
+        let after = |count: usize, value: f64| {
+            let mut tally = Tally::new();
+            // Some of them differ, so that there is doubt.
+            (0..count).for_each(|n| tally.agreed(Agreement { value: value - 0.01 * (n % 2) as f64, same: false }));
+            tally.breach(&rules)
+        };
+        assert_eq!((after(49, 0.5), after(1000, 0.95)), (None, None));
+        assert!(after(50, 0.5).unwrap().contains("against a limit of 0.9 (50 samples)"));
+        assert_eq!(after(1000, 0.905), None, "0.9 on average is no breach");
+        let mut tally = Tally::new();
+        (0..60).for_each(|_| tally.failed());
+        assert!(tally.breach(&rules).is_some() && tally.breach(&ShadowConfig::default()).is_none());
+    }
+
+    #[test]
+    fn figures_tell_the_distribution() {
+        let mut tally = Tally::new();
+        for (value, same) in [(1.0, true), (0.97, true), (-0.5, false)] {
+            tally.agreed(Agreement { value, same });
+        }
+        tally.took(Duration::from_millis(4), Duration::from_millis(2));
+        let figures = tally.figures();
+        assert_eq!((&figures["samples"], &figures["lowest"]), (&json!(3), &json!(-0.5)));
+        let bars = figures["histogram"].as_array().unwrap();
+        assert_eq!((bars[0].as_u64(), bars[19].as_u64(), bars.len()), (Some(1), Some(2), BARS));
+        assert!((figures["live_ms"]["p50"].as_f64().unwrap() - 4.0).abs() < 0.1);
+    }
+}

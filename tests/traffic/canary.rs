@@ -1,0 +1,199 @@
+//! A candidate that answers a growing share.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::common::inputs::digit;
+use super::common::streams::{alone, order, streamed};
+use super::common::{Client, DIGITS, Server, Site};
+use super::{asked, in_phase};
+
+const USERS: usize = 120;
+
+/// Users whom the candidate answers; each of them got an answer of 200.
+async fn on_green(client: &Client) -> BTreeSet<usize> {
+    let mut green = BTreeSet::new();
+    for user in 0..USERS {
+        let answer = asked(client, user).await.expect(200);
+        assert_eq!(answer.label(), (user % 10).to_string());
+        if answer.version() == "v2" {
+            green.insert(user);
+        }
+    }
+    green
+}
+
+async fn begun(server: &Server, body: Value) -> String {
+    let mut body = body;
+    body["wait"] = json!("none");
+    let id = server.promote("v2", body).await.expect(202).id();
+    in_phase(server, &id, "canary").await;
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_move_to_green_step_by_step_and_none_of_them_back() {
+    let site = Site::digits();
+    let server = site.start().await;
+    let steps = json!({ "canary": [10, 40], "canary_requests": 20, "sticky": "header:X-User" });
+    let id = begun(&server, steps).await;
+    let first = on_green(&server).await;
+    assert!((2..=26).contains(&first.len()), "10 % of {USERS}: {}", first.len());
+    assert_eq!(on_green(&server).await, first, "and the same again");
+    let told = server.rollout(&id).await["figures"]["canary"].clone();
+    assert_eq!((&told["percent"], &told["step"]), (&json!(10.0), &json!(1)));
+    // Enough for the first step to end.
+    while server.rollout(&id).await["figures"]["canary"]["percent"] == 10.0 {
+        asked(&server, *first.first().unwrap()).await.expect(200);
+    }
+    let mut events = server.stream(Method::GET, "/admin/events?after=0", Value::Null).await;
+    let second = on_green(&server).await;
+    assert!(first.is_subset(&second) && second.len() > first.len(), "{} then {}", first.len(), second.len());
+    while server.rollout(&id).await["phase"] == "canary" {
+        asked(&server, *first.first().unwrap()).await.expect(200);
+    }
+    in_phase(&server, &id, "observing").await;
+    assert_eq!(on_green(&server).await.len(), USERS);
+    assert_eq!(server.live("digits").await, "v2");
+    let phases = server.rollout(&id).await["phases"].clone();
+    let phases: Vec<&str> = phases.as_array().unwrap().iter().map(|phase| phase["phase"].as_str().unwrap()).collect();
+    assert_eq!(phases[phases.len() - 2..], ["canary", "observing"]);
+    for percent in [10.0, 40.0] {
+        let event = events.until("a share", |event| event.name == "share").await;
+        assert_eq!(event.data["body"]["percent"], percent);
+    }
+    server.post("/admin/rollback", json!({})).await.expect(200);
+    assert_eq!(on_green(&server).await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_header_what_is_asked_again_goes_where_it_went() {
+    let site = Site::digits();
+    site.model("digits", &format!("{DIGITS}\n[canary]\nsteps = [50]\nstep = '10m'\n"));
+    let server = site.start().await;
+    begun(&server, json!({})).await;
+    let mut seen = BTreeSet::new();
+    for n in 0..10 {
+        let version = server.image("digits", &digit(n)).await.expect(200).version().to_owned();
+        for _ in 0..3 {
+            assert_eq!(server.image("digits", &digit(n)).await.expect(200).version(), version);
+        }
+        seen.insert(version);
+        // Whoever names a version gets it.
+        for named in ["v1", "v2"] {
+            assert_eq!(server.image(&format!("digits@{named}"), &digit(n)).await.expect(200).version(), named);
+        }
+    }
+    assert_eq!(seen.len(), 2, "ten digits on one side of a half are one chance in 512");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_breach_takes_the_share_back_at_once_and_no_client_sees_a_fault() {
+    for (kind, rule) in [("error", "error rate"), ("non-finite", "non-finite outputs")] {
+        let site = Site::digits().fault(&format!("version = 'digits@v2'\nkind = '{kind}'\nat = 'serving'"));
+        let server = site.start().await;
+        let id = begun(&server, json!({ "canary": [50], "canary_step": "10m", "sticky": "header:x-user" })).await;
+        let mut user = 0;
+        while server.rollout(&id).await["phase"] == "canary" {
+            let answer = asked(&server, user).await.expect(200);
+            assert_eq!((answer.version(), answer.label()), ("v1", (user % 10).to_string().as_str()));
+            user += 1;
+        }
+        let ended = in_phase(&server, &id, "rolled_back").await;
+        assert!(ended["reason"].as_str().unwrap().contains(rule), "{}", ended["reason"]);
+        assert_eq!((&ended["kind"], ended["figures"]["canary"]["percent"].as_f64()), (&json!("instant"), Some(0.0)));
+        assert_eq!(server.live("digits").await, "v1");
+        assert!(server.get("/models/digits").await.body["candidate"].is_null());
+        assert_eq!(server.memory().await["generations"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_switch_that_was_taken_back_is_told() {
+    let site = Site::digits();
+    let server = site.start().await;
+    let client = server.another();
+    let waiting =
+        tokio::spawn(async move { client.promote("v2", json!({ "canary": [50], "canary_step": "10m" })).await });
+    let listed = async || server.get("/admin/rollouts").await.body["rollouts"][0].clone();
+    let id = super::until("a canary", async || {
+        let newest = listed().await;
+        (newest["phase"] == "canary").then(|| newest["id"].as_str().unwrap().to_owned())
+    })
+    .await;
+    // Another version has to wait, and there is nothing to settle.
+    server.promote("v3", json!({})).await.expect(409);
+    server.post("/admin/settle", json!({})).await.expect(409);
+    server.post("/admin/rollback", json!({ "reason": "I do not like it" })).await.expect(200);
+    let told = waiting.await.unwrap().expect(409);
+    assert!(told.message().contains("I do not like it"), "{}", told.message());
+    in_phase(&server, &id, "rolled_back").await;
+
+    let id = begun(&server, json!({ "canary": [50], "canary_step": "10m" })).await;
+    server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
+    assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+
+    // Asking again joins it; with no steps the rest of them is skipped.
+    let id = begun(&server, json!({ "canary": [1, 50], "canary_step": "10m" })).await;
+    assert_eq!(server.promote("v2", json!({ "wait": "none" })).await.expect(202).id(), id);
+    assert_eq!(server.rollout(&id).await["phase"], "canary");
+    assert_eq!(server.promote("v2", json!({ "canary": [] })).await.expect(200).id(), id);
+    assert_eq!(server.live("digits").await, "v2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_in_a_canary_starts_with_the_version_that_was_live() {
+    let site = Site::digits();
+    let mut server = site.start().await;
+    let id = begun(&server, json!({ "canary": [50], "canary_step": "10m" })).await;
+    server.kill();
+    server.ended().await;
+    let server = site.start().await;
+    assert_eq!(server.live("digits").await, "v1");
+    assert_eq!(server.rollout(&id).await["phase"], "interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_that_cannot_be_are_refused_by_name() {
+    let site = Site::digits();
+    let server = site.start().await;
+    for (body, told) in [
+        (json!({ "canary": [50, 25] }), "canary: 25 after 50"),
+        (json!({ "canary": [0] }), "canary: 0, expected percentages"),
+        (json!({ "canary": [100] }), "canary: 100, expected percentages"),
+        (json!({ "canary": [5], "canary_step": "0s" }), "canary_step"),
+        (json!({ "canary": [5], "canary_step": "soon" }), "canary_step"),
+        (json!({ "canary": [5], "canary_requests": 0 }), "canary_requests"),
+        (json!({ "canary": [5], "sticky": "cookie" }), "sticky: \"cookie\", expected"),
+        (json!({ "shadow": 1.5 }), "shadow: 1.5, expected a share"),
+    ] {
+        let refused = server.promote("v2", body).await.expect(400);
+        assert!(refused.message().contains(told), "{}", refused.message());
+    }
+    assert_eq!(server.get("/admin/rollouts").await.body["rollouts"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_shared_too_and_each_is_written_by_one_version() {
+    let site = Site::new();
+    site.add_writer("tiny");
+    let server = site.start().await;
+    let id = server
+        .promote("tiny@b", json!({ "canary": [50], "canary_step": "10m", "wait": "none" }))
+        .await
+        .expect(202)
+        .id();
+    in_phase(&server, &id, "canary").await;
+    let mut seen = BTreeSet::new();
+    for n in 0..12 {
+        let prompt = format!("Text {n}: it");
+        let text = streamed(&server, order("tiny", &prompt, 12), || ()).await;
+        assert_eq!((text.done, &text.error, text.versions.len()), (true, &None, 1));
+        assert_eq!(text.text, alone(&server, &format!("tiny@{}", text.version), &prompt, 12).await);
+        assert_eq!(streamed(&server, order("tiny", &prompt, 12), || ()).await.version, text.version);
+        seen.insert(text.version);
+    }
+    assert_eq!(seen.len(), 2);
+}

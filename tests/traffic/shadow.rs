@@ -1,0 +1,125 @@
+//! Answers that are computed again by the other version, and compared.
+
+use serde_json::{Value, json};
+
+use super::common::inputs::digit;
+use super::common::streams::{order, streamed};
+use super::common::{Client, DIGITS, Site, until};
+use super::in_phase;
+
+/// What a shadow has seen once it has so many samples.
+async fn seen(client: &Client, id: &str, samples: u64) -> Value {
+    until("the shadow has its samples", async || {
+        let seen = client.get(&format!("/admin/rollouts/{id}/shadow")).await.expect(200).body;
+        (seen["samples"].as_u64().unwrap() >= samples).then_some(seen)
+    })
+    .await
+}
+
+async fn ask(client: &Client, times: usize) {
+    for n in 0..times {
+        client.image("digits", &digit(n % 10)).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_live_is_computed_again_before_the_switch_and_after_it() {
+    let site = Site::digits();
+    let server = site.start().await;
+    let id = server.post("/models/v2/stage", json!({ "shadow": 1.0 })).await.expect(200).id();
+    ask(&server, 30).await;
+    let before = seen(&server, &id, 30).await;
+    assert_eq!((&before["live"], &before["other"]), (&json!("v1"), &json!("v2")));
+    let mean = before["mean"].as_f64().unwrap();
+    assert!(mean > 0.8 && mean < 1.0 && before["same"] == 1.0, "{before}");
+    let bars: u64 = before["histogram"].as_array().unwrap().iter().map(|bar| bar.as_u64().unwrap()).sum();
+    assert_eq!((bars, before["samples"].as_u64()), (30, Some(30)));
+    let worst = before["worst"].as_array().unwrap();
+    assert_eq!(worst.len(), 20);
+    assert!(worst[0]["agreement"].as_f64() <= worst[19]["agreement"].as_f64());
+    assert!(worst[0]["input"]["image"].is_string() || worst[0]["input"]["image"]["blake3"].is_string(), "{}", worst[0]);
+    assert!(worst[0]["live"]["labels"][0]["label"] == worst[0]["other"]["labels"][0]["label"]);
+
+    assert_eq!(server.promote("v2", json!({})).await.expect(200).id(), id);
+    ask(&server, 12).await;
+    let after = seen(&server, &id, 12).await;
+    assert_eq!((&after["live"], &after["other"]), (&json!("v2"), &json!("v1")));
+    server.post("/admin/settle", json!({})).await.expect(200);
+    let figures = server.rollout(&id).await["figures"].clone();
+    assert_eq!(
+        (figures["shadow"]["samples"].as_u64(), figures["shadow_after"]["samples"].as_u64()),
+        (Some(30), Some(12))
+    );
+    assert!(figures["shadow"]["worst"].is_null(), "the record keeps no inputs");
+    assert_eq!(server.memory().await["generations"].as_array().unwrap().len(), 1);
+    server.get("/admin/rollouts/digits-99/shadow").await.expect(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_is_a_sample_and_inputs_are_kept_only_where_they_may_be() {
+    let site = Site::digits();
+    site.model("digits", &format!("{DIGITS}\n[shadow]\nshare = 0.25\nkeep_inputs = false\n"));
+    let server = site.start().await;
+    let id = server.post("/models/v2/stage", json!({})).await.expect(200).id();
+    ask(&server, 40).await;
+    let seen = seen(&server, &id, 10).await;
+    assert_eq!((&seen["samples"], &seen["dropped"]), (&json!(10), &json!(0)));
+    assert!(seen["worst"].as_array().unwrap().iter().all(|case| case["input"].is_null()), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_versions_that_do_not_agree_enough_are_told_apart_before_any_client_sees_it() {
+    let site = Site::digits();
+    site.model("digits", &format!("{DIGITS}\n[shadow]\nshare = 1.0\nmin_agreement = 1.0\nmin_samples = 40\n"));
+    let server = site.start().await;
+    let id = server.post("/models/v2/stage", json!({})).await.expect(200).id();
+    ask(&server, 60).await;
+    let ended = in_phase(&server, &id, "refused").await;
+    assert!(ended["reason"].as_str().unwrap().contains("shadow agreement"), "{}", ended["reason"]);
+    assert_eq!(server.image("digits", &digit(3)).await.expect(200).version(), "v1");
+
+    // After the switch it is the version that answers that is judged.
+    let id = server.promote("v2", json!({})).await.expect(200).id();
+    ask(&server, 60).await;
+    let ended = in_phase(&server, &id, "rolled_back").await;
+    assert!(ended["reason"].as_str().unwrap().contains("shadow agreement"), "{}", ended["reason"]);
+    assert_eq!(server.live("digits").await, "v1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_judged_by_both_versions() {
+    let site = Site::new();
+    site.add_writer("tiny");
+    let server = site.start().await;
+    let id = server.post("/models/tiny@b/stage", json!({ "shadow": 1.0 })).await.expect(200).id();
+    for n in 0..6 {
+        streamed(&server, order("tiny", &format!("Text {n}: it"), 12), || ()).await;
+    }
+    let seen = seen(&server, &id, 6).await;
+    let (mean, prefix) = (seen["mean"].as_f64().unwrap(), seen["prefix"].as_f64().unwrap());
+    // The same weights, quantised and rounded to f16.
+    assert!(mean > 0.9 && prefix > 0.5 && prefix <= 1.0, "{seen}");
+    let worst = &seen["worst"][0];
+    assert!(worst["input"].as_str().unwrap().contains("Text ") && worst["live"]["text"].is_string(), "{worst}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_fails_what_is_computed_again_agrees_with_nothing() {
+    let site = Site::digits();
+    site.model("digits", &format!("{DIGITS}\n[shadow]\nshare = 1.0\n"));
+    // A candidate whose inputs are of another size cannot take the same batch; its processor scales them, so it can.
+    let server = site.start().await;
+    let id = server.post("/models/v2/stage", json!({})).await.expect(200).id();
+    let mut asked = Vec::new();
+    for n in 0..10 {
+        let client = server.another();
+        asked.push(tokio::spawn(async move { client.image("digits", &digit(n)).await.expect(200) }));
+    }
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().version(), "v1");
+    }
+    assert_eq!(seen(&server, &id, 10).await["failed"], 0);
+    server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
+    ask(&server, 5).await;
+    assert_eq!(seen(&server, &id, 10).await["samples"], 10, "a shadow ends with its version");
+}
