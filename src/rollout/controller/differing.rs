@@ -20,6 +20,12 @@ impl Controller {
     /// Begins to measure how far the candidate's tensors are from those that were live.
     pub(super) fn measure_differences(&mut self) {
         let Some(active) = &mut self.active else { return };
+        let mut tensors =
+            active.recorder.view().record.diff.iter().filter_map(|difference| difference.tensors.as_ref());
+        // A version that is ready once more, after an experiment, is what it was.
+        if active.measuring.is_some() || tensors.any(|tensors| tensors.measured > 0) {
+            return;
+        }
         let contract =
             active.candidate.as_ref().and_then(|candidate| Some(candidate.resident.as_ref()?.contract.clone()));
         let (Some(before), Some(contract)) = (active.before.clone(), contract) else { return };
