@@ -16,6 +16,7 @@ use crate::cli::{LogFormat, ServeArgs};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::http::ListenLimits;
+use crate::telling::{AlertTarget, TelemetryTarget};
 
 /// Threads beyond these are a slip of the hand: they would only wait for each other.
 const MOST_THREADS_A_CORE: usize = 4;
@@ -26,6 +27,8 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr
 
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What `cutover.toml` is called, for errors about what it names.
+    pub file: String,
     pub models: PathBuf,
     pub only: Vec<String>,
     pub state: PathBuf,
@@ -60,6 +63,9 @@ pub struct Config {
     pub log_filter: String,
     pub keep_rollouts: usize,
     pub keep_events: usize,
+    /// Who is told of what.
+    pub alerts: Vec<AlertTarget>,
+    pub telemetry: TelemetryTarget,
     pub faults: Vec<crate::faults::Fault>,
     pub places: Places,
 }
@@ -103,6 +109,10 @@ impl Config {
         for (at, fault) in (1..).zip(&file.faults) {
             fault.check().map_err(|(key, reason)| wrong(&format!("faults[{at}].{key}"), reason))?;
         }
+        for (at, alert) in (1..).zip(&file.alerts) {
+            alert.check().map_err(|(key, reason)| wrong(&format!("alerts[{at}].{key}"), reason))?;
+        }
+        file.telemetry.check().map_err(|(key, reason)| wrong(&format!("telemetry.{key}"), reason))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = args.threads.or(file.device.threads).unwrap_or(cores);
         let most = (MOST_THREADS_A_CORE * cores).max(MOST_THREADS_AT_LEAST);
@@ -147,6 +157,7 @@ impl Config {
             return Err(wrong("limits.max_buffered_bytes", reason));
         }
         let config = Config {
+            file: label.clone(),
             models: args.models.or(file.server.models).unwrap_or_else(|| "models".into()),
             only: args.model,
             state: args.state.or(file.server.state).unwrap_or_else(|| ".cutover".into()),
@@ -172,6 +183,8 @@ impl Config {
             log_filter: log_filter().or(file.log.filter).unwrap_or_else(|| "info".into()),
             keep_rollouts: file.ledger.keep_rollouts.unwrap_or(1_000),
             keep_events: file.ledger.keep_events.unwrap_or(100_000),
+            alerts: file.alerts,
+            telemetry: file.telemetry,
             faults: file.faults,
             places,
         };

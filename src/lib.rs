@@ -14,8 +14,8 @@
 //!
 //! (`weights` asks `ops` how a weight is arranged for its kernels, so that the loader writes it there at once.)
 //!
-//! Leaves that anyone may use: [`repository`], [`gguf`], [`ledger`], [`config`], [`error`], [`telemetry`], [`value`],
-//! [`faults`].
+//! Leaves that anyone may use: [`repository`], [`gguf`], [`ledger`], [`config`], [`error`], [`telemetry`], [`telling`],
+//! [`value`], [`faults`].
 //!
 //! | room | what it is for |
 //! | --- | --- |
@@ -33,6 +33,7 @@
 //! | [`device`] | opening a device; budget, reservations, arenas and pools: memory that is measured; the GPU's driver |
 //! | [`repository`] | versions on disk: `model.toml`, spec, contract, golden cases, fingerprints |
 //! | [`ledger`] | the durable, hash-chained history in SQLite |
+//! | [`telling`] | alerts to webhooks and traces to a collector, from the ledger's events; nothing waits for it |
 //!
 //! # One request
 //!
@@ -91,6 +92,7 @@ pub mod rollout;
 pub mod schedule;
 pub mod slot;
 pub mod telemetry;
+pub mod telling;
 pub mod value;
 pub mod weights;
 

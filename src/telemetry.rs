@@ -72,6 +72,17 @@ struct VersionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AlertLabels {
+    target: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpanLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
     model: String,
 }
@@ -94,6 +105,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     latency: Family<VersionLabels, Histogram, fn() -> Histogram>,
     failovers: Family<ModelLabels, Counter>,
+    alerts: Family<AlertLabels, Counter>,
+    spans: Family<SpanLabels, Counter>,
 }
 
 /// From half a millisecond to half a minute.
@@ -118,7 +131,11 @@ impl Metrics {
             "requests that the previous version answered for the live one",
             failovers.clone(),
         );
-        Metrics { registry, requests, latency, failovers }
+        let alerts = Family::default();
+        registry.register("alerts", "what became of alerts, by the receiver", alerts.clone());
+        let spans = Family::default();
+        registry.register("spans", "what became of the spans of traces", spans.clone());
+        Metrics { registry, requests, latency, failovers, alerts, spans }
     }
 
     pub fn request(&self, answered: &Answered<'_>) {
@@ -136,6 +153,16 @@ impl Metrics {
 
     pub fn failed_over(&self, model: &str) {
         self.failovers.get_or_create(&ModelLabels { model: model.to_owned() }).inc();
+    }
+
+    /// `delivered`, `given_up`, `duplicate`, `dropped`.
+    pub fn alert(&self, target: &str, outcome: &'static str) {
+        self.alerts.get_or_create(&AlertLabels { target: target.to_owned(), outcome }).inc();
+    }
+
+    /// `delivered`, `given_up`, `dropped`.
+    pub fn span(&self, outcome: &'static str) {
+        self.spans.get_or_create(&SpanLabels { outcome }).inc();
     }
 
     /// Everything in OpenMetrics text (openmetrics.io, 1.0).

@@ -37,7 +37,7 @@ fn site() -> Site {
     site.model("order", "task = 'rerank'\nlive = 'one'\n");
     site.version("order", "one", &fixture("bert-rerank"));
     site.add_writer("writer");
-    site.config("[tei]\nmodel = 'tiny'\n")
+    site.config("[tei]\nmodel = 'tiny'\n[[alerts]]\nkind = 'json'\nurl = 'http://127.0.0.1:9/nobody'\n")
 }
 
 impl Told {
@@ -429,6 +429,15 @@ async fn history(server: &mut Told) {
     assert_eq!(server.get("/admin/rollouts?limit=many").await.0, 400);
     assert_eq!(server.get("/admin/rollouts/nothing").await.0, 404);
     assert_eq!(server.get("/admin/events?after=first").await.0, 400);
+    let (status, diff) = server.get("/models/digits@v1/diff?against=digits@v2").await;
+    assert!(status == 200 && diff["differences"].as_array().is_some_and(|all| !all.is_empty()), "{diff:#}");
+    assert_eq!(server.get("/models/digits@v3/diff?against=v2").await.0, 200);
+    assert_eq!(server.get("/models/tiny@one/diff?against=mood@one").await.1["compatible"], false);
+    assert_eq!(server.get("/models/digits@broken/diff").await.0, 422);
+    assert_eq!(server.get("/models/digits@v9/diff").await.0, 404);
+    let (status, tested) = server.post("/admin/alerts/test", json!({})).await;
+    assert_eq!((status, &tested["alerts"][0]["delivered"]), (200, &json!(false)), "{tested:#}");
+    assert_eq!(server.post("/admin/alerts/test", json!({ "target": "nobody" })).await.0, 400);
     let (_, memory) = server.get("/admin/memory").await;
     assert!(!memory["generations"].as_array().unwrap().is_empty());
     assert!(memory["last_reclaims"]["digits"].is_object(), "{memory:#}");

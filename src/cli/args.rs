@@ -152,7 +152,7 @@ fn cosine(text: &str) -> Result<f32, String> {
     number.ok_or_else(|| "expected a number from -1 to 1".to_owned())
 }
 
-fn task(text: &str) -> Result<Task, String> {
+pub(super) fn task(text: &str) -> Result<Task, String> {
     let known = "expected embed, classify, rerank, generate or image-classify";
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| known.to_owned())
 }

@@ -294,14 +294,14 @@ impl Memory {
 }
 
 /// Where a version folder is, and what it is therefore called.
-struct Place {
-    dir: PathBuf,
-    model: String,
-    version: String,
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) model: String,
+    pub(super) version: String,
 }
 
 impl Place {
-    fn of(dir: &Path) -> Result<Place> {
+    pub(super) fn of(dir: &Path) -> Result<Place> {
         let refused = |why: String| Error::unloadable(dir.display(), why);
         if !dir.is_dir() {
             return Err(refused(if dir.exists() { "is not a folder" } else { "is missing" }.to_owned()));
@@ -318,7 +318,7 @@ impl Place {
     }
 
     /// What `model.toml` says; without one, what was told or can be guessed.
-    fn config(&self, told: Option<Task>) -> Result<ModelConfig> {
+    pub(super) fn config(&self, told: Option<Task>) -> Result<ModelConfig> {
         let path = self.dir.parent().map(|parent| parent.join(MODEL_TOML)).filter(|path| path.exists());
         if let Some(path) = path {
             let config = ModelConfig::read(&path, &format!("{}/{MODEL_TOML}", self.model))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::printable;
-use super::{Local, convert, golden, inspect, pull, serve};
+use super::{Local, convert, diff, golden, inspect, pull, serve};
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 
@@ -15,6 +15,7 @@ impl Local {
             Local::Serve(args) => serve::run(args),
             Local::Verify { state, json } => told(verify(&state, json)),
             Local::Golden(args) => printed(|out| golden::run(&args, out)),
+            Local::Diff(args) => printed(|out| diff::run(&args, out)),
             Local::Inspect(args) => printed(|out| inspect::run(&args, out)),
             Local::Pull(args) => printed(|out| pull::run(&args, out)),
             Local::Convert(args) => printed(|out| convert::run(&args, out)),

@@ -94,6 +94,7 @@ impl Mock {
         let admin = Router::new()
             .route("/models/{reference}/promote", post(promote))
             .route("/models/{reference}/stage", post(promote))
+            .route("/models/{reference}/diff", get(diff))
             .route("/models/{reference}", delete(release))
             .route("/admin/rollback", post(rollback))
             .route("/admin/settle", post(settle))
@@ -350,6 +351,15 @@ async fn promote(State(state): State<Arc<Inner>>, Path(reference): Path<String>,
         send("done", body).await;
     });
     Sse::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).into_response()
+}
+
+async fn diff(Path(reference): Path<String>) -> Json<Value> {
+    let labels =
+        json!({"what": "labels", "severity": "breaking", "message": "2 of 10 labels are others", "from": [], "to": []});
+    Json(json!({
+        "from": "digits@v1", "to": format!("digits@{reference}"), "compatible": false, "differences": [labels],
+        "same": ["task"], "incomparable": [],
+    }))
 }
 
 async fn rollback(State(state): State<Arc<Inner>>, Json(order): Json<Value>) -> Json<Value> {

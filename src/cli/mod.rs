@@ -2,16 +2,18 @@
 //!
 //! The client commands and `bench` speak the HTTP interface only, as any other client would; they must
 //! not reach into the server's rooms (but `bench forward`, which asks no server). Commands that work on this machine (`serve`, `golden`, `inspect`,
-//! `pull`, `convert`, `history --verify`) are parsed here and handed back as [`Local`] to whoever wires them.
+//! `diff` of folders, `pull`, `convert`, `history --verify`) are parsed here and handed back as [`Local`] to whoever wires them.
 //!
 //! Exit codes: 0 done, 1 failed or refused, 2 usage. What was asked for goes to standard output;
 //! progress and complaints go to standard error, so that `--json` output stays a document.
 
+mod alerts;
 pub mod args;
 mod banner;
 pub mod bench;
 mod client;
 mod convert;
+mod diff;
 mod experiment;
 mod golden;
 mod history;
@@ -37,11 +39,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub use alerts::{AlertsArgs, AlertsCommand};
 pub use args::{
     ConvertArgs, DeviceChoice, GoldenArgs, GoldenCommand, GoldenTarget, InspectArgs, LogFormat, PullArgs, RecordArgs,
     Reference, Secret, ServeArgs, WeightDtype,
 };
 pub use client::{ClientArgs, Connection};
+pub use diff::DiffArgs;
 pub use experiment::{ExperimentArgs, ExperimentCommand};
 pub use history::HistoryArgs;
 pub use operate::{AbortArgs, DropArgs, RollbackArgs, SettleArgs};
@@ -81,10 +85,14 @@ pub enum Command {
     Status(StatusArgs),
     /// Follow events as they happen
     Watch(WatchArgs),
+    /// Try whether receivers of alerts are reached
+    Alerts(AlertsArgs),
     /// List past rollouts with their figures, show one, or verify the ledger
     History(HistoryArgs),
     /// Record or check the outputs that a version must reproduce
     Golden(GoldenArgs),
+    /// Say in what two versions differ, and how grave that is: of a server, or two folders
+    Diff(DiffArgs),
     /// Describe a version folder without loading it
     Inspect(InspectArgs),
     /// Measure a running server, or a version by itself
@@ -118,6 +126,7 @@ pub enum Local {
         json: bool,
     },
     Golden(GoldenArgs),
+    Diff(DiffArgs),
     Inspect(InspectArgs),
     Pull(PullArgs),
     Convert(ConvertArgs),
@@ -129,6 +138,8 @@ impl Cli {
         let (json, outcome) = match self.command {
             Command::Serve(args) => return Dispatch::Local(Local::Serve(args)),
             Command::Golden(args) => return Dispatch::Local(Local::Golden(args)),
+            Command::Diff(args) if args.are_folders() => return Dispatch::Local(Local::Diff(args)),
+            Command::Diff(args) => (args.client.json, block_on(diff::ask(&args, &mut out()))),
             Command::Inspect(args) => return Dispatch::Local(Local::Inspect(args)),
             Command::Pull(args) => return Dispatch::Local(Local::Pull(args)),
             Command::Convert(args) => return Dispatch::Local(Local::Convert(args)),
@@ -144,6 +155,9 @@ impl Cli {
             Command::Experiment(args) => (args.json(), block_on(experiment::experiment(&args, &mut out()))),
             Command::Status(args) => (args.client.json, block_on(status::status(&args, &mut out()))),
             Command::Watch(args) => (args.client.json, block_on(watch::watch(&args, &mut out()))),
+            Command::Alerts(AlertsArgs { command: AlertsCommand::Test(args) }) => {
+                (args.client.json, block_on(alerts::test(&args, &mut out())))
+            }
             Command::History(args) => (args.client.json, block_on(history::history(&args, &mut out()))),
             Command::Bench(args) => (false, block_on(bench::run(&args, &mut out()))),
         };
@@ -205,6 +219,11 @@ mod tests {
             "cutover golden record digits@v1",
             "cutover golden record digits@v1 --inputs f --max-abs 0.01 --min-cosine 0.99 --force --state s",
             "cutover golden check digits@v1 --models m",
+            "cutover alerts test",
+            "cutover alerts test --target ops --json",
+            "cutover diff v2",
+            "cutover diff v1 v2 --check --json",
+            "cutover diff models/digits/v1 models/digits/v2 --task image-classify",
             "cutover inspect models/digits/v1 --json",
             "cutover bench serve --model digits --clients 1,8,32",
             "cutover bench serve --model minilm --dialect openai --rate 100 --duration 10s",
@@ -249,6 +268,9 @@ mod tests {
             "cutover bench forward minilm",
             "cutover bench forward minilm@f32 --batches 128x",
             "cutover bench forward minilm@f32 --batches 1x1 --clients 1",
+            "cutover alerts",
+            "cutover diff",
+            "cutover diff v1 v2 v3",
             "cutover golden check digits",
             "cutover golden check digits@../v1",
             "cutover golden record digits@v1 --min-cosine 2",
@@ -292,6 +314,8 @@ mod tests {
             Command::Drop(args) => operate::release(&args, &mut out).await,
             Command::Experiment(args) => experiment::experiment(&args, &mut out).await,
             Command::Status(args) => status::status(&args, &mut out).await,
+            Command::Diff(args) => diff::ask(&args, &mut out).await,
+            Command::Alerts(AlertsArgs { command: AlertsCommand::Test(args) }) => alerts::test(&args, &mut out).await,
             Command::History(args) => history::history(&args, &mut out).await,
             other => panic!("{other:?}"),
         };
@@ -363,6 +387,8 @@ mod tests {
             ),
             ("drop v2", "DELETE /models/v2 ", "v1 → v2 aborted"),
             ("drop v9", "DELETE /models/v9 ", "v9 was not in memory"),
+            ("diff v2", "GET /models/v2/diff ", "digits@v1 → digits@v2: the gate refuses it in its place"),
+            ("diff v1 v2", "GET /models/v2/diff?against=v1 ", "breaking  labels  2 of 10 labels are others"),
             ("history r1", "GET /admin/rollouts/r1 ", "v1 → v2 aborted"),
             ("history", "GET /admin/rollouts ", "success_rate  0.5"),
             ("history --model digits", "GET /admin/rollouts?model=digits ", "settled"),

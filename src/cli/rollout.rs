@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::client::{Events, Reply};
+use super::diff::{self, write_differences};
 use super::output::{Failure, Refusal, human_field, human_ms, human_value, printable};
 use super::table::Table;
 
@@ -24,6 +25,8 @@ pub(super) struct Rollout {
     pub started: Option<String>,
     pub phases: Vec<PhaseAt>,
     pub gate: Vec<GateCheck>,
+    /// As it is told; what cannot be read of it is not shown.
+    pub diff: Value,
     pub figures: Map<String, Value>,
     pub error: Option<Value>,
     /// Only in progress events.
@@ -105,6 +108,7 @@ impl Rollout {
             writeln!(out, "warning: {}", printable(warning))?;
         }
         self.write_phases(out)?;
+        write_differences(&diff::rows(&self.diff), out)?;
         write_gate(&self.gate, out)?;
         write_figures(&self.figures, out)
     }
@@ -257,6 +261,7 @@ mod tests {
                 {"check": "golden", "passed": true, "measure": 0.99, "limit": 0.5, "case": "a"},
                 {"check": "golden", "passed": true, "measure": 0.98, "limit": 0.5, "case": "b"}
             ],
+            "diff": [{"what": "config.hidden_size", "severity": "notable", "message": "config: hidden_size is 64, and was 32"}],
             "figures": {"downtime_ms": 0.0, "weight_bytes": 2097152}
         }))
         .unwrap();
@@ -266,6 +271,8 @@ mod tests {
           phase      at                took
           loading    00:00:00.000  120.0 ms
           observing  00:00:00.120         -
+          changes  what
+          notable  config.hidden_size  config: hidden_size is 64, and was 32
           gate    case    measure  limit  result
           finite                0      0  passed
           golden  2 of 2                  passed

@@ -29,6 +29,7 @@ use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
 use crate::slot::Registry;
 use crate::telemetry::{self, Metrics};
+use crate::telling::{Collector, Feed, Targets, Telling, Traces};
 
 /// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
 const EXIT_DEVICE: i32 = 70;
@@ -38,6 +39,8 @@ const QUEUE: u32 = 4096;
 const OTHER_FILES: u64 = 128;
 /// Bytes of a GPU that are left to its driver.
 const DRIVER: u64 = 256 << 20;
+/// For alerts and spans that wait, when the server stops.
+const LAST_ALERTS: Duration = Duration::from_secs(5);
 /// For answers to leave after the device has failed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -79,6 +82,8 @@ fn http_workers(device: Kind, processors: usize) -> usize {
 /// Serves until a signal ends it.
 async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     let secrets = Secrets::read(&config)?;
+    let targets = Targets::open(&config.alerts, &config.file)?;
+    let collector = Collector::open(&config.telemetry, &config.file)?;
     let repository = Arc::new(Repository::open(&config.models)?);
     warn_of_faults(&config, &repository);
     let ledger = open_ledger(&config).await?;
@@ -95,7 +100,18 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
         stall_after: config.stall_after,
         on_stall: on_stall(Arc::clone(&ledger), Arc::clone(&registry)),
     })?;
-    let journal = Journal::new(ledger);
+    let journal = Journal::new(Arc::clone(&ledger));
+    let metrics = Arc::new(Metrics::new());
+    // Listening comes before anything can happen.
+    let feed = || Feed::new(journal.subscribe(), Arc::clone(&ledger), last_generation as i64);
+    let telling = Arc::new(Telling::start(targets, feed(), {
+        let metrics = Arc::clone(&metrics);
+        Arc::new(move |target, outcome| metrics.alert(target, outcome))
+    }));
+    let traces = collector.map(|collector| {
+        let metrics = Arc::clone(&metrics);
+        Arc::new(Traces::start(collector, feed(), Arc::new(move |_, outcome| metrics.span(outcome))))
+    });
     let parts = SupervisorConfig {
         repository,
         only: config.only.clone(),
@@ -116,7 +132,9 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     let app = Arc::new(App {
         registry,
         supervisor: Arc::clone(&supervisor),
-        metrics: Arc::new(Metrics::new()),
+        metrics,
+        telling: Arc::clone(&telling),
+        traces: traces.clone(),
         limits: HttpLimits {
             max_body_bytes: config.max_body_bytes,
             read_timeout: config.read_timeout,
@@ -154,6 +172,11 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     app.closing.send_replace(true);
     if tokio::time::timeout(config.drain_timeout, doors.closed()).await.is_err() {
         tracing::warn!("connections were still open after the drain timeout");
+    }
+    // Whatever the end itself is worth telling is among it.
+    telling.stop(LAST_ALERTS).await;
+    if let Some(traces) = traces {
+        traces.stop(LAST_ALERTS).await;
     }
     engine.stop();
     tokio::task::spawn_blocking(move || engine_thread.join().is_ok())

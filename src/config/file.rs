@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::cli::LogFormat;
 use crate::error::{Error, Result};
 use crate::repository::duration;
+use crate::telling::{AlertTarget, TelemetryTarget};
 
 /// Read when `--config` names no other.
 const DEFAULT_FILE: &str = "cutover.toml";
@@ -23,6 +24,8 @@ pub(super) struct File {
     pub(super) log: Log,
     pub(super) ledger: LedgerFile,
     pub(super) tei: Tei,
+    pub(super) alerts: Vec<AlertTarget>,
+    pub(super) telemetry: TelemetryTarget,
     pub(super) faults: Vec<crate::faults::Fault>,
 }
 

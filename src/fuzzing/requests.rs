@@ -31,6 +31,7 @@ use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig};
 use crate::slot::Registry;
 use crate::telemetry::Metrics;
+use crate::telling::Telling;
 
 /// Each is served under its name.
 const MODELS: [(&str, &[u8]); 4] = [
@@ -197,6 +198,8 @@ async fn start() -> Result<(Router, Router)> {
         registry,
         supervisor,
         metrics: Arc::new(Metrics::new()),
+        telling: Arc::new(Telling::none()),
+        traces: None,
         limits: HttpLimits { max_body_bytes: MOST_BODY, read_timeout: PATIENCE, room: Room::new(MOST_BODY) },
         tei_model: Some("embed".into()),
         stop,

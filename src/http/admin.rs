@@ -28,6 +28,7 @@ use crate::rollout::{Ahead, Answer, Handle, Options, Released};
 pub(super) fn routes() -> Routes {
     Routes::default()
         .delete("/models/{ref}", release)
+        .get("/models/{ref}/diff", diff)
         .post("/models/{ref}/stage", stage)
         .post("/models/{ref}/promote", promote)
         .post("/admin/rollback", rollback)
@@ -38,6 +39,7 @@ pub(super) fn routes() -> Routes {
         .post("/admin/rollouts/{id}/abort", abort)
         .get("/admin/events", events)
         .get("/admin/memory", memory)
+        .post("/admin/alerts/test", test_alerts)
 }
 
 /// Lists change nothing, so they need no token and stand on every listener.
@@ -304,6 +306,20 @@ async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response
 }
 
 #[derive(Debug, Deserialize)]
+struct Against {
+    /// The version that is compared with; the live one where it is not said.
+    against: Option<String>,
+}
+
+/// Changes nothing, but reads files and takes a thread: for operators.
+async fn diff(State(app): State<Arc<App>>, Named(reference): Named, Asked(other): Asked<Against>) -> Response {
+    match app.supervisor.diff(&reference, other.against.as_deref()).await {
+        Ok(comparison) => Json(comparison).into_response(),
+        Err(error) => Failure::native(error).into_response(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
 struct Listing {
     model: Option<String>,
     limit: Option<u32>,
@@ -338,6 +354,26 @@ async fn memory(State(app): State<Arc<App>>) -> Response {
         Ok(report) => Json(report).into_response(),
         Err(error) => Failure::native(error).into_response(),
     }
+}
+
+/// The body of `alerts/test`.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TestOrder {
+    /// Only this receiver; all of them where it is not said.
+    target: Option<String>,
+}
+
+/// Answers with what each receiver said: that one does not take it is what was asked, and no error here.
+async fn test_alerts(State(app): State<Arc<App>>, request: Request) -> Response {
+    let work = async {
+        let bytes = body::read(request, app.limits.bounds(MOST_ORDER_BYTES)).await.map_err(Failure::native)?;
+        let order: TestOrder = body::json_or_default(&bytes).map_err(Failure::native)?;
+        let tried =
+            app.telling.test(order.target.as_deref(), crate::rollout::now_ms()).await.map_err(Failure::native)?;
+        Ok(Json(json!({ "alerts": tried })).into_response())
+    };
+    work.await.unwrap_or_else(|failure: Failure| failure.into_response())
 }
 
 #[derive(Debug, Deserialize)]

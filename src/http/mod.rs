@@ -47,12 +47,16 @@ use self::routes::Routes;
 use crate::rollout::Supervisor;
 use crate::slot::Registry;
 use crate::telemetry::Metrics;
+use crate::telling::{Telling, Traces};
 
 /// What handlers share.
 pub struct App {
     pub registry: Arc<Registry>,
     pub supervisor: Arc<Supervisor>,
     pub metrics: Arc<Metrics>,
+    pub telling: Arc<Telling>,
+    /// Where requests are traced.
+    pub traces: Option<Arc<Traces>>,
     pub limits: HttpLimits,
     /// Answers text-embeddings-inference's routes, which name no model.
     pub tei_model: Option<String>,

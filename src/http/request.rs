@@ -18,9 +18,12 @@ use crate::error::{Error, Kind, Result};
 use crate::generation::Stamp;
 use crate::slot::{Answer, Ask};
 use crate::telemetry::Answered;
+use crate::telling::Ended;
 use crate::value::RawInput;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Which trace a request is part of (W3C Trace Context).
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longer ids of clients are not taken over.
 const LONGEST_ID: usize = 128;
 
@@ -36,6 +39,10 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
         model = tracing::field::Empty, version = tracing::field::Empty, generation = tracing::field::Empty,
         status = tracing::field::Empty, ms = tracing::field::Empty,
     );
+    let traced = app.traces.as_ref().and_then(|traces| {
+        let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+        Some((traces, traces.begin(parent)?, request.method().clone()))
+    });
     let dialect = Dialect::of(request.uri().path());
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -50,6 +57,11 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     };
     let status = status.as_u16();
     app.metrics.request(&Answered { route: &route, dialect, key, stamp: stamp.as_ref(), status, took });
+    if let Some((traces, begun, method)) = traced {
+        let request_id = id.to_str().unwrap_or("?");
+        let stamp = stamp.as_ref().map(|stamp| (&*stamp.model, &*stamp.version, stamp.generation.0));
+        traces.end(begun, &Ended { method: method.as_str(), route: &route, status, request_id, stamp });
+    }
     // Known last, and so of use to this event only; writing each into the span costs as much as making the span.
     if tracing::enabled!(tracing::Level::DEBUG) {
         span.record("status", status);

@@ -110,7 +110,7 @@ fn named(error: Error, view: &View) -> Error {
 }
 
 /// Streams what changes: `progress` events, then `done` or `error`, which hold the whole rollout. A `progress` event
-/// leaves `gate` out when the one before it had the same checks.
+/// leaves `gate` out when the one before it had the same checks, and `diff` when that was the same.
 pub(super) fn events(handle: Handle, wait: Wait) -> Response {
     // A stream is a way of waiting; who wants none of it still gets all of it.
     let wait = if wait == Wait::None { Wait::Settled } else { wait };
@@ -148,8 +148,10 @@ enum Step {
 /// What a stream has told so far.
 #[derive(Default)]
 struct Told {
-    /// Without the gate's checks.
+    /// Without the gate's checks, and what it changes.
     rollout: Value,
+    /// What it changes.
+    diff: Value,
     checks: usize,
 }
 
@@ -160,10 +162,16 @@ impl Told {
         let gate = rollout.as_object_mut().and_then(|fields| fields.remove("gate"));
         let checks = std::mem::replace(&mut self.checks, view.record.gate.len());
         let more_checks = checks != self.checks;
-        if !more_checks && rollout == self.rollout {
+        let diff = rollout.as_object_mut().and_then(|fields| fields.remove("diff")).unwrap_or_default();
+        let other_diff = diff != self.diff;
+        if !more_checks && !other_diff && rollout == self.rollout {
             return None;
         }
         self.rollout = rollout.clone();
+        if other_diff {
+            rollout["diff"] = diff.clone();
+            self.diff = diff;
+        }
         if let (true, Some(gate)) = (more_checks, gate) {
             rollout["gate"] = gate;
         }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::chain::{self, Event, Head, NewEvent, digest};
 use super::{Ledger, fault::Fault};
 use crate::error::Result;
+use crate::repository::Difference;
 
 const SCHEME: &[u8] = b"cutover rollout 1\n";
 
@@ -32,6 +33,9 @@ pub struct RolloutRecord {
     pub ended_ms: Option<i64>,
     pub phases: Vec<PhaseAt>,
     pub gate: Vec<GateCheck>,
+    /// What it changes of what `from` was, the gravest first; empty for a first version, and in records from before this was kept.
+    #[serde(default)]
+    pub diff: Vec<Difference>,
     /// Measures by name, `downtime_ms` and `rollback_ms` among them.
     pub figures: Map<String, Value>,
     /// Of the version that it goes to.

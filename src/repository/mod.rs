@@ -5,6 +5,7 @@
 //! folder that appears or goes is noticed without a restart.
 
 pub mod contract;
+pub mod difference;
 pub mod duration;
 mod fields;
 mod files;
@@ -23,6 +24,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub use contract::{Contract, ContractChange};
+pub use difference::{Compared, Difference, Distance, Severity, TensorCounts, contracts, descriptions};
 pub use files::safe_relative;
 pub use fingerprint::{FileStat, Fingerprint};
 pub use gguf::{TokenizerFiles, gguf_config};

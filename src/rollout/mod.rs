@@ -3,13 +3,14 @@
 //!
 //! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
 //! what a candidate must pass; `easing` holds a load back while clients notice it; `watch` holds the window's rules, and `recheck` runs its golden cases; `residents` gives memory back and measures it;
-//! `parking` keeps a version in host memory;
+//! `parking` keeps a version in host memory; `difference` says what a rollout would change;
 //! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes; `alone` loads a
 //! version by itself, without any of them, and `rehearsal` judges one so.
 //! It must not know HTTP or the command line.
 
 mod alone;
 mod controller;
+mod difference;
 mod easing;
 mod experiment;
 mod gate;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 pub use alone::Alone;
 pub use controller::{Ahead, Answer, Candidate as CandidateStatus, Options, Status};
+pub use difference::Comparison;
 pub use experiment::{ExperimentPlan, Named as NamedExperiment};
 pub use gate::Golden;
 pub use journal::{Journal, now_ms};

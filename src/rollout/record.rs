@@ -10,6 +10,7 @@ use super::journal::now_ms;
 use super::state::Phase;
 use crate::error::{Error, Result};
 use crate::ledger::{GateCheck, PhaseAt, RolloutRecord, rfc3339};
+use crate::repository::Difference;
 
 /// What a client sees of a rollout at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -95,6 +96,7 @@ impl Recorder {
             ended_ms: None,
             phases: vec![PhaseAt { phase: phase.name().into(), at: rfc3339(now), ms: 0 }],
             gate: Vec::new(),
+            diff: Vec::new(),
             figures: serde_json::Map::new(),
             digest: None,
             error: None,
@@ -151,6 +153,10 @@ impl Recorder {
 
     pub(super) fn gate(&mut self, checks: Vec<GateCheck>) {
         self.current.record.gate.extend(checks);
+    }
+
+    pub(super) fn differences(&mut self, differences: Vec<Difference>) {
+        self.current.record.diff = differences;
     }
 
     pub(super) fn figure(&mut self, name: &str, value: impl Into<Value>) {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::proving::{validate, warm};
 use super::Context;
+use super::difference::{self, Before};
 use super::easing::ease;
 use super::gate::{self, Findings, Golden, Prepared, Runner};
 use super::load::{self, LoadError, Loading};
@@ -24,7 +25,7 @@ use crate::generation::{Generation, GenerationId};
 use crate::ledger::GateCheck;
 use crate::model::Model;
 use crate::process::Processor;
-use crate::repository::{Contract, LoadThrottle, ModelConfig};
+use crate::repository::{Difference, LoadThrottle, ModelConfig};
 use crate::weights::{self, Parked, Progress};
 
 /// A version on its way to become a generation, with whatever it holds so far.
@@ -61,6 +62,8 @@ pub(super) struct Candidate {
 pub(super) struct Notes {
     pub(super) figures: Vec<(&'static str, Value)>,
     pub(super) checks: Vec<GateCheck>,
+    /// What the version would change, of the step that finds it out.
+    pub(super) differences: Vec<Difference>,
     pub(super) error: Option<Error>,
 }
 
@@ -127,7 +130,7 @@ impl Candidate {
 
     fn refused(self, findings: Findings, figures: Vec<(&'static str, Value)>) -> Done {
         let error = findings.refusal(&self.reference(), self.passed);
-        let notes = Notes { figures, checks: findings.checks, error: Some(error.clone()) };
+        let notes = Notes { figures, checks: findings.checks, error: Some(error.clone()), ..Notes::default() };
         Done { event: Event::GateRefused(error.to_string()), candidate: self, notes }
     }
 }
@@ -136,21 +139,26 @@ impl Candidate {
 pub(super) async fn reserve(
     ctx: Arc<Context>,
     mut candidate: Candidate,
-    live: Option<Contract>,
+    before: Option<Before>,
     accept_change: bool,
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
     let kind = ctx.opened.kind();
     let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
+    let (journal, live) = (ctx.journal.clone(), before.as_ref().map(|before| before.contract.clone()));
     let inspected = quietly((candidate.urgency, ctx.engine.processors()), "inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
         let mut inspected = Survey::of(&dir, (&model, &version), &config, kind).into_inspected()?;
         let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
         let cases = gate::prepare(&golden, &processor, &inspected.contract)?;
-        Ok((inspected, processor, cases))
+        let differences = before.map(|before| {
+            let now = (&inspected.spec, &inspected.index, &inspected.contract);
+            difference::of_rollout((&repository, journal.ledger()), &before, now, &config)
+        });
+        Ok((inspected, processor, cases, differences.unwrap_or_default()))
     });
-    let (inspected, processor, cases) = match inspected.await {
+    let (inspected, processor, cases, differences) = match inspected.await {
         Ok(parts) => parts,
         Err(error) => return candidate.failed(error),
     };
@@ -162,17 +170,23 @@ pub(super) async fn reserve(
     candidate.processor = Some(processor);
     candidate.cases = Arc::new(cases);
     if findings.failed() > 0 {
-        return candidate.refused(findings, Vec::new());
+        let mut refused = candidate.refused(findings, Vec::new());
+        refused.notes.differences = differences;
+        return refused;
     }
     candidate.passed = findings.checks.len();
     match take_room(&ctx, &candidate).await {
         Ok((room, weights)) => {
             candidate.room = Some(room);
             let figures = vec![("weight_bytes", json!(weights))];
-            let notes = Notes { figures, checks: findings.checks, error: None };
+            let notes = Notes { figures, checks: findings.checks, differences, error: None };
             Done { candidate, event: Event::Reserved, notes }
         }
-        Err(error) => candidate.failed(error),
+        Err(error) => {
+            let mut failed = candidate.failed(error);
+            failed.notes.differences = differences;
+            failed
+        }
     }
 }
 

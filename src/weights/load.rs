@@ -353,7 +353,7 @@ fn find<'a>((name, shape): (&str, &[usize]), index: &'a Index) -> Result<&'a Ten
     Ok(info)
 }
 
-fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Result<&'a str> {
+pub(super) fn digest_of<'a>(info: &TensorInfo, index: &Index, manifest: &'a Manifest) -> Result<&'a str> {
     let unknown = || {
         let reason = format!("the manifest knows no tensor {}: the folder changed", quoted(&info.name));
         Error::unloadable(index.label_of(info), reason)

@@ -1,5 +1,6 @@
 //! Weight files: what they hold (`index`), what their bytes are (`manifest`), how they become tensors (`load`),
-//! and how they are kept ready for a GPU in host memory (`parked`).
+//! how they are kept ready for a GPU in host memory (`parked`),
+//! and in what two versions differ (`difference`, `distance`).
 //!
 //! Knows files and tensors; must not know models, versions in service, budgets or who asks. safetensors is read, and GGUF;
 //! a header is believed only after every offset in it was checked, and a byte only after its digest was.
@@ -10,6 +11,8 @@
 mod blocks;
 mod cast;
 mod copy;
+mod difference;
+mod distance;
 mod gguf;
 mod header;
 mod index;
@@ -23,6 +26,8 @@ mod staged;
 mod throttle;
 
 pub use copy::copy;
+pub use difference::{TensorChanges, Tensors};
+pub use distance::{Distances, distances};
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};
 pub use load::{Below, Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};

@@ -5,6 +5,7 @@
 mod common;
 
 mod back;
+mod differing;
 mod gone;
 mod memory;
 mod promote;

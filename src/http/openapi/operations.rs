@@ -255,6 +255,17 @@ fn history() -> Vec<(Mounted, Operation)> {
         )
         .events("Each event's name is its kind, its id its number, its data an `Event` (see the schemas)");
     let rollout = history("One rollout").named("id").answers("200", "The rollout", "Rollout");
+    let diff = history("In what a version differs from another, and whether it could take its place")
+        .named("ref")
+        .query(
+            "against",
+            "The version that it is compared with: the live one of its model, where it is not said",
+            text(),
+        )
+        .answers("200", "Every difference, the gravest first", "Comparison");
+    let alerts = history("Tell the receivers of alerts that nothing has happened, and what each of them answers")
+        .json_body("TestOrder", Required::False)
+        .answers("200", "What came of it", "TestedAlerts");
     let shadow = history("What a rollout's shadow has seen, and what agreed least; of a model's last one")
         .named("id")
         .answers("200", "The distribution, and the worst cases", "Shadow");
@@ -262,8 +273,13 @@ fn history() -> Vec<(Mounted, Operation)> {
     vec![
         (("GET", "/admin/rollouts"), rollouts.refused(Dialect::Native, &[BadRequest])),
         (("GET", "/admin/rollouts/{id}"), rollout.refused(Dialect::Native, &[BadRequest, NotFound])),
+        (("GET", "/models/{ref}/diff"), diff.refused(Dialect::Native, &[BadRequest, NotFound, Conflict, Refused])),
         (("GET", "/admin/rollouts/{id}/shadow"), shadow.refused(Dialect::Native, &[BadRequest, NotFound])),
         (("GET", "/admin/events"), events.refused(Dialect::Native, &[BadRequest])),
+        (
+            ("POST", "/admin/alerts/test"),
+            alerts.refused(Dialect::Native, &[BadRequest, Unsupported, Conflict, TooLarge]),
+        ),
         (("GET", "/admin/memory"), memory.refused(Dialect::Native, &[])),
     ]
 }

@@ -20,7 +20,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::oip::repository::{IndexOrder, RepositoryOrder};
 use crate::http::{admin, experiments, native, openai, tei as asked};
-use rollouts::{Begun, Event, Outcome, Released, Rollout, Rollouts, StageOrder, Staged};
+use rollouts::{Begun, Comparison, Event, Outcome, Released, Rollout, Rollouts, StageOrder, Staged, TestedAlerts};
 
 pub(super) fn components() -> ComponentsBuilder {
     let mut all = Vec::new();
@@ -74,6 +74,9 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<Released>(&mut all);
     add::<Rollout>(&mut all);
     add::<Rollouts>(&mut all);
+    add::<Comparison>(&mut all);
+    add::<admin::TestOrder>(&mut all);
+    add::<TestedAlerts>(&mut all);
     add::<Event>(&mut all);
     add::<Memory>(&mut all);
     add::<Live>(&mut all);

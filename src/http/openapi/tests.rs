@@ -100,7 +100,7 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
         assert!(responses.contains_key("403") && responses.contains_key(inside), "{method} {path}");
         let change = method != "GET" && path.starts_with("/models") && !path.ends_with("/infer");
         let repository = path.ends_with("/load") || path.ends_with("/unload");
-        let admin = path.starts_with("/admin") || change || repository;
+        let admin = path.starts_with("/admin") || change || repository || path.ends_with("/diff");
         let public = ["/health", "/ready", "/metrics", "/openapi.json"].contains(&path.as_str())
             || path.starts_with("/v2/health/");
         assert_eq!(responses.contains_key("401"), !public, "{method} {path}");

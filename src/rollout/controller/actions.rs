@@ -43,8 +43,14 @@ impl Controller {
         }
         let record = active.recorder.record();
         let mut note = event(&record.model, Some(&record.id), "phase", json!({ "phase": phase, "to": record.to }));
+        if let Some(ending) = active.state.ending.as_ref().filter(|_| phase.is_end()) {
+            note.body["reason"] = json!(ending.reason);
+        }
         note.actor = active.options.actor.clone();
         self.publish_candidate();
+        if phase == Phase::Ready {
+            self.measure_differences();
+        }
         let Some(active) = &mut self.active else { return };
         // A switch back is in force before anything is written.
         if phase == Phase::Reclaiming {
@@ -62,13 +68,13 @@ impl Controller {
         let Some(candidate) = active.candidate.take() else { return };
         let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
         let accept = active.options.accept_contract_change;
-        let contract = self.live.as_ref().map(|live| live.contract.clone());
+        let before = active.before.clone();
         let live = self.slot.route().map(|route| Arc::clone(&route.live));
         let action = action.clone();
         tokio::spawn(async move {
             let candidate = *candidate;
             let done = match action {
-                Action::Reserve => steps::reserve(ctx, candidate, contract, accept).await,
+                Action::Reserve => steps::reserve(ctx, candidate, before, accept).await,
                 Action::Load => steps::load(ctx, candidate).await,
                 Action::Warm => steps::warm(ctx, candidate).await,
                 _ => steps::validate(ctx, candidate, live).await,

@@ -127,7 +127,11 @@ impl Controller {
             reason,
             "ended what a crash cut off"
         );
-        let note = event(&record.model, Some(&record.id), phase.name(), json!({ "reason": reason }));
+        // As of every way back: from the version that is given up.
+        let (from, to) =
+            if guilty { (Some(&record.to), record.from.as_ref()) } else { (record.from.as_ref(), Some(&record.to)) };
+        let body = json!({ "reason": reason, "from": from, "to": to });
+        let note = event(&record.model, Some(&record.id), phase.name(), body);
         record.phase = phase.name().into();
         record.reason = Some(reason);
         record.ended_ms = Some(now_ms());

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::super::difference::Before;
 use super::super::record::{Opening, Recorder};
 use super::super::state::{self, Event, Goal, Phase};
 use super::super::steps;
@@ -215,6 +216,8 @@ impl Controller {
         if cold_rollback {
             recorder.figure("cold_rollback", true);
         }
+        let before =
+            self.live.as_ref().map(|live| Before { version: live.version.clone(), contract: live.contract.clone() });
         self.overtake(&version);
         let mut candidate = steps::Candidate::new(id, self.slot.name(), &version, config.clone());
         candidate.parked = self.parked(&version);
@@ -230,6 +233,8 @@ impl Controller {
             config,
             options,
             cold_rollback,
+            before,
+            measuring: None,
             watched: None,
             window: None,
             sharing: None,

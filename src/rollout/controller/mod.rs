@@ -2,11 +2,12 @@
 //!
 //! Commands and reports come in through channels and are taken one at a time; long work runs in tasks that hand
 //! the candidate back with an event. The state machine says what an event means; `actions` performs it. Beside it, `shelf` keeps
-//! a version in host memory.
+//! a version in host memory, and `differing` measures what a rollout changes.
 
 mod actions;
 mod boot;
 mod commands;
+mod differing;
 mod sharing;
 mod shelf;
 mod window;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Context;
+use super::difference::Before;
 use super::experiment::Named;
 use super::gate::Findings;
 use super::parking;
@@ -30,7 +32,7 @@ use super::state::{self, Event, Phase, State};
 use super::steps::{self, Done};
 use crate::error::{Error, Result};
 use crate::generation::{GenerationId, Stats};
-use crate::repository::{ModelConfig, Sticky};
+use crate::repository::{Difference, ModelConfig, Sticky};
 use crate::slot::Slot;
 use sharing::Sharing;
 pub use shelf::Ahead;
@@ -128,6 +130,11 @@ enum Report {
         rollout: String,
         findings: Option<Findings>,
     },
+    /// What the version changes, with distances.
+    Measured {
+        rollout: String,
+        differences: Vec<Difference>,
+    },
     /// Of no rollout.
     Parked(parking::Outcome),
 }
@@ -158,6 +165,9 @@ struct Active {
     options: Options,
     /// It brings back the version that was live before and is not resident any more, from host memory or from disk.
     cold_rollback: bool,
+    /// What was live when it began: what the candidate is compared with, also when that was drained meanwhile.
+    before: Option<Before>,
+    measuring: Option<differing::Measuring>,
     /// To run golden cases again in the window.
     watched: Option<Watched>,
     window: Option<Window>,
@@ -290,6 +300,7 @@ impl Controller {
                 Event::Reclaimed
             }
             Report::Parked(outcome) => return self.job_done(outcome).await,
+            Report::Measured { rollout, differences } if ours(&rollout) => return self.measured(differences),
             Report::Golden { rollout, findings } if ours(&rollout) => match self.golden_seen(findings) {
                 Some(reason) => {
                     self.alert("breach", &reason).await;
@@ -297,7 +308,9 @@ impl Controller {
                 }
                 None => return,
             },
-            Report::Drained { .. } | Report::Reclaimed { .. } | Report::Golden { .. } => return,
+            Report::Drained { .. } | Report::Reclaimed { .. } | Report::Golden { .. } | Report::Measured { .. } => {
+                return;
+            }
         };
         self.feed_late(event).await;
     }
@@ -316,6 +329,9 @@ impl Controller {
             active.recorder.figure(name, value);
         }
         active.recorder.gate(notes.checks);
+        if !notes.differences.is_empty() {
+            active.recorder.differences(notes.differences);
+        }
         if active.cold_rollback && candidate.came_parked {
             active.recorder.kind("parked");
         }

@@ -134,7 +134,8 @@ impl Controller {
 
     /// Something that a person should hear of.
     pub(super) async fn alert(&self, what: &str, reason: &str) {
-        let note = self.audit("alert", json!({ "what": what, "reason": reason }));
+        let to = self.active.as_ref().map(|active| active.recorder.view().record.to.clone());
+        let note = self.audit("alert", json!({ "what": what, "reason": reason, "to": to }));
         self.ctx.journal.note(note).await;
     }
 }

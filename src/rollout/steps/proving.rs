@@ -147,7 +147,7 @@ pub(in crate::rollout) async fn validate(
     let figures = vec![("gate_ms", json!(began.elapsed().as_secs_f64() * 1e3))];
     match findings.failed() {
         0 => {
-            let notes = Notes { figures, checks: findings.checks, error: None };
+            let notes = Notes { figures, checks: findings.checks, ..Notes::default() };
             Done { candidate, event: Event::GatePassed, notes }
         }
         _ => candidate.refused(findings, figures),

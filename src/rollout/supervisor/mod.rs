@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use super::Comparison;
 use super::Context;
 use super::NamedExperiment;
 use super::controller::{Ahead, Answer, Command, Freed, Options, Reins, given_up};
+use super::difference;
 use super::experiment::{self, ExperimentPlan};
 use super::journal::Journal;
 use super::record::Handle;
@@ -50,6 +52,8 @@ pub struct Supervisor {
     only: Vec<String>,
     controllers: Mutex<BTreeMap<String, Reins>>,
     folders: std::sync::Mutex<Folders>,
+    /// Held while two versions are compared for somebody: one comparison at a time.
+    comparing: Mutex<()>,
     stopping: AtomicBool,
 }
 
@@ -96,6 +100,7 @@ impl Supervisor {
             registry,
             only: config.only,
             controllers: Mutex::default(),
+            comparing: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let up = supervisor.take_in_all().await?;
@@ -173,6 +178,23 @@ impl Supervisor {
             Answer::Rollout(handle) => Released::Ends(handle),
             Answer::Already { model, version } => Released::NotResident { model, version, unparked },
         })
+    }
+
+    /// In what a version differs from another: from the live one of its model where that is not said. Whoever means another
+    /// version of the same model need not name the model.
+    pub async fn diff(&self, reference: &str, against: Option<&str>) -> Result<Comparison> {
+        let now = self.version_of(reference).await?;
+        let before = match against {
+            Some(version) if self.has(&now.0, version) => (now.0.clone(), version.to_owned()),
+            Some(against) => self.version_of(against).await?,
+            None => self.version_of(&now.0).await?,
+        };
+        let _turn = self.comparing.lock().await;
+        difference::answer(&self.ctx, before, now).await
+    }
+
+    fn has(&self, model: &str, version: &str) -> bool {
+        self.registry.get(model).is_some_and(|slot| slot.versions().iter().any(|known| known == version))
     }
 
     pub async fn rollback(&self, model: Option<&str>, options: Options) -> Result<Answer> {

@@ -161,6 +161,10 @@ pub(super) struct Rollout {
     /// Left out of a `progress` event that has none to add to the event before it.
     #[schema(nullable = false)]
     gate: Option<Vec<GateCheck>>,
+    /// What it changes of what `from` was, the gravest first; distances come once they are measured. Left out of a `progress` event
+    /// where it is as in the event before it.
+    #[schema(nullable = false)]
+    diff: Option<Vec<Difference>>,
     /// Measures by name: `downtime_ms`, `rollback_ms`, and for a `parked` or `cold` one `cold_rollback_ms`, are among them once they
     /// are known; `parked_bytes` is how much came from host memory, where the version waited there; `graphs` and `graphs_ms`, how
     /// many CUDA graphs a load has recorded, and in what time.
@@ -198,6 +202,67 @@ struct GateCheck {
     case: Option<String>,
     #[schema(nullable = false)]
     message: Option<String>,
+}
+
+/// One thing that is not the same in two versions.
+#[derive(ToSchema)]
+struct Difference {
+    /// `labels`, `config.hidden_size`, `tensors`: the same whichever of the two is compared with the other.
+    what: String,
+    #[schema(inline)]
+    severity: Severity,
+    /// In words.
+    message: String,
+    from: Value,
+    to: Value,
+    /// Of `tensors` alone.
+    #[schema(nullable = false)]
+    tensors: Option<TensorCounts>,
+}
+
+/// `breaking` is what the contract gate refuses, and nothing else.
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Severity {
+    Harmless,
+    Notable,
+    Breaking,
+}
+
+#[derive(ToSchema)]
+struct TensorCounts {
+    /// Of those with the same name and shape in both.
+    changed: usize,
+    of: usize,
+    /// Of those that changed, how many distances are known.
+    measured: usize,
+    #[schema(nullable = false)]
+    largest: Option<Distance>,
+    #[schema(nullable = false)]
+    median: Option<f64>,
+}
+
+/// Of one tensor to another, both in f32: the length of their difference over that of the longer one.
+#[derive(ToSchema)]
+struct Distance {
+    tensor: String,
+    #[schema(minimum = 0, maximum = 2)]
+    distance: f64,
+}
+
+/// Two versions, side by side.
+#[derive(ToSchema)]
+pub(super) struct Comparison {
+    /// `model@version`
+    from: String,
+    to: String,
+    /// Whether the contract gate would let `to` take the place of `from`.
+    compatible: bool,
+    differences: Vec<Difference>,
+    /// What is the same, where that is worth saying.
+    same: Vec<String>,
+    /// What the two do not both say, or what is not known of them yet.
+    incomparable: Vec<String>,
 }
 
 #[derive(ToSchema)]
@@ -250,4 +315,26 @@ pub(super) struct Event {
     #[schema(required)]
     actor: Option<String>,
     body: Value,
+}
+
+/// What became of test alerts.
+#[derive(ToSchema)]
+pub(super) struct TestedAlerts {
+    alerts: Vec<TestedAlert>,
+}
+
+#[derive(ToSchema)]
+struct TestedAlert {
+    target: String,
+    /// `json`, `slack` or `alertmanager`.
+    kind: String,
+    host: String,
+    /// Whether the receiver took it.
+    delivered: bool,
+    /// What it answered, if it did.
+    #[schema(required)]
+    status: Option<u16>,
+    #[schema(required)]
+    error: Option<String>,
+    ms: f64,
 }
