@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::LazyLock;
 
+use common::inputs::digit;
 use common::{Server, Site, fixture, root};
 use jsonschema::Validator;
 use reqwest::{Method, Response};
@@ -186,6 +187,7 @@ async fn every_answer_is_as_the_document_says() {
     oip(&mut server).await;
     health(&mut server).await;
     rollouts(&mut server).await;
+    comparing(&mut server).await;
     refused_orders(&mut server).await;
     history(&mut server).await;
     everything_was_seen(&server);
@@ -367,6 +369,39 @@ async fn rollouts(server: &mut Told) {
     assert_eq!((status, &again["resident"]), (200, &json!(false)));
     let (status, live) = server.ask(Method::DELETE, "/models/digits@v2", Ask::Nothing).await;
     assert_eq!(status, 409, "{live}");
+}
+
+/// `digits@v2` is live.
+async fn comparing(server: &mut Told) {
+    let (_, staged) = server.post("/models/digits@v1/stage", json!({ "shadow": 1.0 })).await;
+    let shadow = format!("/admin/rollouts/{}/shadow", staged["id"].as_str().unwrap());
+    server.ask(Method::POST, "/models/digits/infer", Ask::Image(digit(3).to_vec())).await;
+    common::until("the shadow has seen it", async || {
+        let seen = server.server.get(&shadow).await.expect(200).body;
+        (seen["samples"] == 1).then_some(())
+    })
+    .await;
+    assert_eq!(server.get(&shadow).await.1["worst"][0]["agreement"].as_f64().map(|value| value > 0.0), Some(true));
+    assert_eq!(server.get("/admin/rollouts/nothing/shadow").await.0, 404);
+
+    let order =
+        json!({ "name": "tone", "model": "digits", "weights": { "v1": 50, "v2": 50 }, "sticky": "header:x-user" });
+    let (status, begun) = server.post("/admin/experiments", order.clone()).await;
+    assert_eq!((status, &begun["phase"]), (200, &json!("experiment")));
+    assert_eq!(server.post("/admin/experiments", order).await.0, 409);
+    let order = json!({ "name": "tone", "model": "digits", "weights": { "v1": 50, "v2": 5 } });
+    assert_eq!(server.post("/admin/experiments", order).await.0, 400);
+    let asked = server.server.request(Method::POST, "/models/digits/infer").header("x-request-id", "mine");
+    asked.header("content-type", "image/png").body(digit(4).to_vec()).send().await.unwrap();
+    let said = json!({ "request_id": "mine", "score": 0.5 });
+    assert_eq!(server.post("/v1/feedback", said).await, (200, json!({ "model": "digits", "counted": true })));
+    assert_eq!(server.post("/v1/feedback", json!({ "request_id": "other", "score": 1 })).await.0, 404);
+    assert_eq!(server.post("/v1/feedback", json!({ "request_id": "other" })).await.0, 400);
+    assert_eq!(server.get("/admin/experiments").await.1["experiments"][0]["arms"].as_array().map(Vec::len), Some(2));
+    let (status, stopped) = server.ask(Method::DELETE, "/admin/experiments/tone", Ask::Nothing).await;
+    assert_eq!((status, &stopped["phase"]), (200, &json!("ready")));
+    assert_eq!(server.ask(Method::DELETE, "/admin/experiments/tone", Ask::Nothing).await.0, 404);
+    server.ask(Method::DELETE, "/models/digits@v1", Ask::Nothing).await;
 }
 
 impl Told {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -112,7 +111,7 @@ async fn feedback(State(app): State<Arc<App>>, request: Request) -> Response {
             return Err(Error::bad_param("score", "score: expected a finite number"));
         }
         match app.registry.feedback(&request_id, score) {
-            Some(_) => Ok(StatusCode::NO_CONTENT.into_response()),
+            Some((model, _)) => Ok(Json(json!({ "model": model, "counted": true })).into_response()),
             None => Err(Error::NotFound { what: "answer of a running experiment with request id", id: request_id }),
         }
     };

@@ -231,7 +231,7 @@ fn experiments() -> Vec<(Mounted, Operation)> {
     let feedback = Described::new("experiments", "Say how good an answer was")
         .keyed()
         .json_body("Feedback", Required::True)
-        .response("204", response("It is counted"));
+        .answers("200", "It is counted", "Counted");
     let absent: &[Kind] = &[BadRequest, NotFound, Conflict, NotServing];
     vec![
         (("GET", "/admin/experiments"), running.refused(Dialect::Native, &[])),

@@ -67,6 +67,7 @@ pub(super) fn components() -> ComponentsBuilder {
     add::<experiments::Feedback>(&mut all);
     add::<sharing::Experiments>(&mut all);
     add::<sharing::Shadow>(&mut all);
+    add::<sharing::Counted>(&mut all);
     add::<StageOrder>(&mut all);
     add::<Outcome>(&mut all);
     add::<Staged>(&mut all);

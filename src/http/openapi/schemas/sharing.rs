@@ -67,6 +67,13 @@ struct Compared {
     better: Option<String>,
 }
 
+/// What a client said of an answer is counted.
+#[derive(ToSchema)]
+pub(super) struct Counted {
+    model: String,
+    counted: bool,
+}
+
 /// What a rollout's shadow has seen.
 #[derive(ToSchema)]
 pub(super) struct Shadow {
