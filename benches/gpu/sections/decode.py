@@ -81,7 +81,7 @@ def against(section, rates):
     import reference_writer
 
     theirs, written = reference_writer.Writer(writers.version(section, "a", 5)), section.of(256, 4)
-    for count, rate in zip((1, section.of(CLIENTS, 2)), rates):
+    for count, rate in zip((1, section.of(CLIENTS, 4)), rates):
         with section.part(f"transformers, {count} at once"):
             plain = theirs.tokens_per_s(count, written)
             section.figure(f"{count} at once: transformers, static cache", plain, "tokens/s")
