@@ -1,8 +1,9 @@
 """What this machine can do at best, through the driver alone: bytes a second from pinned memory to the device, and from the
-page cache to pinned memory. A load of the server is held against the smaller.
+page cache to pinned memory. A load of the server is held against the smaller. And bytes a second that a copy on the device reads
+and writes, which a step of a model that writes is held against.
 
-`measure` is for sections; it runs this file as a process of its own, so that no context is left beside the server:
-`floors.py FILE TOTAL_MIB`. Packages: none.
+`measure` and `on_device` are for sections; they run this file as a process of its own, so that no context is left beside the
+server: `floors.py FILE TOTAL_MIB`, `floors.py on-device TOTAL_MIB`. Packages: none.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import time
 U64 = ctypes.c_uint64
 SLOT = 8 << 20
 ROUNDS = 4
+COPIES = 10
 
 
 class Driver:
@@ -56,6 +58,24 @@ def to_device(driver, total, slot):
         rates.append(total // slot * slot / (time.perf_counter() - began) / 1e9)
     driver.call("cuStreamDestroy_v2", stream)
     driver.call("cuMemFree_v2", device)
+    return max(rates)
+
+
+def within_device(driver, total):
+    """GB/s that copies of so many bytes read and write together; the best of some rounds."""
+    places, stream, rates = [U64(), U64()], U64(), []
+    for place in places:
+        driver.call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(total))
+    driver.call("cuStreamCreate", ctypes.byref(stream), 1)
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for _ in range(COPIES):
+            driver.call("cuMemcpyDtoDAsync_v2", places[1], places[0], ctypes.c_size_t(total), stream)
+        driver.call("cuStreamSynchronize", stream)
+        rates.append(COPIES * 2 * total / (time.perf_counter() - began) / 1e9)
+    driver.call("cuStreamDestroy_v2", stream)
+    for place in places:
+        driver.call("cuMemFree_v2", place)
     return max(rates)
 
 
@@ -103,8 +123,25 @@ def measure(section, file):
     return max(told["pinned"].values()), max(told["page_cache"].values())
 
 
+def on_device(section):
+    """GB/s that a copy on the device reads and writes together, of more than any cache holds."""
+    command = [sys.executable, __file__, "on-device", str(section.of(1024, 8))]
+    run = subprocess.run(command, capture_output=True, text=True, env=section.environment())
+    if run.returncode != 0:
+        raise RuntimeError(f"the floor could not be measured: {run.stderr}")
+    rate = json.loads(run.stdout)["on_device"]
+    section.figure("a copy on the device, read and written", rate, "GB/s")
+    return rate
+
+
 def main():
     path, total = sys.argv[1], int(sys.argv[2]) << 20
+    if path == "on-device":
+        driver = Driver(1 << 20)
+        rate = within_device(driver, total)
+        driver.close()
+        print(json.dumps({"on_device": rate}))
+        return
     driver = Driver(min(total, 256 << 20))
     pinned = {slot: to_device(driver, total, slot << 20) for slot in (8, 64) if slot << 20 <= driver.pinned}
     readers = [count for count in (1, 2, 4, 8, 12, 16) if count == 1 or count <= (os.cpu_count() or 1)]

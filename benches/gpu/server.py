@@ -152,7 +152,7 @@ class Server:
         told.unlink(missing_ok=True)
         command = [self.section.bundle / "bin/cutover", "bench", kind, "--url", self.url, "--json", told]
         command += map(str, arguments)
-        if "--images" not in arguments:
+        if kind != "chat" and "--images" not in arguments:
             command += ["--images", self.section.bundle / "models/digits/samples"]
         run = subprocess.run(command, capture_output=True, text=True, env=self.section.environment())
         if not told.exists():

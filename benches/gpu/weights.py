@@ -18,7 +18,7 @@ BLOCK = 1 << 24  # values
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 NAMES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 # What makes a tensor the factors of a norm, which lie round one.
-NORMS = ("layernorm.weight", "layernorm_before.weight", "layernorm_after.weight")
+NORMS = ("layernorm.weight", "layernorm_before.weight", "layernorm_after.weight", "model.norm.weight")
 # What the fixtures' tokenizer needs; that of the bundle's real models has 30,522.
 SMALL_VOCABULARY, VOCABULARY = 240, 30522
 

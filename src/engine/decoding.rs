@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rayon::prelude::*;
 use tokio::sync::mpsc;
 
+use super::draws::{Draw, Row, draw};
 use super::lane::Work;
 use super::meters::Meters;
 use super::resident::guarded;
@@ -70,8 +70,9 @@ pub(super) struct Decoding {
     meters: Arc<Meters>,
 }
 
-struct Sequence {
-    sampler: Sampler,
+/// What is kept of a prompt until it is continued to its end.
+pub(super) struct Sequence {
+    pub(super) sampler: Sampler,
     ends: Arc<[u32]>,
     reader: mpsc::UnboundedSender<Written>,
     arrived: Nanos,
@@ -82,20 +83,6 @@ struct Sequence {
     prompt: usize,
     /// When its last token was chosen.
     told: Option<Nanos>,
-}
-
-/// A sequence's row, and what is chosen from it.
-struct Draw {
-    key: u64,
-    sequence: Sequence,
-    row: Vec<f32>,
-    choice: Option<Choice>,
-}
-
-impl Draw {
-    fn draw(&mut self) {
-        self.choice = self.sequence.sampler.sample(&mut self.row).ok();
-    }
 }
 
 /// What a step was.
@@ -237,12 +224,7 @@ impl Decoding {
     }
 
     /// The row that each run wants sampled; those of runs that failed are told and cancelled.
-    fn compute(
-        &mut self,
-        model: (&mut dyn Decoder, &mut KvCache),
-        runs: &[Run],
-        step: &Step<'_>,
-    ) -> Vec<(u64, Vec<f32>)> {
+    fn compute(&mut self, model: (&mut dyn Decoder, &mut KvCache), runs: &[Run], step: &Step<'_>) -> Vec<(u64, Row)> {
         let (model, cache) = model;
         match self.pass((&mut *model, &mut *cache), runs, step) {
             Ok(rows) => rows,
@@ -270,8 +252,8 @@ impl Decoding {
         (model, cache): (&mut dyn Decoder, &mut KvCache),
         runs: &[Run],
         step: &Step<'_>,
-    ) -> Result<Vec<(u64, Vec<f32>)>> {
-        let input = StepInput { sequences: runs.iter().map(sequence_of).collect() };
+    ) -> Result<Vec<(u64, Row)>> {
+        let input = StepInput { sequences: runs.iter().map(|run| self.sequence_of(run)).collect() };
         let faults = &self.faults;
         let (strike, logits) = guarded(&self.name, || {
             let strike = faults.strike(At::Serving)?;
@@ -281,28 +263,45 @@ impl Decoding {
             let message = format!("{} rows where {} were wanted", logits.count(), input.rows());
             return Err(Error::ForwardFailed { version: self.name.clone(), message });
         }
-        let mut rows = logits.rows();
+        let (mut rows, mut likeliest) = (logits.rows(), logits.likeliest().iter());
         let mut wanted = Vec::with_capacity(runs.len());
-        for run in runs {
-            let of_run = rows.by_ref().take(input_rows(run)).last();
-            if let Some(row) = of_run.filter(|_| run.sample) {
-                let row = if strike == Strike::Poison { vec![f32::NAN; row.len()] } else { row.to_vec() };
+        for (run, StepSequence { tokens, wants, .. }) in runs.iter().zip(&input.sequences) {
+            let row = match wants {
+                Wants::Likeliest => likeliest.next().copied().map(Row::Likeliest),
+                _ => {
+                    let last = rows.by_ref().take(wants.rows(tokens.len())).last();
+                    last.filter(|_| run.sample).map(|row| Row::Whole(row.to_vec()))
+                }
+            };
+            if let Some(mut row) = row {
+                if strike == Strike::Poison {
+                    row.poison();
+                }
                 wanted.push((run.key, row));
             }
         }
         Ok(wanted)
     }
 
-    /// Draws from every row, side by side: a vocabulary is wide.
-    fn sample(&mut self, rows: Vec<(u64, Vec<f32>)>, spread: &Spread<'_>) -> Vec<(Sampled, Option<Choice>)> {
+    /// What a run is to the model. A row from which nothing is drawn need not come whole.
+    fn sequence_of(&self, run: &Run) -> StepSequence {
+        let is_greedy = || self.sequences.get(&run.key).is_some_and(|sequence| sequence.sampler.takes_likeliest());
+        let wants = match run.wants {
+            decode::Wants::Nothing => Wants::Nothing,
+            decode::Wants::Last if run.sample && is_greedy() => Wants::Likeliest,
+            decode::Wants::Last => Wants::Last,
+            decode::Wants::Every => Wants::Every,
+        };
+        StepSequence { tokens: run.tokens.clone(), from: run.from, blocks: Arc::clone(&run.blocks), wants }
+    }
+
+    /// Chooses from every row; whose rows allow no choice, those are told and cancelled.
+    fn sample(&mut self, rows: Vec<(u64, Row)>, spread: &Spread<'_>) -> Vec<(Sampled, Option<Choice>)> {
         let mut draws: Vec<Draw> = rows
             .into_iter()
             .filter_map(|(key, row)| Some(Draw { key, sequence: self.sequences.remove(&key)?, row, choice: None }))
             .collect();
-        match draws.len() {
-            0 | 1 => draws.iter_mut().for_each(Draw::draw),
-            _ => spread(&mut || draws.par_iter_mut().for_each(Draw::draw)),
-        }
+        draw(&mut draws, spread);
         let mut sampled = Vec::with_capacity(draws.len());
         for Draw { key, sequence, choice, .. } in draws {
             let ends = Arc::clone(&sequence.ends);
@@ -312,7 +311,6 @@ impl Decoding {
                     let stop = ends.contains(&choice.token);
                     sampled.push((Sampled { key, token: choice.token, stop }, Some(choice)));
                 }
-                // No token can be chosen from such a row.
                 None => self.fail(key, Error::NonFinite { version: self.name.clone() }),
             }
         }
@@ -371,27 +369,6 @@ impl Decoding {
             // A reader that left does not mind.
             let _ = sequence.reader.send(Written::Failed(error));
         }
-    }
-}
-
-fn input_rows(run: &Run) -> usize {
-    wants(run.wants).rows(run.tokens.len())
-}
-
-fn wants(wants: decode::Wants) -> Wants {
-    match wants {
-        decode::Wants::Nothing => Wants::Nothing,
-        decode::Wants::Last => Wants::Last,
-        decode::Wants::Every => Wants::Every,
-    }
-}
-
-fn sequence_of(run: &Run) -> StepSequence {
-    StepSequence {
-        tokens: run.tokens.clone(),
-        from: run.from,
-        blocks: Arc::clone(&run.blocks),
-        wants: wants(run.wants),
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use super::*;
 use crate::model::{KvSpec, Warmth};
-use crate::ops::Device;
+use crate::ops::{Device, Tensor};
 use crate::weights::Progress;
 
 const VOCABULARY: usize = 32;
@@ -18,6 +18,8 @@ struct Counting {
     broken: HashSet<(u32, usize)>,
     /// Tokens that steps computed.
     computed: usize,
+    /// Rows that were wanted whole.
+    whole: usize,
 }
 
 impl Decoder for Counting {
@@ -58,14 +60,20 @@ impl Decoder for Counting {
                 };
             }
             self.computed += sequence.tokens.len();
-            if sequence.wants == Wants::Last {
+            if sequence.wants != Wants::Nothing {
                 let next = (sequence.tokens[sequence.tokens.len() - 1] + 1) as usize % VOCABULARY;
                 let logit = |token| if is_broken { f32::NAN } else { f32::from(u8::from(token == next)) };
                 values.extend((0..VOCABULARY).map(logit));
             }
         }
-        Logits::new(values, VOCABULARY)
+        let rows = Tensor::from_vec(values, (step.rows(), VOCABULARY), &Device::Cpu).unwrap();
+        self.whole += step.sequences.iter().filter(|sequence| sequence.wants == Wants::Last).count();
+        Logits::of(&rows, step)
     }
+}
+
+fn greedy() -> SamplingOptions {
+    SamplingOptions { temperature: 0.0, ..SamplingOptions::default() }
 }
 
 struct Bench {
@@ -85,8 +93,15 @@ impl Bench {
     }
 
     fn ask(&mut self, tokens: Vec<u32>, written: usize, max_new: usize) -> mpsc::UnboundedReceiver<Written> {
+        self.ask_with((tokens, written, max_new), greedy())
+    }
+
+    fn ask_with(
+        &mut self,
+        (tokens, written, max_new): (Vec<u32>, usize, usize),
+        sampling: SamplingOptions,
+    ) -> mpsc::UnboundedReceiver<Written> {
         let (reader, written_to) = mpsc::unbounded_channel();
-        let sampling = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
         let prompt = Prompt { tokens, written, max_new, sampling, ends: Arc::new([]), priority: 0 };
         self.decoding.submit(Commission { prompt, arrived: self.now, urgent: false, reader });
         written_to
@@ -160,6 +175,33 @@ fn one_that_cannot_be_chosen_for_fails_and_its_neighbours_do_not() {
     assert!(bench.metered().scheduler.prefix_hits >= 96);
     let scheduler = bench.metered().scheduler;
     assert_eq!((scheduler.running, scheduler.waiting, scheduler.blocks_used), (0, 0, 0));
+}
+
+#[test]
+fn whole_rows_are_asked_for_only_where_something_is_drawn_from_them() {
+    let mut bench = Bench::new();
+    bench.write(prompt(1), 3).unwrap();
+    assert_eq!(bench.model.whole, 0);
+    // Beside each other, each of three tokens: of the greedy one no row comes.
+    let drawn = SamplingOptions { temperature: 0.01, seed: 7, ..SamplingOptions::default() };
+    let told = SamplingOptions { logprobs: Some(2), ..greedy() };
+    let biased = SamplingOptions { logit_bias: vec![(30, 100.0)], ..greedy() };
+    let readers = [greedy(), drawn, told, biased].map(|sampling| bench.ask_with((prompt(1), 0, 3), sampling));
+    bench.run();
+    assert_eq!(bench.model.whole, 9);
+    let [greedy, drawn, told, biased] = readers.map(|reader| read(reader).unwrap());
+    assert_eq!((&greedy, &drawn, &told), (&vec![2, 3, 4], &vec![2, 3, 4], &vec![2, 3, 4]));
+    assert_eq!(biased, [30, 30, 30]);
+}
+
+#[test]
+fn faults_on_purpose_strike_rows_that_do_not_come() {
+    let fault = |kind| crate::faults::Fault { version: "tiny@a".into(), kind, at: At::Serving, rate: 1.0, delay: None };
+    let faults = Faults::of(&[fault(crate::faults::Kind::NonFinite)], "tiny@a");
+    let mut bench = Bench::new();
+    bench.decoding.faults = Arc::new(faults);
+    assert!(matches!(bench.write(prompt(1), 3), Err(Error::NonFinite { .. })));
+    assert_eq!(bench.model.whole, 0);
 }
 
 #[test]

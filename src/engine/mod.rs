@@ -6,6 +6,7 @@
 //! cloning it. It must not know versions' files, routes, rollouts or HTTP.
 
 mod decoding;
+mod draws;
 mod gaps;
 mod lane;
 mod meters;

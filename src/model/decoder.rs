@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 
+use super::pass::failed;
 use super::recordings::Warmth;
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
-use crate::ops::Device;
+pub use crate::ops::Likeliest;
+use crate::ops::{Device, Tensor, likeliest};
 use crate::weights::Progress;
 
 /// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
@@ -41,8 +43,8 @@ pub trait Decoder: Send {
     /// its cache holds may be overwritten. A model steps without it, and as well after it failed.
     fn warm(&mut self, progress: &Progress) -> Warmth;
 
-    /// Runs the tokens of every sequence at once: their keys and values go into the cache, and the rows that are wanted
-    /// come back, in the order of the sequences and of their tokens.
+    /// Runs the tokens of every sequence at once: their keys and values go into the cache, and what is wanted of their rows
+    /// comes back, in the order of the sequences and of their tokens.
     ///
     /// On a CPU a sequence's rows are the same, to the bit, whatever steps beside it, and however its tokens are cut into
     /// steps; on a GPU as far as its matrix products go, which choose how they sum by how many rows there are. No two sequences
@@ -67,7 +69,7 @@ impl StepInput {
         self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
     }
 
-    /// Rows of logits that are wanted.
+    /// Rows of logits that are wanted, whole or not.
     pub fn rows(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.wants.rows(sequence.tokens.len())).sum()
     }
@@ -93,6 +95,8 @@ pub enum Wants {
     Nothing,
     /// What may follow the last of them.
     Last,
+    /// Only which token is the likeliest to follow the last of them: the row stays where it was computed.
+    Likeliest,
     /// What may follow each: the prompt itself is scored.
     Every,
 }
@@ -102,18 +106,20 @@ impl Wants {
     pub fn rows(self, tokens: usize) -> usize {
         match self {
             Wants::Nothing => 0,
-            Wants::Last => tokens.min(1),
+            Wants::Last | Wants::Likeliest => tokens.min(1),
             Wants::Every => tokens,
         }
     }
 }
 
-/// Rows of numbers, one for every token id: the larger, the likelier.
+/// Rows of numbers, one for every token id: the larger, the likelier. Of rows that are not wanted whole, what is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logits {
     /// `[rows, vocabulary]`
     values: Vec<f32>,
     vocabulary: usize,
+    /// Of other rows.
+    likeliest: Vec<Likeliest>,
 }
 
 impl Logits {
@@ -124,15 +130,50 @@ impl Logits {
             _ if !values.len().is_multiple_of(vocabulary) => {
                 Err(Error::internal(format!("{} numbers are no rows of {vocabulary}", values.len())))
             }
-            _ => Ok(Logits { values, vocabulary }),
+            _ => Ok(Logits { values, vocabulary, likeliest: Vec::new() }),
         }
     }
 
-    /// How many rows.
-    pub fn count(&self) -> usize {
-        self.values.len() / self.vocabulary
+    /// Of `rows`, `[rows that the step wants, vocabulary]`: no more than is wanted of each comes from where they lie.
+    pub fn of(rows: &Tensor, step: &StepInput) -> Result<Self> {
+        let (count, vocabulary) = rows.dims2().map_err(failed)?;
+        if count != step.rows() {
+            return Err(Error::internal(format!("{count} rows where {} are wanted", step.rows())));
+        }
+        let wants = step.sequences.iter();
+        let short: Vec<bool> = wants
+            .flat_map(|sequence| {
+                let rows = sequence.wants.rows(sequence.tokens.len());
+                std::iter::repeat_n(sequence.wants == Wants::Likeliest, rows)
+            })
+            .collect();
+        let likeliest = match short.contains(&true) {
+            true => likeliest(rows, &short).map_err(failed)?,
+            false => Vec::new(),
+        };
+        let (mut values, mut next) = (Vec::new(), 0);
+        for stretch in short.chunk_by(|a, b| a == b) {
+            if !stretch[0] {
+                let whole = rows.narrow_rows(next, stretch.len()).and_then(|rows| rows.to_values()).map_err(failed)?;
+                // One stretch is all that there is, nearly always.
+                if values.is_empty() { values = whole } else { values.extend(whole) }
+            }
+            next += stretch.len();
+        }
+        Ok(Logits { likeliest, ..Logits::new(values, vocabulary)? })
     }
 
+    /// How many rows, whole or not.
+    pub fn count(&self) -> usize {
+        self.values.len() / self.vocabulary + self.likeliest.len()
+    }
+
+    /// Of the rows of which no more is wanted, in their order.
+    pub fn likeliest(&self) -> &[Likeliest] {
+        &self.likeliest
+    }
+
+    /// Of those that came whole, as all that follows.
     pub fn row(&self, index: usize) -> Option<&[f32]> {
         self.values.get(index * self.vocabulary..)?.get(..self.vocabulary)
     }
@@ -159,6 +200,29 @@ mod tests {
             sequences: vec![sequence(5, Wants::Nothing), sequence(3, Wants::Every), sequence(1, Wants::Last)],
         };
         assert_eq!((step.tokens(), step.rows()), (9, 4));
+    }
+
+    #[test]
+    fn of_each_row_comes_what_is_wanted() {
+        let sequence =
+            |tokens, wants| StepSequence { tokens: vec![0; tokens], from: 0, blocks: Arc::new(vec![0]), wants };
+        let sequences = vec![
+            sequence(2, Wants::Likeliest),
+            sequence(2, Wants::Every),
+            sequence(5, Wants::Nothing),
+            sequence(1, Wants::Likeliest),
+            sequence(3, Wants::Last),
+        ];
+        let rows: Vec<f32> = (0..15).map(|at| (at * 7 % 15) as f32).collect();
+        let tensor = |count| Tensor::from_vec(rows[..count * 3].to_vec(), (count, 3), &Device::Cpu).unwrap();
+        let step = StepInput { sequences };
+        let logits = Logits::of(&tensor(5), &step).unwrap();
+        assert_eq!((logits.count(), step.rows()), (5, 5));
+        assert_eq!(logits.rows().collect::<Vec<_>>(), [&rows[3..6], &rows[6..9], &rows[12..15]]);
+        // Rows 0, 7, 14 and 3, 10, 2.
+        let told: Vec<_> = logits.likeliest().iter().map(|found| (found.token, found.logit)).collect();
+        assert_eq!(told, [(2, 14.0), (1, 10.0)]);
+        assert!(Logits::of(&tensor(4), &step).is_err());
     }
 
     #[test]

@@ -192,7 +192,7 @@ fn wanted_rows(step: &StepInput) -> Vec<usize> {
         next += sequence.tokens.len();
         match sequence.wants {
             Wants::Nothing => next..next,
-            Wants::Last => next - 1..next,
+            Wants::Last | Wants::Likeliest => next - 1..next,
             Wants::Every => first..next,
         }
     });
@@ -232,11 +232,10 @@ impl Decoder for Llama {
             true => None,
             false => self.rows(step, kv).map_err(failed)?,
         };
-        let values = match rows {
-            Some(rows) => rows.to_values().map_err(failed)?,
-            None => Vec::new(),
-        };
-        Logits::new(values, self.config.vocabulary)
+        match rows {
+            Some(rows) => Logits::of(&rows, step),
+            None => Logits::new(Vec::new(), self.config.vocabulary),
+        }
     }
 }
 
@@ -326,8 +325,9 @@ mod tests {
             sequence(3, Wants::Nothing),
             sequence(2, Wants::Every),
             sequence(1, Wants::Last),
+            sequence(2, Wants::Likeliest),
         ];
-        assert_eq!(wanted_rows(&StepInput { sequences }), [1, 5, 6, 7]);
+        assert_eq!(wanted_rows(&StepInput { sequences }), [1, 5, 6, 7, 9]);
     }
 
     #[test]

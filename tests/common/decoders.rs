@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use candle_core::DType;
-use cutover::model::{Decoder, KvCache, KvSpec, Model, StepInput, StepSequence, Wants};
+use cutover::model::{Decoder, KvCache, KvSpec, Logits, Model, StepInput, StepSequence, Wants};
 use cutover::ops::Device;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
@@ -143,6 +143,10 @@ impl Running {
 
     /// One step of these sequences, each going on by so many tokens.
     pub(crate) fn step(&mut self, sequences: &mut [(&mut Sequence, usize, Wants)]) -> Vec<Vec<f32>> {
+        self.logits(sequences).rows().map(<[f32]>::to_vec).collect()
+    }
+
+    pub(crate) fn logits(&mut self, sequences: &mut [(&mut Sequence, usize, Wants)]) -> Logits {
         let step = sequences.iter_mut().map(|(sequence, count, wants)| {
             let from = sequence.done;
             sequence.done += *count;
@@ -156,7 +160,7 @@ impl Running {
         let step = StepInput { sequences: step.collect() };
         let logits = self.model.step(&step, &mut self.kv).unwrap();
         assert_eq!(logits.count(), step.rows());
-        logits.rows().map(<[f32]>::to_vec).collect()
+        logits
     }
 
     /// Every row of logits of a whole prompt.

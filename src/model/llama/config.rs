@@ -6,7 +6,7 @@ use super::FAMILY;
 use crate::error::Result;
 use crate::model::decoder::{ROWS_PER_STEP, TOKENS_PER_STEP};
 use crate::model::layers::{Rope, activation, size};
-use crate::ops::{Activation, Keeping, KvSpec, paged_device_bytes, paged_scratch_bytes};
+use crate::ops::{Activation, Keeping, KvSpec, likeliest_device_bytes, paged_device_bytes, paged_scratch_bytes};
 use crate::repository::Spec;
 use crate::value::Task;
 
@@ -245,6 +245,7 @@ impl Config {
         let values = (6 * self.hidden + 3 * q + 2 * kv + 3 * self.intermediate) as u64;
         let activations = TOKENS_PER_STEP as u64 * (values * size + self.head_dim as u64 * 4);
         let rows = ROWS_PER_STEP as u64 * ((2 * self.hidden) as u64 * size + self.vocabulary as u64 * 4);
+        let rows = rows + likeliest_device_bytes(ROWS_PER_STEP, self.vocabulary);
         // Where each row's key goes, and blocks of as many sequences as there may be rows of, with what is done to them.
         let blocks = ROWS_PER_STEP * self.context.div_ceil(KvSpec::BLOCK_TOKENS);
         let tables = ((TOKENS_PER_STEP * (16 + self.heads / self.kv_heads) + 2 * blocks) * size_of::<u32>()) as u64;

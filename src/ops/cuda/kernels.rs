@@ -35,6 +35,7 @@ const IMAGES: &[Image] = images![
     "finite",
     "gated",
     "layer_norm",
+    "likeliest",
     "paged_attention",
     "patches",
     "place_heads",
@@ -129,8 +130,9 @@ pub(super) struct Kernels {
     functions: Vec<[sys::CUfunction; FORMATS.len()]>,
     /// From one format to another.
     casts: HashMap<(DType, DType), sys::CUfunction>,
-    /// Of f32 only.
+    /// Of f32 only, these two.
     turns: sys::CUfunction,
+    likeliest: sys::CUfunction,
 }
 
 #[allow(unsafe_code)]
@@ -149,6 +151,7 @@ impl Kernels {
             functions: Vec::new(),
             casts: HashMap::new(),
             turns: std::ptr::null_mut(),
+            likeliest: std::ptr::null_mut(),
         };
         let mut by_file = HashMap::new();
         for image in IMAGES {
@@ -183,6 +186,7 @@ impl Kernels {
             }
         }
         kernels.turns = find(cuda, module("place_heads")?, "turns_f32")?;
+        kernels.likeliest = find(cuda, module("likeliest")?, "likeliest_f32")?;
         for from in FORMATS.into_iter().chain([DType::F64]) {
             for to in FORMATS.into_iter().filter(|to| *to != from && (from != DType::F64 || *to == DType::F32)) {
                 let from_name = suffix(from).unwrap_or("f64");
@@ -202,6 +206,10 @@ impl Kernels {
 
     pub(super) fn turns(&self) -> sys::CUfunction {
         self.turns
+    }
+
+    pub(super) fn likeliest(&self) -> sys::CUfunction {
+        self.likeliest
     }
 
     pub(super) fn cast(&self, from: DType, to: DType) -> Result<sys::CUfunction> {
@@ -320,6 +328,11 @@ impl Shape {
     /// For `few_rows`: a block for every sixteen outputs.
     pub(super) fn outputs(columns: usize) -> Shape {
         Shape { grid: (columns.div_ceil(16) as u32, 1, 1), block: 256, shared: 0 }
+    }
+
+    /// For `likeliest`: so many blocks for each row.
+    pub(super) fn parts(blocks: usize, rows: usize) -> Shape {
+        Shape { grid: (blocks as u32, rows as u32, 1), block: 256, shared: 0 }
     }
 
     /// For `take_rows`: a block for each row.

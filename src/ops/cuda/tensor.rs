@@ -114,15 +114,33 @@ impl Tensor {
 
     /// All values of f32, in their order, once everything before has run.
     pub(in crate::ops) fn to_values(&self) -> Result<Vec<f32>> {
+        self.read(DType::F32, f32::from_le_bytes)
+    }
+
+    /// The same of u32.
+    pub(super) fn to_words(&self) -> Result<Vec<u32>> {
+        self.read(DType::U32, u32::from_le_bytes)
+    }
+
+    fn read<T>(&self, dtype: DType, number: impl Fn([u8; 4]) -> T) -> Result<Vec<T>> {
         self.whole_rows()?;
-        if self.dtype != DType::F32 {
-            bail!("values of {} where f32 is needed", self.dtype.as_str());
+        if self.dtype != dtype {
+            bail!("values of {} where {} is needed", self.dtype.as_str(), dtype.as_str());
         }
         let mut values = Vec::with_capacity(self.count());
-        let read =
-            |bytes: &[u8]| values.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        let read = |bytes: &[u8]| values.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| number(*bytes)));
         self.gpu.land(self.address(), self.bytes(), read).map_err(failed)?;
         Ok(values)
+    }
+
+    /// Queues zeros for all of an activation.
+    pub(super) fn clear(&self) -> Result<()> {
+        let (slab, at) = self.place_in_slab()?;
+        let scratch = self.scratch()?;
+        if scratch.is_dry() {
+            return Ok(());
+        }
+        scratch.stream().clear_part(slab, (at, self.bytes())).map_err(failed)
     }
 
     /// Room beside this one, which is an activation.

@@ -22,6 +22,7 @@ mod tests;
 use self::candidates::{Candidates, Row};
 use self::logprobs::Told;
 use self::penalties::Penalties;
+use crate::ops::Likeliest;
 use crate::ops::logits::{exp_sum, first, peak};
 
 pub use options::{MOST_LOGPROBS, SamplingOptions};
@@ -95,6 +96,29 @@ impl Sampler {
         };
         self.accept(token);
         Ok(Choice { token, logprob, top })
+    }
+
+    /// Whether the likeliest token of a row is all that is asked of it: then [`Sampler::take`] does what `sample` would.
+    pub fn takes_likeliest(&self) -> bool {
+        let options = &self.options;
+        let unchanged = self.penalties.is_none() && options.logit_bias.is_empty();
+        options.is_greedy() && unchanged && options.logprobs.is_none()
+    }
+
+    /// Takes the likeliest token of a row, and counts it.
+    ///
+    /// # Errors
+    /// As for `sample`.
+    pub fn take(&mut self, likeliest: &Likeliest) -> Result<Choice, Unusable> {
+        debug_assert!(self.takes_likeliest());
+        match *likeliest {
+            Likeliest { sound: false, .. } => Err(Unusable::NotFinite),
+            Likeliest { logit: f32::NEG_INFINITY, .. } => Err(Unusable::Nothing),
+            Likeliest { token, .. } => {
+                self.accept(token);
+                Ok(Choice { token, logprob: None, top: Vec::new() })
+            }
+        }
     }
 
     /// Tokens whose logits bias and penalties change.

@@ -315,3 +315,41 @@ fn on_an_edge(logits: &[f32], options: &SamplingOptions) -> bool {
     };
     tokens(1.0 - 1e-5) != tokens(1.0 + 1e-5)
 }
+
+proptest! {
+    #[test]
+    fn taking_the_likeliest_is_what_sampling_a_whole_row_does(
+        logits in proptest::collection::vec(
+            prop_oneof![
+                60 => (-5i8..5).prop_map(f32::from),
+                6 => Just(f32::NEG_INFINITY),
+                1 => prop_oneof![Just(f32::NAN), Just(f32::INFINITY)],
+            ],
+            1..60,
+        ),
+    ) {
+        let rows = crate::ops::Tensor::from_vec(logits.clone(), (1, logits.len()), &crate::ops::Device::Cpu).unwrap();
+        let likeliest = crate::ops::likeliest(&rows, &[true]).unwrap();
+        let [mut whole, mut short] = [(); 2].map(|()| Sampler::new(SamplingOptions { temperature: 0.0, ..plain() }, &[1]));
+        prop_assert!(short.takes_likeliest());
+        prop_assert_eq!(short.take(&likeliest[0]), whole.sample(&mut logits.clone()));
+        prop_assert_eq!(short.count, whole.count);
+    }
+}
+
+#[test]
+fn whole_rows_are_needed_where_more_than_the_likeliest_is_asked_for() {
+    let greedy = || SamplingOptions { temperature: 0.0, ..plain() };
+    for (options, takes) in [
+        (greedy(), true),
+        (SamplingOptions { top_k: 5, top_p: 0.5, min_p: 0.1, seed: 9, ..greedy() }, true),
+        (plain(), false),
+        (SamplingOptions { repetition_penalty: 1.1, ..greedy() }, false),
+        (SamplingOptions { presence_penalty: 0.5, ..greedy() }, false),
+        (SamplingOptions { frequency_penalty: -0.5, ..greedy() }, false),
+        (SamplingOptions { logit_bias: vec![(1, 1.0)], ..greedy() }, false),
+        (SamplingOptions { logprobs: Some(0), ..greedy() }, false),
+    ] {
+        assert_eq!(Sampler::new(options.clone(), &[1, 2]).takes_likeliest(), takes, "{options:?}");
+    }
+}
