@@ -15,6 +15,7 @@ mod guess;
 pub mod model_toml;
 pub mod name;
 mod rate;
+pub mod rules;
 mod sentence_transformers;
 pub mod spec;
 
@@ -32,6 +33,7 @@ pub use model_toml::{
     OnDrainTimeout, Park, RolloutConfig,
 };
 pub use rate::LoadThrottle;
+pub use rules::{Comparison, Limit, Metric, Rule, RuleConfig, Threshold};
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 
 use crate::error::{Error, Result};

@@ -13,6 +13,7 @@ mod controller;
 mod easing;
 mod gate;
 mod journal;
+pub mod judge;
 mod load;
 mod parking;
 mod quiet;
