@@ -5,6 +5,7 @@
 //! rollout controller retire it. That is the whole drain protocol; nothing counts in-flight requests by hand.
 //! It must not know routes, rollouts or HTTP.
 
+mod observed;
 mod stats;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
+pub use observed::Observed;
 pub use stats::{Mark, Passed, Snapshot, Spent, Stage, Stats};
 
 use crate::engine::Lane;

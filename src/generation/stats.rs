@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
 
+use super::observed::{LONGEST, Observed, histogram, micros};
+
 /// Latencies are kept in two halves of this length, so that a quantile speaks of the recent past.
 const HALF_LIFE: Duration = Duration::from_secs(60);
-/// Microseconds; longer ones count as this.
-const LONGEST: u64 = 600_000_000;
 
 #[derive(Debug)]
 pub struct Stats {
@@ -27,6 +27,10 @@ pub struct Stats {
     failovers: AtomicU64,
     /// Requests that named this version themselves; they count in no window.
     named: AtomicU64,
+    /// Requests that ran into the model's own deadline.
+    timed_out: AtomicU64,
+    /// When it was blamed first since somebody asked.
+    accused: Mutex<Option<Instant>>,
     latency: Mutex<Latencies>,
     /// By `Stage`.
     spent: [Clock; 4],
@@ -69,7 +73,17 @@ struct Latencies {
     previous: Histogram<u64>,
     /// Everything since the last `restart`.
     window: Histogram<u64>,
+    /// Where the counters stood then.
+    counted: Counted,
     turned: Instant,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    answered: u64,
+    blamed: u64,
+    nonfinite: u64,
+    timed_out: u64,
 }
 
 /// What the counters said at one moment.
@@ -111,10 +125,13 @@ impl Stats {
             unexplained: AtomicU64::new(0),
             failovers: AtomicU64::new(0),
             named: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
+            accused: Mutex::default(),
             latency: Mutex::new(Latencies {
                 current: histogram(),
                 previous: histogram(),
                 window: histogram(),
+                counted: Counted::default(),
                 turned: Instant::now(),
             }),
             spent: Default::default(),
@@ -125,7 +142,7 @@ impl Stats {
 
     pub fn answered(&self, took: Duration) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-        let micros = (took.as_micros() as u64).clamp(1, LONGEST);
+        let micros = micros(took);
         let mut latency = self.lock();
         latency.turn();
         latency.current.saturating_record(micros);
@@ -134,7 +151,8 @@ impl Stats {
 
     /// A request that was not answered within `limit`: the latency of answers alone would not show it.
     pub fn timed_out(&self, limit: Duration) {
-        let micros = (limit.as_micros() as u64).clamp(1, LONGEST);
+        self.timed_out.fetch_add(1, Ordering::Relaxed);
+        let micros = micros(limit);
         let mut latency = self.lock();
         latency.turn();
         latency.current.saturating_record(micros);
@@ -151,7 +169,13 @@ impl Stats {
         if nonfinite {
             self.nonfinite.fetch_add(1, Ordering::Relaxed);
         }
+        self.accused.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert_with(Instant::now);
         self.fault.notify_one();
+    }
+
+    /// When it was blamed first since this was asked last: so long ago a rule may have been broken.
+    pub fn accused(&self) -> Option<Instant> {
+        self.accused.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
 
     pub fn failed_over(&self) {
@@ -185,14 +209,7 @@ impl Stats {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let (p50, p99, samples) = {
-            let mut latency = self.lock();
-            latency.turn();
-            let mut recent = latency.previous.clone();
-            // Both have the same bounds, so adding cannot fail.
-            let _ = recent.add(&latency.current);
-            quantiles(&recent)
-        };
+        let (p50, p99, samples) = quantiles(&self.recent());
         self.counters(p50, p99, samples)
     }
 
@@ -218,7 +235,54 @@ impl Stats {
     }
 
     pub fn restart_window(&self) {
-        self.lock().window.reset();
+        let counted = self.counted();
+        let mut latency = self.lock();
+        latency.window.reset();
+        latency.counted = counted;
+    }
+
+    /// What was done since the last `restart_window`.
+    pub fn observed(&self) -> Observed {
+        let (latency, before) = {
+            let latency = self.lock();
+            (latency.window.clone(), latency.counted)
+        };
+        let now = self.counted();
+        Observed {
+            answered: now.answered - before.answered,
+            blamed: now.blamed - before.blamed,
+            nonfinite: now.nonfinite - before.nonfinite,
+            timed_out: now.timed_out - before.timed_out,
+            ..Observed::of(latency)
+        }
+    }
+
+    /// Everything it has done, with the latencies of the last one to two minutes.
+    pub fn recently(&self) -> Observed {
+        let latency = self.recent();
+        let Counted { answered, blamed, nonfinite, timed_out } = self.counted();
+        Observed { answered, blamed, nonfinite, timed_out, ..Observed::of(latency) }
+    }
+
+    fn recent(&self) -> Histogram<u64> {
+        let mut latency = self.lock();
+        latency.turn();
+        let mut recent = latency.previous.clone();
+        // Both have the same bounds, so adding cannot fail.
+        let _ = recent.add(&latency.current);
+        recent
+    }
+
+    fn counted(&self) -> Counted {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // What is part of another count is read before it, so that it is never more.
+        let nonfinite = read(&self.nonfinite);
+        Counted {
+            nonfinite,
+            blamed: read(&self.blamed),
+            answered: read(&self.answered),
+            timed_out: read(&self.timed_out),
+        }
     }
 
     fn counters(&self, p50: Option<Duration>, p99: Option<Duration>, samples: u64) -> Snapshot {
@@ -261,12 +325,6 @@ impl Latencies {
     }
 }
 
-fn histogram() -> Histogram<u64> {
-    // Two significant digits over 1 µs to 10 min: a constant and valid pair of bounds.
-    #[allow(clippy::expect_used)]
-    Histogram::new_with_bounds(1, LONGEST, 2).expect("constant bounds are valid")
-}
-
 fn quantiles(histogram: &Histogram<u64>) -> (Option<Duration>, Option<Duration>, u64) {
     if histogram.is_empty() {
         return (None, None, 0);
@@ -307,6 +365,21 @@ mod tests {
         stats.restart_window();
         stats.timed_out(Duration::from_secs(10_000));
         assert_eq!(stats.since(&mut mark), Passed { answered: 1, slow: 1 });
+    }
+
+    #[test]
+    fn what_was_observed_begins_anew_with_the_window_and_an_accusation_is_taken_once() {
+        let stats = Stats::new();
+        stats.answered(Duration::from_millis(5));
+        stats.blame(true);
+        stats.restart_window();
+        stats.answered(Duration::from_millis(7));
+        stats.timed_out(Duration::from_secs(1));
+        let (since, all) = (stats.observed(), stats.recently());
+        assert_eq!((since.answered, since.blamed, since.nonfinite, since.timed_out, since.timed()), (1, 0, 0, 1, 2));
+        assert_eq!((all.answered, all.blamed, all.nonfinite, all.timed_out, all.timed()), (2, 1, 1, 1, 3));
+        assert!(stats.accused().is_some_and(|at| at.elapsed() < Duration::from_secs(60)));
+        assert!(stats.accused().is_none());
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub(super) fn at_least_one_u64<'de, D: Deserializer<'de>>(deserializer: D) -> Re
     }
 }
 
+pub(super) fn some_at_least_one_u64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    at_least_one_u64(deserializer).map(Some)
+}
+
 pub(super) fn some_at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     at_least_one(deserializer).map(Some)
 }

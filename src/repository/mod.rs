@@ -16,6 +16,7 @@ mod guess;
 pub mod model_toml;
 pub mod name;
 mod rate;
+pub mod rules;
 mod sentence_transformers;
 pub mod sharing;
 pub mod spec;
@@ -35,6 +36,7 @@ pub use model_toml::{
     OnDrainTimeout, Park, RolloutConfig,
 };
 pub use rate::LoadThrottle;
+pub use rules::{Comparison, Limit, Metric, Rule, RuleConfig, Threshold};
 pub use sharing::{CanaryConfig, ShadowConfig, Sticky};
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 

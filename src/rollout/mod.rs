@@ -16,6 +16,7 @@ mod experiment;
 mod gate;
 mod interval;
 mod journal;
+pub mod judge;
 mod load;
 mod parking;
 mod quiet;
