@@ -53,14 +53,14 @@
 //!
 //! `http::admin` → `rollout::Supervisor` → the model's controller, which feeds `rollout::state::next` and performs its
 //! actions: reserve (`device::Budget`), load (`weights` on a loader thread), warm and validate (`rollout::gate`, on a
-//! probation thread and then the engine), switch (ledger first, then `Slot::swap`), the window (`rollout::watch`),
+//! probation thread and then the engine), switch (ledger first, then `Slot::swap`), the window (`rollout::judge`),
 //! and reclaim (`rollout::residents`: wait for the drain signal, drop on the engine, purge, measure).
 //!
 //! # Invariants, and what is deliberately absent
 //!
 //! - No lock round a model, and none held while a request is admitted: one thread owns the device, others send messages.
 //! - A request holds its `Arc<Generation>` exactly as long as it needs it; nothing counts in-flight requests by hand.
-//! - `schedule` and `rollout::state` know no clock, runtime, channel or device: time and events are arguments.
+//! - `schedule`, `rollout::state` and `rollout::judge` know no clock, runtime, channel or device: time and events are arguments.
 //! - No memory map of weights: a mapped file that changes under a running model is undefined behaviour.
 //! - On a GPU (feature `cuda`) candle is not used: `ops::cuda` has our kernels and cublasLt, on one stream, in memory that is a
 //!   generation's own. Nothing of CUDA is linked; its libraries are looked for when a device is opened.

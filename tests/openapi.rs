@@ -389,7 +389,7 @@ async fn comparing(server: &mut Told) {
     let (status, begun) = server.post("/admin/experiments", order.clone()).await;
     assert_eq!((status, &begun["phase"]), (200, &json!("experiment")));
     assert_eq!(server.post("/admin/experiments", order).await.0, 409);
-    let order = json!({ "name": "tone", "model": "digits", "weights": { "v1": 50, "v2": 5 } });
+    let order = json!({ "name": "pitch", "model": "digits", "weights": { "v1": 50, "v2": 5 } });
     assert_eq!(server.post("/admin/experiments", order).await.0, 400);
     let asked = server.server.request(Method::POST, "/models/digits/infer").header("x-request-id", "mine");
     asked.header("content-type", "image/png").body(digit(4).to_vec()).send().await.unwrap();

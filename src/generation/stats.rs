@@ -38,6 +38,10 @@ pub struct Stats {
     last: AtomicU64,
     /// Woken on every blamed fault, so that rules are judged at once.
     pub fault: Notify,
+    /// And on every answer that took longer than was to be watched for.
+    pub slow: Notify,
+    /// Microseconds.
+    watched: AtomicU64,
 }
 
 /// What time is counted for.
@@ -137,6 +141,8 @@ impl Stats {
             spent: Default::default(),
             last: AtomicU64::new(0),
             fault: Notify::new(),
+            slow: Notify::new(),
+            watched: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -147,6 +153,16 @@ impl Stats {
         latency.turn();
         latency.current.saturating_record(micros);
         latency.window.saturating_record(micros);
+        drop(latency);
+        if micros > self.watched.load(Ordering::Relaxed) {
+            self.slow.notify_one();
+        }
+    }
+
+    /// From which latency on answers wake `slow`; `None` for never.
+    pub fn watch_for(&self, limit: Option<Duration>) {
+        let limit = limit.map_or(u64::MAX, |limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
+        self.watched.store(limit, Ordering::Relaxed);
     }
 
     /// A request that was not answered within `limit`: the latency of answers alone would not show it.

@@ -2,8 +2,9 @@
 //! goes back or gives memory back.
 //!
 //! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
-//! what a candidate must pass; `easing` holds a load back while clients notice it; `watch` holds the window's rules, and `recheck` runs its golden cases; `residents` gives memory back and measures it;
-//! `parking` keeps a version in host memory; `difference` says what a rollout would change;
+//! what a candidate must pass; `easing` holds a load back while clients notice it; `judge` says whether a version keeps its rules, and `recheck` runs the window's golden cases; `residents` gives memory back and measures it;
+//! `parking` keeps a version in host memory; `difference` says what a rollout would change; `shadow` computes live answers again on the other version and
+//! compares; `experiment` says which of two is better, and `interval` how sure that is;
 //! `record` and `journal` say what happened; `supervisor` is the door for the `http` room's admin routes; `alone` loads a
 //! version by itself, without any of them, and `rehearsal` judges one so.
 //! It must not know HTTP or the command line.
@@ -30,7 +31,6 @@ pub mod state;
 mod steps;
 mod supervisor;
 mod survey;
-pub mod watch;
 
 use std::sync::Arc;
 

@@ -189,7 +189,8 @@ impl Controller {
         let digest = previous.digest.clone();
         let at = self.ctx.engine.now();
         drop(self.slot.swap(Arc::new(Route::new(previous))));
-        let store_us = began.elapsed().as_secs_f64() * 1e6;
+        let stored = Instant::now();
+        let store_us = (stored - began).as_secs_f64() * 1e6;
         self.end_shadow();
         let gone = std::mem::replace(&mut self.live, self.previous.take());
         let Some(active) = &mut self.active else { return };
@@ -221,6 +222,9 @@ impl Controller {
             self.ctx.journal.commit_until_done(live, note);
         }
         active.recorder.figure("rollback_store_us", store_us);
+        if let Some(proven) = active.proven {
+            active.recorder.figure("breach_to_store_ms", stored.duration_since(proven).as_secs_f64() * 1e3);
+        }
         active.recorder.figure("rollback_ledger_ms", sync.elapsed().as_secs_f64() * 1e3);
         active.recorder.figure("rollback_ms", began.elapsed().as_secs_f64() * 1e3);
     }

@@ -243,6 +243,7 @@ impl Controller {
             reclaim_on_return: false,
             drained: None,
             switched_at: None,
+            proven: None,
         });
         // Its durable beginning comes first: a crash from here on finds the rollout and marks it interrupted.
         self.entered(first).await;

@@ -23,6 +23,7 @@ use super::Context;
 use super::difference::Before;
 use super::experiment::Named;
 use super::gate::Findings;
+use super::judge::Judge;
 use super::parking;
 use super::recheck::Watched;
 use super::record::{Bytes, Handle, Recorder};
@@ -31,7 +32,7 @@ use super::shadow;
 use super::state::{self, Event, Phase, State};
 use super::steps::{self, Done};
 use crate::error::{Error, Result};
-use crate::generation::{GenerationId, Stats};
+use crate::generation::{GenerationId, Observed, Stats};
 use crate::repository::{Difference, ModelConfig, Sticky};
 use crate::slot::Slot;
 use sharing::Sharing;
@@ -181,13 +182,20 @@ struct Active {
     /// Replace mode: what was drained, and must come back if the rollout fails.
     drained: Option<String>,
     switched_at: Option<u64>,
+    /// When the sample was there that broke a rule.
+    proven: Option<Instant>,
 }
 
 struct Window {
     since: Instant,
     until: Instant,
-    baseline: Option<Duration>,
+    judge: Judge,
+    /// What the version before did.
+    before: Option<Observed>,
     next_look: Instant,
+    next_told: Instant,
+    /// An answer that calls for the next look came then.
+    hastened: Option<Instant>,
     next_golden: Option<Instant>,
     golden_runs: u64,
 }
@@ -237,6 +245,12 @@ impl Controller {
                     () = notified(&candidate) => {}
                 }
             };
+            let slow = async {
+                tokio::select! {
+                    () = slowed(&live) => {}
+                    () = slowed(&candidate) => {}
+                }
+            };
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(Command::Shutdown(done)) => {
@@ -249,6 +263,7 @@ impl Controller {
                 },
                 Some(report) = self.reports.recv() => self.report(report).await,
                 () = fault => self.look(true).await,
+                () = slow => self.hasten(),
                 () = sleep_until(next_look) => self.look(false).await,
             }
         }
@@ -303,8 +318,8 @@ impl Controller {
             Report::Measured { rollout, differences } if ours(&rollout) => return self.measured(differences),
             Report::Golden { rollout, findings } if ours(&rollout) => match self.golden_seen(findings) {
                 Some(reason) => {
-                    self.alert("breach", &reason).await;
-                    Event::Breach(reason)
+                    self.feed_late(Event::Breach(reason.clone())).await;
+                    return self.alert("breach", &reason).await;
                 }
                 None => return,
             },
@@ -420,6 +435,14 @@ impl Active {
 async fn notified(stats: &Option<Arc<Stats>>) {
     match stats {
         Some(stats) => stats.fault.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Woken by an answer that may prove a generation slow.
+async fn slowed(stats: &Option<Arc<Stats>>) {
+    match stats {
+        Some(stats) => stats.slow.notified().await,
         None => std::future::pending().await,
     }
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::super::experiment::{self, Named, Side};
+use super::super::judge::{Against, FALSE_ALARMS, Judge, Verdict};
+use super::super::shadow;
 use super::super::state::{Event, Phase};
-use super::super::{shadow, watch};
-use super::window::LOOK;
+use super::window::{LOOK, SOON};
 use super::{Active, Answer, Controller, Options};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
@@ -27,17 +28,26 @@ pub(super) struct Sharing {
     step_since: Instant,
     step_from: u64,
     looked: Instant,
+    /// An answer that calls for the next look came then.
+    hastened: Option<Instant>,
+    judge: Judge,
     experiment: Option<(Named, Arc<Tally>)>,
 }
 
 impl Sharing {
     pub(super) fn next_look(&self, config: &ModelConfig) -> Instant {
         let CanaryConfig { step, requests, .. } = &config.canary;
-        match (&self.experiment, requests) {
+        let next = match (&self.experiment, requests) {
             (Some(_), _) => self.looked + LOOK,
             (None, Some(_)) => self.looked + COUNT,
             (None, None) => (self.looked + LOOK).min(self.step_since + *step),
-        }
+        };
+        self.hastened.map_or(next, |at| next.min(at + SOON))
+    }
+
+    /// An answer was slow, of a version that is likely to be found slow: it is looked at soon.
+    pub(super) fn hasten(&mut self, now: Instant) {
+        self.hastened.get_or_insert(now);
     }
 
     /// Whether a canary's step has lasted as long as it was to.
@@ -104,7 +114,7 @@ impl Controller {
         }
         options.reshape(&mut active.config);
         active.recorder.figure("experiment", json!({ "name": named.name }));
-        active.sharing = Some(Sharing::begin(Some((named, Arc::new(Tally::new())))));
+        active.sharing = Some(Sharing::begin(&active.config, Some((named, Arc::new(Tally::new())))));
         match self.feed(Event::StartExperiment).await {
             Ok(()) => self.joined(),
             Err(error) => {
@@ -136,10 +146,12 @@ impl Controller {
             return tracing::error!("there is no candidate to share requests with");
         };
         let first = active.sharing.is_none() || active.state.phase == Phase::Experiment;
-        let sharing = active.sharing.get_or_insert_with(|| Sharing::begin(None));
+        let sharing = active.sharing.get_or_insert_with(|| Sharing::begin(&active.config, None));
         if first {
             candidate.stats.restart_window();
             route.live.stats.restart_window();
+            // Of no share yet.
+            let _ = candidate.stats.accused();
         }
         sharing.step_since = Instant::now();
         sharing.step_from = asked(&candidate);
@@ -180,6 +192,9 @@ impl Controller {
         if let Some(ending) = active.state.ending.clone() {
             active.recorder.kind("instant");
             active.recorder.figure("rollback_ms", took.as_secs_f64() * 1e3);
+            if let Some(proven) = active.proven {
+                active.recorder.figure("breach_to_store_ms", (began + took).duration_since(proven).as_secs_f64() * 1e3);
+            }
             tracing::warn!(model = self.slot.name(), reason = ending.reason, alert = true, "a share was taken back");
         }
         let note = self.audit("share", json!({ "percent": 0 }));
@@ -187,32 +202,46 @@ impl Controller {
     }
 
     /// Looks after a candidate that passed its gate: the rules on what it answers, and on what its shadow says.
-    pub(super) async fn look_at_candidate(&mut self) {
-        self.tell_sharing();
+    pub(super) async fn look_at_candidate(&mut self, told: bool) {
+        if !told {
+            self.tell_sharing();
+        }
         let Some(active) = &mut self.active else { return };
         if let Some(reason) = active.shadow.as_ref().and_then(|run| run.seen().breach()) {
-            self.alert("breach", &reason).await;
-            let staged = self.active.as_ref().is_some_and(|active| active.state.phase == Phase::Ready);
-            return self.feed_late(if staged { Event::GateRefused(reason) } else { Event::Breach(reason) }).await;
+            return self.disagrees(reason).await;
         }
         let Some(active) = &mut self.active else { return };
         let (Some(stats), Some(live), Some(sharing)) = (active.candidate_stats(), &self.live, &mut active.sharing)
         else {
             return;
         };
-        sharing.looked = Instant::now();
-        let rules = &active.config.observe;
-        let beside = live.stats.window();
-        let baseline = beside.p99.filter(|_| beside.samples >= rules.min_requests.max(100));
-        if let Some(breach) = watch::judge(rules, &stats.window(), baseline) {
-            let reason = format!("a rule was broken: {breach}");
-            self.alert("breach", &reason).await;
-            return self.feed_late(Event::Breach(reason)).await;
+        // Asked for first: what is blamed after this is judged at the next look, which it calls for.
+        let accused = stats.accused();
+        let now = Instant::now();
+        sharing.looked = now;
+        let hastened = sharing.hastened.take();
+        let (seen, beside) = (stats.observed(), live.stats.observed());
+        let breach = sharing.judge.look(now.duration_since(sharing.since), &seen, Against::Beside(&beside));
+        stats.watch_for(sharing.judge.leaning());
+        if !told || breach.is_some() {
+            let verdicts = sharing.judge.verdicts(&seen, Against::Beside(&beside));
+            active.recorder.figure("verdicts", verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>());
+        }
+        if let Some(breach) = breach {
+            return self.broken(&breach, accused.or(hastened).unwrap_or(now)).await;
         }
         let seen = stats.snapshot();
         if active.state.phase == Phase::Canary && sharing.is_over(&active.config.canary, seen.answered + seen.blamed) {
             self.feed_late(Event::StepOver).await;
         }
+    }
+
+    /// The two versions do not agree as they must: whoever is new goes, and that is told then.
+    pub(super) async fn disagrees(&mut self, reason: String) {
+        let staged = self.active.as_ref().is_some_and(|active| active.state.phase == Phase::Ready);
+        let event = if staged { Event::GateRefused(reason.clone()) } else { Event::Breach(reason.clone()) };
+        self.feed_late(event).await;
+        self.alert("breach", &reason).await;
     }
 
     /// What is shared now, for whoever looks at the rollout.
@@ -287,9 +316,10 @@ impl Controller {
 }
 
 impl Sharing {
-    fn begin(experiment: Option<(Named, Arc<Tally>)>) -> Sharing {
+    fn begin(config: &ModelConfig, experiment: Option<(Named, Arc<Tally>)>) -> Sharing {
         let now = Instant::now();
-        Sharing { since: now, step_since: now, step_from: 0, looked: now, experiment }
+        let judge = Judge::new(config.observe.rules(), FALSE_ALARMS);
+        Sharing { since: now, step_since: now, step_from: 0, looked: now, hastened: None, judge, experiment }
     }
 }
 

@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::super::gate::Findings;
+use super::super::judge::{Against, FALSE_ALARMS, Judge, Verdict};
+use super::super::recheck;
 use super::super::state::{Event, Phase};
-use super::super::{recheck, watch};
 use super::{Controller, Report, Window};
 
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// After an answer that may prove a version slow: a few of them are judged together.
+pub(super) const SOON: Duration = Duration::from_millis(20);
 
 impl Controller {
     /// Opens the window, or ends it at once when there is nothing to go back to or it was not wanted.
@@ -21,18 +24,23 @@ impl Controller {
             return Some(Event::WindowOver);
         }
         let now = Instant::now();
-        let before = self.previous.as_ref().map(|previous| previous.stats.snapshot());
+        let before = self.previous.as_ref().map(|previous| previous.stats.recently());
         let rules = &active.config.observe;
-        let enough = rules.min_requests.max(100);
-        let baseline = before.filter(|before| before.samples >= enough).and_then(|before| before.p99);
-        if let Some(baseline) = baseline {
-            active.recorder.figure("baseline_p99_ms", baseline.as_secs_f64() * 1e3);
+        if let Some(p99) = before.as_ref().and_then(|before| before.quantile(0.99)) {
+            active.recorder.figure("baseline_p99_ms", p99.as_secs_f64() * 1e3);
+        }
+        if let Some(live) = &self.live {
+            // Of no window yet.
+            let _ = live.stats.accused();
         }
         active.window = Some(Window {
             since: now,
             until: now + length,
-            baseline,
+            judge: Judge::new(rules.rules(), FALSE_ALARMS),
+            before,
             next_look: now + LOOK,
+            next_told: now,
+            hastened: None,
             next_golden: (!rules.golden_every.is_zero()).then(|| now + rules.golden_every),
             golden_runs: 0,
         });
@@ -60,19 +68,26 @@ impl Controller {
             active.tell_progress();
             return;
         }
-        active.looked = Instant::now();
-        self.tell_shadow();
+        let told = active.looked + LOOK > Instant::now();
+        if !told {
+            active.looked = Instant::now();
+            self.tell_shadow();
+        }
         let Some(active) = &mut self.active else { return };
         if matches!(active.state.phase, Phase::Ready | Phase::Canary | Phase::Experiment) {
-            return self.look_at_candidate().await;
+            return self.look_at_candidate(told).await;
         }
         let (Some(window), Some(live)) = (&mut active.window, &self.live) else { return };
+        // Asked for first: what is blamed after this is judged at the next look, which it calls for.
+        let accused = live.stats.accused();
         let now = Instant::now();
-        let since = live.stats.window();
-        let breach = watch::judge(&active.config.observe, &since, window.baseline).map(|breach| breach.to_string());
-        let breach = breach.or_else(|| active.shadow.as_ref().and_then(|run| run.seen().breach()));
+        let seen = live.stats.observed();
+        let against = window.before.as_ref().map_or(Against::Nothing, Against::Before);
+        let breach = window.judge.look(now.duration_since(window.since), &seen, against);
+        live.stats.watch_for(window.judge.leaning());
         let over = now >= window.until;
         window.next_look = now + LOOK;
+        let hastened = window.hastened.take();
         let golden = match window.next_golden {
             Some(at) if at <= now => {
                 // Set again when its result is in: one run at a time.
@@ -81,28 +96,57 @@ impl Controller {
             }
             _ => false,
         };
-        active.recorder.figure(
-            "window",
-            json!({
-                "answered": since.answered, "blamed": since.blamed, "nonfinite": since.nonfinite,
-                "failovers": since.failovers, "unexplained": since.unexplained,
-                "p50_ms": since.p50.map(|d| d.as_secs_f64() * 1e3), "p99_ms": since.p99.map(|d| d.as_secs_f64() * 1e3),
-                "golden_runs": window.golden_runs,
-            }),
-        );
-        active.recorder.publish();
+        if fault || over || breach.is_some() || window.next_told <= now {
+            window.next_told = now + LOOK;
+            let since = live.stats.window();
+            active.recorder.figure(
+                "window",
+                json!({
+                    "answered": since.answered, "blamed": since.blamed, "nonfinite": since.nonfinite,
+                    "failovers": since.failovers, "unexplained": since.unexplained,
+                    "p50_ms": since.p50.map(|d| d.as_secs_f64() * 1e3), "p99_ms": since.p99.map(|d| d.as_secs_f64() * 1e3),
+                    "golden_runs": window.golden_runs,
+                }),
+            );
+            let verdicts = window.judge.verdicts(&seen, against);
+            active.recorder.figure("verdicts", verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>());
+            if breach.is_none() {
+                active.recorder.publish();
+            }
+        }
+        let apart = active.shadow.as_ref().and_then(|run| run.seen().breach());
         if golden && !over && breach.is_none() {
             self.run_golden();
         }
-        match breach {
-            Some(breach) => {
-                let reason = format!("a rule of the window was broken: {breach}");
-                self.alert("breach", &reason).await;
-                self.feed_late(Event::Breach(reason)).await;
-            }
-            None if over => self.feed_late(Event::WindowOver).await,
-            None => {}
+        match (breach, apart) {
+            (Some(breach), _) => self.broken(&breach, accused.or(hastened).unwrap_or(now)).await,
+            (None, Some(reason)) => self.disagrees(reason).await,
+            (None, None) if over => self.feed_late(Event::WindowOver).await,
+            (None, None) => {}
         }
+    }
+
+    /// Goes back at once, and tells of it then. `since` is when the sample was there that proves it.
+    pub(super) async fn broken(&mut self, breach: &Verdict, since: Instant) {
+        let reason = format!("a rule was broken: {breach}");
+        if let Some(active) = &mut self.active {
+            active.recorder.figure("verdict", breach.to_json());
+            active.proven = Some(since);
+        }
+        self.feed_late(Event::Breach(reason.clone())).await;
+        self.alert("breach", &reason).await;
+    }
+
+    /// An answer was slow, of a version that is likely to be found slow: it is looked at soon.
+    pub(super) fn hasten(&mut self) {
+        let now = Instant::now();
+        let Some(active) = &mut self.active else { return };
+        if let Some(sharing) = &mut active.sharing {
+            return sharing.hasten(now);
+        }
+        let Some(window) = &mut active.window else { return };
+        window.hastened.get_or_insert(now);
+        window.next_look = window.next_look.min(now + SOON);
     }
 
     fn run_golden(&mut self) {

@@ -57,6 +57,8 @@ struct Judged {
     /// Of a relative rule of latencies: what the reference said when it was taken.
     mark: Option<Mark>,
     epoch: u32,
+    /// What was seen last speaks against the candidate, proven or not.
+    leans: bool,
 }
 
 /// A latency that the candidate's answers are counted above, and how many may lie there.
@@ -88,6 +90,7 @@ impl Judge {
             spread: Spread::default(),
             mark: None,
             epoch: 0,
+            leans: false,
         });
         Judge { rules: rules.collect() }
     }
@@ -105,6 +108,15 @@ impl Judge {
             }
         }
         broken
+    }
+
+    /// From which latency on an answer may be the one that proves the candidate slow; `None` while none is likely to.
+    pub fn leaning(&self) -> Option<Duration> {
+        let limit = |judged: &Judged| match judged.rule.limit {
+            Limit::Time(limit) => Some(limit),
+            _ => judged.mark.map(|mark| mark.limit),
+        };
+        self.rules.iter().filter(|judged| judged.leans).filter_map(limit).min()
     }
 
     /// What every rule says of what both have done: where it stands, decided or not.
@@ -128,7 +140,8 @@ impl Judged {
     fn look(&mut self, at: Duration, candidate: &Observed, against: Against<'_>) -> bool {
         self.take_mark(at, candidate, against);
         let Some(question) = self.question(candidate, against) else { return false };
-        let breach = self.breaks(&question);
+        self.leans = question.null.evidence(self.grid(), question.hits, question.trials) > 0.0;
+        let breach = self.leans && self.breaks(&question);
         self.spread.look(at, question.hits);
         breach
     }
