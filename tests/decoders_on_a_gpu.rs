@@ -19,6 +19,7 @@ use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
 use cutover::error::Kind;
 use cutover::model::{Input, KvCache, Model, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
 use cutover::ops::{Keeping, Machine};
+use cutover::process::{Sampler, SamplingOptions};
 use cutover::weights::Progress;
 use serde_json::json;
 
@@ -124,6 +125,65 @@ fn every_fixture_goes_on_greedily_as_the_reference_does() {
             let got = running.greedy(&prompt.tokens, prompt.greedy.len());
             assert_eq!(got, prompt.greedy, "{name}, prompt {i}");
         }
+    }
+}
+
+/// From what a GPU tells of rows, and from the rows themselves, which it has kept.
+#[test]
+fn draws_from_what_a_gpu_tells_of_rows_are_those_from_whole_rows() {
+    let Some(gpu) = gpu() else { return };
+    let fixture = Fixture::open("qwen3");
+    for format in FORMATS {
+        let (mut running, _memory) = running(&fixture.version(), gpu, format);
+        let prompts = &fixture.prompts;
+        let mut sequences: Vec<_> = prompts.iter().map(|prompt| running.start(&prompt.tokens)).collect();
+        let temperatures = [0.1, 0.4, 1.0, 1.7];
+        let wants = |at: usize| match at % 5 {
+            4 => Wants::Likeliest,
+            at => Wants::Likely { temperature: temperatures[at] },
+        };
+        let mut dues: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
+        let (mut drawn, mut covered) = (0, 0);
+        for turn in 0..4 {
+            let mut step: Vec<_> = sequences
+                .iter_mut()
+                .zip(&dues)
+                .enumerate()
+                .map(|(at, (of, due))| (of, *due, wants(at + turn)))
+                .collect();
+            let logits = running.logits(&mut step);
+            assert_eq!(logits.count(), prompts.len());
+            let mut likely = logits.likely().iter();
+            for (at, sequence) in sequences.iter_mut().enumerate() {
+                let Wants::Likely { temperature } = wants(at + turn) else {
+                    sequence.tokens.push(7);
+                    continue;
+                };
+                let likely = likely.next().unwrap();
+                let row = likely.whole().unwrap();
+                assert!(likely.likeliest.logit == row[likely.likeliest.token as usize] && likely.likeliest.sound);
+                for seed in 0..40 {
+                    let cuts = SamplingOptions { temperature, seed, ..SamplingOptions::default() };
+                    let cuts = match seed % 4 {
+                        0 => SamplingOptions { top_k: 5, ..cuts },
+                        1 => SamplingOptions { top_p: 0.7, ..cuts },
+                        2 => SamplingOptions { min_p: 0.1, ..cuts },
+                        _ => cuts,
+                    };
+                    let [mut whole, mut told] = [(); 2].map(|()| Sampler::new(cuts.clone(), &[]));
+                    drawn += 1;
+                    if let Some(choice) = told.draw_from(likely).unwrap() {
+                        covered += 1;
+                        assert_eq!(Ok(choice), whole.sample(&mut row.clone()), "{} {cuts:?}", format.as_str());
+                    }
+                }
+                let chosen = Sampler::new(SamplingOptions::default(), &[]).sample(&mut row.clone()).unwrap();
+                sequence.tokens.push(chosen.token);
+            }
+            assert!(likely.next().is_none());
+            dues.fill(1);
+        }
+        assert!(drawn >= 4 * 40 * 2 && covered * 2 >= drawn, "{covered} of {drawn}");
     }
 }
 
@@ -405,7 +465,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("13 passed"), "{told}");
+    assert!(told.contains("14 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");

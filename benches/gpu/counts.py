@@ -73,6 +73,10 @@ def likeliest(rows, vocabulary):
     return 4 * rows * vocabulary + 16 * rows, 8 * rows * vocabulary
 
 
+def likely(rows, vocabulary, most):
+    return 4 * rows * vocabulary + rows * (24 + 8 * most), 6 * rows * vocabulary
+
+
 def turns(rows, half):
     return 8 * rows * half + 4 * rows + 4 * half, 40 * rows * half
 

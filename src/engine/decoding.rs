@@ -253,7 +253,8 @@ impl Decoding {
         runs: &[Run],
         step: &Step<'_>,
     ) -> Result<Vec<(u64, Row)>> {
-        let input = StepInput { sequences: runs.iter().map(|run| self.sequence_of(run)).collect() };
+        let is_far = !model.device().is_cpu();
+        let input = StepInput { sequences: runs.iter().map(|run| self.sequence_of(run, is_far)).collect() };
         let faults = &self.faults;
         let (strike, logits) = guarded(&self.name, || {
             let strike = faults.strike(At::Serving)?;
@@ -263,11 +264,12 @@ impl Decoding {
             let message = format!("{} rows where {} were wanted", logits.count(), input.rows());
             return Err(Error::ForwardFailed { version: self.name.clone(), message });
         }
-        let (mut rows, mut likeliest) = (logits.rows(), logits.likeliest().iter());
+        let (mut rows, mut likeliest, mut likely) = (logits.rows(), logits.likeliest().iter(), logits.likely().iter());
         let mut wanted = Vec::with_capacity(runs.len());
         for (run, StepSequence { tokens, wants, .. }) in runs.iter().zip(&input.sequences) {
             let row = match wants {
                 Wants::Likeliest => likeliest.next().copied().map(Row::Likeliest),
+                Wants::Likely { .. } => likely.next().cloned().map(Row::Likely),
                 _ => {
                     let last = rows.by_ref().take(wants.rows(tokens.len())).last();
                     last.filter(|_| run.sample).map(|row| Row::Whole(row.to_vec()))
@@ -283,23 +285,32 @@ impl Decoding {
         Ok(wanted)
     }
 
-    /// What a run is to the model. A row from which nothing is drawn need not come whole.
-    fn sequence_of(&self, run: &Run) -> StepSequence {
-        let is_greedy = || self.sequences.get(&run.key).is_some_and(|sequence| sequence.sampler.takes_likeliest());
+    /// What a run is to the model. Rows that are far away need not come whole, and no row from which nothing is drawn.
+    fn sequence_of(&self, run: &Run, is_far: bool) -> StepSequence {
         let wants = match run.wants {
             decode::Wants::Nothing => Wants::Nothing,
-            decode::Wants::Last if run.sample && is_greedy() => Wants::Likeliest,
-            decode::Wants::Last => Wants::Last,
+            decode::Wants::Last => self.last_of(run, is_far),
             decode::Wants::Every => Wants::Every,
         };
         StepSequence { tokens: run.tokens.clone(), from: run.from, blocks: Arc::clone(&run.blocks), wants }
+    }
+
+    fn last_of(&self, run: &Run, is_far: bool) -> Wants {
+        match self.sequences.get(&run.key).filter(|_| run.sample).map(|sequence| &sequence.sampler) {
+            Some(sampler) if sampler.takes_likeliest() => Wants::Likeliest,
+            Some(sampler) if is_far => match sampler.draws_at() {
+                Some(temperature) => Wants::Likely { temperature },
+                None => Wants::Last,
+            },
+            _ => Wants::Last,
+        }
     }
 
     /// Chooses from every row; whose rows allow no choice, those are told and cancelled.
     fn sample(&mut self, rows: Vec<(u64, Row)>, spread: &Spread<'_>) -> Vec<(Sampled, Option<Choice>)> {
         let mut draws: Vec<Draw> = rows
             .into_iter()
-            .filter_map(|(key, row)| Some(Draw { key, sequence: self.sequences.remove(&key)?, row, choice: None }))
+            .filter_map(|(key, row)| Some(Draw { key, sequence: self.sequences.remove(&key)?, row, choice: Ok(None) }))
             .collect();
         draw(&mut draws, spread);
         let mut sampled = Vec::with_capacity(draws.len());
@@ -307,11 +318,12 @@ impl Decoding {
             let ends = Arc::clone(&sequence.ends);
             self.sequences.insert(key, sequence);
             match choice {
-                Some(choice) => {
+                Ok(Some(choice)) => {
                     let stop = ends.contains(&choice.token);
                     sampled.push((Sampled { key, token: choice.token, stop }, Some(choice)));
                 }
-                None => self.fail(key, Error::NonFinite { version: self.name.clone() }),
+                Ok(None) => self.fail(key, Error::NonFinite { version: self.name.clone() }),
+                Err(error) => self.fail(key, error),
             }
         }
         sampled

@@ -10,8 +10,8 @@ use super::pass::failed;
 use super::recordings::Warmth;
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
-pub use crate::ops::Likeliest;
-use crate::ops::{Device, Tensor, likeliest};
+use crate::ops::{Device, Tensor, likeliest, likely};
+pub use crate::ops::{Likeliest, Likely};
 use crate::weights::Progress;
 
 /// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
@@ -58,7 +58,7 @@ pub trait Decoder: Send {
 }
 
 /// What runs at once.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepInput {
     pub sequences: Vec<StepSequence>,
 }
@@ -76,7 +76,7 @@ impl StepInput {
 }
 
 /// What one sequence goes on with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepSequence {
     /// At positions `from..` of the sequence; at least one.
     pub tokens: Vec<u32>,
@@ -89,7 +89,7 @@ pub struct StepSequence {
 }
 
 /// Which rows of logits a sequence's tokens are run for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Wants {
     /// They are part of a prompt that goes on.
     Nothing,
@@ -97,6 +97,8 @@ pub enum Wants {
     Last,
     /// Only which token is the likeliest to follow the last of them: the row stays where it was computed.
     Likeliest,
+    /// Only what is nearly always enough to draw what follows the last of them at a temperature, which is above 0.
+    Likely { temperature: f32 },
     /// What may follow each: the prompt itself is scored.
     Every,
 }
@@ -106,20 +108,34 @@ impl Wants {
     pub fn rows(self, tokens: usize) -> usize {
         match self {
             Wants::Nothing => 0,
-            Wants::Last | Wants::Likeliest => tokens.min(1),
+            Wants::Last | Wants::Likeliest | Wants::Likely { .. } => tokens.min(1),
             Wants::Every => tokens,
         }
+    }
+
+    fn temperature(self) -> Option<f32> {
+        match self {
+            Wants::Likely { temperature } => Some(temperature),
+            Wants::Nothing | Wants::Last | Wants::Likeliest | Wants::Every => None,
+        }
+    }
+
+    /// Whether its rows come whole.
+    fn is_whole(self) -> bool {
+        matches!(self, Wants::Last | Wants::Every)
     }
 }
 
 /// Rows of numbers, one for every token id: the larger, the likelier. Of rows that are not wanted whole, what is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Logits {
     /// `[rows, vocabulary]`
     values: Vec<f32>,
     vocabulary: usize,
     /// Of other rows.
     likeliest: Vec<Likeliest>,
+    /// And of others again.
+    likely: Vec<Likely>,
 }
 
 impl Logits {
@@ -130,7 +146,7 @@ impl Logits {
             _ if !values.len().is_multiple_of(vocabulary) => {
                 Err(Error::internal(format!("{} numbers are no rows of {vocabulary}", values.len())))
             }
-            _ => Ok(Logits { values, vocabulary, likeliest: Vec::new() }),
+            _ => Ok(Logits { values, vocabulary, likeliest: Vec::new(), likely: Vec::new() }),
         }
     }
 
@@ -140,37 +156,46 @@ impl Logits {
         if count != step.rows() {
             return Err(Error::internal(format!("{count} rows where {} are wanted", step.rows())));
         }
-        let wants = step.sequences.iter();
-        let short: Vec<bool> = wants
-            .flat_map(|sequence| {
-                let rows = sequence.wants.rows(sequence.tokens.len());
-                std::iter::repeat_n(sequence.wants == Wants::Likeliest, rows)
-            })
-            .collect();
-        let likeliest = match short.contains(&true) {
-            true => likeliest(rows, &short).map_err(failed)?,
+        let wants = step.sequences.iter().flat_map(|sequence| {
+            let rows = sequence.wants.rows(sequence.tokens.len());
+            std::iter::repeat_n(sequence.wants, rows)
+        });
+        let wants: Vec<Wants> = wants.collect();
+        let greedy: Vec<bool> = wants.iter().map(|wants| *wants == Wants::Likeliest).collect();
+        let likeliest = match greedy.contains(&true) {
+            true => likeliest(rows, &greedy).map_err(failed)?,
+            false => Vec::new(),
+        };
+        let drawn: Vec<Option<f32>> = wants.iter().map(|wants| wants.temperature()).collect();
+        let likely = match drawn.iter().any(Option::is_some) {
+            true => likely(rows, &drawn).map_err(failed)?,
             false => Vec::new(),
         };
         let (mut values, mut next) = (Vec::new(), 0);
-        for stretch in short.chunk_by(|a, b| a == b) {
-            if !stretch[0] {
+        for stretch in wants.chunk_by(|a, b| a.is_whole() == b.is_whole()) {
+            if stretch[0].is_whole() {
                 let whole = rows.narrow_rows(next, stretch.len()).and_then(|rows| rows.to_values()).map_err(failed)?;
                 // One stretch is all that there is, nearly always.
                 if values.is_empty() { values = whole } else { values.extend(whole) }
             }
             next += stretch.len();
         }
-        Ok(Logits { likeliest, ..Logits::new(values, vocabulary)? })
+        Ok(Logits { likeliest, likely, ..Logits::new(values, vocabulary)? })
     }
 
     /// How many rows, whole or not.
     pub fn count(&self) -> usize {
-        self.values.len() / self.vocabulary + self.likeliest.len()
+        self.values.len() / self.vocabulary + self.likeliest.len() + self.likely.len()
     }
 
     /// Of the rows of which no more is wanted, in their order.
     pub fn likeliest(&self) -> &[Likeliest] {
         &self.likeliest
+    }
+
+    /// Of the rows that are drawn from, in their order.
+    pub fn likely(&self) -> &[Likely] {
+        &self.likely
     }
 
     /// Of those that came whole, as all that follows.

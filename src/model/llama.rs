@@ -192,7 +192,7 @@ fn wanted_rows(step: &StepInput) -> Vec<usize> {
         next += sequence.tokens.len();
         match sequence.wants {
             Wants::Nothing => next..next,
-            Wants::Last | Wants::Likeliest => next - 1..next,
+            Wants::Last | Wants::Likeliest | Wants::Likely { .. } => next - 1..next,
             Wants::Every => first..next,
         }
     });

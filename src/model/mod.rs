@@ -20,7 +20,9 @@ mod vit;
 
 use std::ops::Range;
 
-pub use self::decoder::{Decoder, Likeliest, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+pub use self::decoder::{
+    Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
+};
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
 pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};

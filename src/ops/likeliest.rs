@@ -42,7 +42,7 @@ pub fn likeliest(logits: &Tensor, wanted: &[bool]) -> Result<Vec<Likeliest>> {
 }
 
 /// The reference of `likeliest_f32`.
-fn of_row(row: &[f32]) -> Likeliest {
+pub(super) fn of_row(row: &[f32]) -> Likeliest {
     match peak(row) {
         None => Likeliest { token: 0, logit: f32::NAN, log_sum: f32::NAN, sound: false },
         Some(f32::NEG_INFINITY) => {

@@ -36,6 +36,7 @@ const IMAGES: &[Image] = images![
     "gated",
     "layer_norm",
     "likeliest",
+    "likely",
     "paged_attention",
     "patches",
     "place_heads",
@@ -130,9 +131,10 @@ pub(super) struct Kernels {
     functions: Vec<[sys::CUfunction; FORMATS.len()]>,
     /// From one format to another.
     casts: HashMap<(DType, DType), sys::CUfunction>,
-    /// Of f32 only, these two.
+    /// Of f32 only, these three.
     turns: sys::CUfunction,
     likeliest: sys::CUfunction,
+    likely: sys::CUfunction,
 }
 
 #[allow(unsafe_code)]
@@ -152,6 +154,7 @@ impl Kernels {
             casts: HashMap::new(),
             turns: std::ptr::null_mut(),
             likeliest: std::ptr::null_mut(),
+            likely: std::ptr::null_mut(),
         };
         let mut by_file = HashMap::new();
         for image in IMAGES {
@@ -187,6 +190,7 @@ impl Kernels {
         }
         kernels.turns = find(cuda, module("place_heads")?, "turns_f32")?;
         kernels.likeliest = find(cuda, module("likeliest")?, "likeliest_f32")?;
+        kernels.likely = find(cuda, module("likely")?, "likely_f32")?;
         for from in FORMATS.into_iter().chain([DType::F64]) {
             for to in FORMATS.into_iter().filter(|to| *to != from && (from != DType::F64 || *to == DType::F32)) {
                 let from_name = suffix(from).unwrap_or("f64");
@@ -210,6 +214,10 @@ impl Kernels {
 
     pub(super) fn likeliest(&self) -> sys::CUfunction {
         self.likeliest
+    }
+
+    pub(super) fn likely(&self) -> sys::CUfunction {
+        self.likely
     }
 
     pub(super) fn cast(&self, from: DType, to: DType) -> Result<sys::CUfunction> {
@@ -330,7 +338,7 @@ impl Shape {
         Shape { grid: (columns.div_ceil(16) as u32, 1, 1), block: 256, shared: 0 }
     }
 
-    /// For `likeliest`: so many blocks for each row.
+    /// For `likeliest` and `likely`: so many blocks for each row.
     pub(super) fn parts(blocks: usize, rows: usize) -> Shape {
         Shape { grid: (blocks as u32, rows as u32, 1), block: 256, shared: 0 }
     }

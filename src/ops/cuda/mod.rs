@@ -36,7 +36,7 @@ pub use self::finite::Finite;
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};
 pub use self::landing::Landing;
-pub(super) use self::likeliest::{likeliest, likeliest_bytes};
+pub(super) use self::likeliest::{likeliest, likeliest_bytes, likely};
 pub(super) use self::linear::{linear, linear_in_f32};
 pub(super) use self::paged::{Cache, Planned};
 pub(super) use self::plan::Plan;

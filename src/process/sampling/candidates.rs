@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use crate::ops::logits::between;
+use crate::ops::logits::{between, exp_sum};
 
 /// How far below the best token is looked for candidates, one step after the other while more weight is needed; in units
 /// of the temperature, so that the last step but one leaves out what is less likely than e^-16 of the best.
@@ -28,11 +28,24 @@ pub(super) struct Row<'a> {
     pub(super) logits: &'a [f32],
     pub(super) peak: f32,
     pub(super) scale: f32,
+    /// What all weigh together, where that is known: the row may then be without tokens that count for nothing else.
+    pub(super) sum: Option<f64>,
 }
 
 impl Row<'_> {
-    fn weight(&self, logit: f32) -> f32 {
+    pub(super) fn weight(&self, logit: f32) -> f32 {
         ((logit - self.peak) * self.scale).exp()
+    }
+
+    /// What all weigh together.
+    pub(super) fn sum(&self) -> f64 {
+        self.sum.unwrap_or_else(|| f64::from(exp_sum(self.logits, self.peak, self.scale)))
+    }
+
+    /// A logit below which no token has this weight.
+    pub(super) fn least(&self, weight: f32) -> f32 {
+        // a little further, for what rounding does to weights
+        self.peak + (weight.ln() - 1e-3) / self.scale
     }
 }
 
@@ -95,8 +108,7 @@ impl Candidates {
 
     /// Takes in all tokens of at least this weight, and perhaps more.
     pub(super) fn reach_lightest(&mut self, row: &Row, lightest: f32) {
-        // a little further, for what rounding does to weights
-        self.gather(row, row.peak + (lightest.ln() - 1e-3) / row.scale);
+        self.gather(row, row.least(lightest));
     }
 
     /// Nothing more is taken in.

@@ -12,6 +12,7 @@
 //! before it and `(seed, i)` alone, so that a sequence goes on elsewhere as it would have here.
 
 mod candidates;
+mod likely;
 mod logprobs;
 mod options;
 mod penalties;
@@ -23,7 +24,7 @@ use self::candidates::{Candidates, Row};
 use self::logprobs::Told;
 use self::penalties::Penalties;
 use crate::ops::Likeliest;
-use crate::ops::logits::{exp_sum, first, peak};
+use crate::ops::logits::{first, peak};
 
 pub use options::{MOST_LOGPROBS, SamplingOptions};
 
@@ -84,11 +85,14 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<Choice, Unusable> {
         let mut best = usable(logits)?;
         let told = self.options.logprobs.map(|top| Told::of(logits, best, top, self.changed()));
-        if self.penalties.is_some() || !self.options.logit_bias.is_empty() {
+        if !self.is_unchanged() {
             self.change(logits);
             best = usable(logits)?;
         }
-        let token = if self.options.is_greedy() { first(logits, best) } else { self.draw(logits, best) };
+        let token = match self.options.is_greedy() {
+            true => first(logits, best),
+            false => self.draw(&Row { logits, peak: best, scale: 1.0 / self.options.temperature, sum: None }),
+        };
         let token = token.ok_or(Unusable::Nothing)?;
         let (logprob, top) = match told {
             Some(told) => (Some(told.logprob(token, logits)), told.into_top()),
@@ -100,9 +104,12 @@ impl Sampler {
 
     /// Whether the likeliest token of a row is all that is asked of it: then [`Sampler::take`] does what `sample` would.
     pub fn takes_likeliest(&self) -> bool {
-        let options = &self.options;
-        let unchanged = self.penalties.is_none() && options.logit_bias.is_empty();
-        options.is_greedy() && unchanged && options.logprobs.is_none()
+        self.is_unchanged() && self.options.logprobs.is_none() && self.options.is_greedy()
+    }
+
+    /// Whether rows are chosen from as they come.
+    fn is_unchanged(&self) -> bool {
+        self.penalties.is_none() && self.options.logit_bias.is_empty()
     }
 
     /// Takes the likeliest token of a row, and counts it.
@@ -138,11 +145,10 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, logits: &[f32], peak: f32) -> Option<u32> {
-        let row = Row { logits, peak, scale: 1.0 / self.options.temperature };
-        let weight = self.cut(&row);
+    fn draw(&mut self, row: &Row) -> Option<u32> {
+        let weight = self.cut(row);
         let target = random::uniform(self.options.seed, self.count) * weight;
-        self.candidates.reach_weight(&row, target);
+        self.candidates.reach_weight(row, target);
         self.candidates.at(target).map(|candidate| candidate.id)
     }
 
@@ -157,7 +163,7 @@ impl Sampler {
             weight = Some(candidates.weight());
         }
         if options.top_p < 1.0 {
-            let all = weight.unwrap_or_else(|| f64::from(exp_sum(row.logits, row.peak, row.scale)));
+            let all = weight.unwrap_or_else(|| row.sum());
             let heavy = f64::from(options.top_p) * all;
             if weight.is_none() {
                 candidates.reach_weight(row, heavy);
@@ -177,7 +183,7 @@ impl Sampler {
                 candidates.complete();
                 weight
             }
-            None => f64::from(exp_sum(row.logits, row.peak, row.scale)),
+            None => row.sum(),
         }
     }
 }

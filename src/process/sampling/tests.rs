@@ -105,7 +105,7 @@ fn allowed(logits: &[f32], options: &SamplingOptions, prompt: &[u32], answer: &[
     answer.iter().for_each(|token| sampler.accept(*token));
     let mut logits = logits.to_vec();
     sampler.change(&mut logits);
-    let row = Row { logits: &logits, peak: usable(&logits).unwrap(), scale: 1.0 / options.temperature };
+    let row = Row { logits: &logits, peak: usable(&logits).unwrap(), scale: 1.0 / options.temperature, sum: None };
     let weight = sampler.cut(&row);
     sampler.candidates.reach_weight(&row, f64::INFINITY);
     let mut probabilities = vec![0.0; logits.len()];
@@ -351,5 +351,71 @@ fn whole_rows_are_needed_where_more_than_the_likeliest_is_asked_for() {
         (SamplingOptions { logprobs: Some(0), ..greedy() }, false),
     ] {
         assert_eq!(Sampler::new(options.clone(), &[1, 2]).takes_likeliest(), takes, "{options:?}");
+    }
+}
+
+fn likely_of(logits: &[f32], temperature: f32) -> crate::ops::Likely {
+    let rows = crate::ops::Tensor::from_vec(logits.to_vec(), (1, logits.len()), &crate::ops::Device::Cpu).unwrap();
+    crate::ops::likely(&rows, &[Some(temperature)]).unwrap().remove(0)
+}
+
+proptest! {
+    #[test]
+    fn a_draw_from_what_is_told_is_the_draw_from_the_whole_row(
+        logits in proptest::collection::vec(
+            prop_oneof![
+                300 => (-30i8..10).prop_map(|x| f32::from(x) / 2.0),
+                20 => Just(f32::NEG_INFINITY),
+                1 => prop_oneof![Just(f32::NAN), Just(f32::INFINITY)],
+            ],
+            1..300,
+        ),
+        temperature in 0.05f32..2.0,
+        top_k in prop_oneof![Just(0i64), 1i64..80],
+        top_p in prop_oneof![Just(1.0f32), 0.1f32..1.0],
+        min_p in prop_oneof![Just(0.0f32), 1e-5f32..0.5],
+        seed: u64,
+    ) {
+        let options = SamplingOptions { temperature, top_k, top_p, min_p, seed, ..plain() };
+        let [mut whole, mut told] = [(); 2].map(|()| Sampler::new(options.clone(), &[1]));
+        prop_assert_eq!(told.draws_at(), Some(temperature));
+        let want = whole.sample(&mut logits.clone());
+        match told.draw_from(&likely_of(&logits, temperature)) {
+            Ok(Some(choice)) => prop_assert_eq!(Ok(choice), want),
+            Ok(None) => prop_assert_eq!(told.count, 0),
+            Err(why) => prop_assert_eq!(Err(why), want),
+        }
+    }
+}
+
+/// Tokens as likely as words of a language are: all draws but those that fall among the rare ones need no more than is told.
+#[test]
+fn only_draws_of_rare_tokens_need_the_whole_row() {
+    let mut logits: Vec<f32> = (0..30_000).map(|rank| -1.3 * (1.0 + rank as f32).ln()).collect();
+    logits.iter_mut().step_by(2).for_each(|logit| *logit += 3.0);
+    logits.rotate_right(7_000);
+    let share = |options: SamplingOptions| {
+        let likely = likely_of(&logits, options.temperature);
+        let needed = (0..1000).filter(|seed| {
+            let [mut whole, mut told] =
+                [(); 2].map(|()| Sampler::new(SamplingOptions { seed: *seed, ..options.clone() }, &[]));
+            let choice = told.draw_from(&likely).unwrap();
+            choice.is_some_and(|choice| {
+                assert_eq!(Ok(choice), whole.sample(&mut logits.clone()), "{options:?}, {seed}");
+                true
+            })
+        });
+        needed.count()
+    };
+    let plainly = share(plain());
+    assert!((800..980).contains(&plainly), "{plainly}");
+    for options in [
+        SamplingOptions { top_k: 50, ..plain() },
+        SamplingOptions { top_p: 0.8, ..plain() },
+        SamplingOptions { min_p: 0.01, ..plain() },
+        SamplingOptions { temperature: 0.6, top_p: 0.95, ..plain() },
+        SamplingOptions { temperature: 0.7, top_k: 30, top_p: 0.9, min_p: 0.02, ..plain() },
+    ] {
+        assert_eq!(share(options.clone()), 1000, "{options:?}");
     }
 }

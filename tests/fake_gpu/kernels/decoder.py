@@ -208,6 +208,47 @@ def likeliest(kernels, dtype, random):
             yield name, case + ", logarithms", floats[:, 2], logarithm
 
 
+@op
+def likely(kernels, dtype, random):
+    """Of one type only."""
+    if dtype != "f32":
+        return
+    name = "likely_f32"
+    for rows, vocabulary, blocks, most, shift in (
+        (1, 1, 1, 4, False), (3, 96, 1, 96, False), (4, 32000, 8, 64, False), (5, 1003, 3, 100, True), (4, 128256, 16, 1024, False),
+        (4, 7, 4, 8, False), (0, 64, 2, 8, False), (5, 4097, 2, 16, False),
+    ):
+        values = (random.normal(size=(rows, vocabulary)) * 3).astype(np.float32)
+        told = np.zeros((rows, 4), np.uint32)
+        if rows > 3:
+            values[0, vocabulary // 2 :] = -np.inf  # tokens that may not be
+            values[1] = -np.inf
+            values[2, vocabulary // 3] = np.nan
+        good = (values < np.inf).all(axis=1)
+        best = np.where(good, values.max(axis=1, initial=-np.inf), 0).astype(np.float32)
+        told[:, 1], told[:, 3] = best.view(np.uint32), good
+        asked = np.stack([random.uniform(0.5, 2, rows), random.uniform(2, 9, rows)], axis=1).astype(np.float32)
+        asked[-1:, 0] = 0 if rows > 4 else asked[-1:, 0]  # nothing is asked of it
+        counts, sums, out = changed("u32", np.zeros(rows)), output("f32", (rows, blocks)), output("u32", (rows, most, 2))
+        arguments = given("f32", values, shift), vocabulary, given("u32", told), given("f32", asked), most
+        kernels.launch(name, (blocks, rows), 256, *arguments, sums, counts, out)
+        wanted = good & (asked[:, 0] != 0) & (best > -np.inf)
+        case = f"{rows} x {vocabulary} by {blocks}, room for {most}"
+        with np.errstate(invalid="ignore"):
+            weights = np.exp((values - best[:, None]).astype(np.float64) * asked[:, :1])
+            near = (values >= (best - asked[:, 1])[:, None]) & wanted[:, None]
+        yield name, case + ", sums", sums.read().sum(axis=1), np.where(wanted, weights.sum(axis=1), 0)
+        found = counts.read()
+        yield name, case + ", counts", found, near.sum(axis=1).astype(np.float64)
+        others = 0
+        for row in range(rows):
+            pairs = out.values[row, : min(int(found[row]), most)]
+            ids = pairs[:, 0]
+            right = len(set(ids)) == len(ids) and near[row, ids].all() and (pairs[:, 1] == values[row, ids].view(np.uint32)).all()
+            others += not right
+        yield name, case + ", other tokens", np.array([float(others)]), np.zeros(1)
+
+
 # --- heads on their way to attention
 
 
