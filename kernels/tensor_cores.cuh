@@ -27,12 +27,18 @@ __device__ inline void copy_16_async(void* to, const void* from, bool there) {
                  : "memory");
 }
 
-// 16 bytes of what no kernel writes meanwhile and nobody on this multiprocessor reads again.
+// 16 or 8 bytes of what no kernel writes meanwhile and nobody on this multiprocessor reads again.
 __device__ inline uint4 load_once(const uint4* from) {
     uint4 read;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(read.x), "=r"(read.y), "=r"(read.z), "=r"(read.w)
                  : "l"(from));
+    return read;
+}
+
+__device__ inline uint2 load_once(const uint2* from) {
+    uint2 read;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(read.x), "=r"(read.y) : "l"(from));
     return read;
 }
 

@@ -5,7 +5,9 @@ Counts are (bytes, operations), an operation being a multiplication or an additi
 about: what matters of them is their bytes. Packages: none.
 """
 
-BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "u32": 4}
+BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "u32": 4, "u8": 1}
+# Weights of a block of a quantised format, and its bytes.
+QUANTIZED = {"q4_0": (32, 18), "q4_1": (32, 20), "q8_0": (32, 34), "q4_k": (256, 144), "q6_k": (256, 210)}
 VOCABULARY, POSITIONS = 30522, 512
 
 
@@ -121,6 +123,30 @@ def land(dtype, count):
 def product(dtype, rows, out, into, adds=False):
     """cublasLt's, with its bias. `adds`: and a residual."""
     return (rows * (into + (2 if adds else 1) * out) + out * into + out) * BYTES[dtype], 2 * rows * out * into
+
+
+def quantized(name, count):
+    """Bytes of so many weights."""
+    weights, size = QUANTIZED[name]
+    return count // weights * size
+
+
+def quantized_product(name, dtype, rows, out, into, adds=False):
+    """The same with a weight that stays quantised."""
+    return quantized(name, out * into) + (rows * (into + (2 if adds else 1) * out) + out) * BYTES[dtype], 2 * rows * out * into
+
+
+def spell_out(name, dtype, count):
+    return quantized(name, count) + count * BYTES[dtype], 2 * count
+
+
+def take_quantized_rows(name, dtype, rows, width):
+    """Different ones."""
+    return spell_out(name, dtype, rows * width)[0] + 4 * rows, 2 * rows * width
+
+
+def arrange(name, count):
+    return 2 * quantized(name, count), 0
 
 
 def pass_of(size, lengths, dtype="bf16"):

@@ -303,6 +303,58 @@ def few_rows(bench, dtype, model, rows_):
         bench.forget()
 
 
+def packed(bench, name, columns, into):
+    """Memory of a quantised weight: any bytes are one."""
+    taken = counts.quantized(name, ceil(columns, 16) * 16 * into)
+    return bench.array("u8", taken, values=bench.random.integers(0, 256, min(taken, BLOCK), dtype=np.uint8))
+
+
+def quantized_rows(bench, dtype, model, rows_):
+    """The same products with weights that stay quantised, of every format whose blocks fill their rows."""
+    hidden, heads, kv_heads, of_head, inner = (256, 2, 1, 32, 256) if bench.smoke else DECODERS[model]
+    shapes = [((heads + 2 * kv_heads) * of_head, hidden), (hidden, heads * of_head), (2 * inner, hidden), (hidden, inner)]
+    shapes.append((8 * inner, hidden))
+    for name, (weights, _) in counts.QUANTIZED.items():
+        for columns, into in [(columns, into) for columns, into in shapes if into % weights == 0]:
+            quantized_product(bench, (name, dtype), (rows_, columns, into), model)
+
+
+def quantized_product(bench, kinds, shape, size):
+    (name, dtype), (rows_, columns, into) = kinds, shape
+    x, weight, bias = bench.array(dtype, rows_, into), packed(bench, name, columns, into), bench.array(dtype, columns)
+    added, out = bench.array(dtype, rows_, columns), bench.array(dtype, rows_, columns)
+    arguments = (x, rows_, into, weight, columns, bias, added, out, columns, 0)
+    most = 8 if rows_ <= 8 or dtype == "f32" else 32
+    grid = (ceil(columns, 16), ceil(rows_, 8) if dtype == "f32" else 1)
+    count, what = counts.quantized_product(name, dtype, rows_, columns, into, adds=True), f"{rows_} x {into} x {columns}"
+    bench.time(f"rows_{most}_{name}_{dtype}", what, grid, 256, *arguments, count=count, size=size)
+    bench.forget()
+
+
+def of_quantized(bench, dtype, into, moved):
+    """A row that meets a weight of so many bytes, and what else is made of quantised weights, moving as many."""
+    for name, (weights, block) in counts.QUANTIZED.items():
+        if dtype != "f32":
+            columns = max(moved // (into // weights * block) // 16, 1) * 16
+            quantized_product(bench, (name, dtype), (1, columns, into), "large")
+        columns = max(moved // (into * (BYTES[dtype] + 1)) // 16, 1) * 16
+        weight, out, number = packed(bench, name, columns, into), bench.array(dtype, columns, into), columns * into
+        what, count = f"{columns} x {into}", counts.spell_out(name, dtype, number)
+        grid = (ceil(number, 256 * 16),)
+        bench.time(f"spell_out_{name}_{dtype}", what, grid, 256, weight, columns, into, out, count=count, size="large")
+        # sixteen rows share what is read together, and so what is read is more than is needed: no line is held against it
+        numbers = bench.array("u32", columns, values=bench.random.permutation(columns))
+        arguments, count = (weight, numbers, into, out), counts.take_quantized_rows(name, dtype, columns, into)
+        bench.time(f"take_rows_{name}_{dtype}", what, (columns,), 128, *arguments, count=count, size=None)
+        if dtype == "f32":
+            # beside a copy over the bus, which takes many times as long
+            source, flags = packed(bench, name, columns, into), bench.array("u32", 1, values=np.zeros(1))
+            arguments = (source, number // weights, 0, into // weights, weight, flags, 1)
+            grid, count = (ceil(number, 256 * 32),), counts.arrange(name, number)
+            bench.time(f"arrange_{name}", f"{number // weights} blocks", grid, 256, *arguments, count=count, size=None)
+        bench.forget()
+
+
 def paged(bench, dtype, model, step):
     """Attention of a step to a cache in which sequences' blocks lie anywhere, by every kernel that would do."""
     (sequences, before, tokens), (_, heads, kv_heads, of_head, _) = step, DECODERS[model]
@@ -379,6 +431,7 @@ def large(bench):
             activations(bench, dtype, model, max(bench.large // (2 * inner * BYTES[dtype]), 1), "large")
         for model, (hidden, *_) in DECODERS.items():
             of_decoder(bench, dtype, model, max(bench.large // (2 * hidden * BYTES[dtype]), 1), "large")
+        of_quantized(bench, dtype, 256 if bench.smoke else 4096, bench.large)
         images(bench, dtype, max(bench.large // (3 * 224 * 224 * (4 + BYTES[dtype])), 1), "large")
 
 
@@ -396,6 +449,8 @@ def everything(bench):
                 of_decoder(bench, dtype, model, tokens)
             for tokens in (1, 8, 16, 32) if dtype != "f32" else ():
                 few_rows(bench, dtype, model, tokens)
+            for tokens in (1, 8, 32):
+                quantized_rows(bench, dtype, model, tokens)
             for step in ((2, 300, 1), (1, 20, 40)) if bench.smoke else STEPS:
                 paged(bench, dtype, model, step)
         for tokens in (1, 8, 64) if dtype == "f32" else ():

@@ -18,7 +18,7 @@ pub(super) struct Checkpoint<'a> {
     prefix: &'static str,
     keeping: Keeping,
     f32_matmul: F32Matmul,
-    /// Whether the weights of linear layers stay what they are on a CPU too.
+    /// Whether the weights of linear layers stay quantised, and on a CPU f16 and bf16 too.
     compact: bool,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Checkpoint<'a> {
         Checkpoint { source: Source::Loaded(weights), prefix, keeping, f32_matmul, compact: false }
     }
 
-    /// The same where the weights of linear layers stay quantised, f16 or bf16 on a CPU too: for models that read all of them
+    /// The same where the weights of linear layers stay quantised, and f16 or bf16 on a CPU too: for models that read all of them
     /// for a few rows, and wait for memory.
     pub(super) fn kept_compact(self) -> Self {
         Checkpoint { compact: true, ..self }
@@ -92,12 +92,15 @@ impl<'a> Checkpoint<'a> {
     pub(super) fn stack_together(&self, names: &[&str]) -> bool {
         let mut others = names.iter().skip(1).map(|name| self.base_names(name));
         match &self.source {
-            // What is kept on a GPU becomes one format on its way there.
-            Source::Headers { .. } if self.keeping != Keeping::Cpu => true,
+            // What does not stay quantised on a GPU becomes one format on its way there.
+            Source::Headers { .. } if self.keeping != Keeping::Cpu && !self.compact => true,
             Source::Headers { index, .. } => {
-                let mut formats = names.iter().filter_map(|name| {
-                    self.base_names(name).iter().find_map(|name| index.get(name)).map(|info| info.dtype)
-                });
+                let format = |name: &&str| {
+                    let found = self.base_names(name).iter().find_map(|name| index.get(name)).map(|info| info.dtype)?;
+                    let kept = found.blocks().is_some() || self.keeping == Keeping::Cpu;
+                    Some(kept.then_some(found))
+                };
+                let mut formats = names.iter().filter_map(format);
                 let first = formats.next();
                 formats.all(|format| Some(format) == first)
             }
@@ -150,17 +153,19 @@ impl<'a> Checkpoint<'a> {
                 let names = parts.first().map(|(names, _)| names.as_slice()).unwrap_or_default();
                 names.iter().find_map(|name| weights.kept_as(name)).unwrap_or(usual)
             }
-            Source::Headers { index, .. } if self.keeping == Keeping::Cpu && self.compact => {
+            Source::Headers { index, .. } if self.compact => {
                 let format = |names: &[String]| names.iter().find_map(|name| index.get(name)).map(|info| info.dtype);
                 let mut formats = parts.iter().map(|(names, _)| format(names));
                 let Some(one) = formats.next().flatten().filter(|one| formats.all(|format| format == Some(*one)))
                 else {
                     return usual;
                 };
-                match (one, one.blocks()) {
-                    (_, Some(blocks)) if rest.iter().product::<usize>().is_multiple_of(blocks.block()) => {
-                        (WeightLayout::Quantized(blocks), DType::U8)
-                    }
+                let blocks =
+                    one.blocks().filter(|blocks| rest.iter().product::<usize>().is_multiple_of(blocks.block()));
+                match (one, blocks) {
+                    (_, Some(blocks)) if self.keeping == Keeping::Cpu => (WeightLayout::Quantized(blocks), DType::U8),
+                    (_, Some(blocks)) => (WeightLayout::Packed(blocks), DType::U8),
+                    _ if self.keeping != Keeping::Cpu => usual,
                     (SourceDtype::F16, _) => (WeightLayout::Panels, DType::F16),
                     (SourceDtype::Bf16, _) => (WeightLayout::Panels, DType::BF16),
                     _ => usual,

@@ -45,6 +45,9 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
     let workspace = workspace.saturating_add(cache);
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
+    // Weights that are spelled out for products of many rows are so one after the other, in the same memory.
+    let spelled = wanted.iter().map(|want| want.layout.spelled_bytes(&want.whole(), keeping)).max();
+    let workspace = workspace.saturating_add(spelled.unwrap_or(0));
     Ok(Footprint { wanted, workspace })
 }
 

@@ -42,6 +42,16 @@ pub fn linear_in_f32(x: &Tensor, weight: &Matrix) -> Result<Tensor> {
     linear(x, weight, None, Epilogue::None)
 }
 
+/// What layers with the same input make of it, each with its bias: on a GPU columns of one result, side by side.
+pub fn linear_side_by_side(x: &Tensor, layers: &[(&Matrix, Option<&Tensor>)]) -> Result<Vec<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if let Tensor::Cuda(x) = x {
+        let parts = super::cuda::linear_side_by_side(x, layers)?;
+        return Ok(parts.into_iter().map(Tensor::Cuda).collect());
+    }
+    layers.iter().map(|(weight, bias)| linear(x, weight, *bias, Epilogue::None)).collect()
+}
+
 /// Multiply-adds below which waking another thread costs more than it saves: some 80 µs of one core.
 const PARALLEL_WORK: usize = 4 << 20;
 /// Rows that take no longer than one: reading the weight does.
@@ -92,7 +102,7 @@ impl CustomOp2 for Linear<'_> {
                     _ => product(left, Right::panels(values_of::<f32>(s2, l2, what)?, k, n), &finish, out),
                 }
             }
-            WeightLayout::Rows => bail!("a linear layer's weight is not in panels"),
+            WeightLayout::Rows | WeightLayout::Packed(_) => bail!("a linear layer's weight is not in a CPU's panels"),
         }
         #[allow(unsafe_code)]
         // SAFETY: either product wrote every row.

@@ -42,7 +42,7 @@ pub use gate::gated;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use likeliest::{Likeliest, likeliest, likeliest_device_bytes};
 pub use likely::{Likely, likely};
-pub use linear::{Epilogue, linear, linear_in_f32};
+pub use linear::{Epilogue, linear, linear_in_f32, linear_side_by_side};
 pub use matmul::{Matrix, PANEL, WeightLayout};
 pub use paged::{KvCache, KvSpec, Run, Runs, paged_attention, paged_device_bytes, paged_scratch_bytes, place_heads};
 pub use patches::{Grid, patches};

@@ -3,7 +3,6 @@
 //! Both keep what they read last, since a tensor is read from its start on in pieces that know nothing of blocks and heads.
 
 use super::cast::{CastFrom, Element, numbers_mut};
-use super::gguf::dequantise;
 use super::read::{Part, Read, Reader, Seen, Source, reserve};
 use super::{CHUNK, quoted};
 use crate::error::{Error, Result};
@@ -29,15 +28,12 @@ impl Reader<'_> {
         stored.resize(stored.capacity(), 0);
         let each = format.block_bytes();
         for part in &read.parts {
-            if part.info.dtype.blocks() != Some(format) {
-                let reason = format!("tensor {} is {}, not {format}", quoted(&part.info.name), part.info.dtype);
-                return Err(self.source.refused(part, reason));
-            }
+            self.expect(part, format)?;
             let (mut seen, mut at, all) = (Seen::nothing(), 0, part.info.len as usize);
             while at < all {
                 let piece = self.buffer.numbers::<u8>((CHUNK / each * each).min(all - at));
                 self.source.fill(part, at, piece, seen.hasher.as_mut())?;
-                seen.finite &= format.all_finite(piece);
+                seen.finite &= format.all_finite(piece, 0);
                 let first = part.first / format.block() + at / each;
                 format.place(&mut stored, (rows, inner), first, piece).map_err(failed)?;
                 at += piece.len();
@@ -45,6 +41,29 @@ impl Reader<'_> {
             self.accept(part, read.dtype, &seen)?;
         }
         self.bring(read, stored)
+    }
+
+    /// A part's bytes from one of them on, in order, as its file has them.
+    #[cfg(feature = "cuda")]
+    pub(super) fn blocks_as_they_are(
+        &mut self,
+        (part, format): (&Part<'_>, QuantFormat),
+        at: usize,
+        (room, seen): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        self.expect(part, format)?;
+        self.source.fill(part, at, room, seen.hasher.as_mut())?;
+        seen.finite &= format.all_finite(room, at);
+        Ok(room.len())
+    }
+
+    /// An error for a part in another format.
+    pub(super) fn expect(&self, part: &Part<'_>, format: QuantFormat) -> Result<()> {
+        if part.info.dtype.blocks() == Some(format) {
+            return Ok(());
+        }
+        let reason = format!("tensor {} is {}, not {format}", quoted(&part.info.name), part.info.dtype);
+        Err(self.source.refused(part, reason))
     }
 
     /// Blocks to values, by way of f32.
@@ -91,9 +110,9 @@ impl Reader<'_> {
         self.source.fill(part, first / values * bytes, piece, seen.hasher.as_mut())?;
         self.blocks.values.resize(count * values, 0.0);
         self.blocks.first = first;
-        if !dequantise(part.info.dtype, piece, &mut self.blocks.values) {
-            return Err(Error::internal("a number format that has no blocks"));
-        }
+        let format = part.info.dtype.blocks();
+        let format = format.ok_or_else(|| Error::internal("a number format that has no blocks"))?;
+        format.dequantize_to(piece, &mut self.blocks.values);
         seen.finite &= f32::all_finite(&self.blocks.values);
         Ok(())
     }

@@ -57,13 +57,19 @@ pub(super) struct HeaderId {
 }
 
 impl Index {
-    /// The floating-point format that most bytes are in, of those that a GPU computes with; f32 where there is none.
+    /// The floating-point format that most bytes are in, of those that a GPU computes with; f32 where there is none. Where most
+    /// values are quantised it is bf16: what such models are published in, and it holds whatever f32 does.
     pub fn main_format(&self) -> DType {
         let bytes = |format: SourceDtype| {
             self.iter().filter(|tensor| tensor.dtype == format).map(|tensor| tensor.len).sum::<u64>()
         };
         let [half, brain, single] = [SourceDtype::F16, SourceDtype::Bf16, SourceDtype::F32].map(bytes);
+        let values = |quantised: bool| {
+            let tensors = self.iter().filter(|tensor| tensor.dtype.is_quantised() == quantised);
+            tensors.map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum::<u64>()
+        };
         match half.max(brain) > single {
+            _ if values(true) > values(false) => DType::BF16,
             true if half > brain => DType::F16,
             true => DType::BF16,
             false => DType::F32,

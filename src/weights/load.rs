@@ -241,7 +241,7 @@ pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -
 /// Blocks that are kept become nothing; else formats become others as they are read.
 fn can_become(source: SourceDtype, wanted: &Wanted) -> bool {
     match wanted.layout {
-        WeightLayout::Quantized(blocks) => source.blocks() == Some(blocks),
+        WeightLayout::Quantized(blocks) | WeightLayout::Packed(blocks) => source.blocks() == Some(blocks),
         WeightLayout::Rows | WeightLayout::Panels => read_as(source, wanted.dtype).is_some(),
     }
 }
@@ -313,7 +313,8 @@ pub fn load(
     progress.begin(reads.iter().map(Read::bytes).sum());
     #[cfg(feature = "cuda")]
     if let Device::Cuda(place) = device {
-        weights.parked = reads.iter().filter(|read| read.parked.is_some()).map(Read::bytes).sum();
+        let unread = reads.iter().filter(|read| read.parked.is_some());
+        weights.parked = unread.map(|read| read.device_bytes() as u64).sum();
         for (names, tensor) in super::staged::upload(place, (index, manifest), reads, parked.as_deref(), progress)? {
             weights.add(names, &tensor);
         }

@@ -18,6 +18,8 @@ mod header;
 mod index;
 mod load;
 mod manifest;
+#[cfg(feature = "cuda")]
+mod packed;
 mod parked;
 mod progress;
 mod read;

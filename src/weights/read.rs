@@ -15,6 +15,8 @@ use super::cast::{Buffer, CastFrom, Element, bytes_mut, numbers_mut};
 use super::load::parts;
 use super::{CHUNK, Index, Manifest, Progress, SourceDtype, TensorInfo, Wanted, quoted};
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::ops::QuantFormat;
 use crate::ops::{Device, Tensor, WeightLayout};
 
 /// One tensor to read, and the names that it goes by.
@@ -68,9 +70,49 @@ impl<'a> Read<'a> {
         self.parts.iter().map(|part| part.info.len).sum()
     }
 
+    /// Which blocks stay blocks on a GPU, if they do.
+    #[cfg(feature = "cuda")]
+    pub(super) fn packed(&self) -> Option<QuantFormat> {
+        match self.layout {
+            WeightLayout::Packed(format) => Some(format),
+            WeightLayout::Rows | WeightLayout::Panels | WeightLayout::Quantized(_) => None,
+        }
+    }
+
+    /// Bytes that it takes on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn device_bytes(&self) -> usize {
+        self.layout.stored(&self.shape).iter().product::<usize>() * self.dtype.size_in_bytes()
+    }
+
+    /// Bytes before a part of it where it is parked: as it is wanted, or as its file has it where blocks stay blocks.
+    #[cfg(feature = "cuda")]
+    pub(super) fn parked_at(&self, elements: usize) -> usize {
+        match self.packed() {
+            Some(format) => elements / format.block() * format.block_bytes(),
+            None => elements * self.dtype.size_in_bytes(),
+        }
+    }
+
     #[cfg(feature = "cuda")]
     pub(super) fn elements(&self) -> usize {
         self.parts.iter().map(Part::elements).sum()
+    }
+
+    /// What a part of it is read by: how many, and bytes of each. Blocks where they stay blocks, else elements.
+    #[cfg(feature = "cuda")]
+    pub(super) fn grains(&self, part: &Part<'_>) -> (usize, usize) {
+        let (count, bytes) = (part.elements(), part.info.len as usize);
+        match self.packed() {
+            Some(format) => (count / format.block(), format.block_bytes()),
+            None => (count, (bytes / count.max(1)).max(1)),
+        }
+    }
+
+    /// Whether any of them can be read by themselves: not where they become others and lie in blocks, nor in another order.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_read_anywhere(&self, part: &Part<'_>) -> bool {
+        part.info.heads.is_none() && (self.packed().is_some() || !part.info.dtype.is_quantised())
     }
 }
 
@@ -86,12 +128,6 @@ impl Part<'_> {
     pub(super) fn elements(&self) -> usize {
         // Cannot overflow: the header's check multiplied the same numbers.
         self.info.shape.iter().product()
-    }
-
-    /// Whether any of its elements can be read by themselves: not where they lie in blocks, or in another order.
-    #[cfg(feature = "cuda")]
-    pub(super) fn is_read_anywhere(&self) -> bool {
-        self.info.heads.is_none() && !self.info.dtype.is_quantised()
     }
 }
 
@@ -209,6 +245,9 @@ impl<'a> Reader<'a> {
         if let WeightLayout::Quantized(format) = read.layout {
             return self.kept(read, format);
         }
+        if let WeightLayout::Packed(format) = read.layout {
+            return Err(Error::internal(format!("{format} blocks that are arranged for a GPU, on a CPU")));
+        }
         let first = read.parts.first().ok_or_else(|| Error::internal("a tensor that is made of nothing"))?;
         (self.how(first, read.dtype)?.whole)(self, read)
     }
@@ -235,7 +274,7 @@ impl<'a> Reader<'a> {
                 let left = part.elements() - at;
                 let room = match read.layout {
                     WeightLayout::Panels => &mut piece[..],
-                    WeightLayout::Rows | WeightLayout::Quantized(_) => {
+                    WeightLayout::Rows | WeightLayout::Quantized(_) | WeightLayout::Packed(_) => {
                         let start = values.len();
                         values.resize(start + left.min(CHUNK / size_of::<T>()), T::default());
                         &mut values[start..]

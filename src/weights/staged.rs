@@ -3,6 +3,7 @@
 //! Several readers fill slots while others are copied, each the next piece of whatever tensor it belongs to, so that all of them
 //! end at the same time; nothing of a tensor ever lies in the process whole. Whether values are
 //! numbers is looked at on the GPU, when they are there, and what is in another format than the wanted one is cast there.
+//! Blocks of quantised weights that stay blocks are arranged there (`packed`).
 //!
 //! Bytes are not hashed a second time here, which would take longer than everything else: they are those of the manifest as
 //! long as the folder's files are the very ones that it was computed from, by size, time of change and inode, before
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
 
+use super::packed::Packed;
 use super::parked::{Parked, runs};
 use super::read::{Part, Read, Reader, Seen};
 use super::{Index, Manifest, Progress, TensorInfo, quoted};
@@ -47,7 +49,7 @@ pub(super) fn upload(
     if from_files {
         unchanged(files)?;
     }
-    let sizes: Vec<usize> = reads.iter().map(|read| read.elements() * read.dtype.size_in_bytes()).collect();
+    let sizes: Vec<usize> = reads.iter().map(Read::device_bytes).collect();
     let rooms = place.rooms(&sizes)?;
     // A number for every part, so that it is known which of them is no number.
     let mut looked_at: Vec<(&TensorInfo, DType)> = Vec::new();
@@ -100,7 +102,9 @@ pub(super) fn upload(
 
 /// What was cast may have held numbers before.
 fn not_numbers(index: &Index, (info, wanted): (&TensorInfo, DType)) -> Error {
-    let reason = match info.dtype.name().eq_ignore_ascii_case(wanted.as_str()) {
+    let same =
+        info.dtype.is_quantised() && wanted == DType::U8 || info.dtype.name().eq_ignore_ascii_case(wanted.as_str());
+    let reason = match same {
         false => format!("non-finite values, or values that are too large for {}", wanted.as_str()),
         true => "non-finite values".to_owned(),
     };
@@ -133,11 +137,12 @@ impl<'a> Coming<'a> {
     }
 }
 
-/// What one reader sends at a time: some elements of a part of a tensor, one slot of them where they can be read by themselves.
+/// What one reader sends at a time: some elements or blocks of a part of a tensor, one slot of them where they can be read by
+/// themselves.
 struct Piece {
     tensor: usize,
     part: usize,
-    elements: Range<usize>,
+    grains: Range<usize>,
 }
 
 /// In the order of files; each tensor's are counted.
@@ -145,10 +150,10 @@ fn pieces_of(tensors: &[Coming<'_>], slot: usize) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (tensor, coming) in tensors.iter().enumerate() {
         for (number, part) in coming.read.parts.iter().enumerate() {
-            let each = (part.info.len as usize / part.elements().max(1)).max(1);
-            let slot = part.is_read_anywhere().then_some(slot);
-            for elements in cuts((part.info.offset as usize, each), part.elements(), slot) {
-                pieces.push(Piece { tensor, part: number, elements });
+            let (count, each) = coming.read.grains(part);
+            let slot = coming.read.is_read_anywhere(part).then_some(slot);
+            for grains in cuts((part.info.offset as usize, each), count, slot) {
+                pieces.push(Piece { tensor, part: number, grains });
                 coming.left.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -156,7 +161,7 @@ fn pieces_of(tensors: &[Coming<'_>], slot: usize) -> Vec<Piece> {
     pieces
 }
 
-/// Elements of so many bytes `each`, from `offset` of a file on, in pieces that fill a slot: the first ends where a page of the file
+/// Elements, or blocks, of so many bytes `each`, from `offset` of a file on, in pieces that fill a slot: the first ends where a page of the file
 /// does, since pages are copied faster to where pages begin, as slots do. Without a slot they are one piece; and so are none, or
 /// nobody would say that a tensor of nothing is there.
 fn cuts((offset, each): (usize, usize), count: usize, slot: Option<usize>) -> Vec<Range<usize>> {
@@ -218,12 +223,18 @@ impl<'a> Work<'a> {
         let coming = self.tensors.get(piece.tensor).ok_or_else(lost)?;
         let (read, room) = (&coming.read, &coming.room);
         let part = read.parts.get(piece.part).ok_or_else(lost)?;
-        reader.send(place, (part, piece.elements.clone()), (room, read.dtype))?;
+        match read.packed() {
+            Some(format) => {
+                let blocks = Packed { format, read, part, room, mark: self.finite.mark(coming.number + piece.part)? };
+                reader.send_blocks(place, &blocks, piece.grains.clone())?;
+            }
+            None => reader.send(place, (part, piece.grains.clone()), (room, read.dtype))?,
+        }
         // Each sees what others queued before they counted theirs.
         if coming.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return Ok(());
         }
-        let tensor = Tensor::Cuda(place.weight(Arc::clone(room), &read.shape, read.dtype));
+        let tensor = on_device(place, read, room);
         self.look_at(&tensor, (coming.number, read.parts.len()))?;
         self.done.lock().unwrap_or_else(PoisonError::into_inner).push((read.names.clone(), tensor));
         Ok(())
@@ -236,13 +247,19 @@ impl<'a> Work<'a> {
             let missing = || Error::internal("a parked tensor without its memory, or without room on its device");
             let (extent, room) = read.parked.take().zip(read.room.take()).ok_or_else(missing)?;
             let room = Arc::new(room);
-            let tensor = Tensor::Cuda(place.weight(Arc::clone(&room), &read.shape, read.dtype));
-            let sent = runs(extent).try_for_each(|(at, bytes)| {
-                progress.between_chunks()?;
-                convoy.send((at, bytes), &room, at - extent.at)?;
-                progress.advance(bytes as u64);
-                Ok(())
-            });
+            let tensor = on_device(place, &read, &room);
+            let sent = match read.packed() {
+                Some(format) => read.parts.iter().enumerate().try_for_each(|(i, part)| {
+                    let blocks = Packed { format, read: &read, part, room: &room, mark: self.finite.mark(number + i)? };
+                    blocks.unpark(place, (&mut convoy, extent), progress)
+                }),
+                None => runs(extent).try_for_each(|(at, bytes)| {
+                    progress.between_chunks()?;
+                    convoy.send((at, bytes), &room, at - extent.at)?;
+                    progress.advance(bytes as u64);
+                    Ok(())
+                }),
+            };
             if let Err(error) = sent.and_then(|()| self.look_at(&tensor, (number, read.parts.len()))) {
                 // What was sent must have arrived before its room is freed.
                 drop(convoy);
@@ -266,6 +283,10 @@ impl<'a> Work<'a> {
         self.stop.store(true, Ordering::Relaxed);
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
+}
+
+fn on_device(place: &Place, read: &Read<'_>, room: &Arc<Buffer>) -> Tensor {
+    Tensor::Cuda(place.weight(Arc::clone(room), &read.layout.stored(&read.shape), read.dtype))
 }
 
 impl<'a> Reader<'a> {

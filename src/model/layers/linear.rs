@@ -3,7 +3,7 @@
 use crate::device::give_way;
 use crate::error::Result;
 use crate::model::checkpoint::Checkpoint;
-use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, Tensor, linear, linear_in_f32};
+use crate::ops::{Activation, Epilogue, LayerNorm, Matrix, Tensor, linear, linear_in_f32, linear_side_by_side};
 
 /// Which side of a checkpoint a name is on: only the base model's may carry its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,13 @@ impl Linear {
         norm: &LayerNorm,
     ) -> candle_core::Result<Tensor> {
         self.run(x, Epilogue::AddNorm(residual, norm))
+    }
+
+    /// What each of some layers makes of `x`, side by side where it is on a GPU.
+    pub(in crate::model) fn forward_side_by_side(layers: &[Linear], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
+        give_way();
+        let layers: Vec<_> = layers.iter().map(|layer| (&layer.weight, layer.bias.as_ref())).collect();
+        linear_side_by_side(x, &layers)
     }
 
     /// `x · weightᵀ` as f32, of a layer without a bias.

@@ -51,7 +51,7 @@ impl<const N: usize> SideBySide<N> {
                 });
                 columns.collect()
             }
-            Kept::Apart(layers) => layers.iter().map(|layer| layer.forward(x)).collect(),
+            Kept::Apart(layers) => Linear::forward_side_by_side(layers, x),
         }
     }
 }

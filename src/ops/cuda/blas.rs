@@ -70,6 +70,8 @@ pub(super) struct Product {
     pub(super) residual: Option<u64>,
     pub(super) then: Then,
     pub(super) out: u64,
+    /// Values from a row of the result to the next, and of what is added to it.
+    pub(super) stride: usize,
 }
 
 #[derive(Debug)]
@@ -96,6 +98,7 @@ struct Choice {
     rows: usize,
     inner: usize,
     columns: usize,
+    stride: usize,
     added: bool,
     then: Then,
 }
@@ -103,9 +106,9 @@ struct Choice {
 impl Choice {
     /// The same for all rows up to the next power of two: which algorithm is best changes slowly with them.
     fn of(product: &Product) -> Choice {
-        let Product { dtype, result, compute, inner, columns, then, .. } = *product;
+        let Product { dtype, result, compute, inner, columns, stride, then, .. } = *product;
         let (rows, added) = (product.rows.next_power_of_two(), product.residual.is_some());
-        Choice { dtype, result, compute, rows, inner, columns, added, then }
+        Choice { dtype, result, compute, rows, inner, columns, stride, added, then }
     }
 }
 
@@ -264,13 +267,13 @@ impl Described {
             _ => Format::CUDA_R_32F,
         };
         let (given, result) = (format(product.dtype), format(product.result));
-        let Product { rows, inner, columns, .. } = *product;
+        let Product { rows, inner, columns, stride, .. } = *product;
         let description = Description::new(product)?;
         Ok(Described {
             product: description,
-            weight: Layout::new(given, inner, columns)?,
-            x: Layout::new(given, inner, rows)?,
-            out: Layout::new(result, columns, rows)?,
+            weight: Layout::new(given, (inner, columns), inner)?,
+            x: Layout::new(given, (inner, rows), inner)?,
+            out: Layout::new(result, (columns, rows), stride)?,
         })
     }
 }
@@ -316,9 +319,9 @@ impl Drop for Description {
 struct Layout(cublasLtMatrixLayout_t);
 
 impl Layout {
-    /// Of a matrix that lies column by column, one right after the other.
-    fn new(format: Format, rows: usize, columns: usize) -> Result<Layout> {
-        let made = result::create_matrix_layout(format, rows as u64, columns as u64, rows as i64);
+    /// Of a matrix that lies column by column, so many values from one to the next.
+    fn new(format: Format, (rows, columns): (usize, usize), stride: usize) -> Result<Layout> {
+        let made = result::create_matrix_layout(format, rows as u64, columns as u64, stride as i64);
         made.map(Layout).map_err(|error| failed("cublasLtMatrixLayoutCreate", &error))
     }
 }

@@ -17,6 +17,13 @@ pub struct Finite {
     words: usize,
 }
 
+/// A bit of a word on the device.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    pub(super) word: u64,
+    pub(super) bit: u32,
+}
+
 impl Finite {
     /// For so many tensors, none of them bad.
     pub fn of(place: &Place, count: usize) -> Result<Finite> {
@@ -28,15 +35,21 @@ impl Finite {
         Ok(Finite { gpu, flags, words })
     }
 
+    /// Where whoever looks at the tensor of a number by itself says that it holds something else.
+    pub fn mark(&self, number: usize) -> Result<Mark> {
+        let word = self.flags.part(number / 32 * size_of::<u32>(), size_of::<u32>())?;
+        Ok(Mark { word, bit: 1 << (number % 32) })
+    }
+
     /// Queues a look at a tensor whose last piece was sent before.
     pub fn look_at(&self, tensor: &ops::Tensor, number: usize) -> Result<()> {
         let ops::Tensor::Cuda(tensor) = tensor else { return Ok(()) };
         if !FORMATS.contains(&tensor.dtype()) {
             return Ok(());
         }
-        let word = self.flags.part(number / 32 * size_of::<u32>(), size_of::<u32>())?;
+        let Mark { word, bit } = self.mark(number)?;
         let function = self.gpu.kernels.get(Kernel::Finite, tensor.dtype())?;
-        let arguments = Arguments::new(tensor).count(tensor.count()).address(word).bits(1 << (number % 32));
+        let arguments = Arguments::new(tensor).count(tensor.count()).address(word).bits(bit);
         #[allow(unsafe_code)]
         // SAFETY: `finite_T(const T*, long long, unsigned*, int)`, of a tensor that was written on the same stream.
         unsafe {

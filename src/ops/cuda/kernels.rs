@@ -11,6 +11,7 @@ use candle_core::DType;
 use cudarc::driver::{result, sys};
 
 use super::Tensor;
+use super::quantized::Functions;
 use crate::device::cuda::{Cuda, Stream};
 use crate::error::{Error, Result};
 
@@ -28,6 +29,7 @@ macro_rules! images {
 
 const IMAGES: &[Image] = images![
     "activate",
+    "arrange",
     "attention",
     "cast",
     "embed_tokens",
@@ -41,7 +43,9 @@ const IMAGES: &[Image] = images![
     "patches",
     "place_heads",
     "pool",
+    "quantized_rows",
     "rms_norm",
+    "spell_out",
     "take_rows",
 ];
 
@@ -114,7 +118,7 @@ impl Kernel {
 /// The number formats that activations and weights are kept in on a GPU.
 pub(crate) const FORMATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-fn suffix(dtype: DType) -> Option<&'static str> {
+pub(super) fn suffix(dtype: DType) -> Option<&'static str> {
     match dtype {
         DType::F32 => Some("f32"),
         DType::F16 => Some("f16"),
@@ -135,6 +139,7 @@ pub(super) struct Kernels {
     turns: sys::CUfunction,
     likeliest: sys::CUfunction,
     likely: sys::CUfunction,
+    quantized: Functions,
 }
 
 #[allow(unsafe_code)]
@@ -155,6 +160,7 @@ impl Kernels {
             turns: std::ptr::null_mut(),
             likeliest: std::ptr::null_mut(),
             likely: std::ptr::null_mut(),
+            quantized: Functions::default(),
         };
         let mut by_file = HashMap::new();
         for image in IMAGES {
@@ -191,6 +197,7 @@ impl Kernels {
         kernels.turns = find(cuda, module("place_heads")?, "turns_f32")?;
         kernels.likeliest = find(cuda, module("likeliest")?, "likeliest_f32")?;
         kernels.likely = find(cuda, module("likely")?, "likely_f32")?;
+        kernels.quantized = Functions::load(|file, name| find(cuda, module(file)?, name))?;
         for from in FORMATS.into_iter().chain([DType::F64]) {
             for to in FORMATS.into_iter().filter(|to| *to != from && (from != DType::F64 || *to == DType::F32)) {
                 let from_name = suffix(from).unwrap_or("f64");
@@ -218,6 +225,10 @@ impl Kernels {
 
     pub(super) fn likely(&self) -> sys::CUfunction {
         self.likely
+    }
+
+    pub(super) fn quantized(&self) -> &Functions {
+        &self.quantized
     }
 
     pub(super) fn cast(&self, from: DType, to: DType) -> Result<sys::CUfunction> {

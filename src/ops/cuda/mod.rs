@@ -17,6 +17,7 @@ mod likeliest;
 mod linear;
 mod paged;
 mod plan;
+mod quantized;
 mod recorded;
 mod scratch;
 mod step;
@@ -32,14 +33,16 @@ pub(super) use self::decoder::{embed_rows, gated, paged_attention, place_heads, 
 pub(super) use self::encoder::{
     embed_patches, embed_tokens, l2_normalize, layer_norm, patches, reduce, self_attention,
 };
-pub use self::finite::Finite;
+pub use self::finite::{Finite, Mark};
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};
 pub use self::landing::Landing;
 pub(super) use self::likeliest::{likeliest, likeliest_bytes, likely};
-pub(super) use self::linear::{linear, linear_in_f32};
+pub(super) use self::linear::{linear, linear_in_f32, linear_side_by_side};
 pub(super) use self::paged::{Cache, Planned};
 pub(super) use self::plan::Plan;
+pub use self::quantized::Arranging;
+pub(super) use self::quantized::embed_quantized_rows;
 pub use self::recorded::{Recorded, Recorder};
 use self::scratch::Scratch;
 pub(super) use self::step::parts_bytes;

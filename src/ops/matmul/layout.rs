@@ -10,8 +10,8 @@ use half::{bf16, f16};
 
 use super::Element;
 use crate::ops::cpu::{Reading, all_values};
-use crate::ops::quantized::{Blocks, QuantFormat};
-use crate::ops::tensor::{Device, Tensor};
+use crate::ops::quantized::{Blocks, QuantFormat, spelled_bytes};
+use crate::ops::tensor::{Device, Keeping, Tensor};
 
 /// Outputs in a panel: two AVX2 registers of f32, one of AVX-512, four of NEON.
 pub const PANEL: usize = 16;
@@ -26,6 +26,8 @@ pub enum WeightLayout {
     Panels,
     /// Blocks of a quantised format in panels, U8: [`QuantFormat::stored`].
     Quantized(QuantFormat),
+    /// The same on a GPU, U8: [`QuantFormat::stored_packed`].
+    Packed(QuantFormat),
 }
 
 impl WeightLayout {
@@ -41,6 +43,18 @@ impl WeightLayout {
                 let (rows, columns) = rows_and_columns(shape);
                 format.stored(rows, columns).to_vec()
             }
+            WeightLayout::Packed(format) => {
+                let (rows, columns) = rows_and_columns(shape);
+                format.stored_packed(rows, columns).to_vec()
+            }
+        }
+    }
+
+    /// Bytes that products with a weight of this shape take beside what they take with others: what of it is spelled out at once.
+    pub fn spelled_bytes(self, shape: &[usize], keeping: Keeping) -> u64 {
+        match (self, keeping) {
+            (WeightLayout::Packed(_), Keeping::Cuda(dtype)) => spelled_bytes(rows_and_columns(shape), dtype),
+            _ => 0,
         }
     }
 
@@ -51,7 +65,9 @@ impl WeightLayout {
     pub fn place<T: Copy>(self, stored: &mut [T], shape: &[usize], at: usize, piece: &[T]) -> Result<()> {
         match self {
             WeightLayout::Rows => stored[at..at + piece.len()].copy_from_slice(piece),
-            WeightLayout::Quantized(format) => bail!("single elements cannot be put among {format} blocks"),
+            WeightLayout::Quantized(format) | WeightLayout::Packed(format) => {
+                bail!("single elements cannot be put among {format} blocks")
+            }
             WeightLayout::Panels => place_in_panels(stored, rows_and_columns(shape).1, at, piece),
         }
         Ok(())
@@ -99,6 +115,11 @@ impl Matrix {
             }
             (WeightLayout::Quantized(format), &[_, blocks, _])
                 if format.stored(out, blocks * format.block()) == stored.dims() =>
+            {
+                Ok(Matrix { stored, layout, out, in_tf32: false, of_steps: false })
+            }
+            (WeightLayout::Packed(format), &[_, blocks, _])
+                if format.stored_packed(out, blocks * format.block()) == stored.dims() =>
             {
                 Ok(Matrix { stored, layout, out, in_tf32: false, of_steps: false })
             }
@@ -153,7 +174,11 @@ impl Matrix {
             #[cfg(feature = "cuda")]
             Device::Cuda(place) => {
                 self.check(numbers)?;
-                crate::ops::cuda::embed_rows(self.stored.on_gpu("a table")?, numbers, place).map(Tensor::Cuda)
+                let rows = match crate::ops::cuda::embed_quantized_rows(self, numbers, place)? {
+                    Some(rows) => rows,
+                    None => crate::ops::cuda::embed_rows(self.stored.on_gpu("a table")?, numbers, place)?,
+                };
+                Ok(Tensor::Cuda(rows))
             }
         }
     }
@@ -177,6 +202,7 @@ impl Matrix {
                 let each = rows.chunks_exact_mut(width.max(1)).zip(numbers);
                 each.for_each(|(row, number)| blocks.row(*number as usize, row));
             }
+            (WeightLayout::Packed(_), _) => bail!("rows of a weight that is arranged for a GPU"),
             (layout, DType::F16) => pick(all_values::<f16>(&stored)?, layout, numbers, (&mut rows, width)),
             (layout, DType::BF16) => pick(all_values::<bf16>(&stored)?, layout, numbers, (&mut rows, width)),
             (layout, _) => pick(all_values::<f32>(&stored)?, layout, numbers, (&mut rows, width)),
@@ -205,7 +231,7 @@ impl Matrix {
         match self.layout {
             WeightLayout::Panels => self.stored.dims()[1],
             WeightLayout::Rows => self.stored.dims()[1..].iter().product(),
-            WeightLayout::Quantized(format) => self.stored.dims()[1] * format.block(),
+            WeightLayout::Quantized(format) | WeightLayout::Packed(format) => self.stored.dims()[1] * format.block(),
         }
     }
 }

@@ -67,40 +67,57 @@ impl QuantFormat {
         }
     }
 
-    /// Whether every scale in these whole blocks is a number; then every weight is.
-    pub fn all_finite(self, blocks: &[u8]) -> bool {
-        let scales: &[usize] = match self {
+    /// Where in a block of a file its f16 are, in bytes.
+    fn scales(self) -> &'static [usize] {
+        match self {
             QuantFormat::Q4_0 | QuantFormat::Q8_0 => &[0],
             QuantFormat::Q4_1 | QuantFormat::Q4_K => &[0, 2],
             QuantFormat::Q6_K => &[208],
-        };
-        let number = |block: &[u8], at: usize| u16::from_le_bytes([block[at], block[at + 1]]) & 0x7c00 != 0x7c00;
-        let blocks = blocks.chunks_exact(self.block_bytes());
-        blocks.fold(true, |finite, block| scales.iter().fold(finite, |finite, &at| finite & number(block, at)))
+        }
+    }
+
+    /// Whether every scale in these bytes of a weight is a number; then every weight is. They may begin and end anywhere: `at` is
+    /// how far from the weight's start.
+    ///
+    /// The upper byte of an f16 says whether it is one.
+    pub fn all_finite(self, bytes: &[u8], at: usize) -> bool {
+        let each = self.block_bytes();
+        self.scales().iter().fold(true, |finite, scale| {
+            let first = (scale + 1 + each - at % each) % each;
+            let upper = bytes.get(first..).unwrap_or_default().iter().step_by(each);
+            upper.fold(finite, |finite, byte| finite & (byte & 0x7c != 0x7c))
+        })
     }
 
     /// The weights of whole blocks: the definition, each operation rounded to f32.
     pub fn dequantize(self, blocks: &[u8]) -> Vec<f32> {
-        let mut weights = Vec::with_capacity(blocks.len() / self.block_bytes() * self.block());
-        for block in blocks.chunks_exact(self.block_bytes()) {
+        let mut weights = vec![0.0; blocks.len() / self.block_bytes() * self.block()];
+        self.dequantize_to(blocks, &mut weights);
+        weights
+    }
+
+    /// The same to where they stay, which has room for as many blocks.
+    pub fn dequantize_to(self, blocks: &[u8], weights: &mut [f32]) {
+        debug_assert_eq!(blocks.len() / self.block_bytes(), weights.len() / self.block());
+        let blocks = blocks.chunks_exact(self.block_bytes());
+        for (block, weights) in blocks.zip(weights.chunks_exact_mut(self.block())) {
             match self {
                 QuantFormat::Q4_0 => {
                     let scale = half(block, 0);
-                    weights.extend(nibbles(&block[2..]).map(|level| scale * (f32::from(level) - 8.0)));
+                    put(weights, nibbles(&block[2..]).map(|level| scale * (f32::from(level) - 8.0)));
                 }
                 QuantFormat::Q4_1 => {
                     let (scale, least) = (half(block, 0), half(block, 2));
-                    weights.extend(nibbles(&block[4..]).map(|level| scale * f32::from(level) + least));
+                    put(weights, nibbles(&block[4..]).map(|level| scale * f32::from(level) + least));
                 }
                 QuantFormat::Q8_0 => {
                     let scale = half(block, 0);
-                    weights.extend(block[2..].iter().map(|&level| scale * f32::from(level as i8)));
+                    put(weights, block[2..].iter().map(|&level| scale * f32::from(level as i8)));
                 }
-                QuantFormat::Q4_K => dequantize_q4_k(block, &mut weights),
-                QuantFormat::Q6_K => dequantize_q6_k(block, &mut weights),
+                QuantFormat::Q4_K => dequantize_q4_k(block, weights),
+                QuantFormat::Q6_K => dequantize_q6_k(block, weights),
             }
         }
-        weights
     }
 
     /// Whole rows of weights as blocks, each to the nearest level. An error where blocks do not fill the weights, and
@@ -148,6 +165,10 @@ pub(super) fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
+fn put(weights: &mut [f32], values: impl Iterator<Item = f32>) {
+    weights.iter_mut().zip(values).for_each(|(weight, value)| *weight = value);
+}
+
 /// Levels of 4 bits: all low halves first, then all high ones.
 fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.iter().map(|byte| byte & 15).chain(bytes.iter().map(|byte| byte >> 4))
@@ -182,12 +203,12 @@ pub(super) fn q4_k_levels(block: &[u8], part: usize) -> [u8; 32] {
     std::array::from_fn(|i| if part.is_multiple_of(2) { bytes[i] & 15 } else { bytes[i] >> 4 })
 }
 
-fn dequantize_q4_k(block: &[u8], weights: &mut Vec<f32>) {
+fn dequantize_q4_k(block: &[u8], weights: &mut [f32]) {
     let (scale, offset) = (half(block, 0), half(block, 2));
-    for part in 0..8 {
+    for (part, weights) in weights.chunks_exact_mut(32).enumerate() {
         let (a, b) = q4_k_scale(block, part);
         let (scale, offset) = (scale * f32::from(a), offset * f32::from(b));
-        weights.extend(q4_k_levels(block, part).map(|level| scale * f32::from(level) - offset));
+        put(weights, q4_k_levels(block, part).into_iter().map(|level| scale * f32::from(level) - offset));
     }
 }
 
@@ -203,12 +224,12 @@ pub(super) fn q6_k_levels(block: &[u8], part: usize) -> [u8; 32] {
     })
 }
 
-fn dequantize_q6_k(block: &[u8], weights: &mut Vec<f32>) {
+fn dequantize_q6_k(block: &[u8], weights: &mut [f32]) {
     let scale = half(block, 208);
-    for part in 0..8 {
-        for (i, level) in q6_k_levels(block, part).into_iter().enumerate() {
+    for (part, weights) in weights.chunks_exact_mut(32).enumerate() {
+        for (i, (weight, level)) in weights.iter_mut().zip(q6_k_levels(block, part)).enumerate() {
             let by = scale * f32::from(block[192 + 2 * part + i / 16] as i8);
-            weights.push(by * (f32::from(level) - 32.0));
+            *weight = by * (f32::from(level) - 32.0);
         }
     }
 }

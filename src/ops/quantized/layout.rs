@@ -15,6 +15,9 @@
 //! byte of `low` has weight `i` of 32 in its low half and `i + 16` in its high half; a byte of `high` has the upper two
 //! bits of weights `i`, `i + 8`, `i + 16` and `i + 24`. It takes the bytes of the file, but for Q4_K, whose packed
 //! scales are laid open: 148 bytes for 144. Rows that do not fill the last panel are zero.
+//!
+//! On a GPU it is the same, but that those of Q4_K stay as they are, `packed[12][16]`, since bytes are what is short there; its
+//! kernels arrange what comes up as a file has it (`kernels/quantized.cuh`).
 
 use candle_core::{Result, bail};
 
@@ -53,6 +56,11 @@ impl QuantFormat {
     /// an error for [`QuantFormat::place`].
     pub fn stored(self, out: usize, inner: usize) -> [usize; 3] {
         [out.div_ceil(PANEL), inner.div_ceil(self.block()), Unit::of(self).bytes()]
+    }
+
+    /// The same on a GPU: the bytes of the file, and those of rows that fill the last panel.
+    pub fn stored_packed(self, out: usize, inner: usize) -> [usize; 3] {
+        [out.div_ceil(PANEL), inner.div_ceil(self.block()), PANEL * self.block_bytes()]
     }
 
     /// Puts whole blocks of a file, from block `first` of the weight on, where they stay in `stored`, which has the bytes

@@ -1,4 +1,4 @@
-//! Products of activations with weights that stay quantised in memory, on a CPU.
+//! Products of activations with weights that stay quantised in memory, on a CPU; and what of it a GPU has too.
 //!
 //! Decoding reads every weight once for each step, so its speed is that of memory: weights stay as few bits as their file
 //! has (`format`), arranged so that a kernel reads them from front to back (`layout`). Activations become whole numbers of
@@ -17,6 +17,7 @@ mod lanes;
 mod layout;
 mod opened;
 mod path;
+mod spelled;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -28,6 +29,9 @@ use rayon::prelude::*;
 
 pub use format::QuantFormat;
 pub(super) use path::Path;
+pub(super) use spelled::spelled_bytes;
+#[cfg(feature = "cuda")]
+pub(super) use spelled::spelled_outputs;
 
 use super::cpu::{Rows, threads};
 use super::matmul::{PANEL, Target};

@@ -297,12 +297,16 @@ fn scales_that_are_no_numbers_are_seen() {
         (QuantFormat::Q6_K, &[208]),
     ] {
         let blocks = random_blocks(format, 3, 5);
-        assert!(format.all_finite(&blocks), "{format}");
+        // In two pieces, cut anywhere.
+        let all_finite =
+            |blocks: &[u8], cut: usize| format.all_finite(&blocks[..cut], 0) && format.all_finite(&blocks[cut..], cut);
+        assert!((0..=blocks.len()).all(|cut| all_finite(&blocks, cut)), "{format}");
         for at in scales {
-            let mut blocks = blocks.clone();
-            let at = 2 * format.block_bytes() + at;
-            blocks[at..at + 2].copy_from_slice(&f16::INFINITY.to_le_bytes());
-            assert!(!format.all_finite(&blocks), "{format}");
+            for block in 0..3 {
+                let (mut blocks, at) = (blocks.clone(), block * format.block_bytes() + at);
+                blocks[at..at + 2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+                assert!((0..=blocks.len()).all(|cut| !all_finite(&blocks, cut)), "{format}");
+            }
         }
     }
 }

@@ -4,11 +4,8 @@
 //! Knows what llama.cpp's converter did to a checkpoint, and undoes it; must not know what an architecture computes.
 
 mod names;
-mod quants;
 
 use std::path::Path;
-
-pub(super) use quants::dequantise;
 
 use self::names::{Place, place};
 use super::header::{Entry, Header};

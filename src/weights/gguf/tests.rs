@@ -103,6 +103,16 @@ fn every_format_is_read_as_ggmls_own_package_reads_it_to_the_bit() {
 }
 
 #[test]
+fn a_gpu_computes_with_bf16_where_most_values_are_quantised() {
+    let block = [0u8; 18];
+    let file = llama().f32s("blk.0.attn_norm.weight", &[31], &[0.0; 31]);
+    let most = file.tensor("blk.0.ffn_up.weight", &[32, 1], Format::Q4_0, &block);
+    assert_eq!(Folder::with(&most.bytes()).open().unwrap().main_format(), DType::BF16);
+    let half = most.f32s("blk.1.attn_norm.weight", &[1], &[0.0]);
+    assert_eq!(Folder::with(&half.bytes()).open().unwrap().main_format(), DType::F32);
+}
+
+#[test]
 fn parts_one_below_the_other_are_dequantised_and_put_in_order_each() {
     let folder = Folder::with(&fs::read(fixture("formats.gguf")).unwrap());
     let (index, expected) = (folder.open().unwrap(), expected());

@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::time::Instant;
 
-use super::super::read::{Read, Reader, Seen};
+use super::super::read::{Part, Read, Reader, Seen};
 use super::super::staged::unchanged;
 use super::super::{CHUNK, key_of};
 use super::*;
@@ -100,7 +100,8 @@ impl<'a> Layout<'a> {
         let mut end = 0usize;
         let mut reads = Vec::with_capacity(ordered.len());
         for (key, read) in ordered {
-            let bytes = read.elements().checked_mul(read.dtype.size_in_bytes());
+            let bytes =
+                read.elements().checked_mul(read.dtype.size_in_bytes()).map(|_| read.parked_at(read.elements()));
             let at = end.checked_next_multiple_of(BORDER);
             let too_large = || Error::internal("a version is larger than the address space");
             let (at, bytes) = at.zip(bytes).ok_or_else(too_large)?;
@@ -146,14 +147,13 @@ impl Reader<'_> {
     /// Reads a tensor to where it is kept; no part of it crosses a piece's end, so that each piece is written once.
     fn shelve(&mut self, read: &Read<'_>, extent: Extent, shelf: &mut impl Shelf) -> Result<()> {
         const { assert!(PIECE <= CHUNK) };
-        let each = read.dtype.size_in_bytes();
         for part in &read.parts {
-            let (fill, mut seen) = (self.how(part, read.dtype)?.wanted, Seen::nothing());
-            let start = extent.at + part.first * each;
-            for (at, bytes) in runs(Extent { at: start, bytes: part.elements() * each }) {
+            let mut seen = Seen::nothing();
+            let start = extent.at + read.parked_at(part.first);
+            for (at, bytes) in runs(Extent { at: start, bytes: read.parked_at(part.elements()) }) {
                 let room = shelf.bytes_mut().get_mut(at..at + bytes);
                 let room = room.ok_or_else(|| Error::internal("a tensor beyond its memory"))?;
-                let filled = fill(self, part, (at - start) / each, (room, &mut seen))?;
+                let filled = self.fill(read, part, at - start, (room, &mut seen))?;
                 if filled != bytes {
                     return Err(Error::internal(format!("{filled} of {bytes} bytes were filled")));
                 }
@@ -162,6 +162,20 @@ impl Reader<'_> {
             self.accept(part, read.dtype, &seen)?;
         }
         Ok(())
+    }
+
+    /// A part from one of its bytes on, as it is kept: as it is wanted, or as its file has it where blocks stay blocks.
+    fn fill(
+        &mut self,
+        read: &Read<'_>,
+        part: &Part<'_>,
+        at: usize,
+        (room, seen): (&mut [u8], &mut Seen),
+    ) -> Result<usize> {
+        match read.packed() {
+            Some(format) => self.blocks_as_they_are((part, format), at, (room, seen)),
+            None => (self.how(part, read.dtype)?.wanted)(self, part, at / read.dtype.size_in_bytes(), (room, seen)),
+        }
     }
 }
 

@@ -194,3 +194,40 @@ proptest! {
         prop_assert_eq!(next, at + bytes);
     }
 }
+
+/// The bytes of a file, rows of heads in their order: what the kernel that arranges them takes.
+#[test]
+fn blocks_that_stay_blocks_are_kept_as_their_file_has_them() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("formats.gguf");
+    std::fs::copy(fixtures.join("formats.gguf"), &path).unwrap();
+    let index = Index::open(dir.path(), &["formats.gguf".into()]).unwrap();
+    let manifest = Manifest::compute(dir.path(), &index).unwrap();
+    let quantised: Vec<_> = index.iter().filter_map(|info| Some((info, info.dtype.blocks()?))).collect();
+    let as_ =
+        |info: &crate::weights::TensorInfo, dtype, layout| Wanted { layout, ..want(&info.name, &info.shape, dtype) };
+    let wanted: Vec<Wanted> =
+        quantised.iter().map(|(info, format)| as_(info, DType::U8, WeightLayout::Packed(*format))).collect();
+    let (pages, tensors) = fill_with(&index, &manifest, &wanted, usize::MAX).unwrap();
+    let all: Vec<u8> = pages.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    assert!(quantised.len() >= 10 && quantised.iter().any(|(info, _)| info.heads.is_some()));
+    for ((info, format), want) in quantised.iter().zip(&wanted) {
+        let extent = tensors[&key_of(want, &index, &manifest).unwrap()];
+        assert_eq!(extent.bytes as u64, info.len, "{}", info.name);
+        let numbers = [as_(info, DType::F32, WeightLayout::Rows)];
+        let progress = Progress::new();
+        let mut weights =
+            crate::weights::load(&index, &manifest, &numbers, HashMap::new(), &Device::Cpu, &progress).unwrap();
+        let numbers = weights.take(&info.name).unwrap().to_values().unwrap();
+        assert_eq!(format.dequantize(&all[extent.at..][..extent.bytes]), numbers, "{}", info.name);
+    }
+    // A scale that is no number is seen, and named.
+    let (info, _) = quantised.iter().find(|(info, _)| info.dtype == crate::weights::SourceDtype::Q4_K).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[info.offset as usize + 144 + 2..][..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let manifest = Manifest::compute(dir.path(), &index).unwrap();
+    let error = fill_with(&index, &manifest, &wanted, usize::MAX).map(drop).unwrap_err().to_string();
+    assert!(error.contains(&info.name) && error.contains("non-finite"), "{error}");
+}

@@ -8,6 +8,7 @@ not asked for, rows past the last and columns between rows; past its end memory 
 import numpy as np
 
 import decoder  # noqa: F401, ops of models that write
+import quantized  # noqa: F401, ops of weights that stay quantised
 import elementwise  # noqa: F401, ops of values that have nothing to do with each other
 from grid import OPS, VECTORS, WIDE, WIDTHS, ceil, op, read
 from library import changed, given, output
@@ -15,9 +16,9 @@ from library import changed, given, output
 
 def limit(name, of_dtype):
     """What is allowed of a kernel: of its element type, but f32's where it rounds to nothing less."""
-    if name.startswith(("cast_", "finite_", "land_", "take_rows_")):
+    if name.startswith(("cast_", "finite_", "land_", "take_rows_", "arrange_", "spell_out_")):
         return 0.0
-    if "_to_f32_" in name:
+    if "_to_f32_" in name or name.endswith(", in f32"):
         return 5e-5  # tensor cores cut off some of what they add up
     return 1e-5 if name.startswith(("pool_normalize_", "l2_normalize_")) else of_dtype
 

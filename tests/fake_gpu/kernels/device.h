@@ -53,6 +53,15 @@ using std::min;
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fadd_rn(float x, float y) { return x + y; }
+// Bytes by their numbers: 0 to 3 are `x`'s, 4 to 7 `y`'s; a digit of `which` for each.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned which) {
+    const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
+    unsigned bytes = 0;
+    for (unsigned i = 0; i < 4; ++i) bytes |= static_cast<unsigned>(both >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
+    return bytes;
+}
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
     std::memcpy(&bits, &x, sizeof bits);

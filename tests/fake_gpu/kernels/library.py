@@ -16,7 +16,7 @@ LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
-STORED = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "f64": np.float64, "u32": np.uint32}
+STORED = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "f64": np.float64, "u32": np.uint32, "u8": np.uint8}
 
 
 def narrow(dtype, values):

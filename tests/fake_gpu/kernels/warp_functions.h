@@ -17,6 +17,11 @@ inline uint4 load_once(const uint4* from) {
     return *from;
 }
 
+inline uint2 load_once(const uint2* from) {
+    if (reinterpret_cast<uintptr_t>(from) % sizeof *from != 0) fake_gpu::fault("8 bytes are read from %p: not aligned", from);
+    return *from;
+}
+
 inline void end_group() { fake_gpu::commit_copies(); }
 
 template <int STILL_RUNNING>

@@ -35,3 +35,4 @@ inline __half __float2half_rn(float value) {
 
 inline float2 __half22float2(__half2 value) { return {__half2float(value.x), __half2float(value.y)}; }
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
+inline __half2 __hsub2(__half2 a, __half2 b) { return {__float2half_rn(__half2float(a.x) - __half2float(b.x)), __float2half_rn(__half2float(a.y) - __half2float(b.y))}; }
