@@ -166,9 +166,14 @@ fn series(page: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_rule_and_no_panel_names_a_metric_that_is_not_there() {
-    let site = Site::digits().config("[[alerts]]\nkind = 'slack'\nurl = 'http://127.0.0.1:9/nobody'\n");
+    // Of a family that never counted anything there is nothing to see.
+    let site = Site::digits().fault("version = 'digits@v2'\nkind = 'error'");
+    let site = site.config("[[alerts]]\nkind = 'slack'\nurl = 'http://127.0.0.1:9/nobody'\n");
     let server = site.start().await;
     server.image("digits", &digit(7)).await.expect(200);
+    server.promote("v2", json!({})).await.expect(200);
+    assert_eq!(server.image("digits", &digit(7)).await.expect(200).version(), "v1");
+    server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
     server.promote("v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
     server.post("/admin/alerts/test", json!({})).await.expect(200);
     let page = server.get("/metrics").await.expect(200).body;

@@ -39,6 +39,9 @@ LINKS = {
 # What is valid by its schema and refused all the same, since no schema can say it. Anything else that is refused so is
 # a rule that the description does not tell of.
 BEYOND_SCHEMAS = [
+    # Shares that grow, and weights that add up, of versions that there are.
+    r"canary: .*, expected percentages",
+    r"weights: ",
     # Which task the model has that a path or a body names, and what its version is made of.
     r"this model's task is",
     r"does not embed: its task is",
@@ -263,6 +266,9 @@ def end_waits(case, order, streams):
         case.body = {**body, "wait": "ready"}
     elif wait == "settled" and (observe is None or isinstance(observe, str)):
         case.body = {**body, "observe": "50ms"}
+    if isinstance(body.get("canary"), list) and body["canary"]:
+        # Steps of a minute, or of requests that nobody sends.
+        case.body = {**case.body, "canary_step": "5ms", "canary_requests": None}
 
 
 def add_up(case):

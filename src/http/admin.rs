@@ -69,7 +69,7 @@ pub(super) struct Order {
     #[schema(schema_with = super::openapi::percentages)]
     canary: Option<Vec<f64>>,
     /// How long each step lasts.
-    #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
+    #[schema(pattern = "^(?=.*[1-9])(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$")]
     canary_step: Option<String>,
     /// Or until it has answered so many requests in it.
     #[schema(minimum = 1)]

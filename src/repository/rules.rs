@@ -251,7 +251,7 @@ impl RuleConfig {
             (_, Relative, _) => {
                 expected("how much more than of the version before, as a share of all requests, from 0.0 to below 1.0")
             }
-            (_, Count, Threshold::Number(count)) if count >= 0.0 && count <= 1e15 && count.fract() == 0.0 => {
+            (_, Count, Threshold::Number(count)) if (0.0..=1e15).contains(&count) && count.fract() == 0.0 => {
                 Ok(Limit::Count(count as u64))
             }
             (_, Count, _) => expected("a whole number of requests"),

@@ -221,6 +221,10 @@ impl Controller {
         sharing.looked = now;
         let hastened = sharing.hastened.take();
         let (seen, beside) = (stats.observed(), live.stats.observed());
+        let seen = match &active.shadow {
+            Some(run) => run.seen().add_to(seen),
+            None => seen,
+        };
         let breach = sharing.judge.look(now.duration_since(sharing.since), &seen, Against::Beside(&beside));
         stats.watch_for(sharing.judge.leaning());
         if !told || breach.is_some() {

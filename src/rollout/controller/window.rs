@@ -82,6 +82,10 @@ impl Controller {
         let accused = live.stats.accused();
         let now = Instant::now();
         let seen = live.stats.observed();
+        let seen = match &active.shadow {
+            Some(run) => run.seen().add_to(seen),
+            None => seen,
+        };
         let against = window.before.as_ref().map_or(Against::Nothing, Against::Before);
         let breach = window.judge.look(now.duration_since(window.since), &seen, against);
         live.stats.watch_for(window.judge.leaning());

@@ -1,4 +1,4 @@
-//! Rules that are broken, kept, and not decided; how verdicts read. How often it is wrong is in tests/judging.rs.
+//! Rules that are broken, kept, and not decided; how verdicts read. How often it is wrong is in benches/judging.rs.
 
 use super::*;
 use crate::repository::ObserveConfig;

@@ -14,7 +14,8 @@ use crate::value::{LabelScore, Output};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Agreement {
     pub(super) value: f64,
-    /// Both say the same first: the label, the best text, every token that would be written.
+    /// Both say the same first: the label, the best text, every token that would be written; embeddings, where their cosine is
+    /// above 0.99.
     pub(super) same: bool,
 }
 
@@ -46,7 +47,7 @@ fn cosine(live: &[f32], other: &[f32]) -> Agreement {
     }
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let value = dot(live, other) / (dot(live, live) * dot(other, other)).sqrt();
-    if value.is_finite() { Agreement { value: value.clamp(-1.0, 1.0), same: value > 0.9999 } } else { NONE }
+    if value.is_finite() { Agreement { value: value.clamp(-1.0, 1.0), same: value > 0.99 } } else { NONE }
 }
 
 fn labels(live: &[LabelScore], other: &[LabelScore], logits: bool) -> Agreement {

@@ -19,7 +19,7 @@ use super::Context;
 use super::quiet::{Urgency, quietly};
 use crate::engine::Timed;
 use crate::error::{Error, Result};
-use crate::generation::{GenerationId, Stats};
+use crate::generation::{GenerationId, Observed, Stats};
 use crate::model::{Input, Tokens};
 use crate::process::{FinishOptions, PrepareOptions, Processor};
 use crate::repository::ShadowConfig;
@@ -114,6 +114,12 @@ impl Seen {
     /// Why its rule is broken, if it is.
     pub(super) fn breach(&self) -> Option<String> {
         self.tally().breach(&self.config)
+    }
+
+    /// With the answers that were compared, and those of which both versions said the same first.
+    pub(super) fn add_to(&self, observed: Observed) -> Observed {
+        let (compared, agreed) = self.tally().counts();
+        Observed { compared, agreed, ..observed }
     }
 
     /// For a rollout's record.

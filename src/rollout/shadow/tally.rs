@@ -121,6 +121,10 @@ impl Tally {
         })
     }
 
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.agreements.count, self.same)
+    }
+
     /// For a rollout's record; without cases.
     pub(super) fn figures(&self) -> Value {
         let mean = |scores: &Scores| (scores.count > 0).then(|| scores.sum / scores.count as f64);

@@ -40,7 +40,7 @@ pub(super) struct StageOrder {
     /// For a promote that follows, as the three after it.
     #[schema(schema_with = super::inputs::percentages)]
     canary: Option<Vec<f64>>,
-    #[schema(pattern = "^(0|(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$")]
+    #[schema(pattern = "^(?=.*[1-9])(?=[0-9])([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$")]
     canary_step: Option<String>,
     #[schema(minimum = 1)]
     canary_requests: Option<u64>,
