@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use stats::{Mark, Passed, Snapshot, Spent, Stage, Stats};
+pub use stats::{Beat, Mark, Passed, Seen, Snapshot, Spent, Stage, Stats};
 
 use crate::engine::Lane;
 use crate::process::Processor;

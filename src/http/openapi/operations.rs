@@ -254,6 +254,10 @@ fn history() -> Vec<(Mounted, Operation)> {
             whole(i64::MIN, i64::MAX),
         )
         .events("Each event's name is its kind, its id its number, its data an `Event` (see the schemas)");
+    let live = history("Everything at one moment: at once, then each second and after each event").events(
+        "`overview` events: `at_ms`, `ready`, `models` (each as in `Models`, with `generations` and their counters, and its last \
+         `rollout`), `memory` (as in `Memory`; null while the engine is too busy to tell)",
+    );
     let rollout = history("One rollout").named("id").answers("200", "The rollout", "Rollout");
     let shadow = history("What a rollout's shadow has seen, and what agreed least; of a model's last one")
         .named("id")
@@ -264,6 +268,7 @@ fn history() -> Vec<(Mounted, Operation)> {
         (("GET", "/admin/rollouts/{id}"), rollout.refused(Dialect::Native, &[BadRequest, NotFound])),
         (("GET", "/admin/rollouts/{id}/shadow"), shadow.refused(Dialect::Native, &[BadRequest, NotFound])),
         (("GET", "/admin/events"), events.refused(Dialect::Native, &[BadRequest])),
+        (("GET", "/admin/live"), live.refused(Dialect::Native, &[])),
         (("GET", "/admin/memory"), memory.refused(Dialect::Native, &[])),
     ]
 }

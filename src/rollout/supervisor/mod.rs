@@ -1,9 +1,10 @@
 //! All models of the process and their controllers: the door for the admin routes.
 //!
 //! It owns no rollout; it finds the controller that does. `folders` keeps the models in step with the disk and the
-//! ledger; `reports` reads what controllers publish.
+//! ledger; `reports` reads what controllers publish; `pulse` samples it each second and tells of it as a whole.
 
 mod folders;
+mod pulse;
 mod reports;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::slot::{Registry, Target};
 use folders::Folders;
+use pulse::Pulse;
+pub use pulse::Sample;
 pub use reports::{MemoryReport, ModelReport};
 
 pub struct SupervisorConfig {
@@ -50,6 +53,7 @@ pub struct Supervisor {
     only: Vec<String>,
     controllers: Mutex<BTreeMap<String, Reins>>,
     folders: std::sync::Mutex<Folders>,
+    pulse: Pulse,
     stopping: AtomicBool,
 }
 
@@ -96,6 +100,7 @@ impl Supervisor {
             registry,
             only: config.only,
             controllers: Mutex::default(),
+            pulse: Pulse::default(),
             stopping: AtomicBool::new(false),
         });
         let up = supervisor.take_in_all().await?;
@@ -106,6 +111,7 @@ impl Supervisor {
             }
         }
         Supervisor::keep_looking(&supervisor);
+        Supervisor::keep_time(&supervisor);
         Ok((supervisor, up))
     }
 
