@@ -318,6 +318,10 @@ async fn health(server: &mut Told) {
     for path in ["/health", "/v2/health/live", "/ready", "/v2/health/ready", "/openapi.json"] {
         assert_eq!(server.get(path).await.0, 200, "{path}");
     }
+    for path in ["/", "/page/style.css", "/page/page.js", "/page/icon.svg"] {
+        assert_eq!(server.get(path).await.0, 200, "{path}");
+    }
+    assert_eq!(server.get("/page/nothing").await.0, 404);
     assert!(server.get("/metrics").await.1.as_str().unwrap().ends_with("# EOF\n"));
     for path in ["/health", "/models", "/v1/models"] {
         let foreign = Ask::As("origin", "https://evil.example");
@@ -429,6 +433,10 @@ async fn history(server: &mut Told) {
     assert_eq!(server.get("/admin/rollouts?limit=many").await.0, 400);
     assert_eq!(server.get("/admin/rollouts/nothing").await.0, 404);
     assert_eq!(server.get("/admin/events?after=first").await.0, 400);
+    assert_eq!(server.get("/admin/plots/latency?model=digits").await.0, 200);
+    assert_eq!(server.get("/admin/plots/latency").await.0, 400);
+    assert_eq!(server.get("/admin/plots/latency?model=nothing").await.0, 404);
+    assert_eq!(server.get("/admin/plots/agreement?rollout=nothing").await.0, 404);
     let (_, memory) = server.get("/admin/memory").await;
     assert!(!memory["generations"].as_array().unwrap().is_empty());
     assert!(memory["last_reclaims"]["digits"].is_object(), "{memory:#}");
@@ -445,6 +453,14 @@ async fn some_events(server: &mut Told) {
     let whole = &text[..text.rfind("\n\n").unwrap()];
     assert!(server.told("Event", whole).values().sum::<usize>() >= 20);
     server.seen.insert(("GET".into(), "/admin/events".into(), 200));
+    let mut live = common::Events::open(server.server.request(Method::GET, "/admin/live")).await;
+    let overview = live.next().await.unwrap();
+    assert_eq!(overview.name, "overview");
+    let models = json!({ "models": overview.data["models"] });
+    assert_eq!(models["models"].as_array().unwrap().len(), 5, "{models:#}");
+    let errors = server.errors(&json!({ "$ref": "#/components/schemas/Memory" }), &overview.data["memory"]);
+    assert!(errors.is_empty(), "{errors:#?}");
+    server.seen.insert(("GET".into(), "/admin/live".into(), 200));
 }
 
 /// No route is left out, and no kind of refusal that can be brought about here.

@@ -20,7 +20,7 @@ const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge,
 const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
-    [inference(), writing(), tei(), oip(), lists(), orders(), experiments(), history(), health()].concat()
+    [inference(), writing(), tei(), oip(), lists(), orders(), experiments(), history(), page(), health()].concat()
 }
 
 fn inference() -> Vec<(Mounted, Operation)> {
@@ -270,6 +270,31 @@ fn history() -> Vec<(Mounted, Operation)> {
         (("GET", "/admin/events"), events.refused(Dialect::Native, &[BadRequest])),
         (("GET", "/admin/live"), live.refused(Dialect::Native, &[])),
         (("GET", "/admin/memory"), memory.refused(Dialect::Native, &[])),
+    ]
+}
+
+/// What people look at.
+fn page() -> Vec<(Mounted, Operation)> {
+    let page = |what: &str| Described::new("page", what).response("304", response("The client has it already"));
+    let kinds = ["text/css", "text/javascript", "image/svg+xml"];
+    let file = kinds.into_iter().fold(response("The file"), |file, kind| file.content(kind, Content::new(Some(text()))));
+    let plot = |what: &str, of: &str, whose: &str| {
+        let plot = Described::new("page", what).admin().required_query(of, whose, text());
+        plot.content("200", "The plot", "image/svg+xml", text())
+    };
+    let latency = plot("A model's latencies over the last ten minutes", "model", "A model");
+    let agreement = plot("How much the answers of a rollout's two versions agreed", "rollout", "The rollout's id");
+    vec![
+        (
+            ("GET", "/"),
+            page("The page for people").content("200", "The page", "text/html", text()).refused(Dialect::Tei, &[]),
+        ),
+        (
+            ("GET", "/page/{file}"),
+            page("A file of the page").named("file").response("200", file).refused(Dialect::Native, &[BadRequest, NotFound]),
+        ),
+        (("GET", "/admin/plots/latency"), latency.refused(Dialect::Native, &[BadRequest, NotFound, Conflict])),
+        (("GET", "/admin/plots/agreement"), agreement.refused(Dialect::Native, &[BadRequest, NotFound])),
     ]
 }
 
