@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
 pub use observed::Observed;
-pub use stats::{Mark, Passed, Snapshot, Spent, Stage, Stats};
+pub use stats::{Beat, Mark, Passed, Seen, Snapshot, Spent, Stage, Stats};
 
 use crate::engine::Lane;
 use crate::process::Processor;

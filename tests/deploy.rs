@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::inputs::digit;
-use common::{Site, root};
+use common::{PATIENCE, Site, root};
 use serde_json::{Value, json};
 
 /// What Prometheus has of every scrape.
@@ -166,17 +166,30 @@ fn series(page: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_rule_and_no_panel_names_a_metric_that_is_not_there() {
-    // Of a family that never counted anything there is nothing to see.
-    let site = Site::digits().fault("version = 'digits@v2'\nkind = 'error'");
-    let site = site.config("[[alerts]]\nkind = 'slack'\nurl = 'http://127.0.0.1:9/nobody'\n");
+    // A family is on the page once it has a series, so everything has to happen once: also a failover, and a span that is told.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let collector = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(|| async {})).await });
+    let site = Site::digits()
+        .config(&format!(
+            "[telemetry]\notlp = '{collector}'\n[[alerts]]\nkind = 'slack'\nurl = 'http://127.0.0.1:9/nobody'\n"
+        ))
+        .fault("version = 'digits@v2'\nkind = 'error'");
     let server = site.start().await;
     server.image("digits", &digit(7)).await.expect(200);
     server.promote("v2", json!({})).await.expect(200);
-    assert_eq!(server.image("digits", &digit(7)).await.expect(200).version(), "v1");
-    server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
-    server.promote("v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+    server.image("digits", &digit(7)).await.expect(200);
     server.post("/admin/alerts/test", json!({})).await.expect(200);
-    let page = server.get("/metrics").await.expect(200).body;
+    let began = std::time::Instant::now();
+    let page = loop {
+        let page = server.get("/metrics").await.expect(200).body;
+        if page.as_str().unwrap().contains("cutover_spans_total{") {
+            break page;
+        }
+        assert!(began.elapsed() < PATIENCE, "no span was told");
+        // The page says when it is there, and nothing else does.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
     let series = series(page.as_str().unwrap());
     let everything: BTreeSet<&String> = series.values().flatten().collect();
     let mut used = BTreeSet::new();

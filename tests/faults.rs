@@ -303,6 +303,7 @@ async fn what_was_abandoned_comes_back_when_it_ends_after_all() {
 async fn a_version_that_is_much_slower_than_the_one_before_is_taken_back() {
     let delay = format!("{}\ndelay = '25ms'", fault("delay", "serving", 1.0));
     let site = Site::digits().fault(&delay);
+    site.model("digits", &DIGITS.replace("max_p99_ratio = 1000.0", "max_p99_ratio = 2.0"));
     let server = site.start().await;
     let crowd = Crowd::gather(&server, 4);
     crowd.answers(150).await;

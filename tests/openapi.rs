@@ -320,6 +320,10 @@ async fn health(server: &mut Told) {
     for path in ["/health", "/v2/health/live", "/ready", "/v2/health/ready", "/openapi.json"] {
         assert_eq!(server.get(path).await.0, 200, "{path}");
     }
+    for path in ["/", "/page/style.css", "/page/page.js", "/page/icon.svg"] {
+        assert_eq!(server.get(path).await.0, 200, "{path}");
+    }
+    assert_eq!(server.get("/page/nothing").await.0, 404);
     assert!(server.get("/metrics").await.1.as_str().unwrap().ends_with("# EOF\n"));
     for path in ["/health", "/models", "/v1/models"] {
         let foreign = Ask::As("origin", "https://evil.example");
@@ -382,6 +386,9 @@ async fn comparing(server: &mut Told) {
     })
     .await;
     assert_eq!(server.get(&shadow).await.1["worst"][0]["agreement"].as_f64().map(|value| value > 0.0), Some(true));
+    let plot = format!("/admin/plots/agreement?rollout={}", staged["id"].as_str().unwrap());
+    common::until("the record has it too", async || (server.server.get(&plot).await.status == 200).then_some(())).await;
+    assert_eq!(server.get(&plot).await.0, 200);
     assert_eq!(server.get("/admin/rollouts/nothing/shadow").await.0, 404);
 
     let order =
@@ -473,6 +480,10 @@ async fn history(server: &mut Told) {
     let (status, tested) = server.post("/admin/alerts/test", json!({})).await;
     assert_eq!((status, &tested["alerts"][0]["delivered"]), (200, &json!(false)), "{tested:#}");
     assert_eq!(server.post("/admin/alerts/test", json!({ "target": "nobody" })).await.0, 400);
+    assert_eq!(server.get("/admin/plots/latency?model=digits").await.0, 200);
+    assert_eq!(server.get("/admin/plots/latency").await.0, 400);
+    assert_eq!(server.get("/admin/plots/latency?model=nothing").await.0, 404);
+    assert_eq!(server.get("/admin/plots/agreement?rollout=nothing").await.0, 404);
     let (_, memory) = server.get("/admin/memory").await;
     assert!(!memory["generations"].as_array().unwrap().is_empty());
     assert!(memory["last_reclaims"]["digits"].is_object(), "{memory:#}");
@@ -489,6 +500,14 @@ async fn some_events(server: &mut Told) {
     let whole = &text[..text.rfind("\n\n").unwrap()];
     assert!(server.told("Event", whole).values().sum::<usize>() >= 20);
     server.seen.insert(("GET".into(), "/admin/events".into(), 200));
+    let mut live = common::Events::open(server.server.request(Method::GET, "/admin/live")).await;
+    let overview = live.next().await.unwrap();
+    assert_eq!(overview.name, "overview");
+    let models = json!({ "models": overview.data["models"] });
+    assert_eq!(models["models"].as_array().unwrap().len(), 5, "{models:#}");
+    let errors = server.errors(&json!({ "$ref": "#/components/schemas/Memory" }), &overview.data["memory"]);
+    assert!(errors.is_empty(), "{errors:#?}");
+    server.seen.insert(("GET".into(), "/admin/live".into(), 200));
 }
 
 /// No route is left out, and no kind of refusal that can be brought about here.

@@ -127,7 +127,8 @@ def before_load_schema(context, raw_schema):
                 promise_headers(status, response.get("headers", {}))
                 stream = response.get("content", {}).get("text/event-stream")
                 if stream is not None:
-                    stream["schema"] = event("Event") if path == "/admin/events" else progress()
+                    streams = {"/admin/events": event("Event"), "/admin/live": overview()}
+                    stream["schema"] = streams.get(path) or progress()
     schemas = raw_schema["components"]["schemas"]
     schemas["EmbeddingsRequest"]["properties"]["model"]["examples"] = ["tiny"]
     for request in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
@@ -165,6 +166,12 @@ def event(schema, *names):
     }
     name = {"enum": list(names)} if names else {"type": "string"}
     return {"type": "object", "required": ["event", "data"], "properties": {"event": name, "data": data}}
+
+
+def overview():
+    """Its data is described in words."""
+    data = {"type": "string", "contentMediaType": "application/json"}
+    return {"type": "object", "required": ["event", "data"], "properties": {"event": {"enum": ["overview"]}, "data": data}}
 
 
 def progress():

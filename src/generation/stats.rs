@@ -120,6 +120,25 @@ pub struct Passed {
     pub slow: u64,
 }
 
+/// Where a look at a generation's answers ended: the next one begins there.
+#[derive(Debug)]
+pub struct Seen(Histogram<u64>);
+
+/// What was answered between two looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Beat {
+    pub samples: u64,
+    /// `None` without answers.
+    pub p50: Option<Duration>,
+    pub p99: Option<Duration>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Seen(histogram())
+    }
+}
+
 impl Stats {
     pub fn new() -> Self {
         Stats {
@@ -248,6 +267,19 @@ impl Stats {
         let then = if now.answered < mark.then.answered { Passed::default() } else { mark.then };
         mark.then = now;
         Passed { answered: now.answered - then.answered, slow: now.slow.saturating_sub(then.slow) }
+    }
+
+    /// What was answered since the look that `seen` ended, which ends here. Whoever answers is held up by a copy only.
+    pub fn beat(&self, seen: &mut Seen) -> Beat {
+        let now = self.lock().window.clone();
+        let mut fresh = now.clone();
+        if fresh.subtract(&seen.0).is_err() {
+            // A window that began anew has counted from nothing.
+            fresh = now.clone();
+        }
+        seen.0 = now;
+        let (p50, p99, samples) = quantiles(&fresh);
+        Beat { samples, p50, p99 }
     }
 
     pub fn restart_window(&self) {
@@ -396,6 +428,21 @@ mod tests {
         assert_eq!((all.answered, all.blamed, all.nonfinite, all.timed_out, all.timed()), (2, 1, 1, 1, 3));
         assert!(stats.accused().is_some_and(|at| at.elapsed() < Duration::from_secs(60)));
         assert!(stats.accused().is_none());
+    }
+
+    #[test]
+    fn a_beat_tells_of_what_came_since_the_last_one() {
+        let (stats, mut seen) = (Stats::new(), Seen::default());
+        let ms = Duration::from_millis;
+        stats.answered(ms(50));
+        assert_eq!(stats.beat(&mut seen).samples, 1);
+        (0..10).for_each(|_| stats.answered(ms(2)));
+        let beat = stats.beat(&mut seen);
+        assert!(beat.samples == 10 && beat.p99.unwrap() < ms(3), "{beat:?}");
+        assert_eq!(stats.beat(&mut seen), Beat::default());
+        stats.restart_window();
+        stats.answered(ms(7));
+        assert_eq!(stats.beat(&mut seen).samples, 1);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(super) fn routes() -> Routes {
         .get("/admin/rollouts/{id}/shadow", shadow)
         .post("/admin/rollouts/{id}/abort", abort)
         .get("/admin/events", events)
+        .get("/admin/live", live)
         .get("/admin/memory", memory)
         .post("/admin/alerts/test", test_alerts)
 }
@@ -402,6 +403,26 @@ async fn events(State(app): State<Arc<App>>, Asked(since): Asked<Since>, request
         Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
     });
     Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+}
+
+/// Everything at one moment: at once, then each second and after each event.
+async fn live(State(app): State<Arc<App>>) -> Response {
+    let told = app.supervisor.overviews();
+    let first = app.supervisor.overview().await;
+    let new = stream::unfold((told, app.closing.subscribe()), |(mut told, mut closing)| async move {
+        tokio::select! {
+            biased;
+            changed = told.changed() => changed.ok()?,
+            _ = closing.wait_for(|closing| *closing) => return None,
+        }
+        // Who reads slowly gets the newest.
+        let overview = Arc::clone(&told.borrow_and_update());
+        Some((overview, (told, closing)))
+    });
+    let all = stream::once(std::future::ready(Arc::from(json!(first).to_string()))).chain(new);
+    let events =
+        all.map(|overview: Arc<str>| Ok::<_, Infallible>(SseEvent::default().event("overview").data(overview)));
+    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
 }
 
 /// A listener that falls too far behind goes on with what is newest; its ids show the hole. A server that stops does

@@ -3,7 +3,7 @@
 //! A dialect turns its bodies into an `Ask`, admits it to a slot, and turns the `Answer` into its own body; it
 //! sees slots and generations, nothing behind them. Only `admin` knows the supervisor. `reply` is the one table
 //! from error kinds to each dialect's statuses and bodies; `guard` and `auth` decide who may come in. `openapi` describes it all,
-//! and is held against the `routes` that are mounted.
+//! and is held against the `routes` that are mounted. `page` is what people look at.
 
 mod admin;
 mod auth;
@@ -16,6 +16,7 @@ mod oip;
 mod openai;
 mod openapi;
 mod ops;
+mod page;
 mod received;
 mod reply;
 mod request;
@@ -144,7 +145,7 @@ fn guarded(routes: Routes, app: Arc<App>, guard: Guard) -> Router {
 /// What a listener answers, but for the description of it.
 fn routes(serves: Serves, guard: &Guard) -> Routes {
     let guard = Arc::new(guard.clone());
-    let mut routes = ops::routes();
+    let mut routes = ops::routes().merge(page::routes());
     let listing = middleware::from_fn_with_state(Arc::clone(&guard), auth::lists);
     routes = routes.merge(match lists_ask(serves, &guard) {
         true => admin::lists().behind(|router| router.route_layer(listing)),
@@ -158,7 +159,7 @@ fn routes(serves: Serves, guard: &Guard) -> Routes {
     }
     if serves != Serves::Inference {
         let token = middleware::from_fn_with_state(guard, auth::admin);
-        let orders = admin::routes().merge(experiments::routes()).merge(oip::repository::orders());
+        let orders = admin::routes().merge(experiments::routes()).merge(oip::repository::orders()).merge(page::plots());
         routes = routes.merge(orders.behind(|router| router.route_layer(token)));
     }
     routes

@@ -43,7 +43,7 @@ pub use journal::{Journal, now_ms};
 pub use record::{Bytes, Handle, View};
 pub use rehearsal::Rehearsal;
 pub use residents::Reclaimed;
-pub use supervisor::{MemoryReport, ModelReport, Released, Supervisor, SupervisorConfig};
+pub use supervisor::{MemoryReport, ModelReport, Released, Sample, Supervisor, SupervisorConfig};
 pub use survey::Survey;
 
 use crate::device::{Budget, HostRoom, Opened};

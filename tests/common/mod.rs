@@ -39,6 +39,7 @@ latency_rounds = 2
 case_timeout = "20s"
 [observe]
 window = "1h"
+max_p99_ratio = 1000.0
 golden_every = "1h"
 "#;
 

@@ -65,6 +65,7 @@ impl Described {
             "ref" => "`model@version`, a model, or a version alone where only one model has it",
             "model" => "A model, or `model@version`",
             "version" => "A version of it that is resident",
+            "file" => "The file's name",
             _ => "The rollout's id",
         };
         self.part(name, what, text())
@@ -84,6 +85,11 @@ impl Described {
 
     pub(super) fn query(self, name: &str, what: &str, of: RefOr<Schema>) -> Self {
         self.parameter(ParameterIn::Query, name, what, of)
+    }
+
+    pub(super) fn required_query(self, name: &str, what: &str, of: RefOr<Schema>) -> Self {
+        let query = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query).required(Required::True);
+        self.with(|operation| operation.parameter(query.description(Some(what)).schema(Some(of))))
     }
 
     pub(super) fn header(self, name: &str, what: &str, of: RefOr<Schema>) -> Self {

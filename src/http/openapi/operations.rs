@@ -20,7 +20,7 @@ const ASKING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge,
 const ORDERING: &[Kind] = &[BadRequest, Unsupported, NotFound, Conflict, TooLarge, Refused, NotServing, NoRoom];
 
 pub(super) fn all() -> Vec<(Mounted, Operation)> {
-    [inference(), writing(), tei(), oip(), lists(), orders(), experiments(), history(), health()].concat()
+    [inference(), writing(), tei(), oip(), lists(), orders(), experiments(), history(), page(), health()].concat()
 }
 
 fn inference() -> Vec<(Mounted, Operation)> {
@@ -254,6 +254,10 @@ fn history() -> Vec<(Mounted, Operation)> {
             whole(i64::MIN, i64::MAX),
         )
         .events("Each event's name is its kind, its id its number, its data an `Event` (see the schemas)");
+    let live = history("Everything at one moment: at once, then each second and after each event").events(
+        "`overview` events: `at_ms`, `ready`, `models` (each as in `Models`, with `generations` and their counters, and its last \
+         `rollout`), `memory` (as in `Memory`; null while the engine is too busy to tell)",
+    );
     let rollout = history("One rollout").named("id").answers("200", "The rollout", "Rollout");
     let diff = history("In what a version differs from another, and whether it could take its place")
         .named("ref")
@@ -280,7 +284,37 @@ fn history() -> Vec<(Mounted, Operation)> {
             ("POST", "/admin/alerts/test"),
             alerts.refused(Dialect::Native, &[BadRequest, Unsupported, Conflict, TooLarge]),
         ),
+        (("GET", "/admin/live"), live.refused(Dialect::Native, &[])),
         (("GET", "/admin/memory"), memory.refused(Dialect::Native, &[])),
+    ]
+}
+
+/// What people look at.
+fn page() -> Vec<(Mounted, Operation)> {
+    let page = |what: &str| Described::new("page", what).response("304", response("The client has it already"));
+    let kinds = ["text/css", "text/javascript", "image/svg+xml"];
+    let file =
+        kinds.into_iter().fold(response("The file"), |file, kind| file.content(kind, Content::new(Some(text()))));
+    let plot = |what: &str, of: &str, whose: &str| {
+        let plot = Described::new("page", what).admin().required_query(of, whose, text());
+        plot.content("200", "The plot", "image/svg+xml", text())
+    };
+    let latency = plot("A model's latencies over the last ten minutes", "model", "A model");
+    let agreement = plot("How much the answers of a rollout's two versions agreed", "rollout", "The rollout's id");
+    vec![
+        (
+            ("GET", "/"),
+            page("The page for people").content("200", "The page", "text/html", text()).refused(Dialect::Tei, &[]),
+        ),
+        (
+            ("GET", "/page/{file}"),
+            page("A file of the page")
+                .named("file")
+                .response("200", file)
+                .refused(Dialect::Native, &[BadRequest, NotFound]),
+        ),
+        (("GET", "/admin/plots/latency"), latency.refused(Dialect::Native, &[BadRequest, NotFound, Conflict])),
+        (("GET", "/admin/plots/agreement"), agreement.refused(Dialect::Native, &[BadRequest, NotFound])),
     ]
 }
 

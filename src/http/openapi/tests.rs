@@ -102,7 +102,9 @@ fn every_operation_says_how_it_is_refused_in_its_dialect() {
         let repository = path.ends_with("/load") || path.ends_with("/unload");
         let admin = path.starts_with("/admin") || change || repository || path.ends_with("/diff");
         let public = ["/health", "/ready", "/metrics", "/openapi.json"].contains(&path.as_str())
-            || path.starts_with("/v2/health/");
+            || path.starts_with("/v2/health/")
+            || path.starts_with("/page/")
+            || path == "/" && method == "GET";
         assert_eq!(responses.contains_key("401"), !public, "{method} {path}");
         assert_eq!(operation["security"].is_array(), !public, "{method} {path}");
         let takes = |scheme: &str| {

@@ -1,9 +1,10 @@
 //! All models of the process and their controllers: the door for the admin routes.
 //!
 //! It owns no rollout; it finds the controller that does. `folders` keeps the models in step with the disk and the
-//! ledger; `reports` reads what controllers publish.
+//! ledger; `reports` reads what controllers publish; `pulse` samples it each second and tells of it as a whole.
 
 mod folders;
+mod pulse;
 mod reports;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::slot::{Registry, Target};
 use folders::Folders;
+use pulse::Pulse;
+pub use pulse::Sample;
 pub use reports::{MemoryReport, ModelReport};
 
 pub struct SupervisorConfig {
@@ -54,6 +57,7 @@ pub struct Supervisor {
     folders: std::sync::Mutex<Folders>,
     /// Held while two versions are compared for somebody: one comparison at a time.
     comparing: Mutex<()>,
+    pulse: Pulse,
     stopping: AtomicBool,
 }
 
@@ -101,6 +105,7 @@ impl Supervisor {
             only: config.only,
             controllers: Mutex::default(),
             comparing: Mutex::default(),
+            pulse: Pulse::default(),
             stopping: AtomicBool::new(false),
         });
         let up = supervisor.take_in_all().await?;
@@ -111,6 +116,7 @@ impl Supervisor {
             }
         }
         Supervisor::keep_looking(&supervisor);
+        Supervisor::keep_time(&supervisor);
         Ok((supervisor, up))
     }
 

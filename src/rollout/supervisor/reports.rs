@@ -256,7 +256,7 @@ impl Supervisor {
     }
 }
 
-fn report(reins: &Reins) -> ModelReport {
+pub(super) fn report(reins: &Reins) -> ModelReport {
     let route = reins.slot.route();
     let handle = reins.status.handle.load_full().map(|handle| handle.now());
     let going = handle.filter(|view| !view.phase.is_end());

@@ -1,0 +1,104 @@
+// Asking the server: one door for every request, secrets that this tab keeps, and the stream of overviews.
+// It must not know what the answers are shown as.
+
+const SECRETS = {
+  admin: { key: "cutover-admin-token", title: "Admin token" },
+  model: { key: "cutover-api-key", title: "API key" },
+};
+
+const by = (id) => document.getElementById(id);
+let asking = null;
+
+/** One dialog at a time; an empty answer means that nobody wants to say it. */
+function askSecret(kind) {
+  asking ??= new Promise((done) => {
+    const dialog = by("secret");
+    by("secret-title").textContent = SECRETS[kind].title;
+    const value = by("secret-value");
+    value.value = "";
+    dialog.returnValue = "no";
+    dialog.addEventListener("close", () => {
+      asking = null;
+      done(dialog.returnValue === "yes" ? value.value.trim() : "");
+    }, { once: true });
+    dialog.showModal();
+    value.focus();
+  });
+  return asking;
+}
+
+/** A request; on 401 the secret is asked for, and the request made again. */
+export async function ask(path, { kind = "admin", ...options } = {}) {
+  for (;;) {
+    const secret = sessionStorage.getItem(SECRETS[kind].key);
+    const headers = new Headers(options.headers);
+    if (secret) headers.set("authorization", `Bearer ${secret}`);
+    const response = await fetch(path, { cache: "no-store", ...options, headers });
+    if (response.status !== 401) return response;
+    if (sessionStorage.getItem(SECRETS[kind].key) !== secret) continue;
+    sessionStorage.removeItem(SECRETS[kind].key);
+    const given = await askSecret(kind);
+    if (!given) return response;
+    sessionStorage.setItem(SECRETS[kind].key, given);
+  }
+}
+
+/** A failed answer in words, whatever dialect it speaks. */
+export async function words(response) {
+  const text = await response.text();
+  try {
+    const error = JSON.parse(text).error;
+    return (typeof error === "string" ? error : error.message) || text;
+  } catch {
+    return text || `status ${response.status}`;
+  }
+}
+
+/** JSON, or an exception with the server's words. */
+export async function json(path, options) {
+  const response = await ask(path, options);
+  if (!response.ok) throw new Error(await words(response));
+  return { body: await response.json(), headers: response.headers };
+}
+
+export const post = (path, body, options = {}) => json(path, {
+  method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), ...options,
+});
+
+/** The data of each server-sent event of a response (WHATWG HTML, "Server-sent events"; what the server writes of it). */
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+      if (data.length) yield data.join("\n");
+    }
+  }
+}
+
+/** Overviews for ever: a connection that is lost is made again. A header is needed, so this is no EventSource. */
+export async function follow(show, tell) {
+  let pause = 500;
+  for (;;) {
+    let why = "the server ended the stream";
+    try {
+      const response = await ask("/admin/live");
+      if (!response.ok) throw new Error(await words(response));
+      tell(true, "live");
+      for await (const data of events(response)) {
+        pause = 500;
+        show(JSON.parse(data));
+      }
+    } catch (error) {
+      why = error.message;
+    }
+    tell(false, `not connected: ${why}`);
+    await new Promise((done) => setTimeout(done, pause));
+    pause = Math.min(pause * 2, 8000);
+  }
+}
