@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use observed::Observed;
+pub use observed::{Observed, histogram};
 pub use stats::{Beat, Mark, Passed, Seen, Snapshot, Spent, Stage, Stats};
 
 use crate::engine::Lane;

@@ -102,7 +102,8 @@ pub(super) fn micros(took: Duration) -> u64 {
     (took.as_micros() as u64).clamp(1, LONGEST)
 }
 
-pub(super) fn histogram() -> Histogram<u64> {
+/// An empty histogram of latencies, in microseconds.
+pub fn histogram() -> Histogram<u64> {
     // Two significant digits over 1 µs to 10 min: a constant and valid pair of bounds.
     #[allow(clippy::expect_used)]
     Histogram::new_with_bounds(1, LONGEST, 2).expect("constant bounds are valid")

@@ -10,11 +10,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::split::hashed;
+use crate::generation::histogram;
 
 /// Answers that feedback is taken for: the latest so many.
 const REMEMBERED: usize = 100_000;
-/// Microseconds; longer answers count as this.
-const LONGEST: u64 = 600_000_000;
 
 /// One of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +117,7 @@ impl Tally {
         let counted = &mut inner.arms[arm as usize];
         counted.answered += 1;
         counted.seconds.add(took.as_secs_f64());
-        counted.latency.saturating_record((took.as_micros() as u64).clamp(1, LONGEST));
+        counted.latency.saturating_record((took.as_micros() as u64).max(1));
         if let Some(name) = name {
             inner.remember(name, arm);
         }
@@ -181,10 +180,7 @@ impl Inner {
 
 impl Counted {
     fn new() -> Counted {
-        // Two significant digits over 1 µs to 10 min: a constant and valid pair of bounds.
-        #[allow(clippy::expect_used)]
-        let latency = Histogram::new_with_bounds(1, LONGEST, 2).expect("constant bounds are valid");
-        Counted { answered: 0, failed: 0, latency, scores: Scores::default(), seconds: Scores::default() }
+        Counted { answered: 0, failed: 0, latency: histogram(), scores: Scores::default(), seconds: Scores::default() }
     }
 }
 

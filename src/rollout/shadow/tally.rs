@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::compare::Agreement;
+use crate::generation::histogram;
 use crate::repository::ShadowConfig;
 use crate::rollout::interval::Mean;
 use crate::slot::Scores;
@@ -47,9 +48,6 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn new() -> Tally {
-        // Two significant digits over 1 µs to 10 min: a constant and valid pair of bounds.
-        #[allow(clippy::expect_used)]
-        let histogram = || Histogram::new_with_bounds(1, 600_000_000, 2).expect("constant bounds are valid");
         Tally {
             agreements: Scores::default(),
             same: 0,
