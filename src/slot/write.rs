@@ -342,6 +342,8 @@ impl Task {
 /// Ends after so long; never, where nothing is said.
 async fn after(left: Option<Duration>) {
     match left {
+        // A timer rounds up to its next tick, and one made anew for every token would then never end.
+        Some(Duration::ZERO) => {}
         Some(left) => tokio::time::sleep(left).await,
         None => std::future::pending().await,
     }
