@@ -5,6 +5,7 @@
 
 pub(crate) mod decoders;
 pub(crate) mod fake_gpu;
+mod fetched;
 pub(crate) mod http;
 pub(crate) mod inputs;
 pub(crate) mod minilm;

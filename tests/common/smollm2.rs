@@ -1,38 +1,16 @@
-//! SmolLM2-135M-Instruct, fetched on first use by the script that ships with the repository, and a tiny model of its family.
+//! SmolLM2-135M-Instruct, and a tiny model of its family.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::sync::OnceLock;
 
-use super::{Site, fixture, root, skipped};
+use super::fetched::{Fetched, RULES};
+use super::{Site, fixture, root};
 
-/// For tests: no verdict on timings, and a window that ends when a test says so.
-const RULES: &str = "[gate]\nmax_latency_ratio = 1000\nlatency_rounds = 2\n\
-                     [observe]\nwindow = '1h'\ngolden_every = '1h'\nmax_p99_ratio = 1000\n";
+static MODEL: Fetched = Fetched::new("smollm2", "SmolLM2");
 
-/// Whether both versions are in `models/smollm2`, brought there when they are not. Where they cannot be had, the test
-/// that asks is skipped, and that is said.
 pub(crate) fn is_here() -> bool {
-    static HERE: OnceLock<Result<(), String>> = OnceLock::new();
-    match HERE.get_or_init(fetch) {
-        Ok(()) => true,
-        Err(why) => {
-            skipped(&format!("SmolLM2 could not be fetched (try 'models/fetch smollm2' yourself): {why}"));
-            false
-        }
-    }
-}
-
-/// The script takes a lock of its own and leaves alone what is there and right.
-fn fetch() -> Result<(), String> {
-    let mut command = Command::new("python3");
-    command.arg(root().join("models/fetch")).args(["smollm2", "--cutover", env!("CARGO_BIN_EXE_cutover")]);
-    let output = command.output().map_err(|e| format!("python3 could not be run: {e}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-    }
+    MODEL.is_here()
 }
 
 impl Site {
