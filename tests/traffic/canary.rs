@@ -91,6 +91,7 @@ async fn without_a_header_what_is_asked_again_goes_where_it_went() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_breach_takes_the_share_back_at_once_and_no_client_sees_a_fault() {
+    let mut fastest = f64::INFINITY;
     for (kind, rule) in [("error", "error rate"), ("non-finite", "non-finite outputs")] {
         let site = Site::digits().fault(&format!("version = 'digits@v2'\nkind = '{kind}'\nat = 'serving'"));
         let server = site.start().await;
@@ -104,10 +105,13 @@ async fn a_breach_takes_the_share_back_at_once_and_no_client_sees_a_fault() {
         let ended = in_phase(&server, &id, "rolled_back").await;
         assert!(ended["reason"].as_str().unwrap().contains(rule), "{}", ended["reason"]);
         assert_eq!((&ended["kind"], ended["figures"]["canary"]["percent"].as_f64()), (&json!("instant"), Some(0.0)));
+        fastest = fastest.min(ended["figures"]["breach_to_store_ms"].as_f64().unwrap());
         assert_eq!(server.live("digits").await, "v1");
         assert!(server.get("/models/digits").await.body["candidate"].is_null());
         assert_eq!(server.memory().await["generations"].as_array().unwrap().len(), 1);
     }
+    // From the answer that proves it to the store, on a machine that runs other tests too; benches/breach measures all of them.
+    assert!((0.0..50.0).contains(&fastest), "{fastest} ms");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -324,4 +324,6 @@ fn nats(risk: f64) -> f64 {
 }
 
 #[cfg(test)]
+mod simulated;
+#[cfg(test)]
 mod tests;
