@@ -1,14 +1,17 @@
-//! `watch`: events as they happen, going on after a lost connection where it stopped.
+//! `watch`: events as they happen, going on after a lost connection where it stopped. On a terminal, below them, what goes on now.
 
-use std::io::Write;
+mod panel;
+
+use std::io::{IsTerminal as _, Write};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::client::{Api, ClientArgs};
+use super::client::{Api, ClientArgs, Events};
 use super::output::{Failure, human_field, note, printable};
+use panel::Panel;
 
 /// A server that stays away this long is not coming back by itself.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
@@ -26,26 +29,46 @@ pub struct WatchArgs {
 
 pub(super) async fn watch(args: &WatchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let api = Api::new(&args.client.connection)?;
-    let mut follower = Follower { last_id: None, args };
+    let panel = (!args.client.json && std::io::stdout().is_terminal()).then(Panel::new);
+    let mut follower = Follower { last_id: None, args, panel };
     // The first connection must succeed: a wrong address or token is a mistake, not an outage.
     let mut stream = api.events("/admin/events", None).await?;
     loop {
+        let mut now = match &follower.panel {
+            Some(_) => Some(api.events("/admin/live", None).await?),
+            None => None,
+        };
         let lost = loop {
-            match stream.next().await {
+            let (told, of_now) = tokio::select! {
+                told = stream.next() => (told, false),
+                told = next_of(&mut now) => (told, true),
+            };
+            match told {
+                Ok(Some(overview)) if of_now => follower.overview(&overview)?,
                 Ok(Some(event)) => follower.show(&event, out)?,
                 Ok(None) => break "the server ended the stream".to_owned(),
                 Err(Failure::Unreachable { reason, .. }) => break reason,
                 Err(failure) => return Err(failure),
             }
         };
-        note(&format!("{lost}; connecting again"));
+        follower.note(&format!("{lost}; connecting again"))?;
         stream = reconnect(&api, follower.last_id.as_deref()).await?;
+    }
+}
+
+/// The next of a stream; none comes of none.
+async fn next_of(stream: &mut Option<Events>) -> Result<Option<super::sse::Event>, Failure> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
     }
 }
 
 struct Follower<'a> {
     last_id: Option<String>,
     args: &'a WatchArgs,
+    /// On a terminal.
+    panel: Option<Panel>,
 }
 
 impl Follower<'_> {
@@ -60,12 +83,29 @@ impl Follower<'_> {
         if self.args.model.as_deref().is_some_and(|model| body["model"].as_str() != Some(model)) {
             return Ok(());
         }
-        if self.args.client.json {
-            writeln!(out, "{body}")?;
-        } else {
-            writeln!(out, "{}", line(&event.event, &body))?;
+        match &self.panel {
+            Some(panel) => panel.pass(&line(&event.event, &body))?,
+            None if self.args.client.json => writeln!(out, "{body}")?,
+            None => writeln!(out, "{}", line(&event.event, &body))?,
         }
         out.flush()?;
+        Ok(())
+    }
+
+    fn overview(&mut self, event: &super::sse::Event) -> Result<(), Failure> {
+        let overview = serde_json::from_str(&event.data)
+            .map_err(|e| Failure::Failed(format!("an overview that is not JSON: {e}")))?;
+        if let Some(panel) = &mut self.panel {
+            panel.show(&overview, self.args.model.as_deref());
+        }
+        Ok(())
+    }
+
+    fn note(&self, text: &str) -> Result<(), Failure> {
+        match &self.panel {
+            Some(panel) => panel.pass(&printable(text))?,
+            None => note(text),
+        }
         Ok(())
     }
 }
