@@ -3,6 +3,7 @@
 //! A leaf but for `Metrics::text`, which asks the supervisor for figures at the moment of a scrape; nothing is
 //! gathered in between, so an idle server does no work for metrics.
 
+mod traffic;
 mod writers;
 
 use std::fmt::Write as _;
@@ -175,6 +176,7 @@ impl Metrics {
         engine(&mut page, supervisor);
         generations(&mut page, supervisor).await;
         writers::add(&mut page, supervisor).await;
+        traffic::add(&mut page, supervisor).await;
         memory(&mut page, supervisor).await?;
         rollouts(&mut page, supervisor).await?;
         page.prefix = "";

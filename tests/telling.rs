@@ -109,13 +109,19 @@ async fn what_happens_in_rollouts_is_told_to_every_kind_of_receiver() {
     let back = receiving.next().await.body;
     assert_eq!(
         (&back["what"], &back["severity"], &back["version"]),
-        (&json!("rolled_back"), &json!("critical"), &json!("v2"))
+        (&json!("rolled_back"), &json!("warning"), &json!("v2"))
     );
     assert_eq!(back["message"], "digits: v2 was rolled back to v1: as planned");
     // The same event as the ledger has.
     let id = back["id"].as_i64().unwrap();
     let mut events = server.stream(reqwest::Method::GET, &format!("/admin/events?after={}", id - 1), Value::Null).await;
     assert_eq!(events.next().await.unwrap().name, "rolled_back");
+    // From a share of the requests too.
+    let canary = json!({ "canary": [50], "canary_step": "10m", "wait": "none" });
+    let id = server.promote("v2", canary).await.expect(202).id();
+    common::until("a canary", async || (server.rollout(&id).await["phase"] == "canary").then_some(())).await;
+    server.post("/admin/rollback", json!({ "reason": "not that one" })).await.expect(200);
+    assert_eq!(receiving.next().await.body["message"], "digits: v2 was rolled back to v1: not that one");
     for target in ["slack-2", "pager"] {
         told_in_metrics(&server, &format!("cutover_alerts_total{{target=\"{target}\",outcome=\"delivered\"}} 1\n"))
             .await;

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import urllib.request
 
-LOAD = 0.6
+LOAD = 0.4
 
 
 def parsed() -> argparse.Namespace:
@@ -66,10 +66,10 @@ def main() -> None:
         order = [0.0, options.share] if pair % 2 == 0 else [options.share, 0.0]
         found = {share: one(options, other, rate, share) for share in order}
         (without, _), (beside, seen) = found[0.0], found[options.share]
-        ratios.append(beside["p99_ms"] / without["p99_ms"])
-        halves.append(beside["p50_ms"] / without["p50_ms"])
-        plain.append(without["p99_ms"])
-        shadowed.append(beside["p99_ms"])
+        ratios.append(beside["latency"]["p99_ms"] / without["latency"]["p99_ms"])
+        halves.append(beside["latency"]["p50_ms"] / without["latency"]["p50_ms"])
+        plain.append(without["latency"]["p99_ms"])
+        shadowed.append(beside["latency"]["p99_ms"])
         compared += seen.get("samples", 0)
         dropped += seen.get("dropped", 0)
     median = statistics.median

@@ -113,7 +113,7 @@ impl Shown {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let verdict = match (self.differences.is_empty(), self.compatible) {
             (true, _) => "nothing differs",
-            (false, true) => "can take its place",
+            (false, true) => "keeps its contract",
             (false, false) => "the gate refuses it in its place",
         };
         writeln!(out, "{}: {verdict}", printable(&format!("{} → {}", self.from, self.to)))?;

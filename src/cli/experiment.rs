@@ -95,6 +95,14 @@ impl ExperimentArgs {
 }
 
 async fn start(args: &StartArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let twice = args
+        .weights
+        .iter()
+        .enumerate()
+        .find(|(at, weight)| args.weights[..*at].iter().any(|earlier| earlier.version == weight.version));
+    if let Some((_, Weight { version, .. })) = twice {
+        return Err(Failure::Usage(format!("'{version}' is named twice, expected two versions")));
+    }
     let weights: Map<String, Value> =
         args.weights.iter().map(|weight| (weight.version.clone(), weight.percent.into())).collect();
     let mut body = Map::new();
@@ -115,7 +123,9 @@ async fn stop(args: &StopArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let path = format!("/admin/experiments/{}", segment(&args.name));
     let rollout = Api::new(&args.client.connection)?.delete(&path).await?;
     if !args.client.json {
-        write_experiment(&rollout["figures"]["experiment"], out)?;
+        let mut found = rollout["figures"]["experiment"].clone();
+        found["model"] = rollout["model"].clone();
+        write_experiment(&found, out)?;
     }
     tell(&rollout, args.client.json, out)
 }

@@ -79,7 +79,7 @@ pub struct PromoteArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ShadowArgs {
     /// The share of live answers to be computed by the other version too and compared, 0 to 1 [default: the model's own]
-    #[arg(long = "shadow", value_name = "SHARE", value_parser = parse_share)]
+    #[arg(long = "shadow", value_name = "SHARE", value_parser = parse_share, allow_negative_numbers = true)]
     pub share: Option<f64>,
 }
 

@@ -168,10 +168,46 @@ pub(super) fn write_figures(figures: &Map<String, Value>, out: &mut dyn Write) -
         return Ok(());
     }
     let mut table = Table::new(["figure", "value"]).indented(2);
-    for (name, value) in figures {
-        table.row([name.as_str(), &human_field(name, value)]);
+    for (name, value) in figures.iter().filter(|(name, _)| *name != "verdicts") {
+        flatten(name, value, &mut table);
     }
-    table.write(out)
+    if !table.is_empty() {
+        table.write(out)?;
+    }
+    write_verdicts(figures.get("verdicts"), out)
+}
+
+/// A figure a row, those of an object by names with dots; long lists are left to `--json`.
+fn flatten(name: &str, value: &Value, table: &mut Table) {
+    const LONGEST: usize = 8;
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(field, value)| flatten(&format!("{name}.{field}"), value, table));
+        }
+        Value::Array(items) if items.len() <= LONGEST && items.iter().all(|item| !item.is_object()) => {
+            table.row([name, &items.iter().map(human_value).collect::<Vec<_>>().join(", ")]);
+        }
+        Value::Array(items) if items.len() <= LONGEST => {
+            items.iter().enumerate().for_each(|(at, item)| flatten(&format!("{name}.{at}"), item, table));
+        }
+        Value::Array(_) | Value::Null => {}
+        scalar => table.row([name, &human_field(name, scalar)]),
+    }
+}
+
+/// What the rules of a window or a share say.
+fn write_verdicts(verdicts: Option<&Value>, out: &mut dyn Write) -> io::Result<()> {
+    let Some(Value::Array(verdicts)) = verdicts else { return Ok(()) };
+    let mut table = Table::new(["rule", "seen", "limit", "samples", "before or beside", "verdict"]).indented(2);
+    for verdict in verdicts {
+        let told = |field: &str| match (verdict[field].as_f64(), verdict["unit"].as_str()) {
+            (Some(ms), Some("ms")) => human_ms(ms),
+            _ => human_value(&verdict[field]),
+        };
+        let cells = [human_value(&verdict["rule"]), told("seen"), told("limit"), human_value(&verdict["samples"])];
+        table.row(cells.into_iter().chain([told("against"), human_value(&verdict["decided"])]));
+    }
+    if table.is_empty() { Ok(()) } else { table.write(out) }
 }
 
 /// The details of an error: the gate's failing cases, or the facts as they are.
@@ -262,7 +298,12 @@ mod tests {
                 {"check": "golden", "passed": true, "measure": 0.98, "limit": 0.5, "case": "b"}
             ],
             "diff": [{"what": "config.hidden_size", "severity": "notable", "message": "config: hidden_size is 64, and was 32"}],
-            "figures": {"downtime_ms": 0.0, "weight_bytes": 2097152}
+            "figures": {
+                "downtime_ms": 0.0, "weight_bytes": 2097152,
+                "canary": {"percent": 25, "steps": [5, 25], "live": null}, "shadow": {"histogram": [0, 0, 0, 0, 0, 0, 0, 0, 1]},
+                "verdicts": [{"rule": "p99 latency", "unit": "ms", "decided": "undecided", "seen": 2.4631, "limit": 33.26,
+                    "samples": 471, "against": 1.663, "significance": 1.0}]
+            }
         }))
         .unwrap();
         insta::assert_snapshot!(text(|out| rollout.write(out)), @r"
@@ -276,9 +317,13 @@ mod tests {
           gate    case    measure  limit  result
           finite                0      0  passed
           golden  2 of 2                  passed
-          figure           value
-          downtime_ms       0 ms
-          weight_bytes  2.00 MiB
+          figure          value
+          downtime_ms     0 ms
+          weight_bytes    2.00 MiB
+          canary.percent  25
+          canary.steps    5, 25
+          rule            seen    limit  samples  before or beside  verdict
+          p99 latency  2.46 ms  33.3 ms      471           1.66 ms  undecided
         ");
     }
 

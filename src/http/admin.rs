@@ -138,6 +138,10 @@ impl Order {
         if canary_step.is_some_and(|step| step.is_zero()) {
             return Err(wrong("canary_step")("a duration of zero, expected a longer one".to_owned()));
         }
+        if canary_step.is_some() && self.canary_requests.is_some() {
+            let message = "canary_step and canary_requests: a step lasts for a time or for so many requests, not both";
+            return Err(Error::bad_param("canary_requests", message));
+        }
         if self.canary_requests == Some(0) {
             return Err(wrong("canary_requests")("0, expected a whole number of at least 1".to_owned()));
         }

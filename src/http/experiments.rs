@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::rollout::{Answer, ExperimentPlan, Options};
 
 const MOST_BYTES: usize = 64 << 10;
+/// Wide enough for stars and percentages. Sums of squares stay exact enough in f64 to take a score out again.
+const SCORES: std::ops::RangeInclusive<f64> = -1e3..=1e3;
 /// Of a name, in bytes.
 const LONGEST_NAME: usize = 64;
 
@@ -56,7 +58,8 @@ pub(super) struct ExperimentOrder {
 pub(super) struct Feedback {
     /// The answer's `x-request-id`.
     request_id: String,
-    /// Any number; more is better. A later one of the same answer replaces it.
+    /// More is better. A later one of the same answer replaces it.
+    #[schema(minimum = -1000, maximum = 1000)]
     score: f64,
 }
 
@@ -107,8 +110,8 @@ async fn feedback(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async {
         let bytes = body::read(request, app.limits.bounds(MOST_BYTES)).await?;
         let Feedback { request_id, score } = body::json(&bytes)?;
-        if !score.is_finite() {
-            return Err(Error::bad_param("score", "score: expected a finite number"));
+        if !SCORES.contains(&score) {
+            return Err(Error::bad_param("score", format!("score: {score}, expected a number from -1000 to 1000")));
         }
         match app.registry.feedback(&request_id, score) {
             Some((model, _)) => Ok(Json(json!({ "model": model, "counted": true })).into_response()),

@@ -68,7 +68,9 @@ impl Tally {
             return;
         }
         let went_back = record.figures.contains_key("cold_rollback");
-        if !went_back {
+        // Nobody wanted it live yet.
+        let compared = record.figures.contains_key("experiment") && record.phase != "settled";
+        if !went_back && !compared {
             self.figures.deployments += 1;
             *self.figures.ends.entry(record.phase.clone()).or_default() += 1;
         }

@@ -89,6 +89,25 @@ impl Ledger {
         })
     }
 
+    /// Records what has become known of a rollout in the phase that it is in; nothing where the ledger has it in another by now,
+    /// so that whoever writes late overwrites nothing.
+    pub fn refresh_rollout(&self, rollout: &RolloutRecord) -> Result<()> {
+        self.write("record a rollout's figures", |transaction| {
+            let known = {
+                let mut statement = transaction.prepare_cached("SELECT * FROM rollouts WHERE id = ?")?;
+                let mut rows = statement.query([&rollout.id])?;
+                rows.next()?.map(checked).transpose()?
+            };
+            match known.is_some_and(|known| known.ended_ms.is_none() && known.phase == rollout.phase) {
+                true => {
+                    let head = Head::of(transaction)?;
+                    save(transaction, rollout, head)
+                }
+                false => Ok(()),
+            }
+        })
+    }
+
     /// Records a rollout and what happened to it, as one.
     pub fn save_rollout_with(&self, rollout: &RolloutRecord, event: &NewEvent) -> Result<Event> {
         self.write("record a rollout and its event", |transaction| {

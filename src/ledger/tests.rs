@@ -148,6 +148,23 @@ fn an_event_of_another_model_cannot_make_a_version_live() {
 }
 
 #[test]
+fn whoever_writes_late_of_a_rollout_overwrites_nothing() {
+    let ledger = Ledger::open(&place().path).unwrap();
+    let open = rollout("r1", "a", 10, None);
+    ledger.save_rollout(&open).unwrap();
+    let mut found = open.clone();
+    found.figures.insert("experiment".to_owned(), json!({ "name": "tone" }));
+    ledger.refresh_rollout(&found).unwrap();
+    assert_eq!(ledger.rollout("r1").unwrap(), Some(found.clone()));
+    let closed = rollout("r1", "a", 10, Some(99));
+    ledger.save_rollout(&closed).unwrap();
+    ledger.refresh_rollout(&found).unwrap();
+    ledger.refresh_rollout(&rollout("r2", "a", 10, None)).unwrap();
+    assert_eq!((ledger.rollout("r1").unwrap(), ledger.rollout("r2").unwrap()), (Some(closed), None));
+    ledger.verify().unwrap();
+}
+
+#[test]
 fn rollouts_are_replaced_by_id_and_listed_newest_first() {
     let ledger = Ledger::open(&place().path).unwrap();
     for (id, model, started) in [("r1", "a", 10), ("r2", "b", 30), ("r3", "a", 20), ("r4", "a", 20)] {

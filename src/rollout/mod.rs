@@ -43,7 +43,9 @@ pub use journal::{Journal, now_ms};
 pub use record::{Bytes, Handle, View};
 pub use rehearsal::Rehearsal;
 pub use residents::Reclaimed;
-pub use supervisor::{MemoryReport, ModelReport, Released, Sample, Supervisor, SupervisorConfig};
+pub use supervisor::{
+    ArmSeen, MemoryReport, ModelReport, Released, Sample, ShadowSeen, Sharing, Supervisor, SupervisorConfig,
+};
 pub use survey::Survey;
 
 use crate::device::{Budget, HostRoom, Opened};

@@ -58,6 +58,11 @@ impl Phase {
         }
     }
 
+    /// Past its gate, if it comes so far: ready, or whatever follows.
+    pub fn is_proven(self) -> bool {
+        !matches!(self, Phase::Draining | Phase::Reserving | Phase::Loading | Phase::Warming | Phase::Validating)
+    }
+
     pub fn is_end(self) -> bool {
         matches!(
             self,

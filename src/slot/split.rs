@@ -3,9 +3,10 @@
 //! Who has been sent to one of them is sent there again: a place is computed from what stays the same of a client (or of a
 //! request), and nothing is remembered. A share that grows only moves clients to the new generation, never back.
 
-use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use twox_hash::XxHash3_64;
 
 use super::tally::Tally;
 use crate::generation::Generation;
@@ -33,6 +34,11 @@ impl Share {
     /// Of a number from 0 to 1; what lies beyond is none or all.
     pub fn of(part: f64) -> Share {
         Share((part.clamp(0.0, 1.0) * Self::WHOLE as f64).round() as u64)
+    }
+
+    /// As a number from 0 to 1.
+    pub fn part(self) -> f64 {
+        self.0 as f64 / Self::WHOLE as f64
     }
 
     /// Whether a place within all requests lies in it.
@@ -77,13 +83,10 @@ fn place(salt: u64, known: &[u8]) -> u32 {
     (hashed(salt, known) >> 32) as u32
 }
 
-/// The same in every process of one build: the standard library's hasher has fixed keys (SipHash-1-3, Aumasson and
-/// Bernstein, "SipHash: a fast short-input PRF", 2012).
+/// The same in every process and build. Requests may be megabytes long, and are hashed as fast as memory is read (XXH3, Collet,
+/// xxHash 0.8).
 pub(super) fn hashed(salt: u64, bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write_u64(salt);
-    hasher.write(bytes);
-    hasher.finish()
+    XxHash3_64::oneshot_with_seed(salt, bytes)
 }
 
 /// Takes a share of what passes, spread as evenly as can be: of every 1/share one, by an accumulator that overflows.

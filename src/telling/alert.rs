@@ -21,6 +21,8 @@ pub struct Alert {
     pub message: String,
     /// Unix time in milliseconds.
     pub at_ms: i64,
+    /// An operator asked for it.
+    pub asked: bool,
     /// Nothing has happened: somebody wants to know whether it would be heard.
     pub test: bool,
 }
@@ -34,6 +36,8 @@ impl Alert {
             "alert" => (Cause::Alert, to.clone()),
             // It tells which way it went: from the version that is given up.
             "rolled_back" => (Cause::RolledBack, from.clone()),
+            // Before it was live.
+            "share" if event.body["taken_back"] == true => (Cause::RolledBack, from.clone()),
             "interrupted" => (Cause::Interrupted, to.clone()),
             "switched" => (Cause::Switched, to.clone()),
             "phase" => match text("phase")?.as_str() {
@@ -69,6 +73,7 @@ impl Alert {
             rollout: event.rollout.clone(),
             message: format!("{}: {said}{reason}", event.model),
             at_ms: event.at_ms,
+            asked: event.body["asked"] == true,
             test: false,
         })
     }
@@ -84,6 +89,7 @@ impl Alert {
             rollout: None,
             message: "cutover: this is a test, nothing has happened".to_owned(),
             at_ms,
+            asked: false,
             test: true,
         }
     }
@@ -92,6 +98,7 @@ impl Alert {
     pub fn severity(&self) -> &'static str {
         match self.cause {
             _ if self.test => "info",
+            Cause::RolledBack if self.asked => "warning",
             Cause::Alert | Cause::RolledBack | Cause::Interrupted => "critical",
             Cause::Refused | Cause::Failed => "warning",
             Cause::Aborted | Cause::Switched | Cause::Settled => "info",
@@ -136,6 +143,13 @@ pub(super) mod tests {
                 "digits: v2 was rolled back to v1: as asked",
             ),
             (
+                "share",
+                json!({"percent": 0, "taken_back": true, "from": "v2", "to": "v1", "reason": "a rule"}),
+                "rolled_back",
+                Some("v2"),
+                "digits: v2 was rolled back to v1: a rule",
+            ),
+            (
                 "phase",
                 json!({"phase": "refused", "to": "v3", "reason": "6 of 45 failed"}),
                 "refused",
@@ -169,8 +183,17 @@ pub(super) mod tests {
             ("phase", json!({})),
             ("manifest", json!({"version": "v1"})),
             ("observe", json!({"window_ms": 1})),
+            ("share", json!({"percent": 25, "step": 1})),
         ] {
             assert_eq!(Alert::of(&event(kind, body)), None, "{kind}");
+        }
+    }
+
+    #[test]
+    fn going_back_as_asked_wakes_nobody() {
+        for (asked, severity) in [(true, "warning"), (false, "critical")] {
+            let body = json!({"from": "v2", "to": "v1", "reason": "as said", "asked": asked});
+            assert_eq!(Alert::of(&event("rolled_back", body)).unwrap().severity(), severity);
         }
     }
 }

@@ -125,7 +125,9 @@ impl TensorChanges {
     fn values(&self, distances: Option<&Distances>) -> Difference {
         let (changed, of) = (self.changed.len(), self.shared);
         let have = if changed == 1 { "has" } else { "have" };
-        let mut message = format!("{changed} of {of} tensors {have} other values");
+        let others = self.reshaped.len() + self.gone.len() + self.new.len() > 0;
+        let tensors_of = if others { "tensors of the same name and shape" } else { "tensors" };
+        let mut message = format!("{changed} of {of} {tensors_of} {have} other values");
         let mut severity = Severity::Notable;
         let mut tensors = TensorCounts { changed, of, measured: 0, largest: None, median: None };
         if let Some(distances) = distances {
@@ -137,7 +139,7 @@ impl TensorChanges {
                     severity = Severity::Harmless;
                     let hold = if changed == 1 { "holds" } else { "hold" };
                     message = format!(
-                        "{changed} of {of} tensors {} stored otherwise and {} the same numbers",
+                        "{changed} of {of} {tensors_of} {} stored otherwise and {} the same numbers",
                         are(changed),
                         hold
                     );

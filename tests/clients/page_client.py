@@ -78,7 +78,7 @@ def order(page, button, reason=""):
     page.click(button)
     page.wait_for_selector("#sure[open]")
     page.fill("#reason", reason)
-    page.click("#sure-yes")
+    page.press("#reason", "Enter")
 
 
 def phases(page):

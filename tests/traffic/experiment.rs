@@ -104,6 +104,18 @@ async fn a_version_that_breaks_in_an_experiment_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_experiment_with_a_version_in_a_canary_is_refused_at_once() {
+    let site = Site::digits();
+    let server = site.start().await;
+    let canary = json!({ "canary": [50], "canary_step": "10m", "wait": "none" });
+    let id = server.promote("v2", canary).await.expect(202).id();
+    let order = json!({ "name": "tone", "weights": { "v1": 50, "v2": 50 } });
+    let refused = server.post("/admin/experiments", order).await.expect(409);
+    assert!(refused.message().contains("in phase 'canary'"), "{}", refused.message());
+    assert_eq!(in_phase(&server, &id, "canary").await["phase"], "canary");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_compared_or_told_is_refused() {
     let site = Site::digits();
     let server = site.start().await;
@@ -126,6 +138,12 @@ async fn what_cannot_be_compared_or_told_is_refused() {
     started(&server, json!({})).await;
     assert_eq!(said(&server, "never-given", json!(1)).await, 404);
     assert_eq!(said(&server, "never-given", json!("good")).await, 400);
+    for far in [1e18, -1001.0] {
+        assert_eq!(said(&server, "never-given", json!(far)).await, 400);
+    }
+    let dropped = server.request(Method::DELETE, "/models/digits@v2").send().await.unwrap();
+    assert_eq!(dropped.status(), 409, "it answers in the experiment");
+    assert_eq!(running(&server).await.len(), 1);
     let huge = server.request(Method::POST, "/v1/feedback").header("content-type", "application/json");
     assert_eq!(huge.body(r#"{"request_id": "x", "score": 1e999}"#).send().await.unwrap().status(), 400);
 }

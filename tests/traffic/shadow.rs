@@ -62,9 +62,22 @@ async fn a_sample_is_a_sample_and_inputs_are_kept_only_where_they_may_be() {
     let server = site.start().await;
     let id = server.post("/models/v2/stage", json!({})).await.expect(200).id();
     ask(&server, 40).await;
-    let seen = seen(&server, &id, 10).await;
-    assert_eq!((&seen["samples"], &seen["dropped"]), (&json!(10), &json!(0)));
-    assert!(seen["worst"].as_array().unwrap().iter().all(|case| case["input"].is_null()), "{seen}");
+    let quarter = seen(&server, &id, 10).await;
+    assert_eq!((&quarter["samples"], &quarter["dropped"]), (&json!(10), &json!(0)));
+    assert!(quarter["worst"].as_array().unwrap().iter().all(|case| case["input"].is_null()), "{quarter}");
+    // Staged again with another share, it is another sample.
+    server.post("/models/v2/stage", json!({ "shadow": 1.0 })).await.expect(200);
+    ask(&server, 20).await;
+    let all = seen(&server, &id, 20).await;
+    assert_eq!((&all["samples"], &all["share"]), (&json!(20), &json!(1.0)));
+    let page = server.get("/metrics").await.expect(200).body;
+    let page = page.as_str().unwrap();
+    for line in [
+        "cutover_shadow_compared{model=\"digits\"} 20\n",
+        "cutover_version_share_ratio{model=\"digits\",version=\"v1\"} 1\n",
+    ] {
+        assert!(page.contains(line), "no {line}: {page}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,12 +8,23 @@ const SECRETS = {
 
 const by = (id) => document.getElementById(id);
 let asking = null;
+// Kinds that nobody wanted to say: not asked for again until somebody does.
+const declined = new Set();
+let wake = () => {};
+
+/** Asks for secrets again that nobody wanted to say. */
+export function unlock() {
+  declined.clear();
+  by("unlock").hidden = true;
+  wake();
+}
 
 /** One dialog at a time; an empty answer means that nobody wants to say it. */
-function askSecret(kind) {
+function askSecret(kind, refused) {
   asking ??= new Promise((done) => {
     const dialog = by("secret");
     by("secret-title").textContent = SECRETS[kind].title;
+    by("secret-why").textContent = refused ? "The server does not take the one that was given." : "";
     const value = by("secret-value");
     value.value = "";
     dialog.returnValue = "no";
@@ -36,9 +47,14 @@ export async function ask(path, { kind = "admin", ...options } = {}) {
     const response = await fetch(path, { cache: "no-store", ...options, headers });
     if (response.status !== 401) return response;
     if (sessionStorage.getItem(SECRETS[kind].key) !== secret) continue;
+    if (declined.has(kind)) return response;
     sessionStorage.removeItem(SECRETS[kind].key);
-    const given = await askSecret(kind);
-    if (!given) return response;
+    const given = await askSecret(kind, secret !== null);
+    if (!given) {
+      declined.add(kind);
+      by("unlock").hidden = false;
+      return response;
+    }
     sessionStorage.setItem(SECRETS[kind].key, given);
   }
 }
@@ -98,7 +114,10 @@ export async function follow(show, tell) {
       why = error.message;
     }
     tell(false, `not connected: ${why}`);
-    await new Promise((done) => setTimeout(done, pause));
+    await new Promise((done) => {
+      wake = done;
+      setTimeout(done, pause);
+    });
     pause = Math.min(pause * 2, 8000);
   }
 }

@@ -1,6 +1,6 @@
 // The page: an overview comes each second, what it says is shown, and buttons order changes.
 
-import { ask, follow, json, post } from "./ask.js";
+import { ask, follow, json, post, unlock } from "./ask.js";
 import { by, cards, figures, fill, gate, history, make, memory, plot, rollout } from "./show.js";
 import { tryModel } from "./try.js";
 
@@ -127,6 +127,10 @@ const MORE = {
   stage: SHADOW,
 };
 
+const phase = (now) => (now.rollout && !now.rollout.ended_ms ? now.rollout.phase : null);
+const compared = (now) => phase(now) === "experiment";
+const shared = (now) => ["canary", "experiment"].includes(phase(now));
+
 /** Asks once; the order's body, or nothing. */
 function sure(order, title, text) {
   return new Promise((done) => {
@@ -164,14 +168,15 @@ by("change").addEventListener("submit", async (event) => {
   event.preventDefault();
   const [now, version, what] = [model(), by("version").value, event.submitter?.value ?? "promote"];
   const title = what === "stage" ? `Stage ${now.name}@${version}?` : `Promote ${now.name}@${version}?`;
-  const text = what === "stage" ? "It is loaded and proved beside the live version; clients do not get it." : `It is loaded, proved, and made live in place of ${now.live?.version ?? "nothing"}.`;
+  const text = what === "stage" ? "It is loaded and proved beside the live version; clients do not get it." : `${compared(now) ? "The experiment ends. " : ""}It is loaded, proved, and made live in place of ${now.live?.version ?? "nothing"}.`;
   const body = await sure(what, title, text);
   if (body) await order(`/models/${encodeURIComponent(`${now.name}@${version}`)}/${what}`, { ...body, wait: "none" });
 });
 
 by("rollback").addEventListener("click", async () => {
   const now = model();
-  const body = await sure("rollback", `Roll back ${now.name}?`, now.previous ? `${now.previous.version} is live again at once.` : "The version before is live again; where its memory was given back, it is loaded first.");
+  const text = shared(now) ? `${now.live?.version ?? "The live version"} answers everything again at once, and ${now.rollout.to} is dropped.` : now.previous ? `${now.previous.version} is live again at once.` : "The version before is live again; where its memory was given back, it is loaded first.";
+  const body = await sure("rollback", `Roll back ${now.name}?`, text);
   if (body) await order("/admin/rollback", { ...body, model: now.name, wait: "none" });
 });
 
@@ -192,7 +197,29 @@ by("model").addEventListener("change", () => {
   if (overview) show(overview);
 });
 
+by("unlock").addEventListener("click", unlock);
+
+// Not of a form's: what Enter presses is its first button.
+for (const button of document.querySelectorAll("dialog .no")) {
+  button.addEventListener("click", () => button.closest("dialog").close("no"));
+}
+
+by("rollout").addEventListener("click", async (event) => {
+  const name = event.target.closest("[data-experiment]")?.dataset.experiment;
+  if (!name) return;
+  const body = await sure("stop", `Stop the experiment ${name}?`, "The live version answers everything again; the other one stays staged.");
+  if (!body) return;
+  complain("");
+  try {
+    await json(`/admin/experiments/${encodeURIComponent(name)}`, { method: "DELETE" });
+  } catch (error) {
+    complain(error.message);
+  }
+});
+
 follow(show, (on, text) => {
+  // What is away takes no orders; an overview says which are possible.
+  if (!on) for (const id of ["promote", "stage", "rollback", "settle", "abort"]) by(id).disabled = true;
   by("link").classList.toggle("on", on);
   by("link").textContent = text;
 });

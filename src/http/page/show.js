@@ -117,16 +117,23 @@ export function rollout(view, now) {
     parts.push(make("progress", { max: total, value: done, "aria-label": "Bytes loaded" }), make("p", { class: "muted" }, `${size(done)} of ${size(total)}`));
   }
   if (view.error) parts.push(make("p", { class: "bad" }, view.error.message));
-  if (view.reason) parts.push(make("p", { class: ill ? "bad" : "" }, `Reason: ${view.reason}`));
+  if (view.reason && !view.error?.message.includes(view.reason)) parts.push(make("p", { class: ill ? "bad" : "" }, `Reason: ${view.reason}`));
   for (const warning of view.warnings ?? []) parts.push(make("p", {}, `Warning: ${warning}`));
   const { canary, shadow, shadow_after: after } = view.figures;
-  if (canary) parts.push(...canaryOf(canary));
+  if (canary && view.phase === "canary") parts.push(...canaryOf(canary));
+  else if (canary) parts.push(make("p", {}, `Canary: it came to ${number(canary.reached, 1)} % of requests, step ${canary.step} of ${canary.steps?.length ?? 0}`));
   const experiment = view.figures.experiment;
   if (experiment) {
     parts.push(make("p", {}, `Experiment “${experiment.name}”`));
     for (const arm of experiment.arms ?? []) {
-      parts.push(make("p", { class: "muted" }, `${arm.version} (${number(arm.weight, 1)} %): ${number(arm.answered)} answered, ${number(arm.failed)} failed, feedback ${number(arm.feedback?.mean, 3)}, p99 ${time(arm.p99_ms)}`));
+      parts.push(make("p", { class: "muted" }, `${arm.version} (${number(arm.weight, 1)} %): ${number(arm.answered)} answered, ${number(arm.failed)} failed, feedback ${number(arm.feedback?.mean, 3)} of ${number(arm.feedback?.count)}, p99 ${time(arm.p99_ms)}`));
     }
+    for (const [name, found, digits] of [["Feedback", experiment.feedback, 3], ["Latency, ms", experiment.latency_ms, 2]]) {
+      if (!found) continue;
+      const interval = found.interval ? `${number(found.difference, digits)} apart, within ${number(found.interval[0], digits)} to ${number(found.interval[1], digits)}: ` : "";
+      parts.push(make("p", {}, `${name}: ${interval}${found.better ? `${found.better} is better` : "too early to tell"}`));
+    }
+    if (view.phase === "experiment") parts.push(make("button", { type: "button", class: "quiet", "data-experiment": experiment.name }, "Stop the experiment…"));
   }
   for (const [name, seen] of [["before the switch", shadow], ["after the switch", after]]) {
     if (seen) parts.push(make("p", {}, `Shadow ${name}: ${number(seen.samples)} answers compared, agreement ${number(seen.mean, 4)} on average, ${number(seen.lowest, 4)} at worst`));
@@ -151,10 +158,10 @@ export function gate(checks) {
   if (!checks.length) return null;
   const failed = checks.filter((check) => !check.passed);
   const rows = (list) => list.map((check) => make("tr", {},
-    make("th", { scope: "row" }, check.check), make("td", { class: check.passed ? "good" : "bad" }, check.passed ? "passed" : "failed"),
-    make("td", {}, plain(check.measure)), make("td", {}, plain(check.limit))));
+    make("th", { scope: "row" }, check.check), make("td", {}, check.case ?? ""), make("td", { class: check.passed ? "good" : "bad" }, check.passed ? "passed" : "failed"),
+    make("td", {}, plain(check.measure)), make("td", {}, plain(check.limit)), make("td", {}, check.message ?? "")));
   const table = (name, list) => make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, make("table", {}, make("caption", { class: "unseen" }, name),
-    make("thead", {}, make("tr", {}, ...["Check", "Verdict", "Measured", "Expected"].map((head) => make("th", { scope: "col" }, head)))),
+    make("thead", {}, make("tr", {}, ...["Check", "Case", "Verdict", "Measured", "Expected", "In words"].map((head) => make("th", { scope: "col" }, head)))),
     make("tbody", {}, ...rows(list))));
   return make("div", {},
     make("p", { class: failed.length ? "bad" : "good" }, failed.length ? `Gate: ${failed.length} of ${checks.length} checks failed` : `Gate: all ${checks.length} checks passed`),

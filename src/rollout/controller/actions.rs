@@ -41,6 +41,12 @@ impl Controller {
         if phase == Phase::Reclaiming {
             active.window = None;
         }
+        // Whoever hears of the end reads the record.
+        if let Some(reason) =
+            active.state.ending.as_ref().filter(|_| phase.is_end()).and_then(|end| end.reason.as_ref())
+        {
+            active.recorder.reason(reason);
+        }
         let record = active.recorder.record();
         let mut note = event(&record.model, Some(&record.id), "phase", json!({ "phase": phase, "to": record.to }));
         if let Some(ending) = active.state.ending.as_ref().filter(|_| phase.is_end()) {
@@ -203,6 +209,7 @@ impl Controller {
             active.candidate = Some(Box::new(candidate));
         }
         let reason = active.state.ending.as_ref().and_then(|ending| ending.reason.clone());
+        let asked = active.asked;
         let live = Live {
             model: record.model.clone(),
             version: record.from.clone().unwrap_or_default(),
@@ -212,7 +219,10 @@ impl Controller {
             previous: None,
         };
         tracing::warn!(model = record.model, from = record.to, to = record.from, reason, alert = true, "rolled back");
-        let note = self.audit("rolled_back", json!({ "from": record.to, "to": record.from, "reason": reason }));
+        let note = self.audit(
+            "rolled_back",
+            json!({ "from": record.to, "to": record.from, "reason": reason, "asked": asked }),
+        );
         let sync = Instant::now();
         let written = self.ctx.journal.commit(live.clone(), note.clone()).await;
         let Some(active) = &mut self.active else { return };
@@ -307,9 +317,6 @@ impl Controller {
     async fn finish(&mut self, ending: Ending) {
         self.downtime().await;
         let Some(active) = &mut self.active else { return };
-        if let Some(reason) = &ending.reason {
-            active.recorder.reason(reason);
-        }
         let record = active.recorder.record();
         tracing::info!(
             model = record.model,

@@ -73,7 +73,12 @@ impl Controller {
             return Ok(self.already(version));
         }
         match self.going() {
-            Some((to, _)) if to == version => self.joined(),
+            Some((to, phase)) if to == version => {
+                if let Some(share) = options.shadow {
+                    self.shadow_by(share, phase == Phase::Ready);
+                }
+                self.joined()
+            }
             Some(_) => Err(self.busy(&version)),
             None => self.open(version, options, Goal::Ready, false).await,
         }
@@ -114,14 +119,13 @@ impl Controller {
                 if self.previous.is_none() {
                     return Err(nothing_to_go_back_to(self.slot.name()));
                 }
-                if let Some(active) = &mut self.active {
-                    active.recorder.figure("rollback_actor", options.actor.clone());
-                }
+                self.asked_for(&options);
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
             }
             // Its share goes back at once.
             Some((_, Phase::Canary | Phase::Experiment)) => {
+                self.asked_for(&options);
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
             }
@@ -135,6 +139,13 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Somebody wants to go back: no rule of the server's.
+    fn asked_for(&mut self, options: &Options) {
+        let Some(active) = &mut self.active else { return };
+        active.asked = true;
+        active.recorder.figure("rollback_actor", options.actor.clone());
     }
 
     async fn settle(&mut self) -> Result<Answer> {
@@ -177,6 +188,9 @@ impl Controller {
             Some((_, Phase::Observing)) if self.is_previous(version) => Err(Error::conflict(format!(
                 "'{version}' stays resident for a rollback until the window ends; settle ends it now and frees its memory"
             ))),
+            Some((to, Phase::Experiment)) if to == version => {
+                Err(Error::conflict(format!("'{version}' answers in an experiment; stop that first")))
+            }
             Some((to, phase)) if to == version && !matches!(phase, Phase::Observing | Phase::Reclaiming) => {
                 self.abort(None, Options { reason: Some("its memory was to be freed".into()), ..Options::default() })
                     .await
@@ -244,6 +258,7 @@ impl Controller {
             drained: None,
             switched_at: None,
             proven: None,
+            asked: false,
         });
         // Its durable beginning comes first: a crash from here on finds the rollout and marks it interrupted.
         self.entered(first).await;

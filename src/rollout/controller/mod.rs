@@ -184,6 +184,8 @@ struct Active {
     switched_at: Option<u64>,
     /// When the sample was there that broke a rule.
     proven: Option<Instant>,
+    /// Somebody asked to go back.
+    asked: bool,
 }
 
 struct Window {

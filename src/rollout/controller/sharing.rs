@@ -20,6 +20,9 @@ use crate::slot::{Arm, Route, Share, Split, Tally};
 /// How often a step that ends with a number of requests is looked at.
 const COUNT: Duration = Duration::from_millis(100);
 
+/// How often the ledger is told what an experiment has found: so much of it a crash may cost.
+const KEEP: Duration = Duration::from_secs(10);
+
 /// What is known while the candidate answers a share.
 pub(super) struct Sharing {
     /// Since it answers at all.
@@ -28,6 +31,8 @@ pub(super) struct Sharing {
     step_since: Instant,
     step_from: u64,
     looked: Instant,
+    /// Since the ledger knows what an experiment has found.
+    kept: Instant,
     /// An answer that calls for the next look came then.
     hastened: Option<Instant>,
     judge: Judge,
@@ -89,8 +94,8 @@ impl Controller {
         }
         options.reshape(&mut active.config);
         active.state.steps = active.config.canary.steps.len();
-        if phase == Phase::Ready && options.shadow.is_some() {
-            self.begin_shadow();
+        if let Some(share) = options.shadow {
+            self.shadow_by(share, phase == Phase::Ready);
         }
         Event::Promote
     }
@@ -108,9 +113,10 @@ impl Controller {
         }
         if active.state.phase != Phase::Ready || standing.is_none() {
             let phase = active.state.phase.name();
-            return Err(Error::conflict(format!(
-                "'{version}' is {phase}; an experiment begins with a version that is staged"
-            )));
+            let message = format!(
+                "the rollout of '{version}' is in phase '{phase}'; an experiment begins with a version that is staged"
+            );
+            return Err(Error::Conflict { message, details: json!({ "rollout": active.id, "phase": phase }) });
         }
         options.reshape(&mut active.config);
         active.recorder.figure("experiment", json!({ "name": named.name }));
@@ -197,7 +203,15 @@ impl Controller {
             }
             tracing::warn!(model = self.slot.name(), reason = ending.reason, alert = true, "a share was taken back");
         }
-        let note = self.audit("share", json!({ "percent": 0 }));
+        let mut said = json!({ "percent": 0 });
+        if let Some(ending) = &active.state.ending {
+            let record = active.recorder.view().record.clone();
+            said = json!({
+                "percent": 0, "taken_back": true, "from": record.to, "to": record.from, "reason": ending.reason,
+                "asked": active.asked,
+            });
+        }
+        let note = self.audit("share", said);
         self.ctx.journal.note(note).await;
     }
 
@@ -262,6 +276,7 @@ impl Controller {
             let report = experiment::report(named, &one, &other, sharing.since.elapsed());
             active.recorder.figure("experiment", report);
             active.recorder.publish();
+            self.keep_experiment();
             return;
         }
         let percent = active.config.canary.steps.get(active.state.step).copied();
@@ -272,12 +287,27 @@ impl Controller {
         active.recorder.figure(
             "canary",
             json!({
-                "percent": share, "step": active.state.step + 1, "steps": active.config.canary.steps,
+                "percent": share, "reached": percent, "step": active.state.step + 1, "steps": active.config.canary.steps,
                 "seconds": sharing.since.elapsed().as_secs_f64(),
                 "candidate": told(candidate), "live": told(live),
             }),
         );
         active.recorder.publish();
+    }
+
+    /// Has the ledger know what an experiment has found, now and then. Nobody waits for it.
+    fn keep_experiment(&mut self) {
+        let Some(Active { sharing: Some(sharing), recorder, .. }) = &mut self.active else { return };
+        if sharing.kept.elapsed() < KEEP {
+            return;
+        }
+        sharing.kept = Instant::now();
+        let (journal, record) = (self.ctx.journal.clone(), recorder.record());
+        tokio::spawn(async move {
+            if let Err(error) = journal.with(move |ledger| ledger.refresh_rollout(&record)).await {
+                tracing::warn!(%error, "what an experiment has found is not in the ledger yet");
+            }
+        });
     }
 
     /// Begins to compare what the live version answers with what the other resident one makes of it: the candidate before the
@@ -302,6 +332,22 @@ impl Controller {
         active.shadow = Some(run);
     }
 
+    /// From now on another share of the answers is compared, from the beginning where it is another: what was seen stays in
+    /// the record until then.
+    pub(super) fn shadow_by(&mut self, share: f64, stands: bool) {
+        let Some(active) = &mut self.active else { return };
+        let same = active.shadow.as_ref().is_some_and(|run| run.seen().share() == share);
+        active.config.shadow.share = share;
+        if same || !stands {
+            return;
+        }
+        if let Some(route) = self.slot.route() {
+            self.slot.swap(Arc::new(Route { shadow: None, ..Route::clone(&route) }));
+        }
+        self.end_shadow();
+        self.begin_shadow();
+    }
+
     /// Its route is gone already, or goes now.
     pub(super) fn end_shadow(&mut self) {
         self.tell_shadow();
@@ -323,7 +369,7 @@ impl Sharing {
     fn begin(config: &ModelConfig, experiment: Option<(Named, Arc<Tally>)>) -> Sharing {
         let now = Instant::now();
         let judge = Judge::new(config.observe.rules(), FALSE_ALARMS);
-        Sharing { since: now, step_since: now, step_from: 0, looked: now, hastened: None, judge, experiment }
+        Sharing { since: now, step_since: now, step_from: 0, looked: now, kept: now, hastened: None, judge, experiment }
     }
 }
 

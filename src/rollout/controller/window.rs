@@ -137,8 +137,9 @@ impl Controller {
             active.recorder.figure("verdict", breach.to_json());
             active.proven = Some(since);
         }
-        self.feed_late(Event::Breach(reason.clone())).await;
-        self.alert("breach", &reason).await;
+        self.feed_late(Event::Breach(reason)).await;
+        // What is told says itself that it is of a rule.
+        self.alert("breach", &breach.to_string()).await;
     }
 
     /// An answer was slow, of a version that is likely to be found slow: it is looked at soon.

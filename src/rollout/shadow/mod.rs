@@ -111,6 +111,11 @@ impl Seen {
         self.tally.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Of the live version's answers.
+    pub(super) fn share(&self) -> f64 {
+        self.config.share
+    }
+
     /// Why its rule is broken, if it is.
     pub(super) fn breach(&self) -> Option<String> {
         self.tally().breach(&self.config)

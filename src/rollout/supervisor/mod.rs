@@ -6,6 +6,7 @@
 mod folders;
 mod pulse;
 mod reports;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +23,6 @@ use super::experiment::{self, ExperimentPlan};
 use super::journal::Journal;
 use super::record::Handle;
 use super::residents::Lingering;
-use super::state::Phase;
 use crate::device::{Budget, Opened};
 use crate::engine::{Counters, Engine};
 use crate::error::{Error, Result};
@@ -34,6 +34,7 @@ use folders::Folders;
 use pulse::Pulse;
 pub use pulse::Sample;
 pub use reports::{MemoryReport, ModelReport};
+pub use sharing::{ArmSeen, ShadowSeen, Sharing};
 
 pub struct SupervisorConfig {
     pub repository: Arc<Repository>,
@@ -235,7 +236,8 @@ impl Supervisor {
             self.order(&model, |reply| Command::Stage(version, options, reply)).await?
         };
         if let Answer::Rollout(mut handle) = staged {
-            let view = handle.until(|view| view.phase == Phase::Ready || view.phase == Phase::Experiment).await?;
+            // One that is promoted goes past being ready, and is refused then.
+            let view = handle.until(|view| view.phase.is_proven()).await?;
             if let Some(error) = view.error.clone().filter(|_| view.phase.is_end()) {
                 return Err(error);
             }
