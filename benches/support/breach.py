@@ -75,16 +75,22 @@ def main() -> None:
     options = parser.parse_args()
     for fault, order in FAULTS.items():
         server = Server(options.cutover, order)
-        # A ratio needs a reference.
-        time.sleep(5)
-        for way, order in WAYS.items():
-            took = [server.taken_back(order)]
-            if took[0] is None:
-                print(f"{fault:<20} {way:<15} not taken back within {LONGEST_S} s")
-                continue
-            took = sorted([*took, *(server.taken_back(order) for _ in range(options.times - 1))])
-            print(f"{fault:<20} {way:<15} median {statistics.median(took):7.3f} ms, slowest {took[-1]:7.3f} ms of {len(took)}")
-        server.stop()
+        try:
+            measure(server, fault, options.times)
+        finally:
+            server.stop()
+
+
+def measure(server: Server, fault: str, times: int) -> None:
+    # A ratio needs a reference.
+    time.sleep(5)
+    for way, order in WAYS.items():
+        took = [server.taken_back(order)]
+        if took[0] is None:
+            print(f"{fault:<20} {way:<15} not taken back within {LONGEST_S} s")
+            continue
+        took = sorted([*took, *(server.taken_back(order) for _ in range(times - 1))])
+        print(f"{fault:<20} {way:<15} median {statistics.median(took):7.3f} ms, slowest {took[-1]:7.3f} ms of {len(took)}")
 
 
 main()

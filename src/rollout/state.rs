@@ -58,9 +58,17 @@ impl Phase {
         }
     }
 
-    /// Past its gate, if it comes so far: ready, or whatever follows.
+    /// Past its gate: ready, or whatever follows, but for what is still being reclaimed, whose end says more.
     pub fn is_proven(self) -> bool {
-        !matches!(self, Phase::Draining | Phase::Reserving | Phase::Loading | Phase::Warming | Phase::Validating)
+        !matches!(
+            self,
+            Phase::Draining
+                | Phase::Reserving
+                | Phase::Loading
+                | Phase::Warming
+                | Phase::Validating
+                | Phase::Reclaiming
+        )
     }
 
     pub fn is_end(self) -> bool {

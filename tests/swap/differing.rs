@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::common::{Client, DIGITS, PATIENCE, Server, Site, fixture, root};
+use super::common::{Client, DIGITS, PATIENCE, Server, Site, fixture, root, until};
 use super::refusals::TEXT;
 
 fn named<'a>(differences: &'a Value, what: &str) -> Option<&'a Value> {
@@ -98,7 +98,11 @@ async fn any_two_versions_are_compared_for_whoever_asks() {
     site.add_digits("numbers");
     let server = site.start().await;
     // Against what is live; `v1` alone is ambiguous here, and beside `digits@v2` it is not.
-    let live = server.get("/models/digits@v2/diff").await.expect(200).body;
+    let live = until("the digests of both are known", async || {
+        let told = server.get("/models/digits@v2/diff").await.expect(200).body;
+        (told["incomparable"] == json!([])).then_some(told)
+    })
+    .await;
     let said = server.get("/models/digits@v2/diff?against=v1").await.expect(200).body;
     assert_eq!(live, said);
     assert_eq!(

@@ -37,7 +37,7 @@ async fn begun(server: &Server, body: Value) -> String {
 async fn users_move_to_green_step_by_step_and_none_of_them_back() {
     let site = Site::digits();
     let server = site.start().await;
-    let steps = json!({ "canary": [10, 40], "canary_requests": 20, "sticky": "header:X-User" });
+    let steps = json!({ "canary": [10, 40], "canary_requests": 60, "sticky": "header:X-User" });
     let id = begun(&server, steps).await;
     let first = on_green(&server).await;
     assert!((2..=26).contains(&first.len()), "10 % of {USERS}: {}", first.len());

@@ -219,10 +219,8 @@ impl Controller {
             previous: None,
         };
         tracing::warn!(model = record.model, from = record.to, to = record.from, reason, alert = true, "rolled back");
-        let note = self.audit(
-            "rolled_back",
-            json!({ "from": record.to, "to": record.from, "reason": reason, "asked": asked }),
-        );
+        let note = self
+            .audit("rolled_back", json!({ "from": record.to, "to": record.from, "reason": reason, "asked": asked }));
         let sync = Instant::now();
         let written = self.ctx.journal.commit(live.clone(), note.clone()).await;
         let Some(active) = &mut self.active else { return };
