@@ -104,9 +104,9 @@ __device__ inline Seen look_at(const float* row, int from, int end) {
 }  // namespace
 
 // `parts` is `[rows, blocks, 4]` on a border of 16 bytes, `finished` `[rows]`, 0 before and after; `out` is `[rows, 4]`: token, logit, logarithm, whether
-// all are numbers (1) or not (0); floats as their bits.
+// all are numbers (1) or not (0); floats as their bits. `counts`, `[rows]`, becomes 0 for whoever counts there next; it may be null.
 extern "C" __global__ void __launch_bounds__(THREADS) likeliest_f32(const float* logits, int vocabulary, float* parts,
-                                                                    unsigned* finished, unsigned* out) {
+                                                                    unsigned* finished, unsigned* out, unsigned* counts) {
     __shared__ float4 of_warps[WARPS];
     __shared__ bool last;
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
@@ -129,6 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) likeliest_f32(const float*
     __syncthreads();
     if (!last || threadIdx.x != 0) return;
     finished[row] = 0;
+    if (counts != nullptr) counts[row] = 0;
     Seen whole;
     for (int i = 0; i < blocks; ++i) whole.add(Seen(of_row[i]));
     unsigned* to = out + row * 4;

@@ -3,8 +3,8 @@
 //
 // paged_128 takes every width up to that and paged_256 wider ones, in blocks of 16 rows (paged_plain.cuh). For f16 and bf16 and
 // heads of 64 or 128 there are two for tensor cores: decode for runs of at most 16 rows, whose parts are blocks'
-// (paged_decode.cuh), and prefill for longer ones, 64 rows a block (paged_prefill.cuh). Grid (items, kv heads); blocks and
-// dynamic shared memory are in README.md, tables in paged_attention.cuh. Sums are f32.
+// (paged_decode.cuh), and prefill for longer ones, 64 rows a block (paged_prefill.cuh). Grid (items, kv heads), or any number
+// of blocks instead of items but for prefill; blocks and dynamic shared memory are in README.md, tables in paged_attention.cuh. Sums are f32.
 #include "paged_decode.cuh"
 #include "paged_plain.cuh"
 #include "paged_prefill.cuh"

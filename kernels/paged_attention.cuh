@@ -8,6 +8,9 @@
 // Keys are divided by their position, 256 to a part, never by load: a row is the sum of the same parts in the same order
 // whatever else is in the step, and however many blocks share its parts. Where several do, each leaves its part in memory,
 // and the last to be done adds them all up.
+//
+// How many items there are is read from memory, and where they are, so that a launch that was recorded once does those of any
+// step: blocks of short runs take one after the other, in turns, and those for which none is left do nothing.
 #pragma once
 
 #include "attention.cuh"
@@ -22,16 +25,30 @@ struct Paged {
     const T* cache;         // of the layer: paged.cuh
     const unsigned* runs;   // [n, 4]: first row of the step, its position, tokens, where in `table` its blocks begin
     const unsigned* table;  // of all runs: the blocks of their sequences, each from position 0 on
-    const unsigned* items;  // [n, 4]: a run, the first of its rows, the part or ALL_PARTS, where the row's parts begin
+    const unsigned* items;  // [1 + …, 4]: a head (below), and items
     int group;
     int width;   // of a head
     int window;  // keys that a row sees at most, its own among them
     float scale;
     int kept;            // rows that a part left in memory has room for
     float* parts;        // [n, kv heads, kept, padded width]: sums, then the largest score and the sum of weights
-    unsigned* finished;  // [n, kv heads]: how many parts of those rows are there; 0, as it is afterwards
+    unsigned* finished;  // counts of how many parts of rows are there: 0, as they are afterwards
     T* out;              // as q
 };
+
+// What `items` begins with.
+struct ItemsHead {
+    unsigned count;
+    unsigned first;     // where items are, in fours of words from here on: 1 where they follow
+    unsigned finished;  // where their counts are in `finished`: [n, kv heads]
+    unsigned unused;
+};
+// [n, 4]: a run, the first of its rows, the part or ALL_PARTS, where the row's parts begin.
+
+template <class T>
+__device__ inline int items_of(const Paged<T>& all) {
+    return static_cast<int>(reinterpret_cast<const ItemsHead*>(all.items)->count);
+}
 
 // From a row of a part left in memory to the next.
 __device__ inline int part_width(int width) { return (width + 3) / 4 * 4 + 4; }
@@ -47,9 +64,11 @@ struct Item {
     int low, end;  // keys that any of the rows sees
     int part, parts, first_part;
     long long place;  // of the first part in memory
+    unsigned* finished;
 
-    __device__ Item(const Paged<T>& paged, int most) : all(paged) {
-        const unsigned* item = all.items + 4ll * blockIdx.x;
+    __device__ Item(const Paged<T>& paged, int number, int most) : all(paged) {
+        const ItemsHead* head = reinterpret_cast<const ItemsHead*>(all.items);
+        const unsigned* item = all.items + 4ll * (head->first + static_cast<unsigned>(number));
         const unsigned* run = all.runs + 4ll * item[0];
         step_row = run[0];
         from = static_cast<int>(run[1]);
@@ -62,6 +81,7 @@ struct Item {
         parts = (end - 1) / PART + 1 - first_part;
         part = static_cast<int>(item[2]);
         place = static_cast<long long>(item[3]) * gridDim.y + blockIdx.y;
+        finished = all.finished + head->finished + place;
     }
 
     __device__ int position(int row) const { return from + (first + row) / all.group; }
@@ -92,7 +112,6 @@ struct Item {
         __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
-            unsigned* finished = all.finished + place;
             last = atomicAdd(finished, 1u) + 1 == static_cast<unsigned>(parts);
             if (last) *finished = 0;
         }

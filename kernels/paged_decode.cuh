@@ -96,9 +96,9 @@ struct Whole {
 };
 
 template <class T, int WIDTH>
-__device__ void attend(const Paged<T>& all) {
+__device__ void attend_to(const Item<T>& item) {
     using Shared = Buffer<T, WIDTH, KEYS>;
-    const Item<T> item(all, ROWS);
+    const Paged<T>& all = item.all;
     const int number = static_cast<int>(threadIdx.x) / WARP, lane = lane_of(threadIdx.x);
     const float scale = all.scale * LOG2_E;
     // the warp's first block of the part that any row sees some of, and the end of those
@@ -140,6 +140,15 @@ __device__ void attend(const Paged<T>& all) {
         }
     }
     if (there) whole.write(all.out + item.at(mine.row));
+}
+
+template <class T, int WIDTH>
+__device__ void attend(const Paged<T>& all) {
+    const int count = items_of(all);
+    for (int number = static_cast<int>(blockIdx.x); number < count; number += static_cast<int>(gridDim.x)) {
+        attend_to<T, WIDTH>(Item<T>(all, number, ROWS));
+        __syncthreads();  // all are done with what the block shares
+    }
 }
 
 }  // namespace paged_decode

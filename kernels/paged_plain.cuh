@@ -281,8 +281,8 @@ __device__ void leave(const Item<T>& item, const Warp<T, WIDTH>& warp) {
 
 // `WIDTH`: what registers hold; a head may be narrower.
 template <class T, int WIDTH>
-__device__ void attend(const Paged<T>& all) {
-    const Item<T> item(all, ROWS);
+__device__ void attend_to(const Item<T>& item) {
+    const Paged<T>& all = item.all;
     const Shared shared(all.width);
     const float scale = all.scale * LOG2_E;
     stage_queries(item, shared.q);
@@ -309,6 +309,15 @@ __device__ void attend(const Paged<T>& all) {
         whole.add_all(item, warp.first);
     }
     whole.write(item, warp.first);
+}
+
+template <class T, int WIDTH>
+__device__ void attend(const Paged<T>& all) {
+    const int count = items_of(all);
+    for (int number = static_cast<int>(blockIdx.x); number < count; number += static_cast<int>(gridDim.x)) {
+        attend_to<T, WIDTH>(Item<T>(all, number, ROWS));
+        __syncthreads();  // all are done with what the block shares
+    }
 }
 
 }  // namespace paged_plain

@@ -44,7 +44,7 @@ __device__ void write(const Warp<T, WIDTH, KEYS>& warp, Rows<T, WIDTH> rows, con
 template <class T, int WIDTH>
 __device__ void attend(const Paged<T>& all) {
     using Shared = Buffer<T, WIDTH, KEYS>;
-    const Item<T> item(all, QUERIES);
+    const Item<T> item(all, static_cast<int>(blockIdx.x), QUERIES);
     const int first = static_cast<int>(threadIdx.x) / WARP * ROWS;
     const float scale = all.scale * LOG2_E;
     const int begin = item.low / KEYS, end = (item.end - 1) / KEYS + 1;

@@ -3,13 +3,15 @@
 // turns_f32: the cosines and sines that they are turned by, once for all layers of a step.
 //
 // Both: any grid, no dynamic shared memory. place_heads: block 128; a head's halves are some lanes', 16 bytes of each half a
-// lane. turns: block 256, a thread a pair. Widths are even, at most 256.
+// lane. turns: block 256, a thread a pair. Widths are even, at most 256. A row whose place is NOWHERE is nobody's: its key and
+// value are not written.
 #include "paged.cuh"
 
 namespace {
 
 constexpr int THREADS = 128;
 constexpr int TURN_THREADS = 256;
+constexpr unsigned NOWHERE = 0xffffffffu;
 
 // === turns
 
@@ -143,7 +145,7 @@ __device__ void place(const Heads<T>& all) {
     const long long warps = static_cast<long long>(gridDim.x) * (THREADS / WARP);
     for (long long first = warp * of_warp; first < count; first += warps * of_warp) {
         const long long number = first + lane_of(threadIdx.x) / lanes;
-        const bool there = number < count;
+        bool there = number < count;
         const int row = there ? static_cast<int>(number / of_row) : 0, head = there ? static_cast<int>(number % of_row) : 0;
         const bool is_query = head < all.heads, is_value = head >= all.heads + all.kv_heads;
         T* to;
@@ -151,7 +153,9 @@ __device__ void place(const Heads<T>& all) {
             to = all.out + (static_cast<long long>(row) * all.heads + head) * all.width;
         } else {
             const int of_cache = head - all.heads - (is_value ? all.kv_heads : 0);
-            to = all.cache + key_of(all.places[row], all.kv_heads, of_cache, all.width) + (is_value ? BLOCK_TOKENS * all.width : 0);
+            const unsigned at = all.places[row];
+            there = there && at != NOWHERE;
+            to = all.cache + key_of(at, all.kv_heads, of_cache, all.width) + (is_value ? BLOCK_TOKENS * all.width : 0);
         }
         const T* from = all.qkv + static_cast<long long>(row) * all.stride + static_cast<long long>(head) * all.width;
         const Head<T, N, STEPS> of{from, to, half, lanes, lane_of(threadIdx.x) % lanes};

@@ -8,6 +8,8 @@
 mod common;
 #[path = "decoders_on_a_gpu/quantised.rs"]
 mod quantised;
+#[path = "decoders_on_a_gpu/recorded.rs"]
+mod recorded;
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -457,7 +459,7 @@ fn the_same_holds_on_a_fake_driver() {
     let output = again.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("20 passed"), "{told}");
+    assert!(told.contains("22 passed"), "{told}");
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
     assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");

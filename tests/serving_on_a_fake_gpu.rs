@@ -238,6 +238,90 @@ async fn no_step_asks_for_what_a_load_could_have() {
     assert_eq!(asked_for(&[1, 20, 80]).await, loaded);
 }
 
+/// What the driver says once so many texts of so many tokens were written, one after the other.
+async fn written(graphs: bool, (texts, tokens): (usize, usize), how: &Value) -> Value {
+    let site = Site::new().config(&format!("[device]\ngraphs = {graphs}\n"));
+    site.add_writer("tiny");
+    let (site, report) = on_fake_gpu(site);
+    let server = site.start().await;
+    for number in 0..texts {
+        let mut order = json!({ "model": "tiny", "prompt": format!("Text {number}: it"), "max_tokens": tokens, "ignore_eos": true });
+        order.as_object_mut().unwrap().extend(how.as_object().unwrap().clone());
+        server.post("/v1/completions", order).await.expect(200);
+    }
+    nothing_is_left(server, &report).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_is_one_copy_up_and_one_down_and_one_launch_where_all_go_on_by_a_token() {
+    let (greedy, drawn) = (json!({ "temperature": 0 }), json!({ "temperature": 0.7, "seed": 3, "top_p": 0.9 }));
+    // With what was written before in mind: rows come whole, and no step of such is recorded.
+    let whole = json!({ "temperature": 0, "frequency_penalty": 0.5 });
+    for (graphs, how, recorded) in
+        [(true, &greedy, 1), (true, &drawn, 1), (true, &whole, 0), (false, &greedy, 0), (false, &drawn, 0)]
+    {
+        // Twenty steps of one token, and twenty of whole prompts.
+        let of_tokens = [written(graphs, (2, 5), how).await, written(graphs, (2, 15), how).await];
+        let of_prompts = [written(graphs, (3, 1), how).await, written(graphs, (23, 1), how).await];
+        for ([few, many], launches) in [(&of_tokens, recorded), (&of_prompts, 0)] {
+            for (call, each) in [
+                ("cuMemcpyHtoDAsync_v2", 1),
+                ("cuMemcpyDtoHAsync_v2", 1),
+                ("cuStreamSynchronize", 1),
+                ("cuGraphLaunch", launches),
+                ("pageable_copies", 0),
+                ("cuMemsetD8Async", 0),
+                ("cuCtxSynchronize", 0),
+                ("allocations", 0),
+                ("frees", 0),
+            ] {
+                let found = more(call, (few, many));
+                assert_eq!(found, 20 * each, "{how}, {graphs}: {call} {:#} {:#}", few["calls"], many["calls"]);
+            }
+            let kernels = more("cuLaunchKernel", (few, many)) + more("cublasLtMatmul", (few, many));
+            assert!(if launches == 1 { kernels == 0 } else { kernels > 20 * 10 }, "{how}, {graphs}: {kernels}");
+        }
+    }
+}
+
+/// Greedily or drawn, after prompts of any length and side by side: as without recorded steps. Those that are side by side have fewer
+/// rows in any step than cublasLt is asked for, since what it sums depends on which prompts happen to come together.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_the_same_with_recorded_steps_and_without_alone_and_side_by_side() {
+    let of = |number: usize, prompt: String| {
+        let mut order = order("tiny", &prompt, 30);
+        if number % 2 == 1 {
+            order["temperature"] = json!(0.7);
+            order["seed"] = json!(number);
+        }
+        order
+    };
+    let short = |number: usize| of(number, format!("{number} it"));
+    let mut all = Vec::new();
+    for graphs in [true, false] {
+        let site = Site::new().config(&format!("[device]\ngraphs = {graphs}\n"));
+        site.add_writer("tiny");
+        let (site, report) = on_fake_gpu(site);
+        let server = site.start().await;
+        let mut texts = Vec::new();
+        for number in 0..5 {
+            let prompt = format!("Text {number}: {}", "it ".repeat(number * 9));
+            texts.push(streamed(&server, of(number, prompt), || ()).await);
+        }
+        let mut alone = Vec::new();
+        for number in 0..4 {
+            alone.push(streamed(&server, short(number), || ()).await);
+        }
+        assert_eq!(join_all((0..4).map(|number| streamed(&server, short(number), || ()))).await, alone);
+        all.push([texts, alone].concat());
+        let report = nothing_is_left(server, &report).await;
+        let launched = report["calls"]["cuGraphLaunch"].as_u64().unwrap_or(0);
+        assert!(if graphs { launched > 9 * 29 } else { launched == 0 }, "{launched}");
+    }
+    assert_eq!(all[0], all[1]);
+    assert!(all[0].iter().all(|text| text.done && !text.text.is_empty() && text.error.is_none()));
+}
+
 /// What is being written when another version takes over ends where it began, and neither leaves anything behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_writes_is_changed_in_mid_sentence() {
@@ -268,5 +352,6 @@ async fn a_model_that_writes_is_changed_in_mid_sentence() {
             assert_eq!(text.text, alone(&server, &format!("tiny@{version}"), prompt, 40).await, "{version}, {prompt}");
         }
     }
-    nothing_is_left(server, &report).await;
+    let report = nothing_is_left(server, &report).await;
+    assert!(report["calls"]["cuGraphLaunch"].as_u64().unwrap() > 100, "{report:#}");
 }

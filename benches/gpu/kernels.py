@@ -40,6 +40,7 @@ DECODERS["heads of 256"] = (2048, 8, 4, 256, 5632)
 STEPS = ((1, 1000, 1), (8, 1000, 1), (64, 1000, 1), (1, 32000, 1), (1, 0, 1024), (1, 8192, 512))
 FORMATS = ("bf16", "f16", "f32")
 SEQUENCE = 128  # tokens, for what has sequences; long ones besides
+RECORDED_BLOCKS = 1056  # of attention in a step that was recorded (`src/ops/cuda/step.rs`)
 BLOCK = 1 << 22  # random values that larger arrays repeat
 L2_CACHE_SIZE = 38  # CUdevice_attribute
 # What a launch of a large size moves, over what the cache holds: what of it is still there from the launch before is little.
@@ -367,14 +368,18 @@ def paged(bench, dtype, model, step):
     described, table = (bench.array("u32", *np.shape(values), values=values) for values in (described, table))
     group = heads // kv_heads
     for name, rows_, split in decoder.kernels_for(dtype, of_head, tokens * group):
-        listed, parts = decoder.items_of(runs, (group, rows_), split)
+        listed, number, parts = decoder.items_of(runs, (group, rows_), split)
         memory = bench.array("f32", max(parts, 1) * kv_heads * rows_, of_head + 4)
         finished = bench.array("u32", max(parts, 1) * kv_heads, values=np.zeros(max(parts, 1) * kv_heads))
         items = bench.array("u32", *listed.shape, values=listed)
         block, shared = decoder.paged_launch(name, of_head)
         arguments = (group, of_head, decoder.NO_WINDOW, of_head**-0.5, rows_, memory, finished, out)
-        grid = (len(listed), kv_heads)
-        bench.time(name, what, grid, block, q, cache, described, table, items, *arguments, shared=shared, count=count, size=model)
+        # A block for each item; and, for a token of each, as many as a recorded step has whatever there is to do.
+        recorded = [ceil(RECORDED_BLOCKS, kv_heads)] if tokens == 1 else []
+        for blocks in dict.fromkeys([number, *recorded]):
+            said = what if blocks == number else f"{what}, {blocks} blocks each"
+            grid = (blocks, kv_heads)
+            bench.time(name, said, grid, block, q, cache, described, table, items, *arguments, shared=shared, count=count, size=model)
     bench.forget()
 
 
@@ -383,7 +388,7 @@ def likeliest(bench, rows_, size=None):
     blocks = max(min(ceil(vocabulary, 8192), ceil(1024, rows_)), 1)
     logits, parts = bench.array("f32", rows_, vocabulary), bench.array("f32", rows_ * blocks, 4)
     finished, out = bench.array("u32", rows_, values=np.zeros(rows_)), bench.array("u32", rows_, 4)
-    arguments, count = (logits, vocabulary, parts, finished, out), counts.likeliest(rows_, vocabulary)
+    arguments, count = (logits, vocabulary, parts, finished, out, None), counts.likeliest(rows_, vocabulary)
     what = f"{rows_} x {vocabulary}"
     bench.time("likeliest_f32", what, (blocks, rows_), 256, *arguments, count=count, size=size or "llama-8b")
     # Of each row a token or two: counts go on from launch to launch, and nothing is written beyond the room.

@@ -16,13 +16,12 @@ use super::meters::Meters;
 use super::resident::guarded;
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
-use crate::model::{Decoder, KvCache, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+use crate::model::{
+    Decoder, KvCache, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
+};
 use crate::process::{Choice, Sampler, SamplingOptions};
 use crate::schedule::decode::{self, DecodeLimits, DecodeScheduler, Effect, Finish, Plan, Prompted, Run, Sampled};
 use crate::schedule::{BatchLimits, Nanos};
-
-/// Sequences that are written at once where nothing else is said.
-const SEQUENCES: usize = 64;
 
 /// A prompt that is to be continued.
 #[derive(Debug, Clone)]

@@ -43,7 +43,7 @@ impl Decoder for Counting {
         0
     }
 
-    fn warm(&mut self, _: &Progress) -> Warmth {
+    fn warm(&mut self, _: &mut KvCache, _: (bool, &Progress)) -> Warmth {
         Warmth::default()
     }
 

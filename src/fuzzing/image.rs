@@ -85,6 +85,7 @@ impl Steps {
             labels: vec!["a".into(), "b".into()],
             f32_matmul: F32Matmul::F32,
             cache_tokens: None,
+            sequences: None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::pass::failed;
 use super::recordings::Warmth;
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
-use crate::ops::{Device, Tensor, likeliest, likely};
+use crate::ops::{Ask, Device, Tensor, Told, tell};
 pub use crate::ops::{Likeliest, Likely};
 use crate::weights::Progress;
 
@@ -20,6 +20,9 @@ pub const TOKENS_PER_STEP: usize = 2048;
 
 /// Rows of logits that one step gives: a vocabulary is wide, and so many rows of it are some hundred megabytes.
 pub const ROWS_PER_STEP: usize = 256;
+
+/// Sequences that are written at once where nothing else is said.
+pub const SEQUENCES: usize = 64;
 
 /// A model that is run step by step.
 pub trait Decoder: Send {
@@ -39,9 +42,10 @@ pub trait Decoder: Send {
     /// room for.
     fn blocks_to_score(&self) -> usize;
 
-    /// Makes ready what first steps would wait for, until it is cancelled. Called before the first step, by whoever loads: what
-    /// its cache holds may be overwritten. A model steps without it, and as well after it failed.
-    fn warm(&mut self, progress: &Progress) -> Warmth;
+    /// Makes ready what first steps over its cache would wait for and, where `records` says so and the device can, records steps of one
+    /// token for each sequence; until it is cancelled. Called before the first step, by whoever loads: what the cache holds may be
+    /// overwritten. A model steps without it, and as well after it failed.
+    fn warm(&mut self, kv: &mut KvCache, how: (bool, &Progress)) -> Warmth;
 
     /// Runs the tokens of every sequence at once: their keys and values go into the cache, and what is wanted of their rows
     /// comes back, in the order of the sequences and of their tokens.
@@ -72,6 +76,19 @@ impl StepInput {
     /// Rows of logits that are wanted, whole or not.
     pub fn rows(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.wants.rows(sequence.tokens.len())).sum()
+    }
+
+    /// What is wanted of each of those.
+    fn wants(&self) -> impl Iterator<Item = Wants> {
+        self.sequences.iter().flat_map(|sequence| {
+            let rows = sequence.wants.rows(sequence.tokens.len());
+            std::iter::repeat_n(sequence.wants, rows)
+        })
+    }
+
+    /// What is asked of each of those.
+    pub(super) fn asks(&self) -> Vec<Ask> {
+        self.wants().map(Wants::ask).collect()
     }
 }
 
@@ -113,10 +130,12 @@ impl Wants {
         }
     }
 
-    fn temperature(self) -> Option<f32> {
+    /// What is asked of each of these rows.
+    fn ask(self) -> Ask {
         match self {
-            Wants::Likely { temperature } => Some(temperature),
-            Wants::Nothing | Wants::Last | Wants::Likeliest | Wants::Every => None,
+            Wants::Likeliest => Ask::Likeliest,
+            Wants::Likely { temperature } => Ask::Likely { temperature },
+            Wants::Nothing | Wants::Last | Wants::Every => Ask::Nothing,
         }
     }
 
@@ -150,27 +169,19 @@ impl Logits {
         }
     }
 
-    /// Of `rows`, `[rows that the step wants, vocabulary]`: no more than is wanted of each comes from where they lie.
+    /// Of `rows`, `[rows that the step wants, vocabulary]`, in the process's memory.
     pub fn of(rows: &Tensor, step: &StepInput) -> Result<Self> {
-        let (count, vocabulary) = rows.dims2().map_err(failed)?;
+        let (count, _) = rows.dims2().map_err(failed)?;
         if count != step.rows() {
             return Err(Error::internal(format!("{count} rows where {} are wanted", step.rows())));
         }
-        let wants = step.sequences.iter().flat_map(|sequence| {
-            let rows = sequence.wants.rows(sequence.tokens.len());
-            std::iter::repeat_n(sequence.wants, rows)
-        });
-        let wants: Vec<Wants> = wants.collect();
-        let greedy: Vec<bool> = wants.iter().map(|wants| *wants == Wants::Likeliest).collect();
-        let likeliest = match greedy.contains(&true) {
-            true => likeliest(rows, &greedy).map_err(failed)?,
-            false => Vec::new(),
-        };
-        let drawn: Vec<Option<f32>> = wants.iter().map(|wants| wants.temperature()).collect();
-        let likely = match drawn.iter().any(Option::is_some) {
-            true => likely(rows, &drawn).map_err(failed)?,
-            false => Vec::new(),
-        };
+        Self::with(rows, step, tell(rows, &step.asks()).map_err(failed)?)
+    }
+
+    /// Of as many rows, wherever they lie, and what was told of them: no more than is wanted of others comes from there.
+    pub(super) fn with(rows: &Tensor, step: &StepInput, Told { likeliest, likely }: Told) -> Result<Self> {
+        let (_, vocabulary) = rows.dims2().map_err(failed)?;
+        let wants: Vec<Wants> = step.wants().collect();
         let (mut values, mut next) = (Vec::new(), 0);
         for stretch in wants.chunk_by(|a, b| a.is_whole() == b.is_whole()) {
             if stretch[0].is_whole() {
@@ -181,6 +192,11 @@ impl Logits {
             next += stretch.len();
         }
         Ok(Logits { likeliest, likely, ..Logits::new(values, vocabulary)? })
+    }
+
+    /// Of what was told of rows, none of which is wanted whole.
+    pub(super) fn told(Told { likeliest, likely }: Told, vocabulary: usize) -> Result<Self> {
+        Ok(Logits { likeliest, likely, ..Logits::new(Vec::new(), vocabulary)? })
     }
 
     /// How many rows, whole or not.

@@ -12,13 +12,14 @@ use super::checkpoint::Checkpoint;
 use super::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
 use super::layers::{Linear, Part, SideBySide};
 use super::pass::failed;
+use super::recorded_steps::RecordedSteps;
 use super::recordings::Warmth;
 use super::{Family, KvCache, KvSpec, Model};
 use crate::device::give_way;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Device, Form, Keeping, Matrix, RmsNorm, Run, Runs, Segments, Tensor, gated, paged_attention,
-    place_heads, rms_norm, take_rows,
+    Activation, Ask, Device, Form, Given, Keeping, Matrix, RmsNorm, Run, Runs, Segments, StepForm, Tensor, Told, gated,
+    paged_attention, place_heads, rms_norm,
 };
 use crate::repository::Spec;
 use crate::weights::{Footprint, Index, Progress, Weights, check};
@@ -88,6 +89,9 @@ struct Llama {
     blocks: Vec<Block>,
     norm: RmsNorm,
     head: Linear,
+    /// How many sequences are written at once, where that is said.
+    sequences: Option<usize>,
+    recorded: RecordedSteps,
 }
 
 impl Llama {
@@ -104,7 +108,8 @@ impl Llama {
             }
         };
         let (device, keeping) = (device.clone(), checkpoint.keeping());
-        Ok(Llama { config, device, keeping, embedding, blocks, norm, head })
+        let (sequences, recorded) = (spec.sequences, RecordedSteps::default());
+        Ok(Llama { config, device, keeping, embedding, blocks, norm, head, sequences, recorded })
     }
 
     fn check(&self, step: &StepInput, kv: &KvCache) -> Result<()> {
@@ -159,31 +164,61 @@ impl Llama {
         Ok(())
     }
 
-    /// `[rows that are wanted, vocabulary]`; nothing where none is.
-    fn rows(&self, step: &StepInput, kv: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
+    /// What steps have in common.
+    fn form(&self) -> StepForm<'_> {
+        let Config { rope, heads, kv_heads, windows, context, .. } = &self.config;
+        StepForm { rotary: &rope.rotary, heads: (heads / kv_heads, windows), context: *context }
+    }
+
+    /// A step's rows, and what is wanted of them.
+    fn runs<'a>(&self, step: &'a StepInput, kv: &KvCache) -> candle_core::Result<Runs<'a>> {
         let runs = step.sequences.iter().map(|sequence| Run {
             tokens: sequence.tokens.len(),
             from: sequence.from,
             blocks: &sequence.blocks,
         });
-        let Config { rope, heads, kv_heads, windows, activation, .. } = &self.config;
-        let runs = Runs::new(runs.collect(), kv, &rope.rotary)?;
-        let runs = runs.on(kv, &rope.rotary, (heads / kv_heads, windows))?;
-        let ids: Vec<u32> = step.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
-        let mut x = self.embedding.rows_on(&ids, &self.device)?;
-        let wanted = wanted_rows(step);
+        let ids = step.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
+        let given = Given { ids, wanted: wanted_rows(step), asks: step.asks() };
+        Runs::new(runs.collect(), kv, &self.config.rope.rotary)?.with(given)
+    }
+
+    /// `[rows that are wanted, vocabulary]`; nothing where none is.
+    fn rows(&self, runs: &Runs<'_>, kv: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
+        let mut x = runs.embed(&self.embedding)?;
         let last = self.blocks.len() - 1;
         for (number, block) in self.blocks.iter().enumerate() {
-            let context = block.attend(&x, &runs, (kv, number))?;
+            let context = block.attend(&x, runs, (kv, number))?;
             // Nobody asks for the others' last states: only their keys and values had to be made.
-            let (kept, context) = match number == last && wanted.len() < runs.total() {
-                true if wanted.is_empty() => return Ok(None),
-                true => (take_rows(&x, &wanted)?, take_rows(&context, &wanted)?),
+            let (kept, context) = match number == last && runs.wanted() < runs.total() {
+                true if runs.wanted() == 0 => return Ok(None),
+                true => (runs.take_wanted(&x)?, runs.take_wanted(&context)?),
                 false => (x, context),
             };
-            x = block.feed_forward(kept, context, *activation)?;
+            x = block.feed_forward(kept, context, self.config.activation)?;
         }
         self.head.forward_in_f32(&rms_norm(&x, &self.norm)?).map(Some)
+    }
+
+    /// Records steps of one token for each sequence, of as many sizes as are needed.
+    fn record(&self, kv: &mut KvCache, progress: &Progress) -> (RecordedSteps, candle_core::Result<()>) {
+        let recorder = match self.device.looking_up() {
+            Ok(Some(recorder)) => recorder,
+            Ok(None) => return (RecordedSteps::default(), Ok(())),
+            Err(error) => return (RecordedSteps::default(), Err(error)),
+        };
+        RecordedSteps::make(self.sequences, progress, |rows| {
+            recorder.record_step(rows, (&self.form(), &mut *kv), |runs, kv| match self.rows(runs, kv)? {
+                Some(rows) => Ok(rows),
+                None => candle_core::bail!("a step that wants every row, and gives none"),
+            })
+        })
+    }
+
+    /// What a recorded step tells, where there is one for these rows.
+    fn run_recorded(&self, runs: &Runs<'_>, kv: &KvCache) -> Option<Told> {
+        let asks = &runs.given().asks;
+        let is_short = runs.total() == asks.len() && !asks.contains(&Ask::Nothing);
+        is_short.then(|| self.recorded.run(asks.len(), |step| step.run(runs, (&self.form(), kv))))?
     }
 }
 
@@ -215,10 +250,16 @@ impl Decoder for Llama {
         self.config.blocks_to_score(self.keeping)
     }
 
-    fn warm(&mut self, progress: &Progress) -> Warmth {
+    fn warm(&mut self, kv: &mut KvCache, (records, progress): (bool, &Progress)) -> Warmth {
         let began = Instant::now();
-        let failed = self.look_up(progress).err().map(|error| error.to_string());
-        Warmth { recorded: 0, took: began.elapsed(), failed }
+        let looked_up = self.look_up(progress);
+        let (recorded, ended) = match looked_up.is_ok() && records {
+            true => self.record(kv, progress),
+            false => (RecordedSteps::default(), looked_up),
+        };
+        self.recorded = recorded;
+        let failed = ended.err().map(|error| error.to_string());
+        Warmth { recorded: self.recorded.count(), took: began.elapsed(), failed }
     }
 
     fn context(&self) -> usize {
@@ -231,13 +272,19 @@ impl Decoder for Llama {
 
     fn step(&mut self, step: &StepInput, kv: &mut KvCache) -> Result<Logits> {
         self.check(step, kv)?;
-        let rows = match step.sequences.is_empty() {
-            true => None,
-            false => self.rows(step, kv).map_err(failed)?,
-        };
-        match rows {
-            Some(rows) => Logits::of(&rows, step),
-            None => Logits::new(Vec::new(), self.config.vocabulary),
+        let nothing = || Logits::new(Vec::new(), self.config.vocabulary);
+        if step.sequences.is_empty() {
+            return nothing();
+        }
+        let runs = self.runs(step, kv).map_err(failed)?;
+        if let Some(told) = self.run_recorded(&runs, kv) {
+            return Logits::told(told, self.config.vocabulary);
+        }
+        let StepForm { rotary, heads, .. } = self.form();
+        let runs = runs.on(kv, rotary, heads).map_err(failed)?;
+        match self.rows(&runs, kv).map_err(failed)? {
+            Some(rows) => Logits::with(&rows, step, runs.tell(&rows).map_err(failed)?),
+            None => nothing(),
         }
     }
 }

@@ -13,6 +13,7 @@ mod layers;
 mod llama;
 mod packed;
 mod pass;
+mod recorded_steps;
 mod recordings;
 mod scoring;
 mod together;
@@ -21,7 +22,7 @@ mod vit;
 use std::ops::Range;
 
 pub use self::decoder::{
-    Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
+    Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
 };
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
@@ -91,8 +92,7 @@ impl Model {
         match self {
             Model::Text(model) => model.warm(records, progress),
             Model::Image(model) => model.warm(records, progress),
-            // Nothing of it is recorded.
-            Model::Decoder(model, _) => model.warm(progress),
+            Model::Decoder(model, cache) => model.warm(cache, (records, progress)),
         }
     }
 }

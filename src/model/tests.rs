@@ -20,6 +20,7 @@ fn spec(family: &str) -> Spec {
         labels: Vec::new(),
         f32_matmul: F32Matmul::F32,
         cache_tokens: None,
+        sequences: None,
     }
 }
 

@@ -22,17 +22,11 @@ pub struct Likeliest {
     pub sound: bool,
 }
 
-/// Of `logits`, `[rows, vocabulary]` in f32, those rows that are `wanted`, in their order.
+/// Of `logits`, `[rows, vocabulary]` in f32 and in the process's memory, those rows that are `wanted`, in their order.
 pub fn likeliest(logits: &Tensor, wanted: &[bool]) -> Result<Vec<Likeliest>> {
     let (count, vocabulary) = logits.dims2()?;
     if wanted.len() != count || vocabulary == 0 {
         bail!("{} rows are wanted or not, of {count} of {vocabulary}", wanted.len());
-    }
-    #[cfg(feature = "cuda")]
-    if let Tensor::Cuda(logits) = logits {
-        // Looking at all of them is less than picking some.
-        let all = super::cuda::likeliest(logits)?;
-        return Ok(all.into_iter().zip(wanted).filter_map(|(found, wanted)| wanted.then_some(found)).collect());
     }
     require_f32(logits, "logits")?;
     let reading = Reading::of(logits, "logits")?;

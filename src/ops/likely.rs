@@ -45,36 +45,36 @@ pub(super) struct Found {
     pub(super) tokens: Option<Vec<(u32, f32)>>,
 }
 
+impl Found {
+    /// With the row itself, by its number in `logits`.
+    pub(super) fn of_row(self, logits: &Tensor, (row, temperature): (usize, f32)) -> Result<Likely> {
+        let Found { likeliest, sum, tokens } = self;
+        let floor = likeliest.logit - asked(temperature).1;
+        Ok(Likely { likeliest, sum, floor, tokens, row: logits.narrow_rows(row, 1)? })
+    }
+}
+
 /// What is asked of a row: the inverse of its temperature, and how far below the likeliest tokens are told.
 pub(super) type Asked = (f32, f32);
 
-/// Of `logits`, `[rows, vocabulary]` in f32, those rows that are drawn from at a temperature above 0, in their order.
+pub(super) fn asked(temperature: f32) -> Asked {
+    (1.0 / temperature, REACH * temperature)
+}
+
+/// Of `logits`, `[rows, vocabulary]` in f32 and in the process's memory, those rows that are drawn from at a temperature above 0, in
+/// their order.
 pub fn likely(logits: &Tensor, temperatures: &[Option<f32>]) -> Result<Vec<Likely>> {
     let (count, vocabulary) = logits.dims2()?;
     if temperatures.len() != count || vocabulary == 0 {
         bail!("{} temperatures for {count} rows of {vocabulary}", temperatures.len());
     }
-    let asked: Vec<Option<Asked>> =
-        temperatures.iter().map(|of| of.map(|temperature| (1.0 / temperature, REACH * temperature))).collect();
-    let found = look(logits, &asked)?;
-    let rows = asked.iter().enumerate().filter_map(|(row, asked)| Some((row, (*asked)?)));
-    let told = rows.zip(found).map(|((row, (_, below)), Found { likeliest, sum, tokens })| {
-        let floor = likeliest.logit - below;
-        Ok(Likely { likeliest, sum, floor, tokens, row: logits.narrow_rows(row, 1)? })
-    });
-    told.collect()
-}
-
-fn look(logits: &Tensor, asked: &[Option<Asked>]) -> Result<Vec<Found>> {
-    #[cfg(feature = "cuda")]
-    if let Tensor::Cuda(logits) = logits {
-        return super::cuda::likely(logits, asked);
-    }
     require_f32(logits, "logits")?;
     let reading = Reading::of(logits, "logits")?;
     let rows = reading.rows()?;
-    let asked = asked.iter().enumerate().filter_map(|(row, asked)| Some((rows.row(row), (*asked)?)));
-    Ok(asked.map(|(row, asked)| found_of(row, asked)).collect())
+    let drawn = temperatures.iter().enumerate().filter_map(|(row, temperature)| Some((row, (*temperature)?)));
+    drawn
+        .map(|(row, temperature)| found_of(rows.row(row), asked(temperature)).of_row(logits, (row, temperature)))
+        .collect()
 }
 
 /// The reference of `likely_f32`.

@@ -33,6 +33,7 @@ mod take_rows;
 mod tensor;
 #[cfg(test)]
 mod testing;
+mod told;
 
 pub use activation::Activation;
 pub use attention::{attention, attention_of_rows, attention_scratch_bytes, self_attention};
@@ -44,13 +45,15 @@ pub use likeliest::{Likeliest, likeliest, likeliest_device_bytes};
 pub use likely::{Likely, likely};
 pub use linear::{Epilogue, linear, linear_in_f32, linear_side_by_side};
 pub use matmul::{Matrix, PANEL, WeightLayout};
-pub use paged::{KvCache, KvSpec, Run, Runs, paged_attention, paged_device_bytes, paged_scratch_bytes, place_heads};
+pub use paged::{
+    Given, KvCache, KvSpec, Run, Runs, paged_attention, paged_device_bytes, paged_scratch_bytes, place_heads,
+};
 pub use patches::{Grid, patches};
 pub use pool::{Reduce, l2_normalize, reduce};
 pub use quantized::QuantFormat;
-pub use recorded::{Form, Recorded, Recorder};
+pub use recorded::{Form, Recorded, RecordedStep, Recorder, StepForm};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rotary::Rotary;
 pub use segments::Segments;
-pub use take_rows::take_rows;
 pub use tensor::{Device, Keeping, Landed, Landing, Machine, Tensor};
+pub use told::{Ask, Told, tell};

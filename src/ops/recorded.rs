@@ -1,11 +1,11 @@
-//! Passes that a device records before they are needed, where it can: then each is one call for it, not one for every op.
+//! Passes and steps that a device records before they are needed, where it can: then each is one call for it, not one for every op.
 //!
 //! A pass whose sizes never change can be recorded, so batches are filled up to a few sizes ([`Segments::filled_up`]). What it was
 //! made of must live as long as its recording, and stay where it is. On a CPU there is nothing to record.
 
 use candle_core::{DType, Result, WithDType};
 
-use super::{Device, Segments, Tensor};
+use super::{Device, KvCache, Rotary, Runs, Segments, Tensor, Told};
 
 /// What passes have in common that one recording is for.
 #[derive(Debug)]
@@ -14,6 +14,16 @@ pub struct Form {
     /// Of what a pass begins with.
     pub shape: Vec<usize>,
     pub dtype: DType,
+}
+
+/// What all steps of a decoder have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct StepForm<'a> {
+    pub rotary: &'a Rotary,
+    /// Query heads for each head of the cache, and the window of every layer.
+    pub heads: (usize, &'a [Option<usize>]),
+    /// Tokens that a sequence has at most.
+    pub context: usize,
 }
 
 /// Makes recordings, while nothing else runs on its device's part.
@@ -28,6 +38,13 @@ pub enum Recorder {
 pub enum Recorded {
     #[cfg(feature = "cuda")]
     Cuda(super::cuda::Recorded),
+}
+
+/// A recorded step of one token for each of some sequences: of at most as many as it has rows.
+#[derive(Debug)]
+pub enum RecordedStep {
+    #[cfg(feature = "cuda")]
+    Cuda(super::cuda::RecordedStep),
 }
 
 impl Device {
@@ -69,6 +86,55 @@ impl Recorder {
         match *self {
             #[cfg(feature = "cuda")]
             Recorder::Cuda(ref recorder) => recorder.record(form, pass).map(Recorded::Cuda),
+        }
+    }
+}
+
+impl Recorder {
+    /// Records a step of so many rows over a model's cache, which `step` queues without waiting for any of it: it gives logits of all
+    /// rows. Nothing where such steps cannot be recorded. Of what the cache has in its slab nothing is used beside it.
+    pub fn record_step(
+        &self,
+        rows: usize,
+        (form, cache): (&StepForm<'_>, &mut KvCache),
+        step: impl FnOnce(&Runs<'_>, &mut KvCache) -> Result<Tensor>,
+    ) -> Result<Option<RecordedStep>> {
+        let _ = (rows, form, &cache, &step);
+        match *self {
+            #[cfg(feature = "cuda")]
+            Recorder::Cuda(ref recorder) => {
+                let held = held(form, cache)?;
+                let pass = |planned| {
+                    let runs = Runs::recorded(rows, planned, form.rotary);
+                    let logits = step(&runs, cache)?;
+                    let planned = runs.into_planned();
+                    planned
+                        .map(|planned| (planned, logits))
+                        .ok_or_else(|| candle_core::Error::msg("a step without tables"))
+                };
+                Ok(recorder.record_step(rows, held, pass)?.map(RecordedStep::Cuda))
+            }
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn held<'a>(form: &'a StepForm<'a>, cache: &KvCache) -> Result<super::cuda::Held<'a>> {
+    let Some(there) = cache.on_gpu() else { candle_core::bail!("a cache in the process's memory") };
+    Ok(super::cuda::Held { cache: (there.address(), cache.blocks()), spec: *cache.spec(), form })
+}
+
+impl RecordedStep {
+    /// Runs it for these rows: what was asked of their logits. Nothing where it is not for such a step, or memory that it needs is
+    /// somebody's.
+    pub fn run(&self, runs: &Runs<'_>, (form, cache): (&StepForm<'_>, &KvCache)) -> Result<Option<Told>> {
+        let _ = (runs, form, cache);
+        match *self {
+            #[cfg(feature = "cuda")]
+            RecordedStep::Cuda(ref recorded) => {
+                let Some((found, logits)) = recorded.run(runs.of_step(), held(form, cache)?)? else { return Ok(None) };
+                super::told::put_together(&Tensor::Cuda(logits), &runs.given().asks, found).map(Some)
+            }
         }
     }
 }

@@ -5,17 +5,8 @@ use candle_core::{Result, bail};
 use super::cpu::{Reading, require_f32};
 use super::tensor::{Device, Tensor};
 
-/// These rows of `x`, `[rows, width]`, in this order.
-pub fn take_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if let Tensor::Cuda(x) = x {
-        let count = x.dims().first().copied().unwrap_or(0);
-        let number = |row: &usize| u32::try_from(*row).ok().filter(|_| *row < count);
-        let Some(numbers) = rows.iter().map(number).collect::<Option<Vec<u32>>>() else {
-            bail!("rows {rows:?} of {count}");
-        };
-        return super::cuda::take_rows(x, &numbers).map(Tensor::Cuda);
-    }
+/// These rows of `x`, `[rows, width]`, in this order: on a CPU, the reference of `take_rows_T`.
+pub(super) fn take_rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     require_f32(x, "rows to take from")?;
     let reading = Reading::of(x, "rows to take from")?;
     let from = reading.rows()?;

@@ -54,6 +54,7 @@ pub(super) fn spec(name: &str) -> Spec {
         labels: labels.into_iter().map(|(_, label)| label).collect(),
         f32_matmul: F32Matmul::F32,
         cache_tokens: None,
+        sequences: None,
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Spec {
     pub f32_matmul: F32Matmul,
     /// `[generate] cache_tokens` of `model.toml`.
     pub cache_tokens: Option<usize>,
+    /// `[batch] max_items` of `model.toml`: of a model that writes, the sequences that it writes at once.
+    pub sequences: Option<usize>,
 }
 
 impl Spec {
@@ -97,6 +99,7 @@ impl Spec {
             labels,
             f32_matmul: config.gpu.f32_matmul,
             cache_tokens: config.generate.cache_tokens,
+            sequences: config.batch.max_items,
             config: Value::Object(object),
         })
     }

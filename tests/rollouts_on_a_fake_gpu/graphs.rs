@@ -1,11 +1,13 @@
-//! Passes that a load records: who records them, what becomes of them, and what happens where none can be.
+//! Passes and steps that a load records: who records them, what becomes of them, and what happens where none can be.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::common::fake_gpu::{nothing_is_left, on_fake_gpu};
-use super::common::{Server, inputs};
+use super::common::streams::alone;
+use super::common::{Server, Site, inputs};
 use super::{embedding, texts};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 const AT_ONCE: fn() -> Value = || json!({ "observe": "0s", "wait": "settled" });
@@ -43,6 +45,63 @@ async fn answers_are_the_same_with_graphs_and_without_and_the_record_says_what_w
         }
     }
     assert_eq!(answers[0], answers[1]);
+}
+
+/// As many tokens as fill some blocks of the cache, of a few texts side by side.
+async fn some_texts(server: &Server) -> Vec<String> {
+    let prompts: Vec<String> = (0..3).map(|number| format!("Text {number}: {}", "it ".repeat(10 * number))).collect();
+    join_all(prompts.iter().map(|prompt| alone(server, "tiny", prompt, 24))).await
+}
+
+fn writers(config: &str) -> (Site, std::path::PathBuf) {
+    let site = Site::new().config(config);
+    site.add_writer("tiny");
+    on_fake_gpu(site)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writers_steps_are_recorded_for_each_number_of_rows_and_the_record_says_so() {
+    let mut texts = Vec::new();
+    for graphs in [true, false] {
+        let (site, report) = writers(&format!("[device]\ngraphs = {graphs}\n"));
+        let server = site.start().await;
+        let mut got = some_texts(&server).await;
+        let promoted = server.promote("tiny@b", AT_ONCE()).await.expect(200);
+        got.extend(some_texts(&server).await);
+        texts.push(got);
+        let figures = &promoted.body["figures"];
+        let report = nothing_is_left(server, &report).await;
+        let (made, gone) = (count(&report, "cuGraphInstantiateWithFlags"), count(&report, "cuGraphExecDestroy"));
+        assert_eq!(made, gone);
+        if graphs {
+            // 1, 2, 4 and so on up to 64, for each of two versions.
+            assert_eq!((figures["graphs"].as_u64(), made), (Some(7), 14), "{figures:#}");
+            assert!(count(&report, "cuGraphLaunch") > 40, "{report:#}");
+        } else {
+            assert_eq!((made, &figures["graphs"]), (0, &Value::Null));
+        }
+    }
+    assert_eq!(texts[0], texts[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writers_steps_that_cannot_be_recorded_run_op_by_op() {
+    let (site, _) = writers("[device]\ngraphs = false\n");
+    let want = some_texts(&site.start().await).await;
+    for (fails, says) in [
+        ("cuStreamBeginCapture_v2:801:1+", "could not all be made ready"),
+        ("cuGraphInstantiateWithFlags:2:3+", "could not all be made ready"),
+        ("cuGraphUpload:2:2", "could not all be made ready"),
+        ("cuGraphLaunch:2:1+", "a recorded step fails"),
+        ("cuGraphLaunch:2:9", "a recorded step fails"),
+    ] {
+        let (site, report) = writers("");
+        let server = site.variable("FAKE_GPU_FAIL", fails).start().await;
+        assert_eq!(some_texts(&server).await, want, "{fails}");
+        assert!(server.log().contains(says), "{fails}: {}", server.log());
+        let report = nothing_is_left(server, &report).await;
+        assert_eq!(count(&report, "cuGraphInstantiateWithFlags") > 0, !fails.contains("Begin"), "{fails}: {report:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

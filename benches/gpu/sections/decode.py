@@ -1,5 +1,6 @@
-"""A model of Llama 8B's shape in bf16 that writes: tokens a second of one text and of 64 at once, against what reading the weights takes
-and against transformers with a static cache, compiled; and the time to the first token after a prompt of 1,000, against its products.
+"""A model of Llama 8B's shape in bf16 that writes: tokens a second of one text and of 64 at once, with CUDA graphs and without,
+against what reading the weights takes and against transformers with a static cache, compiled; and the time to the first token
+after a prompt of 1,000, against its products.
 
 Clients are those of `cutover bench chat`: whole answers, streamed, prompts included. transformers comes last and is told what it
 can; where it does not compile, that is said. Packages: numpy, torch, transformers.
@@ -20,19 +21,21 @@ from told import Section
 PROMPT = 1000
 FIRSTS = 20
 CLIENTS = 64
+WITHOUT_GRAPHS = "[device]\ngraphs = false\n"
 
 
-def answers(server, section, clients):
+def answers(server, section, clients, how=""):
     """Tokens a second of so many clients that each read one answer after another."""
     pace = section.of(("--duration", "15s", "--warmup", "3s"), ("--duration", "1s", "--warmup", "0s"))
     told = server.bench(
         "chat", "--model", "llama", "--clients", clients, "--max-tokens", section.of(512, 8), "--ignore-eos",
         "--prompt-words", 20, *pace,
     )  # fmt: skip
-    section.same(f"{clients} at once: answers that failed", sum(told["answers"]["failures"].values()), 0)
-    section.figure(f"{clients} at once: from token to token, in the middle", told["between_tokens"]["steady"]["p50_ms"], "ms")
-    section.figure(f"{clients} at once: from token to token, p99", told["between_tokens"]["steady"]["p99_ms"], "ms")
-    section.figure(f"{clients} at once", told["tokens_per_second"], "tokens/s")
+    what = f"{clients} at once{how}"
+    section.same(f"{what}: answers that failed", sum(told["answers"]["failures"].values()), 0)
+    section.figure(f"{what}: from token to token, in the middle", told["between_tokens"]["steady"]["p50_ms"], "ms")
+    section.figure(f"{what}: from token to token, p99", told["between_tokens"]["steady"]["p99_ms"], "ms")
+    section.figure(what, told["tokens_per_second"], "tokens/s")
     return told["tokens_per_second"]
 
 
@@ -73,7 +76,16 @@ def ours(section, size, bandwidth, peak):
             least = writers.operations(size, count) / peak * 1e3
             section.figure(f"what the products of {count} would allow", least, "ms")
             section.timing(f"the first token after {count}, of that", middle / least, 1.3, "times")
+    without_graphs(section, models, (one, many))
     return one, many
+
+
+def without_graphs(section, models, rates):
+    """What it is worth that steps of one token for each text are recorded: the same, kernel by kernel."""
+    with Server(section, models, WITHOUT_GRAPHS) as server:
+        for count, rate in zip((1, section.of(CLIENTS, 4)), rates):
+            slower = answers(server, section, count, ", without graphs")
+            section.figure(f"{count} at once: with graphs over without", rate / slower, "times")
 
 
 def against(section, rates):

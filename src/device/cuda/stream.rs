@@ -68,14 +68,9 @@ impl Stream {
 
     /// Queues zeros for all of a buffer that is used on this stream only.
     pub fn clear(&self, buffer: &Buffer) -> Result<()> {
-        self.clear_part(buffer, (0, buffer.bytes()))
-    }
-
-    /// The same for so many bytes of it, from `at` on.
-    pub fn clear_part(&self, buffer: &Buffer, (at, bytes): (usize, usize)) -> Result<()> {
-        let (raw, from) = (self.bound()?, buffer.part(at, bytes)?);
+        let (raw, bytes) = (self.bound()?, buffer.bytes());
         // SAFETY: the buffer has these bytes, and lives until the stream has come past this: it is freed in order.
-        let answer = unsafe { result::memset_d8_async(from, 0, bytes, raw) };
+        let answer = unsafe { result::memset_d8_async(buffer.address(), 0, bytes, raw) };
         self.cuda.check("cuMemsetD8Async", answer)
     }
 

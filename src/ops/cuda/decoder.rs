@@ -5,31 +5,41 @@ use candle_core::{DType, Result, bail};
 use super::kernels::{Arguments, Kernel, Shape};
 use super::linear::kind;
 use super::paged::{Cache, Planned};
-use super::{Place, Tensor, failed};
-use crate::ops::{Activation, KvSpec, RmsNorm};
+use super::quantized::Quantized;
+use super::{Tensor, failed};
+use crate::ops::{Activation, KvSpec, Matrix, RmsNorm};
 
-/// Rows of a table that is a weight, by numbers that were held against it.
-pub(in crate::ops) fn embed_rows(table: &Tensor, numbers: &[u32], place: &Place) -> Result<Tensor> {
-    let (_, width) = table.matrix("a table", table.dtype())?;
-    let numbers = place.upload(numbers, &[numbers.len()])?;
-    let out = numbers.beside(&[numbers.count(), width], table.dtype())?;
-    gather((table, width), &numbers, &out)?;
-    Ok(out)
+impl Planned {
+    /// A table's row for each of the step's tokens, which were held against it: `[rows, width]`.
+    pub(in crate::ops) fn embed(&self, table: &Matrix) -> Result<Tensor> {
+        let (rows, ids) = (self.step.rows, self.at(self.step.ids));
+        if let Some(quantized) = Quantized::of(table)? {
+            return quantized.take_rows((ids, rows), self.dtype, &self.turns);
+        }
+        let table = table.stored().on_gpu("a table")?;
+        let (_, width) = table.matrix("a table", table.dtype())?;
+        let out = self.turns.beside(&[rows, width], table.dtype())?;
+        gather((table, width), (ids, rows), &out)?;
+        Ok(out)
+    }
+
+    /// The rows of `x` of which logits are wanted, so many.
+    pub(in crate::ops) fn take_wanted(&self, x: &Tensor, wanted: usize) -> Result<Tensor> {
+        let (rows, width) = x.matrix("rows to take from", x.dtype())?;
+        if rows != self.step.rows {
+            bail!("{rows} rows of a step of {}", self.step.rows);
+        }
+        let out = x.beside(&[wanted, width], x.dtype())?;
+        gather((x, width), (self.at(self.step.wanted), wanted), &out)?;
+        Ok(out)
+    }
 }
 
-/// Rows of an activation, by numbers that were held against it.
-pub(in crate::ops) fn take_rows(x: &Tensor, numbers: &[u32]) -> Result<Tensor> {
-    let (_, width) = x.matrix("rows to take from", x.dtype())?;
-    let numbers = x.upload_beside(numbers, &[numbers.len()])?;
-    let out = x.beside(&[numbers.count(), width], x.dtype())?;
-    gather((x, width), &numbers, &out)?;
-    Ok(out)
-}
-
-fn gather((table, width): (&Tensor, usize), numbers: &Tensor, out: &Tensor) -> Result<()> {
-    let arguments = Arguments::new(table).address(numbers.address()).size(width).address(out.address());
+/// `numbers`: where so many are.
+fn gather((table, width): (&Tensor, usize), (numbers, count): (u64, usize), out: &Tensor) -> Result<()> {
+    let arguments = Arguments::new(table).address(numbers).size(width).address(out.address());
     // `take_rows_T(const T*, const unsigned*, int, T*)`
-    run(out, (Kernel::TakeRows, table.dtype()), Shape::block_each(numbers.count()), arguments)
+    run(out, (Kernel::TakeRows, table.dtype()), Shape::block_each(count), arguments)
 }
 
 pub(in crate::ops) fn rms_norm(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
@@ -112,7 +122,7 @@ pub(in crate::ops) fn place_heads(
     let arguments = arguments.address(q_weight).address(k_weight).float(eps as f32).address(planned.turns.address());
     let arguments = arguments.address(planned.at(planned.step.places)).address(cache.layer(layer));
     // `place_heads_T(const T*, int, int, int, int, int, const T*, const T*, float, const float*, const unsigned*, T*, T*)`;
-    // places are of blocks that the cache has.
+    // places are of blocks that the cache has, or nowhere.
     let shape = Shape::halves(rows * (width + 2 * of_keys), dtype);
     run(q, (Kernel::PlaceHeads, dtype), shape, arguments.address(out.address()))?;
     Ok(out)
@@ -139,12 +149,13 @@ pub(in crate::ops) fn paged_attention(
     let window = window.map_or(i32::MAX as usize, |window| window.clamp(1, i32::MAX as usize));
     for launch in launches {
         let arguments = Arguments::new(q).address(cache.layer(layer)).address(planned.at(step.runs));
-        let arguments = arguments.address(planned.at(step.blocks)).address(planned.at(launch.items));
+        let arguments = arguments.address(planned.at(0)).address(planned.at(launch.items));
         let arguments = arguments.size(group).size(d).size(window).float(1.0 / (d as f32).sqrt()).size(launch.kept);
-        let arguments = arguments.address(planned.parts.address()).address(planned.at(step.finished));
+        let arguments = arguments.address(planned.parts.address()).address(planned.at(0));
         // `paged_W_T(const T*, const T*, const unsigned*, const unsigned*, const unsigned*, int, int, int, float, int, float*,
-        // unsigned*, T*)`; tables are of blocks that the cache has, and of as many rows and parts as were planned.
-        let shape = Shape::paged(launch.kernel, launch.count, spec.heads, d);
+        // unsigned*, T*)`; tables are of blocks that the cache has, and of as many rows and parts as were planned. Where blocks and
+        // counts begin is said from the table's beginning on.
+        let shape = Shape::paged(launch.kernel, launch.blocks, spec.heads, d);
         run(q, (launch.kernel, dtype), shape, arguments.address(out.address()))?;
     }
     Ok(out)

@@ -366,10 +366,10 @@ impl Shape {
         Shape { grid: (count.div_ceil(of_block).min(MOST) as u32, 1, 1), block: 128, shared: 0 }
     }
 
-    /// For attention to a cache: so many items for each head of the cache.
-    pub(super) fn paged(kernel: Kernel, items: usize, kv_heads: usize, width: usize) -> Shape {
+    /// For attention to a cache: so many blocks for each head of the cache.
+    pub(super) fn paged(kernel: Kernel, blocks: usize, kv_heads: usize, width: usize) -> Shape {
         let (block, shared) = paged_block(kernel, width);
-        Shape { grid: (items as u32, kv_heads as u32, 1), block, shared }
+        Shape { grid: (blocks as u32, kv_heads as u32, 1), block, shared }
     }
 
     /// For attention over so many tiles, and which of its kernels has heads of this width.

@@ -3,10 +3,11 @@
 use candle_core::{DType, Result, bail};
 
 use super::kernels::{Arguments, Shape};
+use super::paged::Planned;
 use super::{Tensor, failed};
 use crate::error::Error;
-use crate::ops::Likeliest;
-use crate::ops::likely::{Asked, Found, MOST};
+use crate::ops::likely::{Found, MOST};
+use crate::ops::{Ask, Likeliest};
 
 /// Logits that a block looks at. Rows are cut alike whatever there is beside them, so that sums have the same bits.
 const EACH: usize = 8192;
@@ -23,35 +24,84 @@ pub(in crate::ops) fn likeliest_bytes(rows: usize, vocabulary: usize) -> u64 {
     ((told.words() + rows * looked) * size_of::<u32>()) as u64
 }
 
-/// Of every row, once everything before has run.
-pub(in crate::ops) fn likeliest(logits: &Tensor) -> Result<Vec<Likeliest>> {
-    let (rows, _) = logits.matrix("logits", DType::F32)?;
-    let told = logits.beside(&[rows, WORDS], DType::U32)?;
-    look_for_likeliest(logits, &told)?;
-    told.to_words()?.chunks_exact(WORDS).map(read).collect()
+/// Words about rows of logits, on their way.
+#[derive(Debug)]
+pub(super) struct Answers {
+    told: Told,
+    pub(super) words: Tensor,
 }
 
-fn read(words: &[u32]) -> Result<Likeliest> {
+impl Planned {
+    /// What is asked of rows of logits, once everything before has run: of every row what was found, and of those that are drawn from
+    /// all of it. Nothing where nothing is asked.
+    pub(in crate::ops) fn tell(&self, logits: &Tensor, asks: &[Ask]) -> Result<Vec<Found>> {
+        match asks.iter().all(|ask| *ask == Ask::Nothing) {
+            true => Ok(Vec::new()),
+            false => self.ask(logits, draws(asks))?.read(asks),
+        }
+    }
+
+    /// Queues what finds the likeliest token of each row and, where some are drawn from, those that are not much less likely.
+    pub(super) fn ask(&self, logits: &Tensor, draws: bool) -> Result<Answers> {
+        let (rows, vocabulary) = logits.matrix("logits", DType::F32)?;
+        if rows != self.step.logits {
+            bail!("{rows} rows of logits of a step that wants {}", self.step.logits);
+        }
+        let told = Told { rows, blocks: blocks(vocabulary) };
+        let words = logits.beside(&[if draws { told.words() } else { told.counts() }], DType::U32)?;
+        let at = |word: usize| words.address() + (word * size_of::<u32>()) as u64;
+        let counts = if draws { at(told.counts()) } else { 0 };
+        let parts = logits.beside(&[rows * told.blocks, WORDS], DType::F32)?;
+        let arguments = Arguments::new(logits).size(vocabulary).address(parts.address());
+        let arguments = arguments.address(self.at(self.step.counts)).address(at(0)).address(counts);
+        let function = logits.gpu().kernels.likeliest();
+        #[allow(unsafe_code)]
+        // SAFETY: `likeliest_f32(const float*, int, float*, unsigned*, unsigned*, unsigned*)`, of new memory that has room for what
+        // every block of every row finds, and of counts that came up as 0.
+        unsafe { logits.launch(function, Shape::parts(told.blocks, rows), arguments) }?;
+        if draws {
+            let arguments = Arguments::new(logits).size(vocabulary).address(at(0)).address(self.at(self.step.asked));
+            let arguments = arguments.size(MOST).address(at(told.sums())).address(counts).address(at(told.tokens()));
+            let function = logits.gpu().kernels.likely();
+            #[allow(unsafe_code)]
+            // SAFETY: `likely_f32(const float*, int, const unsigned*, const float*, int, float*, unsigned*, unsigned*)`, of what was
+            // found of every row, two numbers for each, and new memory that has room for what every block of every row finds; the
+            // kernel before has set counts to 0.
+            unsafe { logits.launch(function, Shape::parts(told.blocks, rows), arguments) }?;
+        }
+        Ok(Answers { told, words })
+    }
+}
+
+fn draws(asks: &[Ask]) -> bool {
+    asks.iter().any(|ask| ask.temperature().is_some())
+}
+
+impl Answers {
+    /// Those that lie in `words` about so many rows of logits of a vocabulary.
+    pub(super) fn of(words: Tensor, (rows, vocabulary): (usize, usize)) -> Answers {
+        Answers { told: Told { rows, blocks: blocks(vocabulary) }, words }
+    }
+
+    /// About the first rows, of which this was asked, once everything before has run.
+    pub(super) fn read(&self, asks: &[Ask]) -> Result<Vec<Found>> {
+        let needed = match draws(asks) {
+            true => self.told.tokens() + asks.len() * MOST * 2,
+            false => asks.len() * WORDS,
+        };
+        let words = self.words.narrow_rows(0, needed)?.to_words()?;
+        let found = |(row, ask): (usize, &Ask)| match ask.temperature() {
+            Some(_) => self.told.read(&words, row),
+            None => Ok(Found { likeliest: read_row(&words, row)?, sum: 0.0, tokens: None }),
+        };
+        asks.iter().enumerate().map(found).collect()
+    }
+}
+
+fn read_row(words: &[u32], row: usize) -> Result<Likeliest> {
+    let words = words.get(row * WORDS..).and_then(|rest| rest.get(..WORDS)).unwrap_or_default();
     let &[token, logit, log_sum, sound] = words else { bail!("{} words of a row", words.len()) };
     Ok(Likeliest { token, logit: f32::from_bits(logit), log_sum: f32::from_bits(log_sum), sound: sound == 1 })
-}
-
-/// `told` begins with four words for each row of `logits`.
-fn look_for_likeliest(logits: &Tensor, told: &Tensor) -> Result<()> {
-    let (rows, vocabulary) = logits.matrix("logits", DType::F32)?;
-    let blocks = blocks(vocabulary);
-    let parts = logits.beside(&[rows * blocks, WORDS], DType::F32)?;
-    let finished = logits.beside(&[rows], DType::U32)?;
-    finished.clear()?;
-    let arguments = Arguments::new(logits).size(vocabulary).address(parts.address());
-    let arguments = arguments.address(finished.address()).address(told.address());
-    let function = logits.gpu().kernels.likeliest();
-    #[allow(unsafe_code)]
-    // SAFETY: `likeliest_f32(const float*, int, float*, unsigned*, unsigned*)`, of new memory that has room for what every block
-    // of every row finds, and of counts that are 0.
-    unsafe {
-        logits.launch(function, Shape::parts(blocks, rows), arguments)
-    }
 }
 
 /// What comes down of rows that are drawn from, in words: of all rows their likeliest tokens, then how many tokens each has, then the
@@ -84,7 +134,7 @@ impl Told {
             let part = words.get(from + row * each..).and_then(|rest| rest.get(..count));
             part.ok_or_else(|| failed(Error::internal(format!("{} words of {} rows", words.len(), self.rows))))
         };
-        let likeliest = read(part(0, WORDS, WORDS)?)?;
+        let likeliest = read_row(words, row)?;
         let count = part(self.counts(), 1, 1)?[0] as usize;
         let sums = part(self.sums(), self.blocks, self.blocks)?;
         let sum = sums.iter().map(|bits| f64::from(f32::from_bits(*bits))).sum();
@@ -101,35 +151,4 @@ impl Told {
         };
         Ok(Found { likeliest, sum, tokens })
     }
-}
-
-/// Of the rows of which something is asked, once everything before has run.
-pub(in crate::ops) fn likely(logits: &Tensor, asked: &[Option<Asked>]) -> Result<Vec<Found>> {
-    let (rows, vocabulary) = logits.matrix("logits", DType::F32)?;
-    if asked.len() != rows {
-        bail!("{} rows are asked of, of {rows}", asked.len());
-    }
-    let told = Told { rows, blocks: blocks(vocabulary) };
-    let bits: Vec<u32> = asked
-        .iter()
-        .flat_map(|asked| {
-            let (scale, below) = asked.unwrap_or((0.0, 0.0));
-            [scale.to_bits(), below.to_bits()]
-        })
-        .collect();
-    let bits = logits.upload_beside(&bits, &[rows, 2])?;
-    let words = logits.beside(&[told.words()], DType::U32)?;
-    let at = |word: usize| words.address() + (word * size_of::<u32>()) as u64;
-    words.narrow_rows(told.counts(), rows)?.clear()?;
-    look_for_likeliest(logits, &words)?;
-    let arguments = Arguments::new(logits).size(vocabulary).address(at(0)).address(bits.address()).size(MOST);
-    let arguments = arguments.address(at(told.sums())).address(at(told.counts())).address(at(told.tokens()));
-    let function = logits.gpu().kernels.likely();
-    #[allow(unsafe_code)]
-    // SAFETY: `likely_f32(const float*, int, const unsigned*, const float*, int, float*, unsigned*, unsigned*)`, of what was found
-    // of every row, two numbers for each, and new memory that has room for what every block of every row finds; counts are 0.
-    unsafe { logits.launch(function, Shape::parts(told.blocks, rows), arguments) }?;
-    let words = words.to_words()?;
-    let rows = asked.iter().enumerate().filter(|(_, asked)| asked.is_some());
-    rows.map(|(row, _)| told.read(&words, row)).collect()
 }

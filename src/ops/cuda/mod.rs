@@ -19,6 +19,7 @@ mod paged;
 mod plan;
 mod quantized;
 mod recorded;
+mod recorded_step;
 mod scratch;
 mod step;
 mod tensor;
@@ -29,7 +30,7 @@ use candle_core::{DType, WithDType};
 use half::{bf16, f16};
 
 use self::blas::Blas;
-pub(super) use self::decoder::{embed_rows, gated, paged_attention, place_heads, rms_norm, take_rows};
+pub(super) use self::decoder::{gated, paged_attention, place_heads, rms_norm};
 pub(super) use self::encoder::{
     embed_patches, embed_tokens, l2_normalize, layer_norm, patches, reduce, self_attention,
 };
@@ -37,15 +38,16 @@ pub use self::finite::{Finite, Mark};
 pub(crate) use self::kernels::FORMATS;
 use self::kernels::{Arguments, Kernels, Shape, launch};
 pub use self::landing::Landing;
-pub(super) use self::likeliest::{likeliest, likeliest_bytes, likely};
+pub(super) use self::likeliest::likeliest_bytes;
 pub(super) use self::linear::{linear, linear_in_f32, linear_side_by_side};
 pub(super) use self::paged::{Cache, Planned};
 pub(super) use self::plan::Plan;
 pub use self::quantized::Arranging;
-pub(super) use self::quantized::embed_quantized_rows;
 pub use self::recorded::{Recorded, Recorder};
+pub(super) use self::recorded_step::Held;
+pub use self::recorded_step::RecordedStep;
 use self::scratch::Scratch;
-pub(super) use self::step::parts_bytes;
+pub(super) use self::step::{OfStep, parts_bytes};
 use self::tensor::Spot;
 pub use self::tensor::Tensor;
 use crate::device::Owner;

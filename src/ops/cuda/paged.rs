@@ -4,9 +4,9 @@ use candle_core::{DType, Result, bail};
 
 use super::kernels::{Arguments, Shape};
 use super::scratch::{ALIGNMENT, Block};
-use super::step::{Heads, Step};
+use super::step::{Heads, OfStep, Step};
 use super::{Place, Tensor, bytes_of, failed};
-use crate::ops::{KvSpec, Rotary, Run};
+use crate::ops::{KvSpec, Rotary};
 
 /// The widest head that kernels attend with.
 const WIDEST: usize = 256;
@@ -38,6 +38,10 @@ impl Cache {
         Ok(Cache { place: place.clone(), block: place.scratch.take(all).map_err(failed)?, bytes })
     }
 
+    pub(in crate::ops) fn address(&self) -> u64 {
+        self.layer(0)
+    }
+
     /// Where a layer's blocks begin.
     pub(super) fn layer(&self, layer: usize) -> u64 {
         self.block.address() + (layer * self.bytes) as u64
@@ -49,39 +53,53 @@ impl Cache {
 pub(in crate::ops) struct Planned {
     pub(super) step: Step,
     /// u32
-    table: Tensor,
+    pub(super) table: Tensor,
     /// `[rows, head_dim]`, f32
     pub(super) turns: Tensor,
     /// f32
     pub(super) parts: Tensor,
+    /// Of activations.
+    pub(super) dtype: DType,
 }
 
 impl Planned {
     /// `group`: query heads for each head of the cache; `windows`: of every layer.
     pub(in crate::ops) fn upload(
-        runs: &[Run<'_>],
+        of: OfStep<'_>,
         (cache, spec): (&Cache, &KvSpec),
         rotary: &Rotary,
         (group, windows): (usize, &[Option<usize>]),
     ) -> Result<Planned> {
         let frequencies = rotary.inverse_frequencies();
-        let step = Step::of(runs, Heads { spec, group, windows, frequencies });
-        let (rows, half) = (runs.iter().map(|run| run.tokens).sum::<usize>(), frequencies.len());
-        let place = &cache.place;
-        let table = Tensor::uninitialised(place, &[step.words.len()], DType::U32)?;
-        place.send(&[(&table.spot()?, &[bytes_of(&step.words)?])])?;
-        let turns = Tensor::uninitialised(place, &[rows, 2 * half], DType::F32)?;
-        let parts = Tensor::uninitialised(place, &[step.parts], DType::F32)?;
-        let planned = Planned { step, table, turns, parts };
-        let arguments = Arguments::default().address(planned.at(planned.step.frequencies));
-        let arguments = arguments.address(planned.at(planned.step.positions)).size(rows).size(half);
-        let arguments = arguments.float(rotary.factor()).address(planned.turns.address());
-        let function = place.gpu.kernels.turns();
+        let step = Step::of(of, Heads { spec, group, windows, frequencies });
+        let (words, parts) = (step.words.len(), step.parts);
+        let planned = Self::room(step, (words, parts), rotary, &cache.place)?;
+        cache.place.send(&[(&planned.table.spot()?, &[bytes_of(&planned.step.words)?])])?;
+        planned.turn(rotary)?;
+        Ok(planned)
+    }
+
+    /// Room for so many words of tables and values of parts, with nothing in it.
+    pub(super) fn room(step: Step, (words, parts): (usize, usize), rotary: &Rotary, place: &Place) -> Result<Planned> {
+        let table = Tensor::uninitialised(place, &[words], DType::U32)?;
+        let turns = Tensor::uninitialised(place, &[step.rows, rotary.head_dim()], DType::F32)?;
+        let parts = Tensor::uninitialised(place, &[parts], DType::F32)?;
+        Ok(Planned { step, table, turns, parts, dtype: place.dtype })
+    }
+
+    /// Queues what every row is turned by.
+    pub(super) fn turn(&self, rotary: &Rotary) -> Result<()> {
+        let (rows, half) = (self.step.rows, rotary.head_dim() / 2);
+        let arguments = Arguments::default().address(self.at(self.step.frequencies));
+        let arguments = arguments.address(self.at(self.step.positions)).size(rows).size(half);
+        let arguments = arguments.float(rotary.factor()).address(self.turns.address());
+        let function = self.table.gpu().kernels.turns();
         #[allow(unsafe_code)]
         // SAFETY: `turns_f32(const float*, const unsigned*, int, int, float, float*)`, of tables that have a frequency for each
         // pair and a position for each row.
-        unsafe { planned.turns.launch(function, Shape::each(8 * rows * half), arguments) }?;
-        Ok(planned)
+        unsafe {
+            self.turns.launch(function, Shape::each(8 * rows * half), arguments)
+        }
     }
 
     /// Where a section of the table lies.

@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUfunction;
 
 use super::finite::Mark;
 use super::kernels::{Arguments, FORMATS, Shape, launch, suffix};
-use super::{Gpu, Place, Tensor, failed};
+use super::{Gpu, Tensor, failed};
 use crate::device::cuda::Buffer;
 use crate::error::{self, Error};
 use crate::ops::quantized::spelled_outputs;
@@ -193,17 +193,16 @@ impl<'a> Quantized<'a> {
         unsafe { x.launch(function, Shape::each(out.count()), arguments.address(out.address())) }?;
         Ok(out)
     }
-}
 
-/// Rows of a table that is a weight, by numbers that were held against it; `None` where it is not quantised.
-pub(in crate::ops) fn embed_quantized_rows(table: &Matrix, numbers: &[u32], place: &Place) -> Result<Option<Tensor>> {
-    let Some(table) = Quantized::of(table)? else { return Ok(None) };
-    let numbers = place.upload(numbers, &[numbers.len()])?;
-    let out = numbers.beside(&[numbers.count(), table.inner], place.dtype())?;
-    let function = place.gpu().kernels.quantized().get(Work::TakeRows, table.format, place.dtype())?;
-    let arguments = Arguments::new(table.stored).address(numbers.address()).size(table.inner).address(out.address());
-    #[allow(unsafe_code)]
-    // SAFETY: `take_rows_F_T(const unsigned char*, const unsigned*, int, T*)`, of rows that the table has.
-    unsafe { out.launch(function, Shape::block_each(numbers.count()), arguments) }?;
-    Ok(Some(out))
+    /// Its rows of so many numbers, which lie where they are said to and were held against it, as numbers in the format of its place
+    /// beside `beside`, an activation.
+    pub(super) fn take_rows(self, (numbers, count): (u64, usize), dtype: DType, beside: &Tensor) -> Result<Tensor> {
+        let out = beside.beside(&[count, self.inner], dtype)?;
+        let function = out.gpu().kernels.quantized().get(Work::TakeRows, self.format, dtype)?;
+        let arguments = Arguments::new(self.stored).address(numbers).size(self.inner).address(out.address());
+        #[allow(unsafe_code)]
+        // SAFETY: `take_rows_F_T(const unsigned char*, const unsigned*, int, T*)`, of rows that the table has.
+        unsafe { out.launch(function, Shape::block_each(count), arguments) }?;
+        Ok(out)
+    }
 }

@@ -45,6 +45,10 @@ impl Recorder {
         Ok(Recorder { place: place.clone(), aside, dry })
     }
 
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Goes through a pass of a form without running it: what it would have to look up is looked up now.
     pub(in crate::ops) fn look_up(
         &self,
@@ -78,7 +82,7 @@ impl Recorder {
     }
 }
 
-fn locked(stream: &Mutex<Arc<Stream>>) -> MutexGuard<'_, Arc<Stream>> {
+pub(super) fn locked(stream: &Mutex<Arc<Stream>>) -> MutexGuard<'_, Arc<Stream>> {
     stream.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -112,6 +116,6 @@ impl Recorded {
         // queued after it runs on the same stream.
         unsafe { graph.launch(place.scratch.stream()) }.map_err(failed)?;
         // Whoever takes the rest now queues after it.
-        Ok(Tensor::within(place, whole.only((rows.at, rows.bytes())), rows))
+        Ok(Tensor::within(place, Arc::new(whole.only((rows.at, rows.bytes()))), rows))
     }
 }

@@ -45,6 +45,24 @@ impl Scratch {
         Self::of(Arc::clone(&self.slab), Arc::clone(stream), true)
     }
 
+    /// The same slab with nothing free but one piece, where that is free here, with work that runs on another stream.
+    pub(super) fn piece_on(&self, stream: &Arc<Stream>, piece: (usize, usize)) -> Arc<Scratch> {
+        let free = Mutex::new(Free { pieces: BTreeMap::from([piece]) });
+        Arc::new(Scratch { slab: Arc::clone(&self.slab), stream: Arc::clone(stream), dry: false, free })
+    }
+
+    /// The largest piece that is free: where it begins, and its bytes.
+    pub(super) fn largest(&self) -> Option<(usize, usize)> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.pieces.iter().max_by_key(|(_, length)| **length).map(|(at, length)| (*at, *length))
+    }
+
+    /// A piece, where nobody has anything of it.
+    pub(super) fn take_piece(self: &Arc<Self>, (at, bytes): (usize, usize)) -> Option<Block> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.take_piece((at, bytes)).then(|| Block { scratch: Arc::clone(self), at, bytes })
+    }
+
     pub(super) fn is_dry(&self) -> bool {
         self.dry
     }
@@ -143,6 +161,22 @@ impl Free {
         Some(at)
     }
 
+    /// Whether all of it was free; then it is not any more.
+    fn take_piece(&mut self, (at, bytes): (usize, usize)) -> bool {
+        let Some((&start, &length)) = self.pieces.range(..=at).next_back() else { return false };
+        let (end, last) = (at + bytes, start + length);
+        if end > last || bytes == 0 {
+            return false;
+        }
+        self.pieces.remove(&start);
+        for (from, to) in [(start, at), (end, last)] {
+            if from < to {
+                self.pieces.insert(from, to - from);
+            }
+        }
+        true
+    }
+
     fn give(&mut self, (mut at, mut length): (usize, usize)) {
         if let Some((&before, &size)) = self.pieces.range(..at).next_back()
             && before + size == at
@@ -184,6 +218,22 @@ mod tests {
             }
             held.into_iter().for_each(|piece| free.give(piece));
             prop_assert_eq!(free.pieces, BTreeMap::from([(0, 400)]));
+        }
+
+        #[test]
+        fn a_piece_is_taken_where_all_of_it_is_free_and_only_then(
+            held in prop::collection::vec((0usize..100, 1usize..20), 0..8), at in 0usize..110, bytes in 1usize..30,
+        ) {
+            let mut free = Free::all(100);
+            let held: Vec<_> = held.into_iter().filter(|piece| free.take_piece(*piece)).collect();
+            let before = free.pieces.clone();
+            let apart = |(other, length): &(usize, usize)| at + bytes <= *other || other + length <= at;
+            let is_free = at + bytes <= 100 && held.iter().all(apart);
+            prop_assert_eq!(free.take_piece((at, bytes)), is_free);
+            if is_free {
+                free.give((at, bytes));
+            }
+            prop_assert_eq!(free.pieces, before);
         }
     }
 }

@@ -1,33 +1,43 @@
-//! A decoder's step as kernels read it: which rows are whose and where their keys go, and what each block has to attend to. Pure.
+//! A decoder's step as kernels read it: its tokens, which rows are whose and where their keys go, what each block has to attend to,
+//! which rows are wanted and what is asked of them. Pure.
 //!
-//! All of it is one table, made on the host once a step and uploaded in one piece. `kernels/paged_attention.cuh` says what
-//! runs, tables of blocks and items are.
+//! All of it is one table, made on the host once a step and uploaded in one piece. What depends on nothing but how many rows there are
+//! comes first, the rest where there is room: those sections say where it begins. So a step that was recorded finds everything
+//! where it was, whatever lengths its sequences have. `kernels/paged_attention.cuh` says what runs, tables of blocks and items are.
 
 use std::ops::Range;
 
 use candle_core::DType;
 
 use super::kernels::Kernel;
-use crate::ops::{KvSpec, Run};
+use crate::ops::likely::asked;
+use crate::ops::{Ask, Given, KvSpec, Run};
 
 /// Keys of a part.
 const PART: usize = 256;
 /// What kernels read in place of a part by whom all parts are done.
 const ALL_PARTS: u32 = u32::MAX;
+/// And in place of where a key goes that is nobody's.
+const NOWHERE: u32 = u32::MAX;
 /// Bytes that parts of one launch take, where no sequence by itself takes more.
 const PARTS_ROOM: u64 = 16 << 20;
 /// Rows of queries that have their parts apart, in one block each.
 const ROWS: usize = 16;
 /// Sections of the table begin on such borders, in words: of 16 bytes.
 const BORDER: usize = 4;
+/// Blocks of attention in a step that was recorded, of all heads: as many as 132 multiprocessors hold, twice. Fewer items leave some
+/// without work, more are done in turns. No GPU has said yet what is best.
+const RECORDED_BLOCKS: usize = 1056;
 
 /// What every layer that attends alike launches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Launch {
     pub(super) kernel: Kernel,
-    /// Where in the table its items begin, and how many they are.
+    /// Where in the table the head of its items lies, and how many these are.
     pub(super) items: usize,
     pub(super) count: usize,
+    /// Blocks for each head of the cache: one for each item, or those of a recorded step.
+    pub(super) blocks: usize,
     /// Rows that a part in memory has room for, and parts.
     pub(super) kept: usize,
     pub(super) parts: usize,
@@ -45,18 +55,33 @@ pub(super) struct Heads<'a> {
     pub(super) frequencies: &'a [f32],
 }
 
+/// What a step is of.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct OfStep<'a> {
+    pub(in crate::ops) runs: &'a [Run<'a>],
+    pub(in crate::ops) given: &'a Given,
+}
+
 /// Where in the table what is, in words.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) words: Vec<u32>,
     /// Query heads for each head of the cache.
     pub(super) group: usize,
+    /// The last of them may be nobody's.
+    pub(super) rows: usize,
+    /// Rows of which logits are wanted; the same holds for them.
+    pub(super) logits: usize,
+    pub(super) ids: usize,
     pub(super) positions: usize,
     pub(super) places: usize,
     pub(super) frequencies: usize,
     pub(super) runs: usize,
-    pub(super) blocks: usize,
-    pub(super) finished: usize,
+    pub(super) wanted: usize,
+    /// Two numbers for each row of logits.
+    pub(super) asked: usize,
+    /// A count for each, 0.
+    pub(super) counts: usize,
     /// For each window that a layer has.
     pub(super) launches: Vec<(Option<usize>, Vec<Launch>)>,
     /// f32 values that parts of any launch take.
@@ -74,101 +99,185 @@ pub(in crate::ops) fn parts_bytes(spec: &KvSpec, context: usize) -> u64 {
     PARTS_ROOM.max(longest as u64)
 }
 
+/// Words of the table of a step of one token for each of so many rows, at most, over sequences of up to `context` tokens.
+pub(super) fn table_words(rows: usize, context: usize, heads: Heads<'_>) -> usize {
+    let blocks = rows * (context.div_ceil(KvSpec::BLOCK_TOKENS) + BORDER);
+    let each = context.div_ceil(PART) + 1;
+    let of_part = (heads.spec.heads * heads.group * part_width(heads.spec.head_dim) * size_of::<f32>()).max(1);
+    let items = (rows * each).min(each.max(PARTS_ROOM as usize / of_part));
+    let of_windows = distinct(heads.windows).len() * (4 * items + 2 * BORDER);
+    // Counts of parts are used by one window after the other.
+    16 * (rows + BORDER) + heads.frequencies.len() + blocks + of_windows + items * heads.spec.heads + 4 * BORDER
+}
+
+fn distinct(windows: &[Option<usize>]) -> Vec<Option<usize>> {
+    let mut found: Vec<Option<usize>> = Vec::new();
+    for window in windows {
+        if !found.contains(window) {
+            found.push(*window);
+        }
+    }
+    found
+}
+
 impl Step {
-    pub(super) fn of(runs: &[Run<'_>], heads: Heads<'_>) -> Step {
-        let mut step = Step {
-            words: Vec::new(),
-            group: heads.group,
-            positions: 0,
-            places: 0,
-            frequencies: 0,
-            runs: 0,
-            blocks: 0,
-            finished: 0,
-            launches: Vec::new(),
-            parts: 0,
-        };
-        let place = |run: &Run<'_>, position: usize| {
-            run.blocks[position / KvSpec::BLOCK_TOKENS] * KvSpec::BLOCK_TOKENS as u32
-                + (position % KvSpec::BLOCK_TOKENS) as u32
-        };
-        let positions = runs.iter().flat_map(Run::positions).map(|position| position as u32);
-        step.positions = step.section(positions.collect::<Vec<_>>());
-        let places = runs.iter().flat_map(|run| run.positions().map(move |position| place(run, position)));
-        step.places = step.section(places.collect::<Vec<_>>());
-        step.frequencies = step.section(heads.frequencies.iter().map(|frequency| frequency.to_bits()).collect());
-        let (mut described, mut blocks, mut row) = (Vec::new(), Vec::new(), 0);
-        for run in runs {
-            described.extend([row, run.from as u32, run.tokens as u32, blocks.len() as u32]);
-            row += run.tokens as u32;
-            blocks.extend(&run.blocks[..run.positions().end.div_ceil(KvSpec::BLOCK_TOKENS)]);
-            blocks.resize(blocks.len().next_multiple_of(BORDER), 0);
+    pub(super) fn of(of: OfStep<'_>, heads: Heads<'_>) -> Step {
+        let windows = distinct(heads.windows).into_iter();
+        let drafts = windows.map(|window| (window, attend(of.runs, &heads, window))).collect();
+        let rows = (of.runs.iter().map(|run| run.tokens).sum(), of.runs.len(), of.given.wanted.len());
+        Self::laid_out(of, &heads, (rows, drafts))
+    }
+
+    /// A step of one token a run, filled up to so many rows of which every one is wanted, for attention over up to `context` keys.
+    /// Nothing where it has something else in it, or more parts than are attended to at once.
+    pub(super) fn filled_up(of: OfStep<'_>, heads: Heads<'_>, (rows, context): (usize, usize)) -> Option<Step> {
+        let plain = of.runs.iter().all(|run| run.tokens == 1) && of.given.wanted.len() == of.runs.len();
+        if !plain || of.runs.len() > rows || heads.group > ROWS {
+            return None;
         }
-        step.runs = step.section(described);
-        step.blocks = step.section(blocks);
-        for window in heads.windows {
-            if !step.launches.iter().any(|(known, _)| known == window) {
-                let launches = step.attend(runs, &heads, *window);
-                step.launches.push((*window, launches));
+        let mut drafts = Vec::new();
+        for window in distinct(heads.windows) {
+            let mut all = attend(of.runs, &heads, window);
+            let draft = all.pop().unwrap_or_else(|| Draft::of(kernels(heads.spec).0, Few::default()));
+            let most = window.map_or(context, |window| context.min(window.saturating_add(PART))).div_ceil(PART) + 1;
+            let blocks = (rows * most).min(RECORDED_BLOCKS.div_ceil(heads.spec.heads.max(1)));
+            if !all.is_empty() {
+                return None;
             }
+            drafts.push((window, vec![Draft { kept: heads.group, blocks, ..draft }]));
         }
-        let all = || step.launches.iter().flat_map(|(_, launches)| launches);
-        let finished = all().map(|launch| launch.parts * heads.spec.heads).max().unwrap_or(0);
-        let of_head = heads.spec.heads * part_width(heads.spec.head_dim);
-        step.parts = all().map(|launch| launch.parts * launch.kept * of_head).max().unwrap_or(0);
-        step.finished = step.section(vec![0; finished]);
+        Some(Self::laid_out(of, &heads, ((rows, rows, rows), drafts)))
+    }
+
+    /// In this order. What is not given of as many rows, runs and wanted rows is nobody's.
+    fn laid_out(of: OfStep<'_>, heads: &Heads<'_>, ((rows, runs, wanted), drafts): (Rows, Drafts)) -> Step {
+        let mut step = Step { group: heads.group, rows, logits: wanted, ..Step::default() };
+        let positions = of.runs.iter().flat_map(Run::positions).map(|position| position as u32);
+        let places = of.runs.iter().flat_map(|run| run.positions().map(move |position| place(run, position)));
+        step.ids = step.section(of.given.ids.iter().copied(), (rows, 0));
+        step.positions = step.section(positions, (rows, 0));
+        step.places = step.section(places, (rows, NOWHERE));
+        step.frequencies = step.section(heads.frequencies.iter().map(|frequency| frequency.to_bits()), (0, 0));
+        step.runs = step.section([].into_iter(), (4 * runs, 0));
+        step.wanted = step.section(of.given.wanted.iter().map(|row| *row as u32), (wanted, 0));
+        let asked = of.given.asks.iter().flat_map(|ask| bits_of(*ask));
+        step.asked = step.section(asked, (2 * wanted, 0));
+        step.counts = step.section([].into_iter(), (wanted, 0));
+        let of_windows = |(window, drafts): &(Option<usize>, Vec<Draft>)| {
+            let launch = |draft: &Draft| draft.launch(step.section([].into_iter(), (BORDER, 0)));
+            (*window, drafts.iter().map(launch).collect())
+        };
+        step.launches = drafts.iter().map(of_windows).collect();
+        step.add_blocks(of.runs);
+        step.add_items(&drafts, heads.spec);
         step
     }
 
-    fn section(&mut self, words: Vec<u32>) -> usize {
+    fn section(&mut self, words: impl Iterator<Item = u32>, (least, filler): (usize, u32)) -> usize {
         let at = self.words.len();
         self.words.extend(words);
+        self.words.resize(self.words.len().max(at + least), filler);
         self.words.resize(self.words.len().next_multiple_of(BORDER), 0);
         at
     }
 
-    /// Few rows of queries have their parts apart, many have blocks enough.
-    fn attend(&mut self, runs: &[Run<'_>], heads: &Heads<'_>, window: Option<usize>) -> Vec<Launch> {
-        let (for_few, (for_many, rows_of_block)) = kernels(heads.spec);
-        let mut launches = Vec::new();
-        let mut few = Few { items: Vec::new(), kept: 0, parts: 0 };
-        let mut many = Vec::new();
-        let of_row = heads.spec.heads * part_width(heads.spec.head_dim) * size_of::<f32>();
+    /// Of every run, which is then told where they are.
+    fn add_blocks(&mut self, runs: &[Run<'_>]) {
+        let mut row = 0;
         for (number, run) in runs.iter().enumerate() {
-            let rows = run.tokens * heads.group;
-            if rows > ROWS {
-                for first in (0..rows).step_by(rows_of_block) {
-                    let last = (first + rows_of_block).min(rows) - 1;
-                    let keys = seen(run, (first / heads.group, last / heads.group), window);
-                    many.push((keys.len(), [number as u32, first as u32, ALL_PARTS, 0]));
-                }
-                continue;
-            }
-            let keys = seen(run, (0, run.tokens - 1), window);
-            let parts = keys.start / PART..keys.end.div_ceil(PART);
-            let together = (few.parts + parts.len()) * few.kept.max(rows) * of_row;
-            if few.parts > 0 && together as u64 > PARTS_ROOM {
-                launches.push(self.launch(for_few, std::mem::take(&mut few)));
-            }
-            few.add((number, rows), parts);
+            let needed = run.positions().end.div_ceil(KvSpec::BLOCK_TOKENS);
+            let at = self.section(run.blocks.iter().copied().take(needed), (0, 0));
+            let described = [row, run.from as u32, run.tokens as u32, at as u32];
+            self.words[self.runs + 4 * number..][..4].copy_from_slice(&described);
+            row += run.tokens as u32;
         }
-        if few.parts > 0 {
-            launches.push(self.launch(for_few, few));
-        }
-        if !many.is_empty() {
-            // The longest first: blocks start in the order of their items.
-            many.sort_by_key(|(keys, _)| std::cmp::Reverse(*keys));
-            let items = many.into_iter().map(|(_, item)| item).collect();
-            launches.push(self.launch(for_many, Few { items, kept: 0, parts: 0 }));
-        }
-        launches
     }
 
-    fn launch(&mut self, kernel: Kernel, few: Few) -> Launch {
-        let count = few.items.len();
-        let items = self.section(few.items.into_flattened());
-        Launch { kernel, items, count, kept: few.kept, parts: few.parts }
+    /// Of every launch, whose head is then told where they and their counts are.
+    fn add_items(&mut self, drafts: &[(Option<usize>, Vec<Draft>)], spec: &KvSpec) {
+        let drafts: Vec<&Draft> = drafts.iter().flat_map(|(_, drafts)| drafts).collect();
+        let finished = drafts.iter().map(|draft| draft.parts * spec.heads).max().unwrap_or(0);
+        let finished = self.section([].into_iter(), (finished, 0));
+        let heads: Vec<usize> = self.launches.iter().flat_map(|(_, launches)| launches).map(|of| of.items).collect();
+        for (draft, head) in drafts.iter().zip(heads) {
+            let at = self.section(draft.items.iter().flatten().copied(), (0, 0));
+            let first = (at - head) / BORDER;
+            self.words[head..][..3].copy_from_slice(&[draft.items.len() as u32, first as u32, finished as u32]);
+        }
+        let of_head = spec.heads * part_width(spec.head_dim);
+        self.parts = drafts.iter().map(|draft| draft.parts * draft.kept * of_head).max().unwrap_or(0);
     }
+}
+
+/// Rows, runs, and rows that are wanted.
+type Rows = (usize, usize, usize);
+/// For each window.
+type Drafts = Vec<(Option<usize>, Vec<Draft>)>;
+
+/// Where a run's position lies in the cache.
+fn place(run: &Run<'_>, position: usize) -> u32 {
+    run.blocks[position / KvSpec::BLOCK_TOKENS] * KvSpec::BLOCK_TOKENS as u32 + (position % KvSpec::BLOCK_TOKENS) as u32
+}
+
+/// What `likely_f32` reads of a row.
+fn bits_of(ask: Ask) -> [u32; 2] {
+    let (scale, below) = ask.temperature().map_or((0.0, 0.0), asked);
+    [scale.to_bits(), below.to_bits()]
+}
+
+/// A launch that has no place in the table yet.
+struct Draft {
+    kernel: Kernel,
+    items: Vec<[u32; 4]>,
+    blocks: usize,
+    kept: usize,
+    parts: usize,
+}
+
+impl Draft {
+    fn of(kernel: Kernel, few: Few) -> Draft {
+        Draft { kernel, blocks: few.items.len(), items: few.items, kept: few.kept, parts: few.parts }
+    }
+
+    fn launch(&self, items: usize) -> Launch {
+        let &Draft { kernel, blocks, kept, parts, .. } = self;
+        Launch { kernel, items, count: self.items.len(), blocks, kept, parts }
+    }
+}
+
+/// Few rows of queries have their parts apart, many have blocks enough.
+fn attend(runs: &[Run<'_>], heads: &Heads<'_>, window: Option<usize>) -> Vec<Draft> {
+    let (for_few, (for_many, rows_of_block)) = kernels(heads.spec);
+    let (mut launches, mut few, mut many) = (Vec::new(), Few::default(), Vec::new());
+    let of_row = heads.spec.heads * part_width(heads.spec.head_dim) * size_of::<f32>();
+    for (number, run) in runs.iter().enumerate() {
+        let rows = run.tokens * heads.group;
+        if rows > ROWS {
+            for first in (0..rows).step_by(rows_of_block) {
+                let last = (first + rows_of_block).min(rows) - 1;
+                let keys = seen(run, (first / heads.group, last / heads.group), window);
+                many.push((keys.len(), [number as u32, first as u32, ALL_PARTS, 0]));
+            }
+            continue;
+        }
+        let keys = seen(run, (0, run.tokens - 1), window);
+        let parts = keys.start / PART..keys.end.div_ceil(PART);
+        let together = (few.parts + parts.len()) * few.kept.max(rows) * of_row;
+        if few.parts > 0 && together as u64 > PARTS_ROOM {
+            launches.push(Draft::of(for_few, std::mem::take(&mut few)));
+        }
+        few.add((number, rows), parts);
+    }
+    if few.parts > 0 {
+        launches.push(Draft::of(for_few, few));
+    }
+    if !many.is_empty() {
+        // The longest first: blocks start in the order of their items.
+        many.sort_by_key(|(keys, _)| std::cmp::Reverse(*keys));
+        let items = many.into_iter().map(|(_, item)| item).collect();
+        launches.push(Draft::of(for_many, Few { items, kept: 0, parts: 0 }));
+    }
+    launches
 }
 
 /// Items whose parts are left in memory.
@@ -205,95 +314,5 @@ fn seen(run: &Run<'_>, (first, last): (usize, usize), window: Option<usize>) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn spec() -> KvSpec {
-        KvSpec { layers: 1, heads: 2, head_dim: 64, dtype: DType::F32, block_tokens: 16 }
-    }
-
-    /// What kernels make of an item: the run, its rows, and the keys of its part or of all.
-    fn items(step: &Step, launch: &Launch) -> Vec<[u32; 4]> {
-        step.words[launch.items..][..4 * launch.count].as_chunks::<4>().0.to_vec()
-    }
-
-    proptest! {
-        #[test]
-        fn every_row_has_its_keys_once_and_parts_that_lie_apart(
-            tensor_cores: bool, lengths in prop::collection::vec((0usize..3000, 1usize..90), 0..6), group in 1usize..9, window in 0usize..700,
-        ) {
-            let blocks: Vec<u32> = (0..200).collect();
-            let runs: Vec<Run<'_>> =
-                lengths.iter().map(|&(from, tokens)| Run { tokens, from, blocks: &blocks }).collect();
-            let windows = [None, Some(window.max(1)), None];
-            let dtype = if tensor_cores { DType::BF16 } else { DType::F32 };
-            let (spec, many) = (KvSpec { dtype, ..spec() }, if tensor_cores { 64 } else { ROWS });
-            let step = Step::of(&runs, Heads { spec: &spec, group, windows: &windows, frequencies: &[1.0] });
-            prop_assert_eq!(step.launches.len(), 2);
-            for (window, launches) in &step.launches {
-                let mut keys = vec![0usize; runs.len()];
-                for launch in launches {
-                    let mut places = std::collections::HashMap::new();
-                    for [run, first, part, place] in items(&step, launch) {
-                        let of = &runs[run as usize];
-                        let most = if part == ALL_PARTS { many } else { ROWS };
-                        let rows = (of.tokens * group - first as usize).min(most);
-                        let tokens = (first as usize / group, (first as usize + rows - 1) / group);
-                        let all = seen(of, tokens, *window);
-                        if part == ALL_PARTS {
-                            prop_assert!((first as usize).is_multiple_of(many));
-                            keys[run as usize] += all.len() * rows;
-                            continue;
-                        }
-                        let number = part as usize - all.start / PART + place as usize;
-                        prop_assert!(number < launch.parts && rows <= launch.kept);
-                        prop_assert!(places.insert(number, run).is_none());
-                        let (begin, end) = (part as usize * PART, (part as usize + 1) * PART);
-                        let own = begin.max(all.start)..end.min(all.end);
-                        prop_assert!(!own.is_empty());
-                        keys[run as usize] += own.len() * rows;
-                    }
-                    prop_assert_eq!(places.len(), launch.parts);
-                    prop_assert!(launch.parts * launch.kept * 2 * 68 <= step.parts);
-                    prop_assert!(step.parts as u64 * 4 <= parts_bytes(&spec, 3100));
-                }
-                for (run, keys) in runs.iter().zip(keys) {
-                    let rows = run.tokens * group;
-                    let most = if rows > ROWS { many } else { ROWS };
-                    let want = (0..rows).step_by(most).map(|first| {
-                        let last = (first + most).min(rows) - 1;
-                        seen(run, (first / group, last / group), *window).len() * (last + 1 - first)
-                    });
-                    prop_assert_eq!(keys, want.sum::<usize>());
-                }
-            }
-            prop_assert!(step.words.len() >= step.finished);
-        }
-    }
-
-    #[test]
-    fn rows_are_told_their_places_and_runs_their_blocks() {
-        let (one, other) = ([7u32, 3], [5u32, 9, 1]);
-        let runs = [Run { tokens: 2, from: 15, blocks: &one }, Run { tokens: 1, from: 32, blocks: &other }];
-        let spec = spec();
-        let step = Step::of(&runs, Heads { spec: &spec, group: 2, windows: &[None], frequencies: &[0.5, 2.0] });
-        assert_eq!(step.words[step.positions..][..3], [15, 16, 32]);
-        assert_eq!(step.words[step.places..][..3], [7 * 16 + 15, 3 * 16, 16]);
-        assert_eq!(step.words[step.frequencies..][..2], [0.5f32.to_bits(), 2f32.to_bits()]);
-        assert_eq!(step.words[step.runs..][..8], [0, 15, 2, 0, 2, 32, 1, 4]);
-        assert_eq!(step.words[step.blocks..][..7], [7, 3, 0, 0, 5, 9, 1]);
-    }
-
-    #[test]
-    fn what_is_too_much_for_one_launch_is_several() {
-        let blocks: Vec<u32> = (0..4096).collect();
-        let runs = vec![Run { tokens: 1, from: 65_000, blocks: &blocks }; 64];
-        let spec = KvSpec { heads: 8, ..spec() };
-        let step = Step::of(&runs, Heads { spec: &spec, group: 4, windows: &[None], frequencies: &[] });
-        let launches = &step.launches[0].1;
-        assert!(launches.len() > 5 && step.parts as u64 * 4 <= PARTS_ROOM, "{launches:?}");
-        assert_eq!(launches.iter().map(|launch| launch.count).sum::<usize>(), 64 * 254);
-    }
-}
+#[path = "step_tests.rs"]
+mod tests;

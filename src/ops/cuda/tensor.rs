@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUfunction;
 use super::blas::Product;
 use super::kernels::{Arguments, Shape, launch};
 use super::scratch::{ALIGNMENT, Block};
-use super::{Gpu, Place, Scratch, bytes_of, failed};
+use super::{Gpu, Place, Scratch, failed};
 use crate::device::cuda::Buffer;
 
 /// Rows of numbers, each row right after the one before. Cloning shares them.
@@ -45,6 +45,16 @@ impl Spot {
     pub(super) fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size_in_bytes()
     }
+
+    /// Of a matrix.
+    pub(super) fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or_default()
+    }
+
+    /// So many of its values, which it has, from the first on.
+    pub(super) fn beginning(&self, count: usize) -> Spot {
+        Spot { at: self.at, shape: vec![count], dtype: self.dtype }
+    }
 }
 
 impl Tensor {
@@ -77,10 +87,10 @@ impl Tensor {
     }
 
     /// Numbers at a place of a slab, which lies in this block of it.
-    pub(super) fn within(place: &Place, block: Block, spot: &Spot) -> Tensor {
+    pub(super) fn within(place: &Place, block: Arc<Block>, spot: &Spot) -> Tensor {
         let Spot { at, ref shape, dtype } = *spot;
         let (gpu, offset) = (Arc::clone(&place.gpu), at - block.at());
-        let memory = Memory::Activation(Arc::new(block), Arc::clone(&place.scratch));
+        let memory = Memory::Activation(block, Arc::clone(&place.scratch));
         Tensor { gpu, memory, offset, shape: shape.clone(), stride: None, dtype }
     }
 
@@ -105,13 +115,6 @@ impl Tensor {
         Ok(Tensor { gpu, memory, offset: 0, shape: shape.to_vec(), stride: None, dtype })
     }
 
-    /// `values` beside this one, which is an activation, to be used by what is queued from here on.
-    pub(super) fn upload_beside(&self, values: &[u32], shape: &[usize]) -> Result<Tensor> {
-        let (scratch, there) = (self.scratch()?, self.beside(shape, DType::U32)?);
-        self.gpu.send_to(scratch, &[(&there.spot()?, &[bytes_of(values)?])])?;
-        Ok(there)
-    }
-
     /// All values of f32, in their order, once everything before has run.
     pub(in crate::ops) fn to_values(&self) -> Result<Vec<f32>> {
         self.read(DType::F32, f32::from_le_bytes)
@@ -131,16 +134,6 @@ impl Tensor {
         let read = |bytes: &[u8]| values.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| number(*bytes)));
         self.gpu.land(self.address(), self.bytes(), read).map_err(failed)?;
         Ok(values)
-    }
-
-    /// Queues zeros for all of an activation.
-    pub(super) fn clear(&self) -> Result<()> {
-        let (slab, at) = self.place_in_slab()?;
-        let scratch = self.scratch()?;
-        if scratch.is_dry() {
-            return Ok(());
-        }
-        scratch.stream().clear_part(slab, (at, self.bytes())).map_err(failed)
     }
 
     /// Room beside this one, which is an activation.

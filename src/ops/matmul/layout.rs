@@ -165,32 +165,16 @@ impl Matrix {
         Matrix::new(Tensor::from_vec(stored, shape.to_vec(), &Device::Cpu)?, WeightLayout::Quantized(format), out)
     }
 
-    /// Its rows of these numbers as activations of `device`, where it lies: of an embedding table that is the last layer's weight too.
-    ///
-    /// A row beyond the last is an error.
-    pub fn rows_on(&self, numbers: &[u32], device: &Device) -> Result<Tensor> {
-        match device {
-            Device::Cpu => self.rows(numbers),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(place) => {
-                self.check(numbers)?;
-                let rows = match crate::ops::cuda::embed_quantized_rows(self, numbers, place)? {
-                    Some(rows) => rows,
-                    None => crate::ops::cuda::embed_rows(self.stored.on_gpu("a table")?, numbers, place)?,
-                };
-                Ok(Tensor::Cuda(rows))
-            }
-        }
-    }
-
-    fn check(&self, numbers: &[u32]) -> Result<()> {
+    /// An error where there is no row of one of these numbers.
+    pub(in crate::ops) fn check(&self, numbers: &[u32]) -> Result<()> {
         match numbers.iter().find(|&&number| number as usize >= self.out) {
             Some(beyond) => bail!("row {beyond} is beyond a table of {} rows", self.out),
             None => Ok(()),
         }
     }
 
-    /// The same as f32, `[rows, in]`. On a CPU.
+    /// Its rows of these numbers as f32, `[rows, in]`: of an embedding table that is the last layer's weight too. On a CPU; a row beyond
+    /// the last is an error.
     pub fn rows(&self, numbers: &[u32]) -> Result<Tensor> {
         let width = self.in_features();
         self.check(numbers)?;

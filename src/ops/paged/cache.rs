@@ -111,7 +111,7 @@ impl KvCache {
     }
 
     #[cfg(feature = "cuda")]
-    pub(super) fn on_gpu(&self) -> Option<&super::super::cuda::Cache> {
+    pub(in crate::ops) fn on_gpu(&self) -> Option<&super::super::cuda::Cache> {
         match &self.held {
             Held::Host(_) => None,
             Held::Cuda(held) => Some(held),

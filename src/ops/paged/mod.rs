@@ -1,10 +1,11 @@
 //! Attention of sequences that go on, over keys and values in blocks.
 //!
 //! `cache` has the blocks, `heads` puts new keys and values into them, `attention` reads them. What a step consists of is
-//! planned once, as [`Runs`], and shared by every layer.
+//! planned once, as [`Runs`], and shared by every layer; `given` is what goes in and comes out before and after them.
 
 mod attention;
 mod cache;
+mod given;
 mod heads;
 
 use std::collections::HashSet;
@@ -14,6 +15,7 @@ use candle_core::{Result, bail};
 
 pub use self::attention::{paged_attention, paged_scratch_bytes};
 pub use self::cache::{KvCache, KvSpec};
+pub use self::given::Given;
 pub use self::heads::place_heads;
 use super::matmul::PANEL;
 use super::rotary::{Rotary, Turns};
@@ -53,6 +55,7 @@ pub struct Runs<'a> {
     runs: Vec<Run<'a>>,
     total: usize,
     turns: Turns,
+    given: Given,
     /// As kernels read it.
     #[cfg(feature = "cuda")]
     planned: Option<super::cuda::Planned>,
@@ -87,21 +90,41 @@ impl<'a> Runs<'a> {
             total: runs.iter().map(|run| run.tokens).sum(),
             runs,
             turns,
+            given: Given::default(),
             #[cfg(feature = "cuda")]
             planned: None,
         })
     }
 
-    /// The same where ops can read it for layers of a model whose cache is on a GPU: of so many query heads for each head of the
-    /// cache, and with these windows.
+    /// The same where ops can read it, with whatever else it was given, for layers of a model whose cache is on a GPU: of so many
+    /// query heads for each head of the cache, and with these windows.
     pub fn on(self, cache: &KvCache, rotary: &Rotary, heads: (usize, &[Option<usize>])) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if let Some(held) = cache.on_gpu() {
-            let planned = super::cuda::Planned::upload(&self.runs, (held, cache.spec()), rotary, heads)?;
+            let planned = super::cuda::Planned::upload(self.of_step(), (held, cache.spec()), rotary, heads)?;
             return Ok(Runs { planned: Some(planned), ..self });
         }
         let _ = (cache, rotary, heads);
         Ok(self)
+    }
+
+    /// A step that is recorded: of so many rows, all of which are wanted, and nobody's yet.
+    #[cfg(feature = "cuda")]
+    pub(super) fn recorded(rows: usize, planned: super::cuda::Planned, rotary: &Rotary) -> Self {
+        let given = Given { ids: vec![0; rows], wanted: (0..rows).collect(), asks: vec![super::Ask::Nothing; rows] };
+        let turns = rotary.at(std::iter::empty());
+        Runs { runs: Vec::new(), total: rows, turns, given, planned: Some(planned) }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn into_planned(self) -> Option<super::cuda::Planned> {
+        self.planned
+    }
+
+    /// What of it was not put anywhere yet.
+    #[cfg(feature = "cuda")]
+    pub(super) fn of_step(&self) -> super::cuda::OfStep<'_> {
+        super::cuda::OfStep { runs: &self.runs, given: &self.given }
     }
 
     #[cfg(feature = "cuda")]

@@ -14,6 +14,10 @@ BLOCK = 16  # tokens of a block of the cache
 PART = 256  # keys of a part
 ALL_PARTS = 0xFFFFFFFF
 NO_WINDOW = 2**31 - 1
+# A row that is nobody's: its key goes nowhere.
+NOWHERE = 0xFFFFFFFF
+# Where counts of parts begin, where that is not at once.
+FAR = 7
 # What fills 16 bytes.
 VECTOR = {"f32": 4, "f16": 8, "bf16": 8}
 
@@ -189,8 +193,10 @@ def likeliest(kernels, dtype, random):
                 given_values[1, vocabulary // 3] = strange
             logits, out = given("f32", given_values, shift), output("u32", (rows, 4))
             parts, finished = output("f32", (max(rows, 1) * blocks, 4)), changed("u32", np.zeros(max(rows, 1)))
-            kernels.launch(name, (blocks, rows), 256, logits, vocabulary, parts, finished, out)
+            counts = changed("u32", np.full(rows, 9)) if shift or rows == 4 else None
+            kernels.launch(name, (blocks, rows), 256, logits, vocabulary, parts, finished, out, counts)
             assert not finished.read().any(), f"{name} leaves counts behind"
+            assert counts is None or not counts.read().any(), f"{name} does not clear counts"
             parts.read()
             stored, case = read(logits), f"{rows} x {vocabulary} by {blocks}, {strange}"
             good = (stored < np.inf).all(axis=1)
@@ -302,11 +308,13 @@ def place_heads(kernels, dtype, random):
             turns = given("f32", turns_of(frequencies_of(width // 2), random.integers(0, 500, rows), 1.1))
             blocks = 5
             places = random.permutation(blocks * BLOCK)[:rows]
+            # the last of some are nobody's
+            theirs = np.arange(rows) < (rows if rows < 6 else rows - 2)
             before = random.normal(size=cache_shape(blocks, kv_heads, width))
             cache = changed(dtype, before, 1 in shifts)
             kept = read(cache)
             out = output(dtype, (rows, heads * width), 2 in shifts)
-            memory = given("u32", places)
+            memory = given("u32", np.where(theirs, places, NOWHERE))
             kernels.launch(
                 name, (grid,), 128, qkv, hidden + gap, rows, heads, kv_heads, width, *gammas, 1e-6, turns, memory, cache, out
             )  # fmt: skip
@@ -317,7 +325,8 @@ def place_heads(kernels, dtype, random):
             q, k = (turned(part, read(turns)) for part in (q, k))
             case = f"{rows} x ({heads} + {kv_heads}) x {width}, norms: {norms}, not aligned: {shifts}"
             yield name, case, out.read(), q.reshape(rows, heads * width)
-            kept[places // BLOCK, :, 0, places % BLOCK], kept[places // BLOCK, :, 1, places % BLOCK] = k, v
+            block, slot = places[theirs] // BLOCK, places[theirs] % BLOCK
+            kept[block, :, 0, slot], kept[block, :, 1, slot] = k[theirs], v[theirs]
             yield name, case + ", cache", cache.read(), kept
 
 
@@ -342,9 +351,9 @@ def tables_of(runs, random):
     return np.array(described).reshape(-1, 4), numbers
 
 
-def items_of(runs, shape, split, window=NO_WINDOW):
-    """`shape`: query heads of a head, and rows of a block. With parts apart, or all of them one block's; and how many parts lie
-    in memory."""
+def items_of(runs, shape, split, window=NO_WINDOW, far=False):
+    """`shape`: query heads of a head, and rows of a block. With parts apart, or all of them one block's; and how many items there
+    are, and parts in memory. `far`: items do not follow their head, nor do their counts begin where others may."""
     (group, rows), items, parts = shape, [], 0
     for number, (first, tokens) in enumerate(runs):
         for row in range(0, tokens * group, rows):
@@ -353,7 +362,9 @@ def items_of(runs, shape, split, window=NO_WINDOW):
             numbers = range(low // PART, ceil(end, PART))
             items += [(number, row, part, parts) for part in (numbers if split else [ALL_PARTS])]
             parts += len(numbers) if split else 0
-    return np.array(items, dtype=np.uint32).reshape(-1, 4), parts
+    head = [len(items), 3 if far else 1, FAR if far else 0, 0]
+    between = [[0xFFFFFFFF] * 4] * 2 if far else []
+    return np.array([head, *between, *items], dtype=np.uint32), len(items), parts
 
 
 def paged_launch(name, width):
@@ -408,16 +419,18 @@ class Step:
                     out[row + t, head] = weights / weights.sum(axis=1, keepdims=True) @ values[:, head]
         return out.reshape(len(q), self.kv_heads * self.group * self.width)
 
-    def attend(self, kernels, name, rows, split):
-        items, parts = items_of(self.runs, (self.group, rows), split, self.window)
+    def attend(self, kernels, name, rows, split, blocks=None):
+        """With a block for each item, or with so many."""
+        items, count, parts = items_of(self.runs, (self.group, rows), split, self.window, blocks is not None)
         block, shared = paged_launch(name, self.width)
         # what is left in memory is whole fours and what is said of them
         memory = output("f32", (max(parts, 1) * self.kv_heads * rows, ceil(self.width, 4) * 4 + 4))
-        finished = changed("u32", np.zeros(max(parts, 1) * self.kv_heads))
+        finished = changed("u32", np.zeros(FAR + max(parts, 1) * self.kv_heads))
         out = output(self.dtype, self.q.shape)
         shape = (self.group, self.width, self.window, float(self.width**-0.5), rows, memory, finished, out)
         tables = given("u32", self.described), self.table, given("u32", items)
-        kernels.launch(name, (len(items), self.kv_heads), block, self.q, self.cache, *tables, *shape, shared=shared)
+        grid = (count if blocks is None else blocks, self.kv_heads)
+        kernels.launch(name, grid, block, self.q, self.cache, *tables, *shape, shared=shared)
         memory.read()
         assert not finished.read().any(), f"{name} leaves counts behind"
         return out.read()
@@ -434,8 +447,16 @@ def attended(kernels, dtype, step):
     whole = step.attend(kernels, plain[0], 16, False)
     yield plain[0], case + ", whole", whole, want
     yield plain[0], case + ", whole and in parts", np.array([(whole != split).sum()]), np.zeros(1)
-    for name, rows, apart in tensor:
-        yield name, case, step.attend(kernels, name, rows, apart), want
+    for name, rows, apart in (plain, *tensor):
+        once = step.attend(kernels, name, rows, apart)
+        if name != plain[0]:
+            yield name, case, once, want
+        if "_prefill_" in name or not step.runs:
+            continue
+        # and so by fewer blocks than there are items, and by more
+        for blocks in (1, 3, 40):
+            again = step.attend(kernels, name, rows, apart, blocks)
+            yield name, case + f", in parts by {blocks} blocks", np.array([(again != once).sum()]), np.zeros(1)
 
 
 @op
