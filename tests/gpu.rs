@@ -9,7 +9,9 @@ mod common;
 
 use std::collections::HashMap;
 use std::process::Command;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use candle_core::{DType, WithDType};
 use common::fake_gpu::libraries;
@@ -186,6 +188,27 @@ fn what_was_recorded_is_gone_with_its_model() {
     memory.trim().unwrap();
     let left = memory.measured().unwrap().unwrap();
     assert_eq!((left.used, left.reserved), (0, 0));
+}
+
+#[test]
+fn whoever_waits_for_a_gpu_to_be_let_go_of_is_told_when_its_last_holder_ends() {
+    if gpu().is_none() {
+        return;
+    }
+    let opened = device::open(DeviceSpec::Cuda(0)).unwrap();
+    let (released, machine) = (opened.released(), Machine::start(&opened).unwrap());
+    drop(opened);
+    assert!(!released.within(Duration::ZERO));
+    let (end, ends) = channel::<()>();
+    let holder = std::thread::spawn(move || {
+        // What nobody joins: it ends when it comes to it.
+        ends.recv().unwrap_err();
+        drop(machine);
+    });
+    assert!(!released.within(Duration::from_millis(20)));
+    drop(end);
+    assert!(released.within(Duration::from_secs(60)));
+    holder.join().unwrap();
 }
 
 #[test]

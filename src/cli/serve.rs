@@ -41,6 +41,8 @@ const OTHER_FILES: u64 = 128;
 const DRIVER: u64 = 256 << 20;
 /// For alerts and spans that wait, when the server stops.
 const LAST_ALERTS: Duration = Duration::from_secs(5);
+/// For threads that nobody joins to let go of a GPU.
+const LAST_THREADS: Duration = Duration::from_secs(10);
 /// For answers to leave after the device has failed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -56,7 +58,14 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
         // the connections of a worker from being served (promise 5).
         let control = Builder::new_multi_thread().thread_name("control").worker_threads(1).enable_all().build();
         let control = control.map_err(failed)?;
-        clients.block_on(serve(config, opened, control.handle()))
+        let released = opened.released();
+        let served = clients.block_on(serve(config, opened, control.handle()));
+        drop((control, clients));
+        // Threads at the lowest priority of the machine may still be on their way out (a comparison that was given up, a load).
+        if !released.within(LAST_THREADS) {
+            tracing::warn!("the GPU is still held by a thread that does not end; the driver takes back what it has");
+        }
+        served
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,6 +25,10 @@ pub use host_room::{HostRoom, Pinning, Promise};
 pub use memory::{Measured, Memory, Owner, Pooled};
 pub use processors::{Pass, Processors, company, give_way, rested};
 
+use std::convert::Infallible;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
 use crate::error::{Error, Result};
 
 /// Which device to serve from, as `--device` names it.
@@ -117,6 +121,15 @@ impl Opened {
         }
     }
 
+    /// For whoever wants to know when everybody has let go of it.
+    pub fn released(&self) -> Released {
+        match self {
+            Opened::Cpu => Released(None),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(cuda) => Released(Some(cuda.released())),
+        }
+    }
+
     /// A GPU's memory, as its driver tells it.
     pub fn vram(&self) -> Result<Option<Vram>> {
         match self {
@@ -141,6 +154,21 @@ impl Opened {
             Opened::Cpu => Ok(HostMemory::read().map(|memory| memory.available)),
             #[cfg(feature = "cuda")]
             Opened::Cuda(cuda) => cuda.memory().map(|memory| Some(memory.free)),
+        }
+    }
+}
+
+/// Waits until a GPU was let go of, by threads also that nobody joins. It does not hold the GPU itself.
+#[derive(Debug)]
+pub struct Released(Option<Receiver<Infallible>>);
+
+impl Released {
+    /// Whether it was, after at most so long.
+    pub fn within(&self, patience: Duration) -> bool {
+        let Some(released) = &self.0 else { return true };
+        match released.recv_timeout(patience) {
+            Ok(never) => match never {},
+            Err(error) => error == RecvTimeoutError::Disconnected,
         }
     }
 }

@@ -20,7 +20,9 @@ mod staging;
 mod stream;
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::{DriverError, result, sys};
@@ -47,6 +49,8 @@ pub struct Cuda {
     health: Health,
     /// Those that live, in the order in which they were made.
     pools: Mutex<Vec<Weak<Pool>>>,
+    /// Dropped last, when the context was let go of: who waits for that sees the other ends close.
+    held: Mutex<Vec<Sender<Infallible>>>,
 }
 
 // SAFETY: a context may be used from any thread that has bound it, which every call here does.
@@ -102,8 +106,8 @@ impl Cuda {
         let context = unsafe { result::primary_ctx::retain(device) };
         let context = context.map_err(|error| told(&format!("{name} cannot be taken into use"), error))?;
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let (health, pools) = Default::default();
-        Ok(Arc::new(Cuda { number, ordinal, name, device, context, capability, health, pools }))
+        let (health, pools, held) = Default::default();
+        Ok(Arc::new(Cuda { number, ordinal, name, device, context, capability, health, pools, held }))
     }
 
     pub fn name(&self) -> &str {
@@ -121,6 +125,13 @@ impl Cuda {
 
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Disconnected once nobody holds the device any more and its context was let go of.
+    pub fn released(&self) -> Receiver<Infallible> {
+        let (held, released) = channel();
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+        released
     }
 
     pub fn memory(&self) -> Result<Vram> {
