@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -112,6 +113,31 @@ async fn a_breach_takes_the_share_back_at_once_and_no_client_sees_a_fault() {
     }
     // From the answer that proves it to the store, on a machine that runs other tests too; benches/breach measures all of them.
     assert!((0.0..50.0).contains(&fastest), "{fastest} ms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_makes_both_slow_is_taken_back_by_what_the_live_version_did_before() {
+    let site = Site::digits().fault("version = 'digits@v2'\nkind = 'delay'\ndelay = '400ms'\nat = 'serving'");
+    site.model("digits", &DIGITS.replace("max_p99_ratio = 1000.0", "max_p99_ratio = 4.0"));
+    let server = site.start().await;
+    let requests = async |upto: usize| {
+        for user in 0..upto {
+            asked(&server, user).await.expect(200);
+        }
+    };
+    requests(200).await;
+    // The second time, what the live version did a moment ago was beside the slow one, and is not what it is held against.
+    for _ in 0..2 {
+        let order = json!({ "canary": [50], "canary_step": "10m", "sticky": "header:x-user" });
+        let id = begun(&server, order).await;
+        while server.rollout(&id).await["phase"] == "canary" {
+            // Several at once, so that whoever is asked for the live version waits for the other.
+            join_all((0..32).map(|_| requests(4))).await;
+        }
+        let ended = in_phase(&server, &id, "rolled_back").await;
+        let reason = ended["reason"].as_str().unwrap();
+        assert!(reason.contains("against before: ") && reason.contains("that of the live version before"), "{reason}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

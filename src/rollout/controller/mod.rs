@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::generation::{GenerationId, Observed, Stats};
 use crate::repository::{Difference, ModelConfig, Sticky};
 use crate::slot::Slot;
-use sharing::Sharing;
+use sharing::{Calm, Sharing};
 pub use shelf::Ahead;
 use shelf::Shelf;
 pub(super) use shelf::{Coming, given_up};
@@ -150,6 +150,8 @@ pub(super) struct Controller {
     live: Option<Resident>,
     previous: Option<Resident>,
     active: Option<Active>,
+    /// What a canary is compared with beside the live version of its own time.
+    calm: Option<Calm>,
     shelf: Shelf,
 }
 
@@ -228,6 +230,7 @@ impl Controller {
             live: None,
             previous: None,
             active: None,
+            calm: None,
             shelf: Shelf::default(),
         };
         ctx.runtime.spawn(controller.run(up));

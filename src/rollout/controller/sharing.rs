@@ -13,12 +13,15 @@ use super::super::state::{Event, Phase};
 use super::window::{LOOK, SOON};
 use super::{Active, Answer, Controller, Options};
 use crate::error::{Error, Result};
-use crate::generation::Generation;
+use crate::generation::{Generation, GenerationId, Observed};
 use crate::repository::{CanaryConfig, ModelConfig};
 use crate::slot::{Arm, Route, Share, Split, Tally};
 
 /// How often a step that ends with a number of requests is looked at.
 const COUNT: Duration = Duration::from_millis(100);
+
+/// How far back the latencies of `Stats::recently` reach, at most.
+const RECENT: Duration = Duration::from_secs(120);
 
 /// How often the ledger is told what an experiment has found: so much of it a crash may cost.
 const KEEP: Duration = Duration::from_secs(10);
@@ -37,6 +40,21 @@ pub(super) struct Sharing {
     hastened: Option<Instant>,
     judge: Judge,
     experiment: Option<(Named, Arc<Tally>)>,
+}
+
+/// What the live version did when it had the engine to itself, as of the last share.
+pub(super) struct Calm {
+    live: GenerationId,
+    seen: Observed,
+    /// When the candidate's last share ended; none yet while it has one.
+    ended: Option<Instant>,
+}
+
+impl Calm {
+    /// Whether what is seen of the last minutes is still that of a share, so that what was seen before it says more.
+    fn holds_for(&self, live: &Generation) -> bool {
+        self.live == live.id() && self.ended.is_none_or(|ended| ended.elapsed() < RECENT)
+    }
 }
 
 impl Sharing {
@@ -152,7 +170,17 @@ impl Controller {
             return tracing::error!("there is no candidate to share requests with");
         };
         let first = active.sharing.is_none() || active.state.phase == Phase::Experiment;
-        let sharing = active.sharing.get_or_insert_with(|| Sharing::begin(&active.config, None));
+        if first && !self.calm.as_ref().is_some_and(|calm| calm.holds_for(&route.live)) {
+            self.calm = Some(Calm { live: route.live.id(), seen: route.live.stats.recently(), ended: None });
+        }
+        let sharing = active.sharing.get_or_insert_with(|| {
+            let mut sharing = Sharing::begin(&active.config, None);
+            // An experiment says how much faster or slower either is, and nobody waits for it to end.
+            if let Some(calm) = &self.calm {
+                sharing.judge = sharing.judge.and_earlier(calm.seen.clone());
+            }
+            sharing
+        });
         if first {
             candidate.stats.restart_window();
             route.live.stats.restart_window();
@@ -192,6 +220,9 @@ impl Controller {
             self.slot.swap(Arc::new(Route { split: None, ..Route::clone(&route) }));
         }
         let took = began.elapsed();
+        if let Some(calm) = &mut self.calm {
+            calm.ended = Some(Instant::now());
+        }
         self.tell_sharing();
         let Some(active) = &mut self.active else { return };
         active.sharing = None;

@@ -9,6 +9,7 @@ mod evidence;
 mod spread;
 mod verdict;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::generation::Observed;
@@ -22,6 +23,9 @@ pub const FALSE_ALARMS: f64 = 1e-3;
 
 /// Below a millisecond the ratio of two latencies measures the clock's company, not the models.
 const SLACK: Duration = Duration::from_millis(1);
+/// How many times farther a relative limit of latencies lies against what the live version did before the candidate had a share:
+/// traffic may have changed since, for both.
+const WIDER: f64 = 2.0;
 /// A reference that grows is taken anew when it has grown so many times, and so often at most.
 const GROWTH: u64 = 4;
 const EPOCHS: u32 = 8;
@@ -34,6 +38,8 @@ pub enum Against<'a> {
     Before(&'a Observed),
     /// What the live version has done in the same time; it grows.
     Beside(&'a Observed),
+    /// What the live version did before the candidate had a share; always the same.
+    Earlier(&'a Observed),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +47,7 @@ enum Beside {
     Nothing,
     Before,
     Live,
+    LiveEarlier,
 }
 
 /// The rules of one window or step, and what they have found so far.
@@ -53,6 +60,8 @@ pub struct Judge {
 struct Judged {
     rule: Rule,
     risk: f64,
+    /// What this rule is held against, whatever the others are.
+    earlier: Option<Arc<Observed>>,
     spread: Spread,
     /// Of a relative rule of latencies: what the reference said when it was taken.
     mark: Option<Mark>,
@@ -84,15 +93,33 @@ impl Judge {
     /// `risk` is shared among the rules, by how much proof each needs: [`FALSE_ALARMS`] where nothing speaks for another.
     pub fn new(rules: Vec<Rule>, risk: f64) -> Judge {
         let whole: f64 = rules.iter().map(weight).sum();
-        let rules = rules.into_iter().map(|rule| Judged {
-            risk: if whole > 0.0 { risk * weight(&rule) / whole } else { 0.0 },
-            rule,
-            spread: Spread::default(),
-            mark: None,
-            epoch: 0,
-            leans: false,
+        let rules = rules.into_iter().map(|rule| {
+            let risk = if whole > 0.0 { risk * weight(&rule) / whole } else { 0.0 };
+            Judged::new(rule, risk, None)
         });
         Judge { rules: rules.collect() }
+    }
+
+    /// Holds each relative rule of latencies against what the live version did before the candidate had a share as well, with
+    /// a limit that is [`WIDER`] and half of the rule's risk.
+    ///
+    /// Both wait for one engine: a candidate whose passes are slow makes the live version as slow, and beside it there is
+    /// nothing to be seen.
+    pub fn and_earlier(mut self, earlier: Observed) -> Judge {
+        let earlier = Arc::new(earlier);
+        let mut also = Vec::new();
+        for judged in &mut self.rules {
+            let Limit::Times(times) = judged.rule.limit else { continue };
+            if earlier.timed() < judged.rule.min_samples {
+                continue;
+            }
+            judged.risk /= 2.0;
+            let name = format!("{}, against before", judged.rule.name);
+            let rule = Rule { name, limit: Limit::Times(times * WIDER), ..judged.rule.clone() };
+            also.push(Judged::new(rule, judged.risk, Some(Arc::clone(&earlier))));
+        }
+        self.rules.extend(also);
+        self
     }
 
     /// Takes what both have done by `at`, counted from when the candidate began, and returns a rule that is broken.
@@ -137,7 +164,13 @@ fn weight(rule: &Rule) -> f64 {
 }
 
 impl Judged {
+    fn new(rule: Rule, risk: f64, earlier: Option<Arc<Observed>>) -> Judged {
+        Judged { rule, risk, earlier, spread: Spread::default(), mark: None, epoch: 0, leans: false }
+    }
+
     fn look(&mut self, at: Duration, candidate: &Observed, against: Against<'_>) -> bool {
+        let earlier = self.earlier.clone();
+        let against = earlier.as_deref().map_or(against, Against::Earlier);
         self.take_mark(at, candidate, against);
         let Some(question) = self.question(candidate, against) else { return false };
         self.leans = question.null.evidence(self.grid(), question.hits, question.trials) > 0.0;
@@ -164,7 +197,7 @@ impl Judged {
         let (Limit::Times(times), Some(level)) = (self.rule.limit, self.rule.metric.level()) else { return };
         let (reference, epochs) = match against {
             Against::Nothing => return,
-            Against::Before(reference) => (reference, 1),
+            Against::Before(reference) | Against::Earlier(reference) => (reference, 1),
             Against::Beside(reference) => (reference, EPOCHS),
         };
         let samples = reference.timed();
@@ -229,11 +262,13 @@ impl Judged {
     }
 
     fn told(&self, candidate: &Observed, against: Against<'_>) -> Verdict {
+        let against = self.earlier.as_deref().map_or(against, Against::Earlier);
         let mut verdict = Verdict { risk: self.risk, ..Verdict::of(&self.rule) };
         verdict.beside = match against {
             Against::Nothing => Beside::Nothing,
             Against::Before(_) => Beside::Before,
             Against::Beside(_) => Beside::Live,
+            Against::Earlier(_) => Beside::LiveEarlier,
         };
         match self.rule.metric.level() {
             Some(level) => self.tell_latency(&mut verdict, level, candidate),
@@ -315,7 +350,7 @@ impl Judged {
 fn reference(against: Against<'_>) -> Option<&Observed> {
     match against {
         Against::Nothing => None,
-        Against::Before(reference) | Against::Beside(reference) => Some(reference),
+        Against::Before(reference) | Against::Beside(reference) | Against::Earlier(reference) => Some(reference),
     }
 }
 

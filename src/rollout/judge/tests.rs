@@ -176,9 +176,28 @@ fn a_reference_that_grows_is_taken_anew_and_each_time_has_its_share_of_the_risk(
 }
 
 #[test]
+fn a_candidate_that_makes_the_live_version_as_slow_is_found_by_what_that_did_before() {
+    let p99 = || Rule { min_samples: 100, ..rule(Metric::P99, Limit::Times(1.5)) };
+    let slow = seen(&[(400, 90)], 0);
+    let at = |mut judge: Judge, candidate: &Observed| judge.look(ms(5_000), candidate, Against::Beside(&slow));
+    assert!(at(by(p99()), &slow).is_none(), "as slow as the one beside it");
+    let earlier = || seen(&[(5_000, 20)], 0);
+    let breach = at(by(p99()).and_earlier(earlier()), &slow).unwrap();
+    let told = breach.to_string();
+    assert!(told.contains("3 times that of the live version before (20.1 ms in 5000)"), "{told}");
+    assert!(told.starts_with("mine, against before: "), "{told}");
+    // Twice as slow as before may be the traffic's, and too few samples are no reference.
+    assert!(at(by(p99()).and_earlier(earlier()), &seen(&[(400, 50)], 0)).is_none());
+    assert_eq!(by(p99()).and_earlier(seen(&[(99, 20)], 0)).rules.len(), 1);
+}
+
+#[test]
 fn the_risk_of_all_rules_is_that_of_the_window() {
     let risk: f64 = defaults().rules.iter().map(|judged| judged.risk).sum();
     assert!((risk - FALSE_ALARMS).abs() < 1e-12);
+    let twice = defaults().and_earlier(seen(&[(500, 20)], 0));
+    let risk: f64 = twice.rules.iter().map(|judged| judged.risk).sum();
+    assert!((risk - FALSE_ALARMS).abs() < 1e-12 && twice.rules.len() == 6);
     let written = Judge::new(vec![rule(Metric::Nonfinite, Limit::Count(0))], FALSE_ALARMS);
     assert_eq!(written.rules[0].risk, 0.0, "a fact has none");
 }

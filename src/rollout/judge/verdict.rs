@@ -95,6 +95,7 @@ impl Verdict {
     fn other(&self) -> &'static str {
         match self.beside {
             Beside::Live => "the live version",
+            Beside::LiveEarlier => "the live version before",
             Beside::Before | Beside::Nothing => "the version before",
         }
     }
