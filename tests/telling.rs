@@ -257,7 +257,7 @@ async fn requests_and_rollouts_are_traced_with_the_version_on_every_span() {
     let mut collector = Receiving::start(StatusCode::OK).await;
     let site = Site::digits().config(&format!("[telemetry]\notlp = '{}'\n", collector.url));
     let server = site.start().await;
-    let infer = "POST /models/{ref}/infer";
+    let (infer, promote) = ("POST /models/{ref}/infer", "POST /models/{ref}/promote");
     let ask = |traceparent: &str| {
         let request = server.request(reqwest::Method::POST, "/models/digits/infer");
         request.header("content-type", "image/png").header("traceparent", traceparent).body(digit(7))
@@ -269,7 +269,7 @@ async fn requests_and_rollouts_are_traced_with_the_version_on_every_span() {
     let rollout = server.promote("v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
     server.image("digits", &digit(3)).await.expect(200);
     let spans = spans_until(&mut collector, |spans| {
-        named(spans, infer).len() >= 2 && !named(spans, "rollout digits").is_empty()
+        named(spans, infer).len() >= 2 && ["rollout digits", promote].iter().all(|name| !named(spans, name).is_empty())
     })
     .await;
 
@@ -285,6 +285,9 @@ async fn requests_and_rollouts_are_traced_with_the_version_on_every_span() {
     assert_ne!(second["traceId"], first["traceId"]);
     assert!(second.get("parentSpanId").is_none());
     assert!(!spans.iter().any(|span| attribute(span, "cutover.request_id") == Some("unwanted")));
+    // No version answers an order; it bears the one that it is about.
+    let order = named(&spans, promote)[0];
+    assert_eq!((attribute(order, "cutover.version"), attribute(order, "cutover.generation")), (Some("v2"), None));
 
     let whole = named(&spans, "rollout digits")[0];
     assert_eq!(attribute(whole, "cutover.rollout"), Some(rollout.id().as_str()));

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
-use super::reply::Failure;
+use super::reply::{About, Failure};
 use super::rollout_reply::{self, Wait};
 use super::routes::{Asked, Named, Routes};
 use super::{App, body};
@@ -277,12 +277,21 @@ async fn release(State(app): State<Arc<App>>, Named(reference): Named) -> Respon
 }
 
 async fn told(answer: Answer, wait: Wait, streams: bool) -> Result<Response, Failure> {
-    match answer {
-        Answer::Rollout(handle) if streams => Ok(rollout_reply::events(handle, wait)),
-        Answer::Rollout(handle) => Ok(rollout_reply::answer(handle, wait).await),
-        Answer::Already { model, version } if streams => Ok(done(&already(&model, &version))),
-        Answer::Already { model, version } => Ok(Json(already(&model, &version)).into_response()),
-    }
+    let about = match &answer {
+        Answer::Rollout(handle) => {
+            let record = &handle.now().record;
+            About { model: record.model.clone(), version: record.to.clone() }
+        }
+        Answer::Already { model, version } => About { model: model.clone(), version: version.clone() },
+    };
+    let mut response = match answer {
+        Answer::Rollout(handle) if streams => rollout_reply::events(handle, wait),
+        Answer::Rollout(handle) => rollout_reply::answer(handle, wait).await,
+        Answer::Already { model, version } if streams => done(&already(&model, &version)),
+        Answer::Already { model, version } => Json(already(&model, &version)).into_response(),
+    };
+    response.extensions_mut().insert(about);
+    Ok(response)
 }
 
 /// A stream that has come to its end already.
@@ -311,6 +320,7 @@ async fn model(State(app): State<Arc<App>>, Named(reference): Named) -> Response
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Against {
     /// The version that is compared with; the live one where it is not said.
     against: Option<String>,
@@ -325,6 +335,7 @@ async fn diff(State(app): State<Arc<App>>, Named(reference): Named, Asked(other)
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Listing {
     model: Option<String>,
     limit: Option<u32>,
@@ -382,6 +393,7 @@ async fn test_alerts(State(app): State<Arc<App>>, request: Request) -> Response 
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Since {
     /// Events after this sequence number come first.
     after: Option<i64>,

@@ -128,6 +128,13 @@ pub(super) struct Failure {
     pub(super) stamp: Option<Stamp>,
 }
 
+/// What an order was about: for its span, where no version answered.
+#[derive(Debug, Clone)]
+pub(super) struct About {
+    pub(super) model: String,
+    pub(super) version: String,
+}
+
 impl Failure {
     pub(super) fn new(dialect: Dialect, error: Error) -> Self {
         Failure { error, dialect, stamp: None }
@@ -144,7 +151,14 @@ impl IntoResponse for Failure {
         let mut response = match self.dialect {
             // Always 200; the code is in a header (gRPC over HTTP/2, "Trailers-Only").
             Dialect::Grpc => tonic::Status::new(grpc_code(kind), message).into_http::<Body>(),
-            dialect => (status(dialect, kind), Json(body(dialect, kind, &message, details))).into_response(),
+            dialect => {
+                let mut body = body(dialect, kind, &message, details);
+                if dialect == Dialect::OpenAi && matches!(self.error, Error::NotFound { .. }) {
+                    // The kind's own code speaks of models.
+                    body["error"]["code"] = "not_found".into();
+                }
+                (status(dialect, kind), Json(body)).into_response()
+            }
         };
         let headers = response.headers_mut();
         if let Some(wait) = self.error.retry_after() {

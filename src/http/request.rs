@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::App;
 use super::auth::KeyName;
 use super::received::{Received, RequestId};
-use super::reply::{self, Dialect, Failure};
+use super::reply::{self, About, Dialect, Failure};
 use crate::error::{Error, Kind, Result};
 use crate::generation::Stamp;
 use crate::slot::{Answer, Ask};
@@ -48,6 +48,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let mut response = next.run(request).instrument(span.clone()).await;
     let took = began.elapsed();
     let stamp = response.extensions_mut().remove::<Stamp>();
+    let about = response.extensions_mut().remove::<About>();
     let key = response.extensions_mut().remove::<KeyName>();
     let key = key.as_ref().map_or("", |KeyName(name)| name);
     let status = match (dialect, response.extensions().get::<Kind>()) {
@@ -59,8 +60,10 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     app.metrics.request(&Answered { route: &route, dialect, key, stamp: stamp.as_ref(), status, took });
     if let Some((traces, begun, method)) = traced {
         let request_id = id.to_str().unwrap_or("?");
-        let stamp = stamp.as_ref().map(|stamp| (&*stamp.model, &*stamp.version, stamp.generation.0));
-        traces.end(begun, &Ended { method: method.as_str(), route: &route, status, request_id, stamp });
+        let answered = stamp.as_ref().map(|stamp| (&*stamp.model, &*stamp.version));
+        let version = answered.or(about.as_ref().map(|about| (&*about.model, &*about.version)));
+        let generation = stamp.as_ref().map(|stamp| stamp.generation.0);
+        traces.end(begun, &Ended { method: method.as_str(), route: &route, status, request_id, version, generation });
     }
     // Known last, and so of use to this event only; writing each into the span costs as much as making the span.
     if tracing::enabled!(tracing::Level::DEBUG) {

@@ -84,7 +84,7 @@ fn arm(side: &Side<'_>, weight: f64) -> Value {
 
 fn mean(scores: &Scores, unit: f64) -> Value {
     let interval = Mean::of(scores, ALPHA / 2.0).map(|mean| json!([mean.low() * unit, mean.high() * unit]));
-    let mean = (scores.count > 0).then(|| scores.sum / scores.count as f64 * unit);
+    let mean = scores.mean().map(|mean| mean * unit);
     json!({ "count": scores.count, "mean": mean, "interval": interval })
 }
 

@@ -44,7 +44,7 @@ pub use record::{Bytes, Handle, View};
 pub use rehearsal::Rehearsal;
 pub use residents::Reclaimed;
 pub use supervisor::{
-    ArmSeen, MemoryReport, ModelReport, Released, Sample, ShadowSeen, Sharing, Supervisor, SupervisorConfig,
+    ArmSeen, MemoryReport, ModelReport, Released, Sample, ShadowSeen, Shares, Supervisor, SupervisorConfig,
 };
 pub use survey::Survey;
 

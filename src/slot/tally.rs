@@ -42,6 +42,13 @@ pub struct Scores {
     pub squares: f64,
 }
 
+impl Scores {
+    /// `None` where there are none.
+    pub fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
 /// One arm at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Told {

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::Count;
 use super::alert::Alert;
 use super::body::{self, DELIVERY, SIGNATURE};
-use super::config::{AlertTarget, Kind, parse_url};
+use super::config::{AlertTarget, Cause, Kind, parse_url};
 use super::feed::Feed;
 use super::post::{Address, Receiver, Refusal, secret};
 use super::retry::pause;
@@ -90,6 +90,14 @@ impl Target {
         let (ca_file, timeout) = (config.ca_file.as_deref(), config.timeout);
         let receiver = Receiver::new(Address { url, ca_file, token: token.as_deref(), timeout })?;
         Ok(Target { name: config.called(number), config: config.clone(), receiver, key })
+    }
+
+    /// Whether it is to be told of this. A rule that was broken is told once: by what it led to, where that is told.
+    fn wants(&self, alert: &Alert) -> bool {
+        let causes = self.config.causes();
+        let by_its_end =
+            alert.what == "breach" && [Cause::RolledBack, Cause::Refused].iter().all(|end| causes.contains(end));
+        causes.contains(&alert.cause) && !by_its_end
     }
 
     /// Sends it once.
@@ -176,7 +184,6 @@ pub struct Telling {
     targets: Vec<Arc<Target>>,
     stop: watch::Sender<bool>,
     tasks: std::sync::Mutex<Vec<JoinHandle<()>>>,
-    count: Count,
 }
 
 impl Telling {
@@ -193,17 +200,12 @@ impl Telling {
         if !targets.is_empty() {
             tasks.push(tokio::spawn(listen(feed, queues, stop.subscribe(), Arc::clone(&count))));
         }
-        Telling { targets, stop, tasks: std::sync::Mutex::new(tasks), count }
+        Telling { targets, stop, tasks: std::sync::Mutex::new(tasks) }
     }
 
     /// Nobody is told.
     pub fn none() -> Telling {
-        Telling {
-            targets: Vec::new(),
-            stop: watch::Sender::new(false),
-            tasks: Default::default(),
-            count: Arc::new(|_, _| {}),
-        }
+        Telling { targets: Vec::new(), stop: watch::Sender::new(false), tasks: Default::default() }
     }
 
     /// Tells one receiver, or all of them, that nothing has happened: once, and at once.
@@ -222,11 +224,11 @@ impl Telling {
         }
         let alert = Alert::test(at_ms);
         let tried = chosen.into_iter().map(|target| {
-            let (alert, count) = (&alert, &self.count);
+            let alert = &alert;
             async move {
                 let began = Instant::now();
+                // Whoever asked is told, and the counters that rules watch are of what has happened.
                 let answer = target.send(alert).await;
-                count(&target.name, if answer.is_ok() { "delivered" } else { "given_up" });
                 Tried {
                     target: target.name.clone(),
                     kind: target.config.kind.name(),
@@ -271,7 +273,7 @@ async fn listen(
         let Some(event) = event else { return };
         let Some(alert) = Alert::of(&event).map(Arc::new) else { continue };
         for ((target, queue), seen) in queues.iter().zip(&mut seen) {
-            if !target.config.causes().contains(&alert.cause) {
+            if !target.wants(&alert) {
                 continue;
             }
             if !seen.is_news(&alert, Instant::now(), target.config.repeat) {

@@ -170,13 +170,28 @@ async fn what_is_not_taken_is_sent_again_until_it_is_and_is_the_same() {
 #[tokio::test]
 async fn the_same_of_one_rollout_is_told_once() {
     let mut receiving = Receiving::start(ok).await;
-    let teller = Teller::start(&format!("[[alerts]]\nkind = 'json'\nurl = '{}'", receiving.url));
+    let teller = Teller::start(&format!("[[alerts]]\nkind = 'json'\nurl = '{}'\non = ['alert']", receiving.url));
     for rollout in ["r1", "r1", "r2", "r1"] {
         teller.happens(rollout, "alert", json!({"what": "breach", "reason": "p99"}));
     }
     let told = [receiving.next().await.1, receiving.next().await.1];
     assert_eq!(told.map(|body| body["rollout"].clone()), [json!("r1"), json!("r2")]);
     teller.counted("json-1 duplicate", 2).await;
+    teller.counted("json-1 delivered", 2).await;
+}
+
+#[tokio::test]
+async fn a_rule_that_was_broken_is_told_once_by_what_it_led_to() {
+    let mut receiving = Receiving::start(ok).await;
+    let teller = Teller::start(&format!("[[alerts]]\nkind = 'json'\nurl = '{}'", receiving.url));
+    for rollout in ["r1", "r2"] {
+        teller.rolls_back(rollout);
+        teller.happens(rollout, "alert", json!({"what": "breach", "reason": "p99"}));
+    }
+    for rollout in ["r1", "r2"] {
+        let told = receiving.next().await.1;
+        assert_eq!((&told["what"], &told["rollout"]), (&json!("rolled_back"), &json!(rollout)));
+    }
     teller.counted("json-1 delivered", 2).await;
 }
 

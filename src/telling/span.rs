@@ -87,8 +87,10 @@ pub struct Ended<'a> {
     pub route: &'a str,
     pub status: u16,
     pub request_id: &'a str,
-    /// Model, version and generation, where one answered.
-    pub stamp: Option<(&'a str, &'a str, u64)>,
+    /// The model and the version that answered, or that an order was about.
+    pub version: Option<(&'a str, &'a str)>,
+    /// Which answered.
+    pub generation: Option<u64>,
 }
 
 impl Begun {
@@ -103,16 +105,18 @@ impl Begun {
     }
 
     pub(super) fn end(self, ended: &Ended<'_>) -> Span {
-        let Ended { method, route, status, request_id, stamp } = *ended;
+        let Ended { method, route, status, request_id, version, generation } = *ended;
         let mut attributes = vec![
             ("http.request.method", method.into()),
             ("http.route", route.into()),
             ("http.response.status_code", Value::Number(status.into())),
             ("cutover.request_id", request_id.into()),
         ];
-        if let Some((model, version, generation)) = stamp {
+        if let Some((model, version)) = version {
             attributes.push(("cutover.model", model.into()));
             attributes.push(("cutover.version", version.into()));
+        }
+        if let Some(generation) = generation {
             attributes.push(("cutover.generation", Value::Number(generation as i64)));
         }
         let from_ns = nanos(self.at);

@@ -138,6 +138,12 @@ impl Seen {
         figures
     }
 
+    /// Answers that were compared, those that found no room, and how much was agreed on average.
+    pub(super) fn glance(&self) -> (u64, u64, Option<f64>) {
+        let (compared, mean) = self.tally().agreement();
+        (compared, self.shadow.dropped(), mean)
+    }
+
     /// What agreed least, the worst first.
     pub(super) fn worst(&self) -> Vec<Case> {
         self.tally().worst().to_vec()

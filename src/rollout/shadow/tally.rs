@@ -119,24 +119,28 @@ impl Tally {
         })
     }
 
+    /// How many answers were compared, and how much they agree on average.
+    pub(super) fn agreement(&self) -> (u64, Option<f64>) {
+        (self.agreements.count, self.agreements.mean())
+    }
+
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.agreements.count, self.same)
     }
 
     /// For a rollout's record; without cases.
     pub(super) fn figures(&self) -> Value {
-        let mean = |scores: &Scores| (scores.count > 0).then(|| scores.sum / scores.count as f64);
         let ms = |histogram: &Histogram<u64>, q| {
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1e3)
         };
         let count = self.agreements.count;
         json!({
             "samples": count, "failed": self.failed, "incomparable": self.incomparable,
-            "mean": mean(&self.agreements),
+            "mean": self.agreements.mean(),
             "interval": Mean::of(&self.agreements, ALPHA).map(|mean| json!([mean.low(), mean.high()])),
             "lowest": (count > 0).then_some(self.lowest),
             "same": (count > 0).then(|| self.same as f64 / count as f64),
-            "prefix": mean(&self.prefixes),
+            "prefix": self.prefixes.mean(),
             "histogram": self.bars,
             "live_ms": { "p50": ms(&self.live, 0.5), "p99": ms(&self.live, 0.99) },
             "forward_ms": { "p50": ms(&self.other, 0.5), "p99": ms(&self.other, 0.99) },

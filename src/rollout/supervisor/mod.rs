@@ -34,7 +34,7 @@ use folders::Folders;
 use pulse::Pulse;
 pub use pulse::Sample;
 pub use reports::{MemoryReport, ModelReport};
-pub use sharing::{ArmSeen, ShadowSeen, Sharing};
+pub use sharing::{ArmSeen, ShadowSeen, Shares};
 
 pub struct SupervisorConfig {
     pub repository: Arc<Repository>,

@@ -1,13 +1,12 @@
-//! How models' versions share requests at one moment: read from routes, and from what controllers publish.
+//! How models' versions share requests at one moment: read from routes and what counts there, for metrics.
 
-use serde_json::Value;
-
-use super::super::state::Phase;
+use super::super::shadow::Seen;
 use super::Supervisor;
+use crate::slot::{Arm, Route};
 
 /// Of one model.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sharing {
+pub struct Shares {
     pub model: String,
     /// Versions that answer requests which name none, and the share that each answers: 1 together.
     pub shares: Vec<(String, f64)>,
@@ -35,7 +34,7 @@ pub struct ArmSeen {
 }
 
 impl Supervisor {
-    pub async fn sharing(&self) -> Vec<Sharing> {
+    pub async fn shares(&self) -> Vec<Shares> {
         let controllers = self.controllers.lock().await;
         let told = controllers.iter().filter_map(|(model, reins)| {
             let route = reins.slot.route()?;
@@ -44,35 +43,34 @@ impl Supervisor {
             let mut shares = vec![(route.live.version().to_owned(), rest)];
             shares.extend(other);
             let seen = route.shadow.as_ref().and(reins.status.shadow.load_full());
+            // The name is the record's, as the rollout has it.
             let view = reins.status.handle.load_full().map(|handle| handle.now());
-            let experiment = view.as_ref().filter(|view| view.phase == Phase::Experiment);
-            let experiment = experiment.and_then(|view| view.record.figures.get("experiment"));
-            Some(Sharing {
+            let name = view.as_ref().and_then(|view| view.record.figures.get("experiment")?["name"].as_str());
+            Some(Shares {
                 model: model.clone(),
                 shares,
-                shadow: seen.map(|seen| shadow_of(&seen.figures())),
-                arms: experiment.map(arms).unwrap_or_default(),
+                shadow: seen.map(|seen| shadow_of(&seen)),
+                arms: name.map(|name| arms(name, &route)).unwrap_or_default(),
             })
         });
         told.collect()
     }
 }
 
-fn shadow_of(figures: &Value) -> ShadowSeen {
-    ShadowSeen {
-        compared: figures["samples"].as_u64().unwrap_or(0),
-        dropped: figures["dropped"].as_u64().unwrap_or(0),
-        mean: figures["mean"].as_f64(),
-    }
+fn shadow_of(seen: &Seen) -> ShadowSeen {
+    let (compared, dropped, mean) = seen.glance();
+    ShadowSeen { compared, dropped, mean }
 }
 
-fn arms(experiment: &Value) -> Vec<ArmSeen> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let arm = |arm: &Value| ArmSeen {
-        experiment: text(&experiment["name"]),
-        version: text(&arm["version"]),
-        count: arm["feedback"]["count"].as_u64().unwrap_or(0),
-        mean: arm["feedback"]["mean"].as_f64(),
+/// None where what is shared is no experiment.
+fn arms(experiment: &str, route: &Route) -> Vec<ArmSeen> {
+    let Some((split, tally)) = route.split.as_ref().and_then(|split| Some((split, split.tally.as_ref()?))) else {
+        return Vec::new();
     };
-    experiment["arms"].as_array().into_iter().flatten().map(arm).collect()
+    let seen = |(version, of): (&str, Arm)| {
+        let scores = tally.told(of).scores;
+        let (experiment, version) = (experiment.to_owned(), version.to_owned());
+        ArmSeen { experiment, version, count: scores.count, mean: scores.mean() }
+    };
+    [(route.live.version(), Arm::Live), (split.to.version(), Arm::Other)].map(seen).into()
 }

@@ -103,6 +103,7 @@ pub(super) struct Shadow {
     prefix: Option<f64>,
     /// Agreements from 0 to 1 in bars of the same width; what is below 0 is in the first.
     histogram: Vec<u64>,
+    /// From when a request was let in until it was answered.
     #[schema(inline)]
     live_ms: Times,
     /// The forward pass alone.
