@@ -166,27 +166,28 @@ fn series(page: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_rule_and_no_panel_names_a_metric_that_is_not_there() {
-    // A family is on the page once it has a series, so everything has to happen once: also a failover, and a span that is told.
+    // A family is on the page once it has a series, so everything has to happen once: also a failover, a span
+    // and an alert that are told.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let collector = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(|| async {})).await });
     let site = Site::digits()
         .config(&format!(
-            "[telemetry]\notlp = '{collector}'\n[[alerts]]\nkind = 'slack'\nurl = 'http://127.0.0.1:9/nobody'\n"
+            "[telemetry]\notlp = '{collector}'\n[[alerts]]\nkind = 'slack'\nurl = '{collector}'\non = ['switched']\n"
         ))
         .fault("version = 'digits@v2'\nkind = 'error'");
     let server = site.start().await;
     server.image("digits", &digit(7)).await.expect(200);
     server.promote("v2", json!({})).await.expect(200);
     server.image("digits", &digit(7)).await.expect(200);
-    server.post("/admin/alerts/test", json!({})).await.expect(200);
     let began = std::time::Instant::now();
     let page = loop {
         let page = server.get("/metrics").await.expect(200).body;
-        if page.as_str().unwrap().contains("cutover_spans_total{") {
+        let told = |family: &str| page.as_str().unwrap().contains(&format!("cutover_{family}_total{{"));
+        if told("spans") && told("alerts") {
             break page;
         }
-        assert!(began.elapsed() < PATIENCE, "no span was told");
+        assert!(began.elapsed() < PATIENCE, "no span or no alert was told");
         // The page says when it is there, and nothing else does.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };

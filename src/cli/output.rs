@@ -85,7 +85,7 @@ impl Failure {
             Failure::Refused(refusal) if json => writeln!(out, "{}", refusal.body())
                 .and_then(|()| writeln!(err, "error: {}", printable(&refusal.message))),
             Failure::Refused(refusal) => writeln!(err, "error: {}", printable(&refusal.message))
-                .and_then(|()| rollout::write_details(&refusal.details, err)),
+                .and_then(|()| rollout::write_details(&refusal.message, &refusal.details, err)),
             other => writeln!(err, "error: {}", printable(&other.to_string())),
         };
         match self {

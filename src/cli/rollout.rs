@@ -210,15 +210,17 @@ fn write_verdicts(verdicts: Option<&Value>, out: &mut dyn Write) -> io::Result<(
     if table.is_empty() { Ok(()) } else { table.write(out) }
 }
 
-/// The details of an error: the gate's failing cases, or the facts as they are.
-pub(super) fn write_details(details: &Value, out: &mut dyn Write) -> io::Result<()> {
+/// The details of an error: the gate's failing cases, or the facts as they are where its message does not name them all.
+pub(super) fn write_details(message: &str, details: &Value, out: &mut dyn Write) -> io::Result<()> {
     if let Some(gate) = find_gate(details) {
         return write_gate(&gate, out);
     }
     match details {
         Value::Null => Ok(()),
-        // The message names it already.
         Value::Object(facts) if facts.keys().all(|key| key == "param") => Ok(()),
+        Value::Object(facts) if facts.values().all(|fact| fact.as_str().is_some_and(|it| message.contains(it))) => {
+            Ok(())
+        }
         Value::Object(facts) => write_figures(facts, out),
         other => writeln!(out, "  {}", human_value(other)),
     }
@@ -335,11 +337,19 @@ mod tests {
             {"check": "golden", "passed": false, "measure": null, "limit": 0.5, "case": "c", "message": "not finite"}
         ]);
         for details in [json!({ "rollout": { "gate": gate } }), json!({ "checks": gate }), gate.clone()] {
-            let shown = text(|out| write_details(&details, out));
+            let shown = text(|out| write_details("the gate refused it", &details, out));
             assert!(shown.contains("1 of 3"), "{shown}");
             assert!(shown.contains("b") && shown.contains("0.1"), "{shown}");
             assert!(shown.contains("FAILED: not finite"), "{shown}");
             assert_eq!(shown.matches("FAILED").count(), 2, "{shown}");
         }
+    }
+
+    #[test]
+    fn facts_that_the_message_names_are_not_told_twice() {
+        let facts = json!({ "rollout": "digits-3", "to": "v2", "phase": "observing" });
+        let message = "rollout digits-3 of 'digits' to 'v2' goes on (observing); 'v3' has to wait";
+        assert_eq!(text(|out| write_details(message, &facts, out)), "");
+        assert!(text(|out| write_details("busy", &facts, out)).contains("observing"));
     }
 }
