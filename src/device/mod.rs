@@ -15,6 +15,10 @@ mod host_room;
 mod memory;
 mod processors;
 
+use std::convert::Infallible;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
 pub use arena::{Arena, allocated_bytes, flush_thread_cache, trim_background, trim_everything};
 pub use budget::{Budget, Claim, Held, Reservation};
 pub use host::{
@@ -24,10 +28,6 @@ pub use host::{
 pub use host_room::{HostRoom, Pinning, Promise};
 pub use memory::{Measured, Memory, Owner, Pooled};
 pub use processors::{Pass, Processors, company, give_way, rested};
-
-use std::convert::Infallible;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
 
 use crate::error::{Error, Result};
 

@@ -121,6 +121,9 @@ fn grpc_code(kind: Kind) -> tonic::Code {
 
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
+/// What is not found where nothing answers a path.
+const ROUTE: &str = "route";
+
 /// An error on its way out, in the words of a dialect, with the stamp where the generation is known.
 pub(super) struct Failure {
     pub(super) error: Error,
@@ -153,9 +156,11 @@ impl IntoResponse for Failure {
             Dialect::Grpc => tonic::Status::new(grpc_code(kind), message).into_http::<Body>(),
             dialect => {
                 let mut body = body(dialect, kind, &message, details);
-                if dialect == Dialect::OpenAi && matches!(self.error, Error::NotFound { .. }) {
+                if dialect == Dialect::OpenAi
+                    && let Error::NotFound { what, .. } = &self.error
+                {
                     // The kind's own code speaks of models.
-                    body["error"]["code"] = "not_found".into();
+                    body["error"]["code"] = if *what == ROUTE { "unknown_url" } else { "not_found" }.into();
                 }
                 (status(dialect, kind), Json(body)).into_response()
             }
@@ -237,18 +242,12 @@ fn header_text(text: &str) -> HeaderValue {
 }
 
 pub(super) async fn not_found(uri: Uri) -> Response {
-    let error = Error::NotFound { what: "route", id: uri.path().to_owned() };
+    let error = Error::NotFound { what: ROUTE, id: uri.path().to_owned() };
     match Dialect::of(uri.path()) {
         // Clients ask again elsewhere, or do without (gRPC status codes).
         Dialect::Grpc => {
             let reason = format!("there is no method {}", uri.path());
             Failure::new(Dialect::Grpc, Error::Unsupported { reason }).into_response()
-        }
-        // There the kind's own code speaks of models.
-        Dialect::OpenAi => {
-            let mut body = body(Dialect::OpenAi, Kind::NotFound, &error.to_string(), Value::Null);
-            body["error"]["code"] = "unknown_url".into();
-            (StatusCode::NOT_FOUND, Json(body)).into_response()
         }
         dialect => Failure::new(dialect, error).into_response(),
     }
