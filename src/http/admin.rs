@@ -91,6 +91,11 @@ const MOST_ORDER_BYTES: usize = 64 << 10;
 impl Order {
     async fn read(app: &App, request: Request) -> Result<(Order, bool), Failure> {
         let streams = rollout_reply::wants_events(request.headers());
+        if let Some(query) = request.uri().query().filter(|query| !query.is_empty()) {
+            // It was to change how traffic moves, and would be lost in silence.
+            let message = format!("'?{query}' means nothing here: what is ordered stands in the body, as JSON");
+            return Err(Failure::native(Error::BadRequest { message, param: None }));
+        }
         let bytes = body::read(request, app.limits.bounds(MOST_ORDER_BYTES)).await.map_err(Failure::native)?;
         let order: Order = body::json_or_default(&bytes).map_err(Failure::native)?;
         Ok((order, streams))

@@ -202,6 +202,8 @@ async fn steps_that_cannot_be_are_refused_by_name() {
         let refused = server.promote("v2", body).await.expect(400);
         assert!(refused.message().contains(told), "{}", refused.message());
     }
+    let refused = server.post("/models/v2/promote?canary=5", json!({})).await.expect(400);
+    assert!(refused.message().contains("'?canary=5' means nothing here"), "{}", refused.message());
     assert_eq!(server.get("/admin/rollouts").await.body["rollouts"].as_array().unwrap().len(), 0);
 }
 
