@@ -213,7 +213,7 @@ unsafe fn strip<I: Isa, W: Element>(
                 I::tile::<W, 3, 2>(operands.fetching(2, 1));
                 return 2;
             }
-            _ if whole >= 2 && I::PAIRS => {
+            _ if const { I::PAIRS } && whole >= 2 => {
                 column_of_tiles::<I, W, 2>(operands, rows);
                 return 2;
             }
@@ -226,6 +226,7 @@ unsafe fn strip<I: Isa, W: Element>(
 /// The tiles of a panel, or of two, from top to bottom, as equal in height as they can be.
 #[inline(always)]
 unsafe fn column_of_tiles<I: Isa, W: Element, const PANELS: usize>(mut operands: Operands<W>, rows: usize) {
+    const { assert!(I::ROWS <= 12, "a taller tile than there are") };
     let count = rows.div_ceil(I::ROWS);
     let (height, taller) = (rows / count, rows % count);
     operands = operands.fetching(PANELS, count);
@@ -237,17 +238,19 @@ unsafe fn column_of_tiles<I: Isa, W: Element, const PANELS: usize>(mut operands:
         unsafe {
             match rows {
                 1 => I::tile::<W, 1, PANELS>(operands),
-                2 => I::tile::<W, 2, PANELS>(operands),
-                3 => I::tile::<W, 3, PANELS>(operands),
-                4 => I::tile::<W, 4, PANELS>(operands),
-                5 => I::tile::<W, 5, PANELS>(operands),
-                6 => I::tile::<W, 6, PANELS>(operands),
-                7 => I::tile::<W, 7, PANELS>(operands),
-                8 => I::tile::<W, 8, PANELS>(operands),
-                9 => I::tile::<W, 9, PANELS>(operands),
-                10 => I::tile::<W, 10, PANELS>(operands),
-                11 => I::tile::<W, 11, PANELS>(operands),
-                _ => I::tile::<W, 12, PANELS>(operands),
+                2 if const { I::ROWS >= 2 } => I::tile::<W, 2, PANELS>(operands),
+                3 if const { I::ROWS >= 3 } => I::tile::<W, 3, PANELS>(operands),
+                4 if const { I::ROWS >= 4 } => I::tile::<W, 4, PANELS>(operands),
+                5 if const { I::ROWS >= 5 } => I::tile::<W, 5, PANELS>(operands),
+                6 if const { I::ROWS >= 6 } => I::tile::<W, 6, PANELS>(operands),
+                7 if const { I::ROWS >= 7 } => I::tile::<W, 7, PANELS>(operands),
+                8 if const { I::ROWS >= 8 } => I::tile::<W, 8, PANELS>(operands),
+                9 if const { I::ROWS >= 9 } => I::tile::<W, 9, PANELS>(operands),
+                10 if const { I::ROWS >= 10 } => I::tile::<W, 10, PANELS>(operands),
+                11 if const { I::ROWS >= 11 } => I::tile::<W, 11, PANELS>(operands),
+                12 if const { I::ROWS >= 12 } => I::tile::<W, 12, PANELS>(operands),
+                // Taller tiles than these instructions have are not compiled.
+                _ => unreachable!("a tile of {rows} rows, of {} at most", I::ROWS),
             }
             operands.a = operands.a.add(rows * operands.a_stride);
             operands.c = operands.c.add(rows * operands.c_stride);

@@ -113,8 +113,8 @@ unsafe fn panels_of<L: Lanes, F: Opened>(job: Job<'_>, from: usize, to: usize) {
                 // SAFETY: handed on; the tile and the panels are whole.
                 unsafe {
                     match pair {
-                        true => tile_of::<L, F, 2>(operands, rows),
-                        false => tile_of::<L, F, 1>(operands, rows),
+                        true if const { L::PAIRS } => tile_of::<L, F, 2>(operands, rows),
+                        _ => tile_of::<L, F, 1>(operands, rows),
                     }
                 }
             }
@@ -126,16 +126,18 @@ unsafe fn panels_of<L: Lanes, F: Opened>(job: Job<'_>, from: usize, to: usize) {
 #[inline(always)]
 unsafe fn tile_of<L: Lanes, F: Opened, const PANELS: usize>(operands: Operands, rows: usize) {
     const { assert!(L::ROWS <= 6, "a taller tile than there are") };
-    // SAFETY: handed on.
+    // SAFETY: handed on. Taller tiles than these lanes have are not compiled.
     unsafe {
         match rows {
             0 => {}
             1 => rows_of::<L, F, 1, PANELS>(operands),
-            2 => rows_of::<L, F, 2, PANELS>(operands),
-            3 => rows_of::<L, F, 3, PANELS>(operands),
-            4 => rows_of::<L, F, 4, PANELS>(operands),
-            5 => rows_of::<L, F, 5, PANELS>(operands),
-            _ => rows_of::<L, F, 6, PANELS>(operands),
+            2 if const { L::ROWS >= 2 } => rows_of::<L, F, 2, PANELS>(operands),
+            3 if const { L::ROWS >= 3 } => rows_of::<L, F, 3, PANELS>(operands),
+            4 if const { L::ROWS >= 4 } => rows_of::<L, F, 4, PANELS>(operands),
+            5 if const { L::ROWS >= 5 } => rows_of::<L, F, 5, PANELS>(operands),
+            6 if const { L::ROWS >= 6 } => rows_of::<L, F, 6, PANELS>(operands),
+            // The tiling was made for these lanes.
+            _ => unreachable!("a tile of {rows} rows, of {} at most", L::ROWS),
         }
     }
 }
