@@ -8,6 +8,7 @@ mod actions;
 mod boot;
 mod commands;
 mod differing;
+mod messages;
 mod sharing;
 mod shelf;
 mod window;
@@ -15,130 +16,31 @@ mod window;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Context;
 use super::difference::Before;
-use super::experiment::Named;
-use super::gate::Findings;
 use super::judge::Judge;
-use super::parking;
 use super::recheck::Watched;
-use super::record::{Bytes, Handle, Recorder};
+use super::record::{Bytes, Recorder};
 use super::residents::{Reclaimed, Resident};
 use super::shadow;
 use super::state::{self, Event, Phase, State};
 use super::steps::{self, Done};
 use crate::error::{Error, Result};
 use crate::generation::{GenerationId, Observed, Stats};
-use crate::repository::{Difference, ModelConfig, Sticky};
+use crate::repository::ModelConfig;
 use crate::slot::Slot;
+use messages::Report;
+pub use messages::{Answer, Candidate, Options, Status};
+pub(super) use messages::{Command, Freed};
 use sharing::{Calm, Sharing};
 pub use shelf::Ahead;
 use shelf::Shelf;
-pub(super) use shelf::{Coming, given_up};
+pub(super) use shelf::given_up;
 
 /// How often the progress of a load is told.
 const PROGRESS: Duration = Duration::from_millis(100);
-
-/// What an operator may say with a stage or promote.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    pub observe: Option<Duration>,
-    pub reason: Option<String>,
-    pub actor: Option<String>,
-    pub accept_contract_change: bool,
-    /// Each instead of what `model.toml` says.
-    pub canary: Option<Vec<f64>>,
-    pub canary_step: Option<Duration>,
-    pub canary_requests: Option<u64>,
-    pub sticky: Option<Sticky>,
-    /// The share of answers to be computed again by the other version.
-    pub shadow: Option<f64>,
-}
-
-/// What a command came to.
-#[derive(Debug, Clone)]
-pub enum Answer {
-    /// A rollout does it, or did.
-    Rollout(Handle),
-    /// It was so already, and nothing changed.
-    Already { model: String, version: String },
-}
-
-pub(super) enum Command {
-    Stage(String, Options, oneshot::Sender<Result<Answer>>),
-    Promote(String, Options, oneshot::Sender<Result<Answer>>),
-    Rollback(Options, oneshot::Sender<Result<Answer>>),
-    Settle(oneshot::Sender<Result<Answer>>),
-    /// Has a staged version answer a share for as long as is wanted.
-    Compare(String, Named, Options, oneshot::Sender<Result<Answer>>),
-    /// Ends that by its name; the version stays staged.
-    StopComparing(String, oneshot::Sender<Result<Answer>>),
-    Abort(Option<String>, Options, oneshot::Sender<Result<Answer>>),
-    /// Into host memory only, for whom.
-    ReadAhead(String, Option<String>, oneshot::Sender<Result<Coming>>),
-    Release(String, oneshot::Sender<Result<Freed>>),
-    /// The first version of a model that had none is here.
-    ComeUp,
-    Shutdown(oneshot::Sender<()>),
-}
-
-/// What `DELETE` of a version came to.
-#[derive(Debug)]
-pub(super) struct Freed {
-    pub(super) answer: Answer,
-    /// Its host memory is free, too.
-    pub(super) unparked: bool,
-}
-
-/// The candidate as listings show it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Candidate {
-    pub version: String,
-    pub generation: u64,
-    pub phase: Phase,
-    pub rollout: String,
-}
-
-/// What anybody may read of a controller without asking it.
-#[derive(Default)]
-pub struct Status {
-    pub(super) candidate: ArcSwapOption<Candidate>,
-    pub(super) last_reclaim: ArcSwapOption<Reclaimed>,
-    pub(super) handle: ArcSwapOption<Handle>,
-    /// What the last shadow has seen.
-    pub(super) shadow: ArcSwapOption<shadow::Seen>,
-}
-
-/// What tasks send back.
-enum Report {
-    Step {
-        rollout: String,
-        done: Box<Done>,
-    },
-    Drained {
-        rollout: String,
-        result: Result<Reclaimed>,
-    },
-    Reclaimed {
-        rollout: String,
-        result: Result<Reclaimed>,
-    },
-    Golden {
-        rollout: String,
-        findings: Option<Findings>,
-    },
-    /// What the version changes, with distances.
-    Measured {
-        rollout: String,
-        differences: Vec<Difference>,
-    },
-    /// Of no rollout.
-    Parked(parking::Outcome),
-}
 
 pub(super) struct Controller {
     ctx: Arc<Context>,
