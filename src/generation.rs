@@ -5,7 +5,9 @@
 //! rollout controller retire it. That is the whole drain protocol; nothing counts in-flight requests by hand.
 //! It must not know routes, rollouts or HTTP.
 
+mod agreements;
 mod observed;
+mod scores;
 mod stats;
 
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
+pub use agreements::Agreements;
 pub use observed::{Observed, histogram};
+pub use scores::Scores;
 pub use stats::{Beat, Mark, Passed, Seen, Snapshot, Spent, Stage, Stats};
 
 use crate::engine::Lane;

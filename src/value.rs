@@ -42,7 +42,7 @@ impl std::fmt::Display for Task {
 ///
 /// It is kept until the request is answered: failover (promise 7) runs it again from here,
 /// through the other generation's own tokenizer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum RawInput {
     Text(String),
     /// Two texts judged together (reranking, pair classification). The first may be shared by many: a query of

@@ -101,7 +101,7 @@ async fn what_happens_in_rollouts_is_told_to_every_kind_of_receiver() {
     assert!(plain.headers["x-cutover-signature"].to_str().unwrap().starts_with("t="), "{plain:?}");
     assert!(!plain.headers.contains_key("authorization"));
     let text = slack.body["text"].as_str().unwrap();
-    assert!(text.starts_with("[warning] digits: the gate refused v3") && text.contains("checks"), "{text}");
+    assert!(text.starts_with("[warning] digits: v3 was refused") && text.contains("checks"), "{text}");
 
     server.promote("v2", json!({})).await.expect(200);
     assert_eq!(receiving.next().await.body["what"], "switched");

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::Agreements;
+
 /// Microseconds; longer answers count as this.
 pub(super) const LONGEST: u64 = 600_000_000;
 
@@ -17,9 +19,8 @@ pub struct Observed {
     pub nonfinite: u64,
     /// Requests that ran into the model's own deadline.
     pub timed_out: u64,
-    /// Answers that were compared with another generation's to the same inputs, and those that agreed.
-    pub compared: u64,
-    pub agreed: u64,
+    /// How much its answers agreed with another generation's to the same inputs, of those that were compared.
+    pub agreement: Agreements,
     /// Microseconds, timeouts included.
     pub latency: Histogram<u64>,
 }
@@ -32,7 +33,7 @@ impl Default for Observed {
 
 impl Observed {
     pub(super) fn of(latency: Histogram<u64>) -> Observed {
-        Observed { answered: 0, blamed: 0, nonfinite: 0, timed_out: 0, compared: 0, agreed: 0, latency }
+        Observed { answered: 0, blamed: 0, nonfinite: 0, timed_out: 0, agreement: Agreements::default(), latency }
     }
 
     /// An answer that took so long.
@@ -63,8 +64,8 @@ impl Observed {
             blamed: self.blamed.saturating_sub(before.blamed),
             nonfinite: self.nonfinite.saturating_sub(before.nonfinite),
             timed_out: self.timed_out.saturating_sub(before.timed_out),
-            compared: self.compared.saturating_sub(before.compared),
-            agreed: self.agreed.saturating_sub(before.agreed),
+            // Of a shadow, which has begun since.
+            agreement: self.agreement.clone(),
             latency,
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer as _};
+use serde::{Deserialize, Serializer};
 
 use super::{duration, name};
 
@@ -46,6 +46,17 @@ pub(super) fn some_at_least_one_u64<'de, D: Deserializer<'de>>(deserializer: D) 
 
 pub(super) fn some_at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     at_least_one(deserializer).map(Some)
+}
+
+pub(super) fn some_longer_than_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    longer_than_zero(deserializer).map(Some).map_err(D::Error::custom)
+}
+
+pub(super) fn write_some_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(time) => duration::serialize(time, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {

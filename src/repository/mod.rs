@@ -37,7 +37,7 @@ pub use model_toml::{
 };
 pub use rate::LoadThrottle;
 pub use rules::{Comparison, Limit, Metric, Rule, RuleConfig, Threshold};
-pub use sharing::{CanaryConfig, ShadowConfig, Sticky};
+pub use sharing::{CanaryConfig, Lasts, ShadowConfig, Sticky};
 pub use spec::{DenseSpec, EmbeddingSpec, Pooling, Spec};
 
 use crate::error::{Error, Result};

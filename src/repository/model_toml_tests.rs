@@ -1,5 +1,5 @@
 use super::*;
-use crate::repository::Sticky;
+use crate::repository::{Lasts, Sticky};
 
 fn refused(text: &str) -> (String, String) {
     match ModelConfig::parse(text, "m/model.toml") {
@@ -59,7 +59,6 @@ fn every_key_is_read() {
             for = "10s"
             [canary]
             steps = [1, 12.5]
-            step = "90s"
             requests = 100
             sticky = "header:X-User"
             [shadow]
@@ -90,8 +89,8 @@ fn every_key_is_read() {
     assert_eq!(config.observe.window, Duration::from_secs(5400));
     assert_eq!(config.observe.golden_every, Duration::from_millis(250));
     assert_eq!((config.observe.max_p50_ratio, config.observe.rule[0].min_samples), (Some(3.0), Some(300)));
-    let CanaryConfig { steps, step, requests, sticky } = &config.canary;
-    assert_eq!((steps.as_slice(), *step, *requests), (&[1.0, 12.5][..], Duration::from_secs(90), Some(100)));
+    let CanaryConfig { steps, lasts, sticky } = &config.canary;
+    assert_eq!((steps.as_slice(), *lasts), (&[1.0, 12.5][..], Lasts::Requests(100)));
     assert_eq!(*sticky, Sticky::Header("x-user".into()));
     let ShadowConfig { share, min_agreement, min_samples, keep_inputs } = config.shadow;
     assert_eq!((share, min_agreement, min_samples, keep_inputs), (0.25, Some(0.9), 7, false));
@@ -131,6 +130,7 @@ fn a_wrong_value_names_the_key_and_what_was_expected() {
         ("task = 'embed'\n[canary]\nsteps = 5", "canary.steps", "expected a sequence"),
         ("task = 'embed'\n[canary]\nstep = '0s'", "canary.step", "a longer one"),
         ("task = 'embed'\n[canary]\nrequests = 0", "canary.requests", "at least 1"),
+        ("task = 'embed'\n[canary]\nstep = '9s'\nrequests = 9", "canary", "not both"),
         ("task = 'embed'\n[canary]\nsticky = 'cookie'", "canary.sticky", "header:<name>"),
         ("task = 'embed'\n[shadow]\nshare = 10", "shadow.share", "from 0.0 to 1.0"),
         ("task = 'embed'\n[shadow]\nmin_agreement = -1", "shadow.min_agreement", "from 0.0 to 1.0"),

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error as _, Visitor};
+use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::duration;
-use super::fields::{longer_than_zero, one_of, some_at_least_one_u64};
+use super::fields::{one_of, some_at_least_one_u64, some_longer_than_zero, write_some_duration};
 use super::model_toml::ObserveConfig;
 
 /// Quantiles say nothing of fewer answers than this.
@@ -33,7 +33,7 @@ pub enum Metric {
     P50,
     P95,
     P99,
-    /// Answers that agree with those of the live version to the same inputs.
+    /// How much answers agree with those of the live version to the same inputs, on average.
     ShadowAgreement,
 }
 
@@ -55,7 +55,7 @@ pub enum Comparison {
 pub enum Limit {
     /// So large a share of the requests.
     AtMost(f64),
-    /// At least so large a share.
+    /// At least so large a mean.
     AtLeast(f64),
     /// So much more, as a share of all requests, than the version compared with.
     Above(f64),
@@ -75,7 +75,8 @@ pub struct Rule {
     pub limit: Limit,
     /// Nothing is judged from fewer, neither of the candidate nor of the version that it is compared with.
     pub min_samples: u64,
-    /// Over how many seconds the proof must be spread: none of them counts for more than its share. Zero does not ask.
+    /// For how long it must be broken, to the second: the proof must be spread over it, so that no second counts for more than its
+    /// share; of agreement, each look in that time must show it. Zero does not ask.
     pub hold: Duration,
 }
 
@@ -133,7 +134,7 @@ impl Metric {
             Metric::P50 => "p50 latency",
             Metric::P95 => "p95 latency",
             Metric::P99 => "p99 latency",
-            Metric::ShadowAgreement => "agreement with the live version",
+            Metric::ShadowAgreement => "shadow agreement",
         }
     }
 
@@ -171,7 +172,18 @@ impl ObserveConfig {
         ];
         // What was read has been checked: each has a limit.
         rules.extend(self.rule.iter().filter_map(|written| written.rule(self).ok()));
+        // In a window that is shorter than they are made for, they must still be able to be broken.
+        rules.iter_mut().for_each(|rule| rule.hold = rule.hold.min(self.longest_hold()));
         rules
+    }
+
+    /// A rule that must be broken for longer cannot be in the window: when that began is known to a second, and looks come each second.
+    fn longest_hold(&self) -> Duration {
+        match self.window.is_zero() {
+            // There is none; a canary has its own time.
+            true => Duration::MAX,
+            false => self.window.saturating_sub(Duration::from_secs(2)),
+        }
     }
 
     /// Whether the rules make sense: else the key, and what was expected.
@@ -190,9 +202,13 @@ impl ObserveConfig {
             names.push(name.to_owned());
             match written.rule(self) {
                 Err((key, reason)) => return refused(key, reason),
-                Ok(rule) if rule.hold > self.window && written.hold.is_some() && !self.window.is_zero() => {
+                Ok(rule) if matches!(rule.limit, Limit::Count(_)) && written.hold.is_some() => {
+                    return refused("for", "expected none: what is counted is broken at once".to_owned());
+                }
+                Ok(rule) if rule.hold > self.longest_hold() && written.hold.is_some() => {
                     let (hold, window) = (duration::format(rule.hold), duration::format(self.window));
-                    return refused("for", format!("{hold:?}, expected at most the window, which is {window:?}"));
+                    let expected = "expected two seconds less than the window at most";
+                    return refused("for", format!("{hold:?}, {expected}, which is {window:?}"));
                 }
                 Ok(_) => {}
             }
@@ -204,7 +220,7 @@ impl ObserveConfig {
 impl RuleConfig {
     fn rule(&self, of: &ObserveConfig) -> Result<Rule, (&'static str, String)> {
         let (fewest, hold) = match self.metric.level() {
-            Some(_) => (of.min_requests.max(FEWEST_FOR_QUANTILES), HOLD_OF_LATENCIES.min(of.window)),
+            Some(_) => (of.min_requests.max(FEWEST_FOR_QUANTILES), HOLD_OF_LATENCIES),
             None => (of.min_requests.max(1), Duration::ZERO),
         };
         Ok(Rule {
@@ -226,7 +242,9 @@ impl RuleConfig {
             (Metric::ShadowAgreement, Absolute, Threshold::Number(share)) if share > 0.0 && share <= 1.0 => {
                 Ok(Limit::AtLeast(share))
             }
-            (Metric::ShadowAgreement, Absolute, _) => expected("the share that must agree, above 0.0 and at most 1.0"),
+            (Metric::ShadowAgreement, Absolute, _) => {
+                expected("how much both must agree on average, above 0.0 and at most 1.0")
+            }
             (Metric::ShadowAgreement, ..) => {
                 Err(("comparison", format!("expected `absolute`: {metric} is a comparison already")))
             }
@@ -312,17 +330,6 @@ impl<'de> Deserialize<'de> for Threshold {
 
 fn some_one_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Comparison>, D::Error> {
     one_of(deserializer).map(Some)
-}
-
-fn some_longer_than_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    longer_than_zero(deserializer).map(Some).map_err(D::Error::custom)
-}
-
-fn write_some_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(time) => duration::serialize(time, serializer),
-        None => serializer.serialize_none(),
-    }
 }
 
 #[cfg(test)]

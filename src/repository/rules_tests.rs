@@ -131,7 +131,13 @@ fn a_bad_rule_names_its_key_and_what_was_expected() {
         ),
         ("name = 'a'\nmetric = 'p99'\nthreshold = 2\nfor = '0s'", "observe.rule[0].for", "a longer one"),
         ("name = 'a'\nmetric = 'p99'\nthreshold = 2\nfor = 5", "observe.rule[0].for", "a duration such as"),
-        ("name = 'a'\nmetric = 'p99'\nthreshold = 2\nfor = '6m'", "observe.rule[0].for", "at most the window"),
+        ("name = 'a'\nmetric = 'p99'\nthreshold = 2\nfor = '6m'", "observe.rule[0].for", "less than the window"),
+        ("name = 'a'\nmetric = 'p99'\nthreshold = 2\nfor = '299s'", "observe.rule[0].for", "less than the window"),
+        (
+            "name = 'a'\nmetric = 'timeouts'\ncomparison = 'count'\nthreshold = 2\nfor = '5s'",
+            "observe.rule[0].for",
+            "at once",
+        ),
         ("name = 'a'\nmetric = 'p99'\nthreshold = 2\nhold = '6s'", "observe.rule[0].hold", "unknown field `hold`"),
     ];
     for (lines, key, expected) in cases {
@@ -140,6 +146,19 @@ fn a_bad_rule_names_its_key_and_what_was_expected() {
         assert!(reason.contains(expected), "{lines}: {reason}");
         assert!(!reason.contains('\n'), "{reason}");
     }
+}
+
+#[test]
+fn in_a_short_window_rules_hold_for_less() {
+    let holds = |seconds| {
+        let short = ObserveConfig { window: Duration::from_secs(seconds), ..ObserveConfig::default() };
+        short.rules().into_iter().map(|rule| rule.hold.as_secs()).max()
+    };
+    assert_eq!(
+        [300, 5, 4, 2, 1, 0].map(holds),
+        [3, 3, 2, 0, 0, 3].map(Some),
+        "without a window there is a canary's own time"
+    );
 }
 
 #[test]

@@ -8,8 +8,10 @@ use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
-use super::duration;
-use super::fields::{at_least_one_u64, longer_than_zero, share};
+use super::fields::{at_least_one_u64, share, some_at_least_one_u64, some_longer_than_zero, write_some_duration};
+use super::rules::{Limit, Metric, Rule};
+
+const NOT_BOTH: &str = "`step` and `requests`: a step lasts for a time or for so many requests, not both";
 
 /// What a client, or a request, is known by, where two versions share requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,18 +27,37 @@ pub enum Sticky {
 
 /// The shares of requests that a candidate answers one after the other before it answers all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(try_from = "CanaryKeys", into = "CanaryKeys")]
 pub struct CanaryConfig {
     /// Percent, each more than the one before. None: all at once.
-    #[serde(deserialize_with = "steps")]
     pub steps: Vec<f64>,
-    /// How long each step lasts.
-    #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
-    pub step: Duration,
-    /// Instead: until the candidate has answered so many requests in it.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_requests")]
-    pub requests: Option<u64>,
+    pub lasts: Lasts,
     pub sticky: Sticky,
+}
+
+/// How long each step of a canary lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    Time(Duration),
+    /// Until the candidate has answered so many requests in it.
+    Requests(u64),
+}
+
+/// The keys of `[canary]`.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct CanaryKeys {
+    #[serde(deserialize_with = "steps")]
+    steps: Vec<f64>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_some_duration",
+        deserialize_with = "some_longer_than_zero"
+    )]
+    step: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one_u64")]
+    requests: Option<u64>,
+    sticky: Sticky,
 }
 
 /// Answers of the live version that are computed again by the other one that is resident, and compared.
@@ -58,7 +79,31 @@ pub struct ShadowConfig {
 
 impl Default for CanaryConfig {
     fn default() -> Self {
-        CanaryConfig { steps: Vec::new(), step: Duration::from_secs(60), requests: None, sticky: Sticky::default() }
+        CanaryConfig { steps: Vec::new(), lasts: Lasts::Time(Duration::from_secs(60)), sticky: Sticky::default() }
+    }
+}
+
+impl TryFrom<CanaryKeys> for CanaryConfig {
+    type Error = &'static str;
+
+    fn try_from(keys: CanaryKeys) -> Result<Self, Self::Error> {
+        let lasts = match (keys.step, keys.requests) {
+            (None, None) => CanaryConfig::default().lasts,
+            (Some(time), None) => Lasts::Time(time),
+            (None, Some(requests)) => Lasts::Requests(requests),
+            (Some(_), Some(_)) => return Err(NOT_BOTH),
+        };
+        Ok(CanaryConfig { steps: keys.steps, lasts, sticky: keys.sticky })
+    }
+}
+
+impl From<CanaryConfig> for CanaryKeys {
+    fn from(CanaryConfig { steps, lasts, sticky }: CanaryConfig) -> Self {
+        let (step, requests) = match lasts {
+            Lasts::Time(time) => (Some(time), None),
+            Lasts::Requests(requests) => (None, Some(requests)),
+        };
+        CanaryKeys { steps, step, requests, sticky }
     }
 }
 
@@ -84,6 +129,15 @@ impl CanaryConfig {
             Some(pair) => Err(format!("{} after {}, {EXPECTED}", pair[1], pair[0])),
             None => Ok(()),
         }
+    }
+}
+
+impl ShadowConfig {
+    /// What `min_agreement` demands, if it does.
+    pub fn rule(&self) -> Option<Rule> {
+        let (metric, limit) = (Metric::ShadowAgreement, Limit::AtLeast(self.min_agreement?));
+        let name = metric.title().into();
+        Some(Rule { name, metric, limit, min_samples: self.min_samples, hold: Duration::ZERO })
     }
 }
 
@@ -133,10 +187,6 @@ fn steps<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Erro
     let steps = Vec::deserialize(deserializer)?;
     CanaryConfig::check_steps(&steps).map_err(D::Error::custom)?;
     Ok(steps)
-}
-
-fn some_requests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    at_least_one_u64(deserializer).map(Some)
 }
 
 fn some_share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::controller::Options;
 use super::interval::Mean;
-use crate::slot::{Scores, Told};
+use crate::generation::Scores;
+use crate::slot::Told;
 
 /// The chance that any interval of a report leaves out the truth, at any time.
 const ALPHA: f64 = 0.05;

@@ -4,7 +4,7 @@
 //! asymptotic confidence sequences", Annals of Statistics 52(6), 2024, theorem 2.2): with probability `1 - alpha` the true mean
 //! lies within the interval at all times at once, so that whoever stops at the first look that pleases is not deceived.
 
-use crate::slot::Scores;
+use crate::generation::Scores;
 
 /// Of fewer values nothing is said: the sequence is valid for large numbers.
 const FEWEST: u64 = 10;

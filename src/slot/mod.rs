@@ -22,7 +22,7 @@ pub use route::Route;
 pub use serve::{Answer, Ask};
 pub use shadow::{Mirrored, Shadow};
 pub use split::{Asker, Share, Split};
-pub use tally::{Arm, Heard, Scores, Tally, Told};
+pub use tally::{Arm, Heard, Tally, Told};
 pub use write::{Answers, EndReason, Ended, Event, WriteAsk};
 
 use crate::error::{Error, Result};

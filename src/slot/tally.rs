@@ -10,7 +10,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::split::hashed;
-use crate::generation::histogram;
+use crate::generation::{Scores, histogram};
 
 /// Answers that feedback is taken for: the latest so many.
 const REMEMBERED: usize = 100_000;
@@ -32,21 +32,6 @@ pub enum Heard {
     Again(Arm),
     /// No answer of that name is remembered.
     Unknown,
-}
-
-/// Sums of scores, from which means and variances follow.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Scores {
-    pub count: u64,
-    pub sum: f64,
-    pub squares: f64,
-}
-
-impl Scores {
-    /// `None` where there are none.
-    pub fn mean(&self) -> Option<f64> {
-        (self.count > 0).then(|| self.sum / self.count as f64)
-    }
 }
 
 /// One arm at one moment.
@@ -86,19 +71,6 @@ struct Counted {
 struct Remembered {
     arm: Arm,
     score: Option<f64>,
-}
-
-impl Scores {
-    pub(crate) fn add(&mut self, score: f64) {
-        self.count += 1;
-        self.sum += score;
-        self.squares += score * score;
-    }
-
-    fn replace(&mut self, old: f64, new: f64) {
-        self.sum += new - old;
-        self.squares += new * new - old * old;
-    }
 }
 
 impl Default for Tally {

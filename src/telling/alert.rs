@@ -56,7 +56,7 @@ impl Alert {
                 Some(to) => format!("{} was rolled back to {to}", named(&from)),
                 None => format!("{} was rolled back", named(&from)),
             },
-            Cause::Refused => format!("the gate refused {}", named(&to)),
+            Cause::Refused => format!("{} was refused", named(&to)),
             Cause::Failed => format!("{} could not be brought up", named(&to)),
             Cause::Aborted => format!("the rollout of {} was aborted", named(&to)),
             Cause::Interrupted => format!("the process died in the rollout of {}", named(&to)),
@@ -154,7 +154,7 @@ pub(super) mod tests {
                 json!({"phase": "refused", "to": "v3", "reason": "6 of 45 failed"}),
                 "refused",
                 Some("v3"),
-                "digits: the gate refused v3: 6 of 45 failed",
+                "digits: v3 was refused: 6 of 45 failed",
             ),
             (
                 "phase",

@@ -14,7 +14,7 @@ use super::window::{LOOK, SOON};
 use super::{Active, Answer, Controller, Options};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Observed};
-use crate::repository::{CanaryConfig, ModelConfig};
+use crate::repository::{CanaryConfig, Lasts, ModelConfig};
 use crate::slot::{Arm, Route, Share, Split, Tally};
 
 /// How often a step that ends with a number of requests is looked at.
@@ -59,11 +59,10 @@ impl Calm {
 
 impl Sharing {
     pub(super) fn next_look(&self, config: &ModelConfig) -> Instant {
-        let CanaryConfig { step, requests, .. } = &config.canary;
-        let next = match (&self.experiment, requests) {
+        let next = match (&self.experiment, config.canary.lasts) {
             (Some(_), _) => self.looked + LOOK,
-            (None, Some(_)) => self.looked + COUNT,
-            (None, None) => (self.looked + LOOK).min(self.step_since + *step),
+            (None, Lasts::Requests(_)) => self.looked + COUNT,
+            (None, Lasts::Time(step)) => (self.looked + LOOK).min(self.step_since + step),
         };
         self.hastened.map_or(next, |at| next.min(at + SOON))
     }
@@ -75,9 +74,9 @@ impl Sharing {
 
     /// Whether a canary's step has lasted as long as it was to.
     fn is_over(&self, canary: &CanaryConfig, answered: u64) -> bool {
-        match canary.requests {
-            Some(requests) => answered.saturating_sub(self.step_from) >= requests,
-            None => self.step_since.elapsed() >= canary.step,
+        match canary.lasts {
+            Lasts::Requests(requests) => answered.saturating_sub(self.step_from) >= requests,
+            Lasts::Time(step) => self.step_since.elapsed() >= step,
         }
     }
 }
@@ -89,10 +88,11 @@ impl Options {
         if let Some(steps) = &self.canary {
             canary.steps.clone_from(steps);
         }
-        if let Some(step) = self.canary_step {
-            (canary.step, canary.requests) = (step, None);
-        }
-        canary.requests = self.canary_requests.or(canary.requests);
+        canary.lasts = match (self.canary_step, self.canary_requests) {
+            (_, Some(requests)) => Lasts::Requests(requests),
+            (Some(step), None) => Lasts::Time(step),
+            (None, None) => canary.lasts,
+        };
         if let Some(sticky) = &self.sticky {
             canary.sticky = sticky.clone();
         }
@@ -252,8 +252,8 @@ impl Controller {
             self.tell_sharing();
         }
         let Some(active) = &mut self.active else { return };
-        if let Some(reason) = active.shadow.as_ref().and_then(|run| run.seen().breach()) {
-            return self.disagrees(reason).await;
+        if let Some(apart) = active.shadow.as_ref().and_then(|run| run.seen().breach()) {
+            return self.disagrees(&apart).await;
         }
         let Some(active) = &mut self.active else { return };
         let (Some(stats), Some(live), Some(sharing)) = (active.candidate_stats(), &self.live, &mut active.sharing)
@@ -286,7 +286,11 @@ impl Controller {
     }
 
     /// The two versions do not agree as they must: whoever is new goes, and that is told then.
-    pub(super) async fn disagrees(&mut self, reason: String) {
+    pub(super) async fn disagrees(&mut self, verdict: &Verdict) {
+        let reason = verdict.to_string();
+        if let Some(active) = &mut self.active {
+            active.recorder.figure("verdict", verdict.to_json());
+        }
         let staged = self.active.as_ref().is_some_and(|active| active.state.phase == Phase::Ready);
         let event = if staged { Event::GateRefused(reason.clone()) } else { Event::Breach(reason.clone()) };
         self.feed_late(event).await;

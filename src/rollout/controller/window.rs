@@ -10,6 +10,7 @@ use super::super::judge::{Against, FALSE_ALARMS, Judge, Verdict};
 use super::super::recheck;
 use super::super::state::{Event, Phase};
 use super::{Controller, Report, Window};
+use crate::repository::ObserveConfig;
 
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// After an answer that may prove a version slow: a few of them are judged together.
@@ -25,7 +26,7 @@ impl Controller {
         }
         let now = Instant::now();
         let before = self.previous.as_ref().map(|previous| previous.stats.recently());
-        let rules = &active.config.observe;
+        let rules = ObserveConfig { window: length, ..active.config.observe.clone() };
         if let Some(p99) = before.as_ref().and_then(|before| before.quantile(0.99)) {
             active.recorder.figure("baseline_p99_ms", p99.as_secs_f64() * 1e3);
         }
@@ -124,7 +125,7 @@ impl Controller {
         }
         match (breach, apart) {
             (Some(breach), _) => self.broken(&breach, accused.or(hastened).unwrap_or(now)).await,
-            (None, Some(reason)) => self.disagrees(reason).await,
+            (None, Some(apart)) => self.disagrees(&apart).await,
             (None, None) if over => self.feed_late(Event::WindowOver).await,
             (None, None) => {}
         }

@@ -5,6 +5,7 @@
 //! looked at every second and on every fault (`evidence`), so that a version that keeps all its rules is taken back by
 //! mistake with a chance of [`FALSE_ALARMS`] at most in its whole window, and one that breaks a rule as soon as that is shown.
 
+mod agreement;
 mod evidence;
 mod spread;
 mod verdict;
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 use crate::generation::Observed;
 use crate::repository::{Limit, Metric, Rule};
+use agreement::Broken;
+pub(in crate::rollout) use agreement::{agreement, interval, is_broken};
 use evidence::{FAULTS, Null, SLOW, lower, upper};
 use spread::Spread;
 pub use verdict::{Decided, Verdict};
@@ -63,6 +66,8 @@ struct Judged {
     /// What this rule is held against, whatever the others are.
     earlier: Option<Arc<Observed>>,
     spread: Spread,
+    /// Of a rule on agreement, instead.
+    broken: Broken,
     /// Of a relative rule of latencies: what the reference said when it was taken.
     mark: Option<Mark>,
     epoch: u32,
@@ -165,29 +170,53 @@ fn weight(rule: &Rule) -> f64 {
 
 impl Judged {
     fn new(rule: Rule, risk: f64, earlier: Option<Arc<Observed>>) -> Judged {
-        Judged { rule, risk, earlier, spread: Spread::default(), mark: None, epoch: 0, leans: false }
+        Judged {
+            rule,
+            risk,
+            earlier,
+            spread: Spread::default(),
+            broken: Broken::default(),
+            mark: None,
+            epoch: 0,
+            leans: false,
+        }
     }
 
     fn look(&mut self, at: Duration, candidate: &Observed, against: Against<'_>) -> bool {
         let earlier = self.earlier.clone();
         let against = earlier.as_deref().map_or(against, Against::Earlier);
-        self.take_mark(at, candidate, against);
+        if self.rule.metric == Metric::ShadowAgreement {
+            self.broken.look(at, is_broken(&self.rule, self.risk, &candidate.agreement));
+            return self.broken.holds(self.rule.hold);
+        }
+        if self.mark.is_none() {
+            self.take_mark(at, candidate, against);
+        }
         let Some(question) = self.question(candidate, against) else { return false };
-        self.leans = question.null.evidence(self.grid(), question.hits, question.trials) > 0.0;
-        let breach = self.leans && self.breaks(&question);
         self.spread.look(at, question.hits);
+        self.leans = question.null.evidence(self.grid(), question.hits, question.trials) > 0.0;
+        let breach = self.leans && self.proof(&question) == Decided::Breach;
+        if !breach {
+            // With a new one it would have to hold anew.
+            self.take_mark(at, candidate, against);
+        }
         breach
     }
 
-    fn breaks(&self, question: &Question) -> bool {
+    /// Whether what was seen shows that the rule is broken, and for as long as it must be.
+    fn proof(&self, question: &Question) -> Decided {
         let Question { hits, trials, null, nats } = *question;
         if let Limit::Count(most) = self.rule.limit {
-            return hits > most;
+            return if hits > most { Decided::Breach } else { Decided::Undecided };
         }
         let grid = self.grid();
-        trials >= self.rule.min_samples
-            && null.evidence(grid, hits, trials) >= nats
-            && null.needed(grid, trials, nats).is_some_and(|needed| self.spread.holds(hits, needed, self.rule.hold))
+        if trials < self.rule.min_samples || null.evidence(grid, hits, trials) < nats {
+            return Decided::Undecided;
+        }
+        match null.needed(grid, trials, nats) {
+            Some(needed) if self.spread.holds(hits, needed, self.rule.hold) => Decided::Breach,
+            _ => Decided::Breaking,
+        }
     }
 
     /// Takes the reference's quantile when there are samples enough: once, or now and then where it grows.
@@ -225,7 +254,8 @@ impl Judged {
         match self.rule.limit {
             Limit::Count(_) => question(hits, trials, Null::Known(0.0), all),
             Limit::AtMost(most) => question(hits, trials, Null::Known(most), all),
-            Limit::AtLeast(least) => question(hits, trials, Null::Known(1.0 - least), all),
+            // Of means, which are no share.
+            Limit::AtLeast(_) => None,
             Limit::Above(more) => {
                 // Half of the risk is that the reference's rate is higher than it is shown to be.
                 let half = nats(self.risk / 2.0);
@@ -252,8 +282,8 @@ impl Judged {
             Metric::ErrorRate => (seen.blamed, seen.requests()),
             Metric::Nonfinite => (seen.nonfinite, seen.requests()),
             Metric::Timeouts => (seen.timed_out, seen.requests() + seen.timed_out),
-            Metric::ShadowAgreement => (seen.compared.saturating_sub(seen.agreed), seen.compared),
             Metric::P50 | Metric::P95 | Metric::P99 => (0, seen.timed()),
+            Metric::ShadowAgreement => (0, seen.agreement.count()),
         }
     }
 
@@ -262,6 +292,11 @@ impl Judged {
     }
 
     fn told(&self, candidate: &Observed, against: Against<'_>) -> Verdict {
+        if self.rule.metric == Metric::ShadowAgreement {
+            let told = agreement(&self.rule, self.risk, &candidate.agreement);
+            let breaking = told.decided == Decided::Breach && !self.broken.holds(self.rule.hold);
+            return if breaking { Verdict { decided: Decided::Breaking, ..told } } else { told };
+        }
         let against = self.earlier.as_deref().map_or(against, Against::Earlier);
         let mut verdict = Verdict { risk: self.risk, ..Verdict::of(&self.rule) };
         verdict.beside = match against {
@@ -277,25 +312,20 @@ impl Judged {
         let Some(question) = self.question(candidate, against) else { return verdict };
         verdict.events = question.hits;
         verdict.significance = (-question.null.evidence(self.grid(), question.hits, question.trials)).exp().min(1.0);
-        verdict.decided = match self.breaks(&question) {
-            true => Decided::Breach,
-            false if self.keeps(&verdict) => Decided::Pass,
-            false => Decided::Undecided,
+        verdict.decided = match self.proof(&question) {
+            Decided::Undecided if self.keeps(&verdict) => Decided::Pass,
+            proof => proof,
         };
         verdict
     }
 
     /// Whether what was seen shows that the rule is kept.
     fn keeps(&self, verdict: &Verdict) -> bool {
-        let (Some((low, Some(high))), Some(limit)) = (verdict.interval, verdict.limit) else {
+        let (Some((_, Some(high))), Some(limit)) = (verdict.interval, verdict.limit) else {
             // A count is a fact: it may still be broken, and is not yet.
             return matches!(self.rule.limit, Limit::Count(_)) && verdict.samples >= self.rule.min_samples;
         };
-        match self.rule.limit {
-            _ if verdict.samples < self.rule.min_samples => false,
-            Limit::AtLeast(_) => low >= limit,
-            _ => high <= limit,
-        }
+        verdict.samples >= self.rule.min_samples && high <= limit
     }
 
     fn tell_share(&self, verdict: &mut Verdict, candidate: &Observed, against: Against<'_>) {
@@ -311,15 +341,11 @@ impl Judged {
         }
         (verdict.seen, verdict.interval, verdict.limit) = match self.rule.limit {
             Limit::Count(most) => (Some(faults as f64), None, Some(most as f64)),
-            Limit::AtLeast(least) => {
-                verdict.against = None;
-                (share(faults, of).map(|apart| 1.0 - apart), Some((1.0 - high, Some(1.0 - low))), Some(least))
-            }
             Limit::Above(more) => {
                 (share(faults, of), Some((low, Some(high))), verdict.against.map(|share| (share + more).min(1.0)))
             }
             Limit::AtMost(most) => (share(faults, of), Some((low, Some(high))), Some(most)),
-            Limit::Times(_) | Limit::Time(_) => return,
+            Limit::Times(_) | Limit::Time(_) | Limit::AtLeast(_) => return,
         };
         if of == 0 {
             verdict.interval = None;

@@ -91,12 +91,23 @@ fn a_relative_rate_is_judged_against_what_the_other_version_is_shown_to_do() {
 #[test]
 fn agreement_is_to_be_at_least_so_large() {
     let agree = rule(Metric::ShadowAgreement, Limit::AtLeast(0.98));
-    let compared = |compared, agreed| Observed { compared, agreed, ..Observed::default() };
-    assert!(look(&mut by(agree.clone()), &compared(1_000, 981)).is_none());
-    let breach = look(&mut by(agree.clone()), &compared(1_000, 940)).unwrap();
-    assert!(breach.to_string().contains("94 % of 1000 answers"), "{breach}");
-    let told = &by(agree).verdicts(&compared(5_000, 5_000), Against::Nothing)[0];
+    let compared = |count: u64, apart: u64| {
+        let mut seen = Observed::default();
+        (0..count).for_each(|n| seen.agreement.add(if n < apart { 0.0 } else { 1.0 }));
+        seen
+    };
+    assert!(look(&mut by(agree.clone()), &compared(1_000, 19)).is_none());
+    let breach = look(&mut by(agree.clone()), &compared(1_000, 60)).unwrap();
+    assert!(breach.to_string().contains("0.9400 on average in 1000 answers"), "{breach}");
+    let told = &by(agree.clone()).verdicts(&compared(5_000, 0), Against::Nothing)[0];
     assert_eq!((told.decided, told.seen), (Decided::Pass, Some(1.0)));
+    // Answers that agree in part do not agree wholly, however few say something else first.
+    let mut in_part = Observed::default();
+    (0..500).for_each(|n| in_part.agreement.add(0.96 + 0.01 * f64::from(n % 2)));
+    let mut held = by(Rule { hold: ms(2_000), ..agree });
+    assert!(held.look(ms(1_000), &in_part, Against::Nothing).is_none());
+    assert_eq!(held.verdicts(&in_part, Against::Nothing)[0].decided, Decided::Breaking);
+    assert!(held.look(ms(3_000), &in_part, Against::Nothing).is_some());
 }
 
 /// Looks once a second, in each of which so many answers take so many milliseconds.
@@ -116,7 +127,15 @@ fn seconds(judge: &mut Judge, reference: &Observed, each: &[(u64, u64)]) -> Opti
 fn a_slow_version_is_found_after_as_many_seconds_as_it_must_hold() {
     let before = seen(&[(980, 20), (20, 40)], 0);
     let (second, breach) = seconds(&mut defaults(), &before, &[(100, 70); 10]).unwrap();
-    assert_eq!((second, breach.metric, breach.reference_samples), (3, Metric::P99, 1_000));
+    assert_eq!(
+        (second, breach.metric, breach.reference_samples),
+        (4, Metric::P99, 1_000),
+        "one more than that: when it began in the first is not known"
+    );
+    let mut early = defaults();
+    assert!(seconds(&mut early, &before, &[(100, 70); 3]).is_none());
+    let told = &early.verdicts(&seen(&[(300, 70)], 0), Against::Before(&before))[2];
+    assert!(told.decided == Decided::Breaking && told.significance < 1e-6, "{told:?}");
     let told = breach.to_string();
     assert!(told.starts_with("p99 latency: 70") && told.contains("1.2 times that of the version before (40"), "{told}");
     assert!(seconds(&mut defaults(), &before, &[(100, 20); 100]).is_none());

@@ -13,6 +13,8 @@ pub enum Decided {
     Pass,
     /// Neither is shown.
     Undecided,
+    /// It is shown to break the rule, not yet for as long as it must to be taken back.
+    Breaking,
     /// It is shown to break the rule.
     Breach,
 }
@@ -23,7 +25,7 @@ pub struct Verdict {
     pub rule: String,
     pub metric: Metric,
     pub decided: Decided,
-    /// The rate, or the quantile, of the candidate; `None` without samples.
+    /// The rate, the quantile or the mean of the candidate; `None` without samples.
     pub seen: Option<f64>,
     /// What the true one lies between, at every look, but with the chance `risk` at each end.
     pub interval: Option<(f64, Option<f64>)>,
@@ -31,7 +33,7 @@ pub struct Verdict {
     pub against: Option<f64>,
     /// What it may come to; of a relative rule unknown without the other version's samples.
     pub limit: Option<f64>,
-    /// Requests that broke the limit, of `samples`.
+    /// Requests that broke the limit, of `samples`; none where a mean is judged.
     pub events: u64,
     pub samples: u64,
     pub reference_samples: u64,
@@ -140,11 +142,8 @@ impl std::fmt::Display for Verdict {
             ),
             Limit::AtLeast(least) => write!(
                 f,
-                "{} of {} answers, {} at most, against at least {}",
-                percent(seen),
-                self.samples,
-                percent(high),
-                percent(least)
+                "{seen:.4} on average in {} answers, {high:.4} at most, against at least {least}",
+                self.samples
             ),
             Limit::Time(_) => write!(
                 f,

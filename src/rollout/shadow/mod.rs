@@ -8,6 +8,7 @@ mod compare;
 mod show;
 mod tally;
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Context;
+use super::judge::Verdict;
 use super::quiet::{Urgency, quietly};
 use crate::engine::Timed;
 use crate::error::{Error, Result};
@@ -116,15 +118,14 @@ impl Seen {
         self.config.share
     }
 
-    /// Why its rule is broken, if it is.
-    pub(super) fn breach(&self) -> Option<String> {
-        self.tally().breach(&self.config)
+    /// What its rule says, if that is broken.
+    pub(super) fn breach(&self) -> Option<Verdict> {
+        self.tally().breach(&self.config.rule()?)
     }
 
-    /// With the answers that were compared, and those of which both versions said the same first.
+    /// With how much both versions agreed.
     pub(super) fn add_to(&self, observed: Observed) -> Observed {
-        let (compared, agreed) = self.tally().counts();
-        Observed { compared, agreed, ..observed }
+        Observed { agreement: self.tally().agreements().clone(), ..observed }
     }
 
     /// For a rollout's record.
@@ -140,8 +141,11 @@ impl Seen {
 
     /// Answers that were compared, those that found no room, and how much was agreed on average.
     pub(super) fn glance(&self) -> (u64, u64, Option<f64>) {
-        let (compared, mean) = self.tally().agreement();
-        (compared, self.shadow.dropped(), mean)
+        let (count, mean) = {
+            let tally = self.tally();
+            (tally.agreements().count(), tally.agreements().mean())
+        };
+        (count, self.shadow.dropped(), mean)
     }
 
     /// What agreed least, the worst first.
@@ -212,7 +216,7 @@ impl Worker {
         for (at, agreement) in agreements.into_iter().enumerate() {
             let of = |all: &[Output]| show::outputs(if ranked { all } else { &all[at..=at] });
             let asked = if ranked { &inputs[..] } else { &inputs[at..=at] };
-            self.count(&mut tally, agreement, || (show::inputs(asked), of(&outputs), of(&theirs)));
+            self.count(&mut tally, agreement, asked, || (show::inputs(asked), of(&outputs), of(&theirs)));
         }
         Ok(())
     }
@@ -239,19 +243,28 @@ impl Worker {
         let mut tally = self.seen.tally();
         tally.took(took, forward);
         tally.prefix(prefix);
-        self.count(&mut tally, agreement, || {
+        self.count(&mut tally, agreement, prompt, || {
             let (asked, wrote) = show::text(&self.live.processor, prompt, written);
             (asked, wrote, json!({ "prefix": prefix }))
         });
         Ok(())
     }
 
-    fn count(&self, tally: &mut Tally, agreement: Agreement, case: impl FnOnce() -> (Value, Value, Value)) {
+    fn count<A: Hash + ?Sized>(
+        &self,
+        tally: &mut Tally,
+        agreement: Agreement,
+        asked: &A,
+        case: impl FnOnce() -> (Value, Value, Value),
+    ) {
         tally.agreed(agreement);
-        if tally.keeps(agreement.value) {
+        let mut hasher = DefaultHasher::new();
+        asked.hash(&mut hasher);
+        let asked = hasher.finish();
+        if tally.keeps(agreement.value, asked) {
             let (input, live, other) = case();
             let input = self.seen.config.keep_inputs.then_some(input);
-            tally.keep(Case { agreement: agreement.value, input, live, other });
+            tally.keep(Case { agreement: agreement.value, asked, input, live, other });
         }
     }
 }

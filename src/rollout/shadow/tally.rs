@@ -7,10 +7,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::compare::Agreement;
-use crate::generation::histogram;
-use crate::repository::ShadowConfig;
-use crate::rollout::interval::Mean;
-use crate::slot::Scores;
+use crate::generation::{Agreements, Scores, histogram};
+use crate::repository::Rule;
+use crate::rollout::judge::{Verdict, agreement, interval, is_broken};
 
 /// Cases that are kept.
 const WORST: usize = 20;
@@ -23,6 +22,9 @@ const ALPHA: f64 = 0.001;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(in crate::rollout) struct Case {
     pub agreement: f64,
+    /// Of what was asked: an input is kept once, as it agreed least.
+    #[serde(skip)]
+    pub asked: u64,
     /// Nothing where inputs are not kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<Value>,
@@ -32,7 +34,7 @@ pub(in crate::rollout) struct Case {
 
 #[derive(Debug)]
 pub(super) struct Tally {
-    agreements: Scores,
+    agreements: Agreements,
     same: u64,
     /// Computed again and failed, which agrees with nothing.
     failed: u64,
@@ -49,7 +51,7 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn new() -> Tally {
         Tally {
-            agreements: Scores::default(),
+            agreements: Agreements::default(),
             same: 0,
             failed: 0,
             incomparable: 0,
@@ -90,12 +92,16 @@ impl Tally {
         self.other.saturating_record((other.as_micros() as u64).max(1));
     }
 
-    /// Whether a case of such agreement would be kept.
-    pub(super) fn keeps(&self, agreement: f64) -> bool {
-        self.worst.len() < WORST || self.worst.last().is_some_and(|last| agreement < last.agreement)
+    /// Whether a case of such agreement would be kept, of what was asked.
+    pub(super) fn keeps(&self, agreement: f64, asked: u64) -> bool {
+        match self.worst.iter().find(|kept| kept.asked == asked) {
+            Some(kept) => agreement < kept.agreement,
+            None => self.worst.len() < WORST || self.worst.last().is_some_and(|last| agreement < last.agreement),
+        }
     }
 
     pub(super) fn keep(&mut self, case: Case) {
+        self.worst.retain(|kept| kept.asked != case.asked);
         let at = self.worst.partition_point(|kept| kept.agreement <= case.agreement);
         self.worst.insert(at, case);
         self.worst.truncate(WORST);
@@ -105,27 +111,13 @@ impl Tally {
         &self.worst
     }
 
-    /// Why the rule is broken, if it is beyond doubt.
-    pub(super) fn breach(&self, rules: &ShadowConfig) -> Option<String> {
-        let least = rules.min_agreement?;
-        let mean = Mean::of(&self.agreements, 2.0 * ALPHA).filter(|_| self.agreements.count >= rules.min_samples)?;
-        (mean.high() < least).then(|| {
-            format!(
-                "shadow agreement: {:.4} on average (at most {:.4}) against a limit of {least} ({} samples)",
-                mean.value,
-                mean.high(),
-                self.agreements.count
-            )
-        })
+    /// What the rule says of it, if it is broken.
+    pub(super) fn breach(&self, rule: &Rule) -> Option<Verdict> {
+        is_broken(rule, ALPHA, &self.agreements).then(|| agreement(rule, ALPHA, &self.agreements))
     }
 
-    /// How many answers were compared, and how much they agree on average.
-    pub(super) fn agreement(&self) -> (u64, Option<f64>) {
-        (self.agreements.count, self.agreements.mean())
-    }
-
-    pub(super) fn counts(&self) -> (u64, u64) {
-        (self.agreements.count, self.same)
+    pub(super) fn agreements(&self) -> &Agreements {
+        &self.agreements
     }
 
     /// For a rollout's record; without cases.
@@ -133,11 +125,11 @@ impl Tally {
         let ms = |histogram: &Histogram<u64>, q| {
             (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1e3)
         };
-        let count = self.agreements.count;
+        let count = self.agreements.count();
         json!({
             "samples": count, "failed": self.failed, "incomparable": self.incomparable,
             "mean": self.agreements.mean(),
-            "interval": Mean::of(&self.agreements, ALPHA).map(|mean| json!([mean.low(), mean.high()])),
+            "interval": (count > 0).then(|| interval(&self.agreements, ALPHA)),
             "lowest": (count > 0).then_some(self.lowest),
             "same": (count > 0).then(|| self.same as f64 / count as f64),
             "prefix": self.prefixes.mean(),
@@ -151,18 +143,26 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::ShadowConfig;
+    use crate::rollout::judge::Decided;
 
     fn case(agreement: f64) -> Case {
-        Case { agreement, input: None, live: Value::Null, other: Value::Null }
+        Case {
+            agreement,
+            asked: (agreement * 100.0).round() as u64,
+            input: None,
+            live: Value::Null,
+            other: Value::Null,
+        }
     }
 
     #[test]
     fn the_worst_are_kept_in_order() {
         let mut tally = Tally::new();
         for n in 0..100 {
-            let agreement = f64::from((n * 37) % 100) / 100.0;
-            if tally.keeps(agreement) {
-                tally.keep(case(agreement));
+            let case = case(f64::from((n * 37) % 100) / 100.0);
+            if tally.keeps(case.agreement, case.asked) {
+                tally.keep(case);
             }
         }
         let kept: Vec<f64> = tally.worst().iter().map(|case| case.agreement).collect();
@@ -170,20 +170,24 @@ mod tests {
     }
 
     #[test]
-    fn the_rule_is_broken_once_that_is_beyond_doubt() {
-        let rules = ShadowConfig { min_agreement: Some(0.9), min_samples: 50, ..ShadowConfig::default() };
-        let after = |count: usize, value: f64| {
-            let mut tally = Tally::new();
-            // Some of them differ, so that there is doubt.
-            (0..count).for_each(|n| tally.agreed(Agreement { value: value - 0.01 * (n % 2) as f64, same: false }));
-            tally.breach(&rules)
-        };
-        assert_eq!((after(49, 0.5), after(1000, 0.95)), (None, None));
-        assert!(after(50, 0.5).unwrap().contains("against a limit of 0.9 (50 samples)"));
-        assert_eq!(after(1000, 0.905), None, "0.9 on average is no breach");
+    fn an_input_is_kept_once_as_it_agreed_least() {
+        let mut tally = Tally::new();
+        for (agreement, asked) in [(0.5, 1), (0.4, 2), (0.3, 1), (0.6, 2), (0.7, 3)] {
+            if tally.keeps(agreement, asked) {
+                tally.keep(Case { asked, ..case(agreement) });
+            }
+        }
+        let kept: Vec<_> = tally.worst().iter().map(|case| (case.agreement, case.asked)).collect();
+        assert_eq!(kept, [(0.3, 1), (0.4, 2), (0.7, 3)]);
+    }
+
+    #[test]
+    fn what_failed_agrees_with_nothing() {
         let mut tally = Tally::new();
         (0..60).for_each(|_| tally.failed());
-        assert!(tally.breach(&rules).is_some() && tally.breach(&ShadowConfig::default()).is_none());
+        let rule = |least| ShadowConfig { min_agreement: Some(least), ..ShadowConfig::default() }.rule().unwrap();
+        assert_eq!(tally.breach(&rule(0.5)).unwrap().decided, Decided::Breach);
+        assert_eq!((tally.agreements().mean(), ShadowConfig::default().rule()), (Some(0.0), None));
     }
 
     #[test]
