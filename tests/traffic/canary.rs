@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::common;
 use super::common::inputs::digit;
 use super::common::streams::{alone, order, streamed};
 use super::common::{Client, DIGITS, Server, Site};
@@ -45,6 +46,12 @@ async fn users_move_to_green_step_by_step_and_none_of_them_back() {
     assert_eq!(on_green(&server).await, first, "and the same again");
     let told = server.rollout(&id).await["figures"]["canary"].clone();
     assert_eq!((&told["percent"], &told["step"]), (&json!(10.0), &json!(1)));
+    common::until("a list shows what goes on as it is", async || {
+        let listed = server.get("/admin/rollouts?limit=1").await.expect(200).body["rollouts"][0]["figures"].clone();
+        let verdicts = listed["verdicts"].as_array().is_some_and(|verdicts| !verdicts.is_empty());
+        (listed["canary"]["steps"] == json!([10.0, 40.0]) && verdicts).then_some(())
+    })
+    .await;
     // Enough for the first step to end.
     while server.rollout(&id).await["figures"]["canary"]["percent"] == 10.0 {
         asked(&server, *first.first().unwrap()).await.expect(200);

@@ -105,10 +105,20 @@ impl Supervisor {
         record.map(ended).ok_or_else(|| Error::NotFound { what: "rollout", id: id.to_owned() })
     }
 
-    /// Newest first.
+    /// Newest first; those that go on as they are now.
     pub async fn rollouts(&self, model: Option<String>, limit: usize) -> Result<Vec<RolloutRecord>> {
         let filter = Filter { model, limit, open_only: false };
-        self.ctx.journal.with(move |ledger| ledger.rollouts(&filter)).await
+        let mut records = self.ctx.journal.with(move |ledger| ledger.rollouts(&filter)).await?;
+        let controllers = self.controllers.lock().await;
+        let now = controllers.values().filter_map(|reins| Some(reins.status.handle.load_full()?.now()));
+        for view in now.filter(|view| !view.phase.is_end()) {
+            if let Some(record) =
+                records.iter_mut().find(|record| record.id == view.record.id && record.ended_ms.is_none())
+            {
+                *record = view.record.clone();
+            }
+        }
+        Ok(records)
     }
 
     pub async fn figures(&self, model: Option<String>) -> Result<Figures> {
@@ -143,7 +153,6 @@ impl Supervisor {
         self.controllers.lock().await.get(name).map(report)
     }
 
-    /// Every resident generation with its counters, for metrics.
     /// Every experiment that goes on, with what it says so far.
     pub async fn experiments(&self) -> Vec<Value> {
         let controllers = self.controllers.lock().await;
@@ -173,6 +182,7 @@ impl Supervisor {
         Ok(told)
     }
 
+    /// Every resident generation with its counters, for metrics.
     pub async fn generations(&self) -> Vec<(&'static str, Stamp, Snapshot, usize)> {
         let controllers = self.controllers.lock().await;
         let routes = controllers.values().filter_map(|reins| reins.slot.route());
