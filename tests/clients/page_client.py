@@ -110,6 +110,7 @@ def drive(page, watched, shots, hostile):
     live(page, "v2")
     seen["promoted"] = phases(page)
     seen["reason"] = page.inner_text("#rollout")
+    page.wait_for_selector("#rollout [aria-label=Rules] td", timeout=PATIENCE)
     page.click("[aria-label='Write a 7 and ask']")
     page.wait_for_selector("#try .answer td")
     seen["answer"] = page.inner_text("#try .answer")

@@ -296,7 +296,9 @@ fn page() -> Vec<(Mounted, Operation)> {
     let file =
         kinds.into_iter().fold(response("The file"), |file, kind| file.content(kind, Content::new(Some(text()))));
     let plot = |what: &str, of: &str, whose: &str| {
+        let width = "Pixels from side to side: 720, where it is not said, 280 at least and 1440 at most";
         let plot = Described::new("page", what).admin().required_query(of, whose, text());
+        let plot = plot.query("width", width, whole(0, u32::MAX.into()));
         plot.content("200", "The plot", "image/svg+xml", text())
     };
     let latency = plot("A model's latencies over the last ten minutes", "model", "A model");

@@ -100,25 +100,31 @@ impl File {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct OfModel {
     model: String,
+    width: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct OfRollout {
     rollout: String,
+    width: Option<u32>,
 }
 
 /// A model's last ten minutes.
-async fn latency(State(app): State<Arc<App>>, Asked(OfModel { model }): Asked<OfModel>) -> Response {
+async fn latency(State(app): State<Arc<App>>, Asked(OfModel { model, width }): Asked<OfModel>) -> Response {
     match app.registry.resolve(&model) {
-        Ok(target) => drawn(plots::latency(&app.supervisor.samples(target.slot.name()), crate::rollout::now_ms())),
+        Ok(target) => {
+            drawn(plots::latency(&app.supervisor.samples(target.slot.name()), crate::rollout::now_ms(), width))
+        }
         Err(error) => Failure::native(error).into_response(),
     }
 }
 
 /// How much the versions of a rollout agreed, as its shadow saw it.
-async fn agreement(State(app): State<Arc<App>>, Asked(OfRollout { rollout }): Asked<OfRollout>) -> Response {
+async fn agreement(State(app): State<Arc<App>>, Asked(OfRollout { rollout, width }): Asked<OfRollout>) -> Response {
     let work = async {
         let view = app.supervisor.rollout(&rollout).await?;
         let figures = &view.record.figures;
@@ -126,7 +132,7 @@ async fn agreement(State(app): State<Arc<App>>, Asked(OfRollout { rollout }): As
         let bars = shadow.and_then(|shadow| shadow["histogram"].as_array());
         let bars = bars.ok_or_else(|| Error::NotFound { what: "shadow of rollout", id: rollout.clone() })?;
         let bars: Vec<u64> = bars.iter().map(|bar| bar.as_u64().unwrap_or(0)).collect();
-        Ok(drawn(plots::agreement(&bars)))
+        Ok(drawn(plots::agreement(&bars, width)))
     };
     work.await.unwrap_or_else(|error: Error| Failure::native(error).into_response())
 }

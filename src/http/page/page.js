@@ -93,7 +93,7 @@ async function plots(now, view) {
   if (document.hidden || Date.now() - shown.plot < PLOT_EVERY_MS) return;
   shown.plot = Date.now();
   const draw = async (place, path, label) => {
-    const response = await ask(path);
+    const response = await ask(`${path}&width=${by(place).clientWidth}`);
     const drawn = response.ok ? plot(await response.text(), label) : null;
     if (now.name === model()?.name) by(place).replaceChildren(...(drawn ? [drawn] : []));
   };
@@ -198,6 +198,9 @@ by("model").addEventListener("change", () => {
 });
 
 by("unlock").addEventListener("click", unlock);
+
+// Plots are drawn as wide as they are shown, so that their letters are as large as others.
+window.addEventListener("resize", () => { shown.plot = 0; });
 
 // Not of a form's: what Enter presses is its first button.
 for (const button of document.querySelectorAll("dialog .no")) {

@@ -5,10 +5,17 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::rollout::Sample;
 
-const SIZE: (u32, u32) = (720, 240);
+/// Pixels, where nothing else is asked for; letters are of one size in all of them.
+const WIDTH: u32 = 720;
+const NARROWEST: u32 = 280;
+const WIDEST: u32 = 1440;
+const HEIGHT: u32 = 240;
+/// A label of the time axis has so much room at least.
+const LABEL: u32 = 110;
 /// At least so much time is shown.
 const SHORTEST_S: f64 = 60.0;
 /// A pause that is longer parts a line.
@@ -36,13 +43,13 @@ pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Median and 99th percentile of each second, of the live version and of a candidate that has a share, with a line where
 /// the live version changed. Empty samples are an empty plot.
-pub(super) fn latency(samples: &[Sample], now_ms: i64) -> Result<String, Error> {
+pub(super) fn latency(samples: &[Sample], now_ms: i64, width: Option<u32>) -> Result<String, Error> {
     let oldest = samples.first().map_or(now_ms, |sample| sample.at_ms);
     let span = ((now_ms - oldest) as f64 / 1e3).max(SHORTEST_S);
     let highest = samples.iter().filter_map(|sample| sample.p99_ms).fold(0.0, f64::max);
     let top = if highest > 0.0 { highest * 1.15 } else { 1.0 };
     let ago = |sample: &Sample| (sample.at_ms - now_ms) as f64 / 1e3;
-    draw(|area| {
+    draw(width, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .x_label_area_size(26)
@@ -55,7 +62,7 @@ pub(super) fn latency(samples: &[Sample], now_ms: i64) -> Result<String, Error> 
             .bold_line_style(GRID)
             .axis_style(GRID)
             .label_style(("sans-serif", 13).into_font().color(&INK))
-            .x_labels(5)
+            .x_labels((wide(width) / LABEL).clamp(2, 5) as usize)
             .y_labels(4)
             .x_label_formatter(&|seconds| format!("{:.0} s", seconds))
             .y_label_formatter(&|ms| if top < 5.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") })
@@ -75,7 +82,10 @@ pub(super) fn latency(samples: &[Sample], now_ms: i64) -> Result<String, Error> 
             let at = ago(pair[1]);
             chart.draw_series(LineSeries::new([(at, 0.0), (at, top)], SWITCH.stroke_width(2)))?;
             let short: String = pair[1].version.chars().take(16).collect();
-            let label = Text::new(format!("→ {short}"), (at, top), ("sans-serif", 13).into_font().color(&SWITCH));
+            // Where there is room for it.
+            let side = if at > -span / 2.0 { HPos::Right } else { HPos::Left };
+            let style = ("sans-serif", 13).into_font().color(&SWITCH).pos(Pos::new(side, VPos::Top));
+            let label = Text::new(format!(" → {short} "), (at, top), style);
             chart.draw_series([label])?;
         }
         Ok(())
@@ -83,10 +93,10 @@ pub(super) fn latency(samples: &[Sample], now_ms: i64) -> Result<String, Error> 
 }
 
 /// How many answers agreed how much: bars of equal width from 0 to 1.
-pub(super) fn agreement(bars: &[u64]) -> Result<String, Error> {
+pub(super) fn agreement(bars: &[u64], width: Option<u32>) -> Result<String, Error> {
     let top = bars.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.1;
-    let width = 1.0 / bars.len().max(1) as f64;
-    draw(|area| {
+    let each = 1.0 / bars.len().max(1) as f64;
+    draw(width, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .x_label_area_size(26)
@@ -105,18 +115,25 @@ pub(super) fn agreement(bars: &[u64]) -> Result<String, Error> {
             .y_label_formatter(&|count| format!("{count:.0}"))
             .draw()?;
         let bar = |(at, count): (usize, &u64)| {
-            let left = at as f64 * width;
-            Rectangle::new([(left + width * 0.08, 0.0), (left + width * 0.92, *count as f64)], P50.filled())
+            let left = at as f64 * each;
+            Rectangle::new([(left + each * 0.08, 0.0), (left + each * 0.92, *count as f64)], P50.filled())
         };
         chart.draw_series(bars.iter().enumerate().map(bar))?;
         Ok(())
     })
 }
 
-fn draw(on: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Error>) -> Result<String, Error> {
+fn wide(width: Option<u32>) -> u32 {
+    width.unwrap_or(WIDTH).clamp(NARROWEST, WIDEST)
+}
+
+fn draw(
+    width: Option<u32>,
+    on: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Error>,
+) -> Result<String, Error> {
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let area = SVGBackend::with_string(&mut svg, (wide(width), HEIGHT)).into_drawing_area();
         on(&area)?;
         area.present()?;
     }
@@ -160,11 +177,13 @@ mod tests {
         let hostile = "<script>&\"";
         let before = (0..30).map(|at| sample(at, "v1", 1, Some(2.0)));
         let all: Vec<Sample> = before.chain((30..60).map(|at| sample(at, hostile, 2, Some(3.0)))).collect();
-        let svg = latency(&all, 60_000).unwrap();
+        let svg = latency(&all, 60_000, None).unwrap();
         assert!(svg.contains("var(--switch)") && svg.contains("→ &lt;script&gt;&amp;"), "{svg}");
         assert!(!svg.contains("<script") && !svg.contains("#0100"), "{svg}");
-        let quiet = latency(&all[..30], 30_000).unwrap();
+        let quiet = latency(&all[..30], 30_000, Some(320)).unwrap();
         assert!(!quiet.contains("var(--switch)") && quiet.contains("var(--p99)"));
+        assert!(svg.contains("width=\"720\"") && quiet.contains("width=\"320\""), "{quiet}");
+        assert!(latency(&[], 0, Some(u32::MAX)).unwrap().contains("width=\"1440\""));
     }
 
     #[test]
@@ -185,8 +204,8 @@ mod tests {
 
     #[test]
     fn plots_of_nothing_are_plots() {
-        assert!(latency(&[], 0).unwrap().contains("</svg>"));
-        assert!(agreement(&[]).unwrap().contains("</svg>"));
-        assert!(agreement(&[0, 3, 9]).unwrap().contains("var(--p50)"));
+        assert!(latency(&[], 0, None).unwrap().contains("</svg>"));
+        assert!(agreement(&[], None).unwrap().contains("</svg>"));
+        assert!(agreement(&[0, 3, 9], Some(0)).unwrap().contains("var(--p50)"));
     }
 }

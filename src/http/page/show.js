@@ -13,14 +13,21 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
+const FOCUSABLE = "button, summary, [tabindex]";
+
 /** Puts children into an element where they differ from what is there, so that focus and selections stay. */
 export function fill(element, ...children) {
   const fresh = document.createElement(element.nodeName);
   fresh.append(...children.filter((child) => child !== null && child !== undefined));
   if (fresh.isEqualNode(shallow(element))) return false;
-  const open = [...element.querySelectorAll("details")].map((details) => details.open);
+  const all = (what) => [...element.querySelectorAll(what)];
+  const open = all("details").map((details) => details.open);
+  const scrolled = all(".scroll").map((box) => box.scrollLeft);
+  const focus = all(FOCUSABLE).indexOf(document.activeElement);
   element.replaceChildren(...fresh.childNodes);
-  [...element.querySelectorAll("details")].forEach((details, at) => { if (open[at] !== undefined) details.open = open[at]; });
+  all("details").forEach((details, at) => { if (open[at] !== undefined) details.open = open[at]; });
+  all(".scroll").forEach((box, at) => { box.scrollLeft = scrolled[at] ?? 0; });
+  if (focus >= 0) all(FOCUSABLE)[focus]?.focus({ preventScroll: true });
   return true;
 }
 
@@ -138,7 +145,25 @@ export function rollout(view, now) {
   for (const [name, seen] of [["before the switch", shadow], ["after the switch", after]]) {
     if (seen) parts.push(make("p", {}, `Shadow ${name}: ${number(seen.samples)} answers compared, agreement ${number(seen.mean, 4)} on average, ${number(seen.lowest, 4)} at worst`));
   }
+  if (view.figures.verdicts?.length) parts.push(verdicts(view.figures.verdicts));
   return parts;
+}
+
+/** Where each rule stands; whether that has ended is told above. */
+function verdicts(list) {
+  const of = (verdict, value) => (verdict.unit === "ms" ? time(value) : verdict.unit === "share" && typeof value === "number" ? `${number(value * 100, 3)} %` : plain(value));
+  const kind = { pass: "good", breaking: "bad", breach: "bad" };
+  const rows = list.map((verdict) => make("tr", {},
+    make("th", { scope: "row" }, verdict.rule), make("td", {}, of(verdict, verdict.seen)), make("td", {}, of(verdict, verdict.limit)),
+    make("td", {}, number(verdict.samples)), make("td", { class: kind[verdict.decided] }, verdict.decided)));
+  return scrolled("Rules", ["Rule", "Seen", "Limit", "Samples", "Verdict"], rows);
+}
+
+/** A table that scrolls sideways where it finds no room. */
+function scrolled(name, heads, rows) {
+  return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, make("table", {}, make("caption", { class: "unseen" }, name),
+    make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
+    make("tbody", {}, ...rows)));
 }
 
 function canaryOf(canary) {
@@ -160,9 +185,7 @@ export function gate(checks) {
   const rows = (list) => list.map((check) => make("tr", {},
     make("th", { scope: "row" }, check.check), make("td", {}, check.case ?? ""), make("td", { class: check.passed ? "good" : "bad" }, check.passed ? "passed" : "failed"),
     make("td", {}, plain(check.measure)), make("td", {}, plain(check.limit)), make("td", {}, check.message ?? "")));
-  const table = (name, list) => make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, make("table", {}, make("caption", { class: "unseen" }, name),
-    make("thead", {}, make("tr", {}, ...["Check", "Case", "Verdict", "Measured", "Expected", "In words"].map((head) => make("th", { scope: "col" }, head)))),
-    make("tbody", {}, ...rows(list))));
+  const table = (name, list) => scrolled(name, ["Check", "Case", "Verdict", "Measured", "Expected", "In words"], rows(list));
   return make("div", {},
     make("p", { class: failed.length ? "bad" : "good" }, failed.length ? `Gate: ${failed.length} of ${checks.length} checks failed` : `Gate: all ${checks.length} checks passed`),
     failed.length ? table("Failed checks", failed) : null,
