@@ -215,15 +215,23 @@ pub(super) fn write_details(message: &str, details: &Value, out: &mut dyn Write)
     if let Some(gate) = find_gate(details) {
         return write_gate(&gate, out);
     }
+    let named = |fact: &Value| fact.as_str().is_some_and(|fact| names(message, fact));
+    let told = |fact: &Value| named(fact) || fact.as_array().is_some_and(|facts| facts.iter().all(named));
     match details {
         Value::Null => Ok(()),
         Value::Object(facts) if facts.keys().all(|key| key == "param") => Ok(()),
-        Value::Object(facts) if facts.values().all(|fact| fact.as_str().is_some_and(|it| message.contains(it))) => {
-            Ok(())
-        }
+        Value::Object(facts) if facts.values().all(told) => Ok(()),
         Value::Object(facts) => write_figures(facts, out),
         other => writeln!(out, "  {}", human_value(other)),
     }
+}
+
+/// Whether a message has such words, and not only as a part of others.
+fn names(message: &str, fact: &str) -> bool {
+    let is_part = |other: Option<char>| other.is_some_and(|other| other.is_alphanumeric());
+    message.match_indices(fact).any(|(at, _)| {
+        !is_part(message[..at].chars().next_back()) && !is_part(message[at + fact.len()..].chars().next())
+    })
 }
 
 /// The list of gate results, wherever in the details it is (the details are a rollout, or hold one).
@@ -347,6 +355,10 @@ mod tests {
 
     #[test]
     fn facts_that_the_message_names_are_not_told_twice() {
+        let message = "no model or version is called 'v9'; known: v1, v2, v10";
+        let known = |known: Value| text(|out| write_details(message, &json!({ "known": known }), out));
+        assert_eq!(known(json!(["v1", "v2", "v10"])), "");
+        assert!(known(json!(["v1", "v3"])).contains("v3") && known(json!(["v", "v0"])).contains("v0"));
         let facts = json!({ "rollout": "digits-3", "to": "v2", "phase": "observing" });
         let message = "rollout digits-3 of 'digits' to 'v2' goes on (observing); 'v3' has to wait";
         assert_eq!(text(|out| write_details(message, &facts, out)), "");

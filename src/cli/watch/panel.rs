@@ -149,7 +149,11 @@ fn rollout(rollout: &Value, now: Option<i64>) -> Option<String> {
             (Some(ms), Some("ms")) => human_ms(ms),
             _ => human_value(&verdict["seen"]),
         };
-        line.push_str(&format!(" · {} {seen} in {}", human_value(&verdict["rule"]), human_value(&verdict["samples"])));
+        let (rule, samples) = (human_value(&verdict["rule"]), human_value(&verdict["samples"]));
+        line.push_str(&format!(" · {rule} {seen} in {samples}"));
+        if let Some(broken @ ("breaking" | "breach")) = verdict["decided"].as_str() {
+            line.push_str(&format!(" ({broken})"));
+        }
     }
     Some(printable(&line))
 }
@@ -194,6 +198,7 @@ mod tests {
                     "shadow": {"samples": 94, "mean": 0.992},
                     "verdicts": [
                         {"rule": "p99 latency", "unit": "ms", "decided": "undecided", "seen": 2.4631, "samples": 471},
+                        {"rule": "p50 latency", "unit": "ms", "decided": "breaking", "seen": 1.5, "samples": 471},
                         {"rule": "error rate", "unit": "share", "decided": "pass", "seen": 0, "samples": 471}]}},
         });
         let loads = json!({"name": "mini", "candidate": {"version": "f16", "phase": "loading"}, "generations": [],
@@ -209,7 +214,7 @@ mod tests {
         digits  v2       candidate    25 %   44.8  0.515 ms  3.40 ms       4        2
         mini    f16      loading
         old     -        no version
-        digits: v1 → v2 canary 1 of 2, 14.00 s · shadow 94 compared, agreement 0.9920 · p99 latency 2.46 ms in 471
+        digits: v1 → v2 canary 1 of 2, 14.00 s · shadow 94 compared, agreement 0.9920 · p99 latency 2.46 ms in 471 · p50 latency 1.50 ms in 471 (breaking)
         mini: nothing → f16 loading 1.00 MiB of 4.00 MiB, 1.00 s
         cpu: 2.00 KiB of 4.00 KiB reserved, process 1.00 KiB
         not ready
