@@ -96,7 +96,7 @@ async fn streams_are_read_through_switches_and_each_is_of_one_version() {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_break_off_are_counted_and_fail_the_bench() {
     // No version before it, so nobody goes on for it.
-    let server = site("version = 'tiny@a'\nkind = 'error'\nrate = 0.02").start().await;
+    let server = site("version = 'tiny@a'\nkind = 'error'\nrate = 0.2").start().await;
     let line = ["--clients", "4", "--max-tokens", "40", "--ignore-eos", "--duration", "1s"];
     let (report, passed) = bench(&server, &line).await;
     assert!(!passed, "{report}");
