@@ -11,7 +11,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use common::inputs::digit;
-use common::{PATIENCE, Server, Site};
+use common::{PATIENCE, Server, Site, disk};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -191,6 +191,30 @@ async fn receivers_that_hang_delay_no_rollout_and_are_given_up_with_a_line_in_th
     );
     told_in_metrics(&server, "cutover_alerts_total{target=\"deaf\",outcome=\"given_up\"} 1").await;
     accepting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_that_cannot_be_written_down_is_told_all_the_same() {
+    if !disk::can_be_filled() {
+        return;
+    }
+    let mut receiving = Receiving::start(StatusCode::OK).await;
+    let alerts =
+        format!("[[alerts]]\nname = 'pager'\nkind = 'json'\nurl = '{}'\non = ['rolled_back']\n", receiving.url);
+    let server = Site::digits().wrapped(disk::WRAPPER).config(&alerts).start().await;
+    server.promote("v2", json!({})).await.expect(200);
+    disk::fill(&server, true);
+    server.post("/admin/rollback", json!({ "reason": "a drill" })).await.expect(200);
+    let told = receiving.next().await.body;
+    assert_eq!(
+        (&told["what"], &told["message"]),
+        (&json!("rolled_back"), &json!("digits: v2 was rolled back to v1: a drill"))
+    );
+    assert!(told["id"].as_i64() < Some(0), "it has no number in the ledger: {told}");
+    disk::fill(&server, false);
+    // Once it is written it is no news.
+    told_in_metrics(&server, "cutover_alerts_total{target=\"pager\",outcome=\"duplicate\"} 1\n").await;
+    told_in_metrics(&server, "cutover_alerts_total{target=\"pager\",outcome=\"delivered\"} 1\n").await;
 }
 
 /// What happened while the process died is told by the next one.

@@ -29,7 +29,7 @@ use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig, now_ms};
 use crate::slot::Registry;
 use crate::telemetry::{self, Metrics};
-use crate::telling::{Collector, Feed, Targets, Telling, Traces};
+use crate::telling::{Collector, Targets, Telling, Traces};
 
 /// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
 const EXIT_DEVICE: i32 = 70;
@@ -112,7 +112,7 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     let journal = Journal::new(Arc::clone(&ledger));
     let metrics = Arc::new(Metrics::new());
     // Listening comes before anything can happen.
-    let feed = || Feed::new(journal.subscribe(), Arc::clone(&ledger), last_generation as i64);
+    let feed = || journal.feed(last_generation as i64);
     let telling = Arc::new(Telling::start(targets, feed(), {
         let metrics = Arc::clone(&metrics);
         Arc::new(move |target, outcome| metrics.alert(target, outcome))

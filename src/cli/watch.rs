@@ -75,9 +75,8 @@ impl Follower<'_> {
     fn show(&mut self, event: &super::sse::Event, out: &mut dyn Write) -> Result<(), Failure> {
         let body: Value = serde_json::from_str(&event.data)
             .map_err(|e| Failure::Failed(format!("an event that is not JSON: {e}")))?;
-        if let Some(seq) = body["seq"].as_i64() {
-            self.last_id = Some(seq.to_string());
-        } else if let Some(id) = &event.id {
+        // What the ledger could not take has no number that one could go on from.
+        if let Some(id) = &event.id {
             self.last_id = Some(id.clone());
         }
         if self.args.model.as_deref().is_some_and(|model| body["model"].as_str() != Some(model)) {

@@ -30,7 +30,7 @@ pub struct NewEvent {
 /// An event as it is recorded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// From 1, without gaps.
+    /// From 1, without gaps; below 0 of one that the ledger could not take (see [`NewEvent::unwritten`]).
     pub seq: i64,
     /// Of the event before; empty for the first one.
     pub prev_hash: String,
@@ -41,6 +41,21 @@ pub struct Event {
     pub at_ms: i64,
     pub actor: Option<String>,
     pub body: Value,
+}
+
+impl NewEvent {
+    /// As it is told where it could not be recorded: it has no place in the chain. `number` tells such events apart, from 1.
+    pub fn unwritten(&self, number: i64) -> Event {
+        let NewEvent { model, rollout, kind, at_ms, actor, body } = self.clone();
+        Event { seq: -number, prev_hash: String::new(), hash: String::new(), model, rollout, kind, at_ms, actor, body }
+    }
+}
+
+impl Event {
+    /// Whether the ledger has it.
+    pub fn is_written(&self) -> bool {
+        self.seq > 0
+    }
 }
 
 /// What a look at everything found.

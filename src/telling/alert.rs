@@ -8,7 +8,7 @@ use crate::ledger::Event;
 /// One thing that a person should hear of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alert {
-    /// The event's number in the ledger: the same however often it is told. 0 of a test.
+    /// The event's number in the ledger: the same however often it is told. 0 of a test, below 0 of what the ledger could not take.
     pub seq: i64,
     pub cause: Cause,
     /// `breach`, `rolled_back`: of an alert what raised it, else the cause itself.

@@ -265,12 +265,7 @@ async fn listen(
 ) {
     let mut seen: Vec<Seen> = queues.iter().map(|_| Seen::default()).collect();
     loop {
-        let event = tokio::select! {
-            biased;
-            event = feed.next() => event,
-            _ = stopping.wait_for(|stopping| *stopping) => None,
-        };
-        let Some(event) = event else { return };
+        let Some(event) = feed.next_until(&mut stopping).await else { return };
         let Some(alert) = Alert::of(&event).map(Arc::new) else { continue };
         for ((target, queue), seen) in queues.iter().zip(&mut seen) {
             if !target.wants(&alert) {

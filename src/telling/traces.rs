@@ -120,12 +120,7 @@ impl Traces {
 /// A rollout is told once, when it has ended: then its record says how long each phase took.
 async fn rollouts(mut feed: Feed, spans: mpsc::Sender<Span>, mut stopping: watch::Receiver<bool>, count: Count) {
     loop {
-        let event = tokio::select! {
-            biased;
-            event = feed.next() => event,
-            _ = stopping.wait_for(|stopping| *stopping) => None,
-        };
-        let Some(event) = event else { return };
+        let Some(event) = feed.next_until(&mut stopping).await else { return };
         let ended = match event.kind.as_str() {
             "phase" => matches!(
                 event.body["phase"].as_str(),
@@ -134,6 +129,8 @@ async fn rollouts(mut feed: Feed, spans: mpsc::Sender<Span>, mut stopping: watch
             "interrupted" => true,
             _ => false,
         };
+        // Of what could not be written the record is an older one, or there is none: such a rollout is not traced.
+        let ended = ended && event.is_written();
         let Some(id) = event.rollout.filter(|_| ended) else { continue };
         let ledger = feed.ledger();
         let record = match tokio::task::spawn_blocking(move || ledger.rollout(&id)).await {

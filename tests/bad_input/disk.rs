@@ -1,35 +1,14 @@
 //! A disk without room under the ledger: a promote comes to nothing, a rollback happens all the same.
-//!
-//! The server's files may not grow beyond a size that this test sets and lifts while it runs (prlimit), so that no
-//! privilege is needed to fill a disk.
-
-use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::common::disk::{self, fill};
 use crate::common::http::Event;
 use crate::common::inputs::digit;
-use crate::common::{Server, Site, skipped, until};
+use crate::common::{Server, Site, until};
 
-/// Whether this machine can bound a running process; says so when not.
-fn can_fill_the_disk() -> bool {
-    let can = Command::new("prlimit").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !can {
-        skipped("the tests of a full disk need prlimit (util-linux)");
-    }
-    can
-}
-
-/// From now on no file of the server's can grow, or all can again.
-fn fill(server: &Server, full: bool) {
-    let limit = if full { "--fsize=1:unlimited" } else { "--fsize=unlimited:unlimited" };
-    let set = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status().unwrap();
-    assert!(set.success(), "prlimit {limit} failed");
-}
-
-/// Without the signal that would end it, a process whose file cannot grow sees a failing write.
 fn site() -> Site {
-    Site::digits().wrapped("trap '' XFSZ; exec \"$@\"")
+    Site::digits().wrapped(disk::WRAPPER)
 }
 
 /// Waits until the version's digests have been recorded: no load has to write them from then on.
@@ -41,7 +20,7 @@ async fn seen(server: &Server, version: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promote_that_cannot_be_written_down_comes_to_nothing() {
-    if !can_fill_the_disk() {
+    if !disk::can_be_filled() {
         return;
     }
     let server = site().start().await;
@@ -62,7 +41,7 @@ async fn a_promote_that_cannot_be_written_down_comes_to_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_on_a_full_disk_is_in_force_at_once_and_written_down_when_there_is_room() {
-    if !can_fill_the_disk() {
+    if !disk::can_be_filled() {
         return;
     }
     let site = site();
@@ -74,8 +53,12 @@ async fn a_rollback_on_a_full_disk_is_in_force_at_once_and_written_down_when_the
     assert_eq!((back.phase(), &back.body["kind"]), ("rolled_back", &json!("instant")));
     assert!(back.body["warnings"][0].as_str().unwrap().contains("not in the ledger yet"), "{}", back.body);
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+    // What has happened is told, and told again when it is written.
+    let back = |event: &Event| event.name == "rolled_back";
+    let unwritten = events.until("rolled_back", back).await;
+    assert!(unwritten.id.is_none() && unwritten.data["seq"].as_i64() < Some(0), "{unwritten:?}");
     fill(&server, false);
-    events.until("rolled_back", |event| event.name == "rolled_back").await;
+    assert!(events.until("rolled_back", back).await.id.is_some());
     until("the end is written", async || {
         let listed = server.get("/admin/rollouts").await.expect(200).body["rollouts"].clone();
         (listed[0]["phase"] == "rolled_back").then_some(())
@@ -91,7 +74,7 @@ async fn a_rollback_on_a_full_disk_is_in_force_at_once_and_written_down_when_the
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_that_is_written_late_does_not_undo_what_came_after_it() {
-    if !can_fill_the_disk() {
+    if !disk::can_be_filled() {
         return;
     }
     let site = site();
@@ -114,7 +97,7 @@ async fn a_rollback_that_is_written_late_does_not_undo_what_came_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_starts_on_a_full_disk_serves_what_was_live() {
-    if !can_fill_the_disk() {
+    if !disk::can_be_filled() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "every test file takes what it needs")]
 
 pub(crate) mod decoders;
+pub(crate) mod disk;
 pub(crate) mod fake_gpu;
 mod fetched;
 pub(crate) mod http;

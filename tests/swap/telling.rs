@@ -44,13 +44,17 @@ async fn events_come_as_they_happen_and_those_missed_come_first() {
         assert_eq!(all.next().await.unwrap().id, Some(expected));
     }
     // A client that reconnects says what it has seen.
-    let request = server.request(Method::GET, "/admin/events").header("last-event-id", (seq - 2).to_string());
+    // As a browser does it: to the address that it was given first.
+    let request = server.request(Method::GET, "/admin/events?after=0").header("last-event-id", (seq - 2).to_string());
     let mut rest = common::Events::open(request).await;
     assert_eq!(rest.next().await.unwrap().id, Some(seq - 1));
     assert_eq!(rest.next().await.unwrap().id, Some(seq));
+    // Of another ledger, perhaps: what happens is told.
+    let mut far = server.stream(Method::GET, &format!("/admin/events?after={}", i64::MAX), Value::Null).await;
     server.post("/admin/rollback", json!({ "reason": "as planned" })).await.expect(200);
     let back = rest.until("rolled_back", |event| event.name == "rolled_back").await;
     assert_eq!((&back.data["body"]["to"], &back.data["body"]["reason"]), (&json!("v1"), &json!("as planned")));
+    assert_eq!(far.until("rolled_back", |event| event.name == "rolled_back").await.id, back.id);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,44 +7,54 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::sync::watch;
 
+use crate::error::Result;
 use crate::http::App;
 use crate::http::reply::Failure;
 use crate::http::routes::Asked;
-use crate::ledger::Event;
+use crate::ledger::{Event, Ledger};
+use crate::rollout::Journal;
+use crate::telling::Feed;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Since {
-    /// Events after this sequence number come first.
+    /// Events after this sequence number come first, unless `Last-Event-ID` names another.
     after: Option<i64>,
 }
 
 /// Events as they happen. `Last-Event-ID` or `?after=` brings those that were missed, from the ledger.
 pub(super) async fn events(State(app): State<Arc<App>>, Asked(since): Asked<Since>, request: Request) -> Response {
     let last = request.headers().get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
-    // Subscribe before reading, so that nothing falls between.
-    let live = app.supervisor.journal().subscribe();
-    let missed = match since.after.or(last) {
-        Some(after) => match app.supervisor.events_after(after, 10_000).await {
-            Ok(events) => events,
-            Err(error) => return Failure::native(error).into_response(),
-        },
-        None => Vec::new(),
+    // A browser that connects again does so to the address that it was given once: what it says itself is newer.
+    let feed = match feed(app.supervisor.journal(), last.or(since.after)).await {
+        Ok(feed) => feed,
+        Err(error) => return Failure::native(error).into_response(),
     };
-    let newest = missed.last().map_or(i64::MIN, |event| event.seq);
-    let old = stream::iter(missed);
-    let new = subscription(live, app.closing.subscribe()).filter(move |event| std::future::ready(event.seq > newest));
-    let stream = old.chain(new).map(|event| {
-        let data = serde_json::to_string(&event).unwrap_or_default();
-        Ok::<_, Infallible>(SseEvent::default().id(event.seq.to_string()).event(event.kind).data(data))
+    // A server that stops does not wait for its listeners: they get what happened, and then the end.
+    let events = stream::unfold((feed, app.closing.subscribe()), |(mut feed, mut closing)| async move {
+        Some((feed.next_until(&mut closing).await?, (feed, closing)))
     });
-    Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+    let sent = events.map(|event| Ok::<_, Infallible>(sent(&event)));
+    Sse::new(sent).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+}
+
+/// What has happened after an event that is known; with none, what happens from now on.
+async fn feed(journal: &Journal, known: Option<i64>) -> Result<Feed> {
+    let newest = journal.with(Ledger::last_seq).await?;
+    // A number that has not been given yet is of another ledger, and is no reason to be told nothing.
+    let after = known.map_or(newest, |known| known.min(newest));
+    journal.feed(after).with_missed().await
+}
+
+/// Only what the ledger has bears an id: a client could not go on from another.
+fn sent(event: &Event) -> SseEvent {
+    let data = serde_json::to_string(event).unwrap_or_default();
+    let sent = SseEvent::default().event(&event.kind).data(data);
+    if event.is_written() { sent.id(event.seq.to_string()) } else { sent }
 }
 
 /// Everything at one moment: at once, then each second and after each event.
@@ -65,23 +75,4 @@ pub(super) async fn live(State(app): State<Arc<App>>) -> Response {
     let events =
         all.map(|overview: Arc<str>| Ok::<_, Infallible>(SseEvent::default().event("overview").data(overview)));
     Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
-}
-
-/// A listener that falls too far behind goes on with what is newest; its ids show the hole. A server that stops does
-/// not wait for its listeners: they get what happened, and then the end.
-fn subscription(live: broadcast::Receiver<Event>, closing: watch::Receiver<bool>) -> impl Stream<Item = Event> {
-    stream::unfold((live, closing), |(mut live, mut closing)| async move {
-        loop {
-            let event = tokio::select! {
-                biased;
-                event = live.recv() => event,
-                _ = closing.wait_for(|closing| *closing) => return None,
-            };
-            match event {
-                Ok(event) => return Some((event, (live, closing))),
-                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "an event listener fell behind"),
-                Err(RecvError::Closed) => return None,
-            }
-        }
-    })
 }

@@ -250,7 +250,7 @@ fn history() -> Vec<(Mounted, Operation)> {
     let events = history("Events as they happen; those that were missed come first")
         .query(
             "after",
-            "The number of the last event that is known; `Last-Event-ID` does the same",
+            "The number of the last event that is known; `Last-Event-ID` does the same, and wins over it",
             whole(i64::MIN, i64::MAX),
         )
         .events("Each event's name is its kind, its id its number, its data an `Event` (see the schemas)");

@@ -222,12 +222,11 @@ impl Controller {
         let note = self
             .audit("rolled_back", json!({ "from": record.to, "to": record.from, "reason": reason, "asked": asked }));
         let sync = Instant::now();
-        let written = self.ctx.journal.commit(live.clone(), note.clone()).await;
+        let written = self.ctx.journal.commit_anyway(live, note).await;
         let Some(active) = &mut self.active else { return };
         if let Err(error) = written {
             tracing::error!(%error, alert = true, "the rollback is in force but is not written to the ledger yet");
             active.recorder.warn(format!("the rollback is in force, but not in the ledger yet: {error}"));
-            self.ctx.journal.commit_until_done(live, note);
         }
         active.recorder.figure("rollback_store_us", store_us);
         if let Some(proven) = active.proven {

@@ -16,7 +16,7 @@ use crate::device::{HostMemory, Pinning, Pooled, Vram, allocated_bytes, resident
 use crate::engine::{Held, Metered};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
-use crate::ledger::{Event, Figures, Filter, Ledger, RolloutRecord};
+use crate::ledger::{Figures, Filter, Ledger, RolloutRecord};
 use crate::value::Task;
 
 /// A model as listings show it.
@@ -128,10 +128,6 @@ impl Supervisor {
     /// What the ledger takes on disk.
     pub async fn ledger_bytes(&self) -> Result<u64> {
         self.ctx.journal.with(Ledger::bytes).await
-    }
-
-    pub async fn events_after(&self, seq: i64, limit: usize) -> Result<Vec<Event>> {
-        self.ctx.journal.with(move |ledger| ledger.events(seq, None, limit)).await
     }
 
     /// To follow a rollout that goes on or was the model's last.

@@ -303,6 +303,8 @@ struct Spread {
 /// What the ledger recorded, chained to what it recorded before.
 #[derive(ToSchema)]
 pub(super) struct Event {
+    /// From 1, without gaps. Below 0 of one that has happened and that the ledger could not take; it comes without an id, and once
+    /// more when it is written, if it ever is.
     seq: i64,
     prev_hash: String,
     hash: String,
