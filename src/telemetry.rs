@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::http::Dialect;
 use crate::rollout::{Reclaimed, Supervisor};
+use crate::telling::OUTCOMES;
 
 /// Starts writing logs to standard error.
 ///
@@ -156,7 +157,20 @@ impl Metrics {
         self.failovers.get_or_create(&ModelLabels { model: model.to_owned() }).inc();
     }
 
-    /// `delivered`, `given_up`, `duplicate`, `dropped`.
+    /// A receiver of alerts is there. Its counts are from now on: of a series that begins with 1 Prometheus' `increase` is 0, and
+    /// the first alert that was not told would go unnoticed.
+    pub fn expect_alerts(&self, target: &str) {
+        for outcome in OUTCOMES {
+            self.alerts.get_or_create(&AlertLabels { target: target.to_owned(), outcome }).inc_by(0);
+        }
+    }
+
+    /// The same of a model that may have to be answered for by its previous version.
+    fn expect_failovers(&self, model: String) {
+        self.failovers.get_or_create(&ModelLabels { model }).inc_by(0);
+    }
+
+    /// One of `OUTCOMES`.
     pub fn alert(&self, target: &str, outcome: &'static str) {
         self.alerts.get_or_create(&AlertLabels { target: target.to_owned(), outcome }).inc();
     }
@@ -168,6 +182,9 @@ impl Metrics {
 
     /// Everything in OpenMetrics text (openmetrics.io, 1.0).
     pub async fn text(&self, supervisor: &Supervisor) -> Result<String> {
+        for (model, _) in supervisor.phases().await {
+            self.expect_failovers(model);
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).map_err(Error::internal)?;
         let end = text.rfind("# EOF").unwrap_or(text.len());
@@ -360,11 +377,10 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
         let phase = phase.map_or("idle", |phase| phase.name());
         page.sample("rollout_phase", &[("model", &model), ("phase", phase)], 1.0);
     }
-    let figures = supervisor.figures(None).await?;
-    page.one("rollouts", "counter", "deployments that have ended, however they did", figures.deployments as f64);
-    let switched = ["settled", "rolled_back"].iter().filter_map(|end| figures.ends.get(*end)).sum::<u64>();
-    page.one("switches", "counter", "deployments that went live", switched as f64);
-    page.one("rollbacks", "counter", "times that the version before was made live again", figures.rollbacks as f64);
+    let counts = supervisor.counts().await?;
+    page.one("rollouts", "counter", "deployments that have ended, however they did", counts.deployments as f64);
+    page.one("switches", "counter", "deployments that went live", counts.switches as f64);
+    page.one("rollbacks", "counter", "times that the version before was made live again", counts.rollbacks as f64);
     let ledger = supervisor.ledger_bytes().await?;
     page.one("ledger_bytes", "gauge", "the ledger on disk, with what waits to be merged into it", ledger as f64);
     Ok(())

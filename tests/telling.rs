@@ -217,6 +217,44 @@ async fn a_rollback_that_cannot_be_written_down_is_told_all_the_same() {
     told_in_metrics(&server, "cutover_alerts_total{target=\"pager\",outcome=\"delivered\"} 1\n").await;
 }
 
+/// Prometheus takes a series that begins with 1 for one that has not risen, and one that falls for one that began anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_that_rules_watch_begin_with_nothing_and_count_this_process_alone() {
+    let site = Site::digits().config(
+        "[ledger]\nkeep_rollouts = 1\n[[alerts]]\nname = 'pager'\nkind = 'json'\nurl = 'http://127.0.0.1:9'\non = ['failed']\n",
+    );
+    let has = async |server: &Server, lines: &[&str]| {
+        let page = server.get("/metrics").await.expect(200).body.as_str().unwrap().to_owned();
+        for line in lines {
+            assert!(page.contains(&format!("{line}\n")), "no {line}: {page}");
+        }
+    };
+    let nothing = [
+        "cutover_alerts_total{target=\"pager\",outcome=\"given_up\"} 0",
+        "cutover_alerts_total{target=\"pager\",outcome=\"dropped\"} 0",
+        "cutover_failovers_total{model=\"digits\"} 0",
+        "cutover_rollouts_total 0",
+        "cutover_switches_total 0",
+        "cutover_rollbacks_total 0",
+    ];
+    let back_and_forth = async |server: &Server| {
+        server.promote("v2", json!({})).await.expect(200);
+        server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
+    };
+    let server = site.start().await;
+    has(&server, &nothing).await;
+    back_and_forth(&server).await;
+    back_and_forth(&server).await;
+    has(&server, &["cutover_rollouts_total 2", "cutover_switches_total 2", "cutover_rollbacks_total 2"]).await;
+    drop(server);
+    // One of both is kept, and neither is news.
+    let server = site.start().await;
+    assert_eq!(server.get("/admin/rollouts").await.expect(200).body["figures"]["rollbacks"], 1);
+    has(&server, &nothing).await;
+    back_and_forth(&server).await;
+    has(&server, &["cutover_rollbacks_total 1"]).await;
+}
+
 /// What happened while the process died is told by the next one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_in_a_rollout_is_told_by_the_next_start() {

@@ -111,6 +111,7 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     })?;
     let journal = Journal::new(Arc::clone(&ledger));
     let metrics = Arc::new(Metrics::new());
+    targets.names().for_each(|target| metrics.expect_alerts(target));
     // Listening comes before anything can happen.
     let feed = || journal.feed(last_generation as i64);
     let telling = Arc::new(Telling::start(targets, feed(), {

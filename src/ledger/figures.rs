@@ -26,6 +26,33 @@ pub struct Figures {
     pub rollback_ms: Option<Spread>,
 }
 
+/// How often each has happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub deployments: u64,
+    /// Of those, the ones that went live.
+    pub switches: u64,
+    pub rollbacks: u64,
+}
+
+impl Figures {
+    pub fn counts(&self) -> Counts {
+        let switches = ["settled", "rolled_back"].iter().filter_map(|end| self.ends.get(*end)).sum();
+        Counts { deployments: self.deployments, switches, rollbacks: self.rollbacks }
+    }
+}
+
+impl Counts {
+    /// What has been added to `before`.
+    pub fn since(self, before: Counts) -> Counts {
+        Counts {
+            deployments: self.deployments.saturating_sub(before.deployments),
+            switches: self.switches.saturating_sub(before.switches),
+            rollbacks: self.rollbacks.saturating_sub(before.rollbacks),
+        }
+    }
+}
+
 /// Of some measures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
@@ -142,6 +169,8 @@ mod tests {
         assert_eq!(figures.success_rate, Some(0.5));
         assert_eq!(figures.downtime_ms, Some(Spread { count: 4, median: 0.375, max: 8.0 }));
         assert_eq!(figures.rollback_ms, Some(Spread { count: 1, median: 3.0, max: 3.0 }));
+        let before = Counts { deployments: 6, switches: 5, rollbacks: 0 };
+        assert_eq!(figures.counts().since(before), Counts { deployments: 1, switches: 0, rollbacks: 2 });
     }
 
     #[test]

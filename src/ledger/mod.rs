@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 pub use chain::{BadEvent, Event, NewEvent, VerifyReport};
-pub use figures::{Figures, Spread};
+pub use figures::{Counts, Figures, Spread};
 pub use live::Live;
 pub use prune::Pruned;
 pub use rollouts::{Filter, GateCheck, PhaseAt, RolloutRecord};

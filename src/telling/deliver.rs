@@ -59,6 +59,10 @@ impl Targets {
         }
         Ok(Targets(targets))
     }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|target| target.name.as_str())
+    }
 }
 
 impl Target {

@@ -24,5 +24,8 @@ pub use feed::Feed;
 pub use span::{Begun, Ended};
 pub use traces::{Collector, Traces};
 
+/// What may become of an alert.
+pub const OUTCOMES: [&str; 4] = ["delivered", "given_up", "duplicate", "dropped"];
+
 /// Somebody who counts what became of what was told: whose it was, and what became of it.
 pub type Count = std::sync::Arc<dyn Fn(&str, &'static str) + Send + Sync>;

@@ -27,6 +27,7 @@ use crate::device::{Budget, Opened};
 use crate::engine::{Counters, Engine};
 use crate::error::{Error, Result};
 use crate::generation::GenerationIds;
+use crate::ledger::Counts;
 use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::slot::{Registry, Target};
@@ -59,6 +60,8 @@ pub struct Supervisor {
     /// Held while two versions are compared for somebody: one comparison at a time.
     comparing: Mutex<()>,
     pulse: Pulse,
+    /// What the ledger knew of when this process began.
+    counted_before: Counts,
     stopping: AtomicBool,
 }
 
@@ -99,6 +102,7 @@ impl Supervisor {
             lingering: Lingering::default(),
         });
         let folders = Folders::new(&ctx)?;
+        let counted_before = ctx.journal.with(|ledger| ledger.figures(None)).await?.counts();
         let supervisor = Arc::new(Supervisor {
             ctx,
             folders: std::sync::Mutex::new(folders),
@@ -107,6 +111,7 @@ impl Supervisor {
             controllers: Mutex::default(),
             comparing: Mutex::default(),
             pulse: Pulse::default(),
+            counted_before,
             stopping: AtomicBool::new(false),
         });
         let up = supervisor.take_in_all().await?;

@@ -16,7 +16,7 @@ use crate::device::{HostMemory, Pinning, Pooled, Vram, allocated_bytes, resident
 use crate::engine::{Held, Metered};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, GenerationId, Snapshot, Stamp};
-use crate::ledger::{Figures, Filter, Ledger, RolloutRecord};
+use crate::ledger::{Counts, Figures, Filter, Ledger, RolloutRecord};
 use crate::value::Task;
 
 /// A model as listings show it.
@@ -123,6 +123,12 @@ impl Supervisor {
 
     pub async fn figures(&self, model: Option<String>) -> Result<Figures> {
         self.ctx.journal.with(move |ledger| ledger.figures(model.as_deref())).await
+    }
+
+    /// How often each has happened since this process began. That only grows, as a counter must: of what the ledger keeps the
+    /// oldest goes at each start, which would be taken for as many new ones.
+    pub async fn counts(&self) -> Result<Counts> {
+        Ok(self.figures(None).await?.counts().since(self.counted_before))
     }
 
     /// What the ledger takes on disk.
