@@ -372,6 +372,24 @@ async fn requests_and_rollouts_are_traced_with_the_version_on_every_span() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_answer_is_traced_until_its_end() {
+    let mut collector = Receiving::start(StatusCode::OK).await;
+    let server = Site::digits().config(&format!("[telemetry]\notlp = '{}'\n", collector.url)).start().await;
+    let (infer, events) = ("POST /models/{ref}/infer", "GET /admin/events");
+    let stream = server.stream(reqwest::Method::GET, "/admin/events", Value::Null).await;
+    let began = std::time::Instant::now();
+    server.image("digits", &digit(7)).await.expect(200);
+    let before = spans_until(&mut collector, |spans| !named(spans, infer).is_empty()).await;
+    assert!(named(&before, events).is_empty(), "it goes on: {before:?}");
+    let lasted = began.elapsed();
+    drop(stream);
+    let after = spans_until(&mut collector, |spans| !named(spans, events).is_empty()).await;
+    let span = named(&after, events)[0];
+    let ns = |field: &str| span[field].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(u128::from(ns("endTimeUnixNano") - ns("startTimeUnixNano")) >= lasted.as_nanos(), "{span}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_away_costs_spans_and_nothing_else() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

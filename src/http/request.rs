@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use http_body_util::BodyExt as _;
 use tracing::Instrument;
 
 use super::App;
@@ -18,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::generation::Stamp;
 use crate::slot::{Answer, Ask};
 use crate::telemetry::Answered;
-use crate::telling::Ended;
+use crate::telling::{Begun, Ended, Traces};
 use crate::value::RawInput;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,7 +43,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     );
     let traced = app.traces.as_ref().and_then(|traces| {
         let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-        Some((traces, traces.begin(parent)?, request.method().clone()))
+        Some((Arc::clone(traces), traces.begin(parent)?, request.method().clone()))
     });
     let dialect = Dialect::of(request.uri().path());
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -59,11 +61,16 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let status = status.as_u16();
     app.metrics.request(&Answered { route: &route, dialect, key, stamp: stamp.as_ref(), status, took });
     if let Some((traces, begun, method)) = traced {
-        let request_id = id.to_str().unwrap_or("?");
-        let answered = stamp.as_ref().map(|stamp| (&*stamp.model, &*stamp.version));
-        let version = answered.or(about.as_ref().map(|about| (&*about.model, &*about.version)));
-        let generation = stamp.as_ref().map(|stamp| stamp.generation.0);
-        traces.end(begun, &Ended { method: method.as_str(), route: &route, status, request_id, version, generation });
+        let answered = stamp.as_ref().map(|stamp| (stamp.model.to_string(), stamp.version.to_string()));
+        let ended = Ended {
+            method: method.to_string(),
+            route,
+            status,
+            request_id: id.to_str().unwrap_or("?").to_owned(),
+            version: answered.or(about.map(|about| (about.model, about.version))),
+            generation: stamp.as_ref().map(|stamp| stamp.generation.0),
+        };
+        response = traced_to_its_end(response, Answering { traces, span: Some((begun, ended)) });
     }
     // Known last, and so of use to this event only; writing each into the span costs as much as making the span.
     if tracing::enabled!(tracing::Level::DEBUG) {
@@ -78,6 +85,33 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     }
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// The span of a request that is being answered. It ends with this, so also where nobody wants the rest of the answer.
+struct Answering {
+    traces: Arc<Traces>,
+    span: Option<(Begun, Ended)>,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some((begun, ended)) = self.span.take() {
+            self.traces.end(begun, ended);
+        }
+    }
+}
+
+/// An answer that is whole has ended; one that comes bit by bit holds its span.
+fn traced_to_its_end(response: Response, answering: Answering) -> Response {
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _until_the_body_is_gone = &answering;
+            frame
+        }))
+    })
 }
 
 fn fresh_id() -> HeaderValue {

@@ -80,15 +80,15 @@ pub struct Begun {
     began: Instant,
 }
 
-/// What is known of a request when it was answered: until its last byte is ready, or of a stream until its first.
+/// What is known of a request once its answer has begun.
 #[derive(Debug)]
-pub struct Ended<'a> {
-    pub method: &'a str,
-    pub route: &'a str,
+pub struct Ended {
+    pub method: String,
+    pub route: String,
     pub status: u16,
-    pub request_id: &'a str,
+    pub request_id: String,
     /// The model and the version that answered, or that an order was about.
-    pub version: Option<(&'a str, &'a str)>,
+    pub version: Option<(String, String)>,
     /// Which answered.
     pub generation: Option<u64>,
 }
@@ -104,17 +104,18 @@ impl Begun {
         }
     }
 
-    pub(super) fn end(self, ended: &Ended<'_>) -> Span {
-        let Ended { method, route, status, request_id, version, generation } = *ended;
+    pub(super) fn end(self, ended: Ended) -> Span {
+        let Ended { method, route, status, request_id, version, generation } = ended;
+        let name = format!("{method} {route}");
         let mut attributes = vec![
-            ("http.request.method", method.into()),
-            ("http.route", route.into()),
+            ("http.request.method", Value::Text(method)),
+            ("http.route", Value::Text(route)),
             ("http.response.status_code", Value::Number(status.into())),
-            ("cutover.request_id", request_id.into()),
+            ("cutover.request_id", Value::Text(request_id)),
         ];
         if let Some((model, version)) = version {
-            attributes.push(("cutover.model", model.into()));
-            attributes.push(("cutover.version", version.into()));
+            attributes.push(("cutover.model", Value::Text(model)));
+            attributes.push(("cutover.version", Value::Text(version)));
         }
         if let Some(generation) = generation {
             attributes.push(("cutover.generation", Value::Number(generation as i64)));
@@ -124,7 +125,7 @@ impl Begun {
             trace: self.trace,
             id: self.id,
             parent: self.parent,
-            name: format!("{method} {route}"),
+            name,
             kind: SpanKind::Server,
             from_ns,
             to_ns: from_ns.saturating_add(self.began.elapsed().as_nanos() as u64),

@@ -101,7 +101,7 @@ impl Traces {
         sampled.then(|| Begun::new(parent))
     }
 
-    pub fn end(&self, begun: Begun, ended: &Ended<'_>) {
+    pub fn end(&self, begun: Begun, ended: Ended) {
         if self.spans.try_send(begun.end(ended)).is_err() {
             (self.count)(WHO, "dropped");
         }
