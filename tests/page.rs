@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::inputs::digit;
-use common::{Client, Events, Site, python, root, skipped};
+use common::{Client, Events, Server, Site, python, root, skipped};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -102,6 +102,65 @@ async fn ask_for_ever(client: Client) {
         client.image("digits", &digit(n % 10)).await.expect(200);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// The same for as long as there is a server.
+async fn ask_while_it_runs(client: Client) {
+    for n in 0.. {
+        let Ok(answer) = client.try_image("digits", &digit(n % 10)).await else { return };
+        answer.expect(200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Another server at the same address, once the first one is gone.
+async fn another_after(mut server: Server, site: Site) -> Server {
+    while server.runs() {
+        // Nothing signals a child's end without unsafe code or a dependency.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    site.at(server.address()).start().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_are_shown_and_a_server_that_is_silent_or_gone_and_back_is_noticed() {
+    let Some(chromium) = chromium() else {
+        return skipped("there is no Chromium, in which the page is tried");
+    };
+    let site = Site::digits();
+    let server = site.start().await;
+    let traffic = tokio::spawn(ask_while_it_runs(server.another()));
+    let (url, process) = (server.url.clone(), server.pid().to_string());
+    let another = tokio::spawn(another_after(server, site));
+    let shots = root().join("target/page-screenshots");
+    let arguments = [&*url, shots.to_str().unwrap(), chromium.to_str().unwrap(), &*process];
+    let client = ("page_sharing_client.py", &arguments[..]);
+    let said = python::client_says(("page-client", "page.txt"), client, String::new()).await;
+    if said.is_some() {
+        traffic.await.expect("a request was lost while the server ran");
+    }
+    another.abort();
+    let Some(said) = said else { return };
+    let seen: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(seen["errors"], json!([]), "{seen:#}");
+
+    let text = |name: &str| seen[name].as_str().unwrap_or_else(|| panic!("{name}: {seen:#}")).to_owned();
+    let shares = seen["shares"].as_array().unwrap();
+    assert!(shares[0].as_str().unwrap().contains("75 %") && shares[1].as_str().unwrap().contains("25 %"), "{seen:#}");
+    assert_eq!((text("meter"), text("histogram").contains("histogram")), ("25".to_owned(), true), "{seen:#}");
+    assert!(text("canary").contains("Canary: 25 % of requests, step 1 of 2"), "{}", text("canary"));
+    assert!(text("canary").contains("answers compared, agreement"), "{}", text("canary"));
+    assert_eq!((&seen["asked"], &seen["stopped"]), (&json!(200), &json!(0)));
+    for part in ["Experiment “tone”", "v1 (50 %)", "v2 (50 %)"] {
+        assert!(text("experiment").contains(part), "no {part}: {}", text("experiment"));
+    }
+
+    let first = |name: &str| seen[name][0].as_str().unwrap().to_owned();
+    assert!(first("stale").contains("nothing came for 4 s; shown as of "), "{seen:#}");
+    assert!(text("dead").contains("nothing came for 12 s"), "{seen:#}");
+    assert_eq!((&seen["stale"][1], &seen["stale"][2]), (&json!(true), &json!("stale")), "old news take no orders");
+    assert_eq!(seen["again"], json!(["live", false, ""]), "{seen:#}");
+    assert!(text("gone").starts_with("not connected: ") && text("back") == "live", "{seen:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ JSON; whoever runs it judges.
 import json
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -170,16 +171,24 @@ def faults(page):
     return found
 
 
-def main():
-    url, shots, chromium, hostile = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-    shots.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def browser(chromium):
+    """A Chromium with a profile of its own."""
     with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile, executable_path=chromium, headless=True, args=FLAGS, viewport={"width": 1280, "height": 900},
             color_scheme="light", reduced_motion="reduce",
         )
+        context.set_default_timeout(PATIENCE)
+        yield context
+        context.close()
+
+
+def main():
+    url, shots, chromium, hostile = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    shots.mkdir(parents=True, exist_ok=True)
+    with browser(chromium) as context:
         page = context.pages[0]
-        page.set_default_timeout(PATIENCE)
         watched = Watched(page)
         page.goto(url)
         seen = drive(page, watched, shots, hostile)
@@ -188,7 +197,7 @@ def main():
         seen["faults"] = faults(page)
         seen["errors"], seen["hosts"] = watched.errors, sorted(watched.hosts)
         print(json.dumps(seen))
-        context.close()
 
 
-main()
+if __name__ == "__main__":
+    main()

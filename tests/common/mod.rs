@@ -64,6 +64,8 @@ pub(crate) struct Site {
     dir: Arc<TempDir>,
     config: String,
     args: Vec<String>,
+    /// Where it listens; by default at any port that is free.
+    listen: String,
     /// Where it serves from.
     device: String,
     environment: Vec<(String, String)>,
@@ -80,6 +82,7 @@ impl Site {
             dir,
             config: String::new(),
             args: Vec::new(),
+            listen: "127.0.0.1:0".into(),
             device: "cpu".into(),
             environment: Vec::new(),
             wrapper: None,
@@ -144,6 +147,12 @@ impl Site {
         self
     }
 
+    /// Servers that are started from now on listen at this address.
+    pub(crate) fn at(mut self, address: &str) -> Site {
+        self.listen = address.into();
+        self
+    }
+
     pub(crate) fn device(mut self, device: &str) -> Site {
         self.device = device.into();
         self
@@ -182,7 +191,7 @@ impl Site {
                 shell
             }
         };
-        command.args(["serve", "--listen", "127.0.0.1:0", "--device", &self.device]);
+        command.args(["serve", "--listen", &self.listen, "--device", &self.device]);
         command.envs(self.environment.iter().cloned());
         command.arg("--models").arg(self.models()).arg("--state").arg(self.state()).arg("--config").arg(file);
         command.args(&self.args).current_dir(self.dir.path()).env_remove("CUTOVER_LOG");
@@ -281,6 +290,12 @@ impl Server {
             // Nothing signals a child's end without unsafe code or a dependency.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Whether it has not ended by itself yet.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.status = self.child.try_wait().unwrap();
+        self.status.is_none()
     }
 
     pub(crate) fn open_files(&self) -> usize {

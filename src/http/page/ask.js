@@ -38,14 +38,16 @@ function askSecret(kind, refused) {
   return asking;
 }
 
-/** A request; on 401 the secret is asked for, and the request made again. */
-export async function ask(path, { kind = "admin", ...options } = {}) {
+/** A request; on 401 the secret is asked for, and the request made again. `silence` times the server, and nobody who types. */
+export async function ask(path, { kind = "admin", silence, ...options } = {}) {
   for (;;) {
     const secret = sessionStorage.getItem(SECRETS[kind].key);
     const headers = new Headers(options.headers);
     if (secret) headers.set("authorization", `Bearer ${secret}`);
+    silence?.begin();
     const response = await fetch(path, { cache: "no-store", ...options, headers });
     if (response.status !== 401) return response;
+    silence?.end();
     if (sessionStorage.getItem(SECRETS[kind].key) !== secret) continue;
     if (declined.has(kind)) return response;
     sessionStorage.removeItem(SECRETS[kind].key);
@@ -97,22 +99,51 @@ export async function* events(response) {
   }
 }
 
+// An overview comes each second. Without one for so long what is shown is old; after the longer time the connection is taken
+// for dead, whatever the system says of it: where a cable was pulled it says nothing for hours.
+const STALE_MS = 4000;
+const DEAD_MS = 12000;
+
+/** Calls `stale` and then `dead`, unless it begins anew before. */
+class Silence {
+  #timers = [];
+  #calls;
+
+  constructor(stale, dead) {
+    this.#calls = [[stale, STALE_MS], [dead, DEAD_MS]];
+  }
+
+  begin() {
+    this.end();
+    this.#timers = this.#calls.map(([call, ms]) => setTimeout(call, ms));
+  }
+
+  end() {
+    this.#timers.forEach(clearTimeout);
+  }
+}
+
 /** Overviews for ever: a connection that is lost is made again. A header is needed, so this is no EventSource. */
 export async function follow(show, tell) {
   let pause = 500;
   for (;;) {
     let why = "the server ended the stream";
+    const line = new AbortController();
+    const seconds = (ms) => `nothing came for ${ms / 1000} s`;
+    const silence = new Silence(() => tell(false, `stale: ${seconds(STALE_MS)}`), () => line.abort(seconds(DEAD_MS)));
     try {
-      const response = await ask("/admin/live");
+      const response = await ask("/admin/live", { silence, signal: line.signal });
       if (!response.ok) throw new Error(await words(response));
-      tell(true, "live");
       for await (const data of events(response)) {
         pause = 500;
+        silence.begin();
+        tell(true, "live");
         show(JSON.parse(data));
       }
     } catch (error) {
-      why = error.message;
+      why = line.signal.aborted ? line.signal.reason : error.message;
     }
+    silence.end();
     tell(false, `not connected: ${why}`);
     await new Promise((done) => {
       wake = done;

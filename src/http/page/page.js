@@ -1,12 +1,15 @@
 // The page: an overview comes each second, what it says is shown, and buttons order changes.
 
 import { ask, follow, json, post, unlock } from "./ask.js";
-import { by, cards, figures, fill, gate, history, make, memory, plot, rollout } from "./show.js";
+import { by, cards, clock, figures, fill, gate, history, make, memory, plot, rollout } from "./show.js";
 import { tryModel } from "./try.js";
 
 const PLOT_EVERY_MS = 2000;
+const ORDERS = ["promote", "stage", "rollback", "settle", "abort"];
 
 let overview = null;
+// Whether overviews come.
+let linked = false;
 let lastMemory = null;
 let shown = { model: null, phase: null, history: null, plot: 0 };
 let wanted = null;
@@ -60,7 +63,7 @@ function options(select, names, chosen) {
 function buttons(now, view) {
   const open = view && !view.ended_ms;
   const switched = open && ["observing", "reclaiming"].includes(view.phase);
-  const set = (id, on) => { by(id).disabled = !on; };
+  const set = (id, on) => { by(id).disabled = !on || !linked; };
   set("promote", now.versions.length > 0 && by("version").value);
   set("stage", by("version").value);
   set("rollback", now.live && (now.previous || now.candidate || view));
@@ -71,7 +74,8 @@ function buttons(now, view) {
 /** What is read out: phases as they change, and nothing each second. */
 function news(now, view) {
   const phase = view ? `${view.id} ${view.phase} ${view.ended_ms ?? ""}` : "";
-  if (shown.phase !== null && shown.phase !== phase) {
+  // A server that was started again knows of no rollout.
+  if (view && shown.phase !== null && shown.phase !== phase) {
     say(`${now.name}@${view.to}: ${view.phase.replace("_", " ")}; live is ${now.live?.version ?? "nothing"}`);
   }
   if (shown.phase !== phase) past(now.name);
@@ -221,8 +225,11 @@ by("rollout").addEventListener("click", async (event) => {
 });
 
 follow(show, (on, text) => {
+  linked = on;
   // What is away takes no orders; an overview says which are possible.
-  if (!on) for (const id of ["promote", "stage", "rollback", "settle", "abort"]) by(id).disabled = true;
+  if (!on) for (const id of ORDERS) by(id).disabled = true;
   by("link").classList.toggle("on", on);
-  by("link").textContent = text;
+  by("main").classList.toggle("stale", !on && overview !== null);
+  const told = on || !overview ? text : `${text}; shown as of ${clock(overview.at_ms)}`;
+  if (by("link").textContent !== told) by("link").textContent = told;
 });
