@@ -63,12 +63,15 @@ enum Fault {
     Slower(f64),
     /// What is slower than the 95th percentile takes so many times as long.
     TailSlower(f64),
+    /// So many requests are sound; from then on this share fails.
+    FailsLate(u64, f64),
 }
 
 /// One request of a version: how long it took, or nothing where it failed.
-fn request(random: &mut SmallRng, shape: Shape, fault: Fault, p95: f64) -> Option<Duration> {
+fn request(random: &mut SmallRng, shape: Shape, fault: Fault, (nth, p95): (u64, f64)) -> Option<Duration> {
     let ms = shape.draw(random);
     let ms = match fault {
+        Fault::FailsLate(from, share) if nth >= from && random.random_bool(share) => return None,
         Fault::Fails(share) if random.random_bool(share) => return None,
         Fault::Slower(times) => ms * times,
         Fault::TailSlower(times) if ms > p95 => ms * times,
@@ -122,7 +125,7 @@ fn window(seed: u64, shape: Shape, rate: f64, fault: Fault, most: u64) -> Ended 
         owed += rate;
         while owed >= 1.0 {
             owed -= 1.0;
-            match request(random, shape, fault, p95) {
+            match request(random, shape, fault, (seen.requests(), p95)) {
                 Some(took) => seen.answer(took),
                 None => {
                     seen.blamed += 1;
@@ -181,6 +184,8 @@ fn main() {
     let faults = [
         ("2 % faults", Fault::Fails(0.02), 400),
         ("5 % faults", Fault::Fails(0.05), 400),
+        ("2 % faults after 4,800", Fault::FailsLate(4_800, 0.02), 400),
+        ("5 % faults after 4,800", Fault::FailsLate(4_800, 0.05), 400),
         ("all 1.5 times slower", Fault::Slower(1.5), 2000),
         ("slowest 5 % 1.5 times slower", Fault::TailSlower(1.5), 2000),
         ("slowest 5 % 2 times slower", Fault::TailSlower(2.0), 2000),
@@ -189,8 +194,11 @@ fn main() {
         for shape in SHAPES {
             let ended: Vec<Ended> =
                 (0..RUNS).into_par_iter().map(|seed| window(!seed, shape, 20.0, fault, PATIENCE)).collect();
-            let judge: Vec<Option<u64>> = ended.iter().map(|ended| ended.judge).collect();
-            let estimates: Vec<Option<u64>> = ended.iter().map(|ended| ended.estimates).collect();
+            // Counted from when the fault began.
+            let from = if let Fault::FailsLate(from, _) = fault { from } else { 0 };
+            let since = |found: Option<u64>| found.map(|requests| requests.saturating_sub(from));
+            let judge: Vec<Option<u64>> = ended.iter().map(|ended| since(ended.judge)).collect();
+            let estimates: Vec<Option<u64>> = ended.iter().map(|ended| since(ended.estimates)).collect();
             let in_time = judge.iter().filter(|found| found.is_some_and(|requests| requests <= target)).count();
             println!(
                 "{name:<29} {:<10} judge {}; {} within {target}",

@@ -6,8 +6,11 @@
 //! mistake with a chance of [`FALSE_ALARMS`] at most in its whole window, and one that breaks a rule as soon as that is shown.
 
 mod agreement;
+mod eras;
 mod evidence;
+mod onsets;
 mod spread;
+mod told;
 mod verdict;
 
 use std::sync::Arc;
@@ -17,7 +20,9 @@ use crate::generation::Observed;
 use crate::repository::{Limit, Metric, Rule};
 use agreement::Broken;
 pub(in crate::rollout) use agreement::{agreement, interval, is_broken};
-use evidence::{FAULTS, Null, SLOW, lower, upper};
+pub use eras::Eras;
+use evidence::{FAULTS, Null, SLOW, upper};
+use onsets::{Counts, LATE, Onset, Onsets};
 use spread::Spread;
 pub use verdict::{Decided, Verdict};
 
@@ -66,6 +71,8 @@ struct Judged {
     /// What this rule is held against, whatever the others are.
     earlier: Option<Arc<Observed>>,
     spread: Spread,
+    /// Of a rule on the share of requests that fail: what began late.
+    onsets: Onsets,
     /// Of a rule on agreement, instead.
     broken: Broken,
     /// Of a relative rule of latencies: what the reference said when it was taken.
@@ -87,6 +94,7 @@ struct Mark {
 }
 
 /// One rule, as a question about a share.
+#[derive(Clone, Copy)]
 struct Question {
     hits: u64,
     trials: u64,
@@ -175,6 +183,7 @@ impl Judged {
             risk,
             earlier,
             spread: Spread::default(),
+            onsets: Onsets::default(),
             broken: Broken::default(),
             mark: None,
             epoch: 0,
@@ -195,7 +204,14 @@ impl Judged {
         let Some(question) = self.question(candidate, against) else { return false };
         self.spread.look(at, question.hits);
         self.leans = question.null.evidence(self.grid(), question.hits, question.trials) > 0.0;
-        let breach = self.leans && self.proof(&question) == Decided::Breach;
+        let mut breach = self.leans
+            && self.proof(&question, &self.spread) == Decided::Breach
+            && self.is_slower_than_now(candidate, against);
+        if self.may_begin_late() {
+            let counts = self.counts(candidate, against);
+            self.onsets.look(at, counts);
+            breach |= self.late(counts).is_some_and(|(_, _, proof)| proof == Decided::Breach);
+        }
         if !breach {
             // With a new one it would have to hold anew.
             self.take_mark(at, candidate, against);
@@ -203,8 +219,20 @@ impl Judged {
         breach
     }
 
+    /// Whether the candidate is as much slower than the live version beside it, as that is by now: what makes both slow after a
+    /// reference was taken speaks against neither.
+    fn is_slower_than_now(&self, candidate: &Observed, against: Against<'_>) -> bool {
+        let (Limit::Times(times), Some(level), Against::Beside(live)) =
+            (self.rule.limit, self.rule.metric.level(), against)
+        else {
+            return true;
+        };
+        let (Some(candidate), Some(live)) = (candidate.quantile(level), live.quantile(level)) else { return false };
+        candidate.as_secs_f64() > times * live.as_secs_f64()
+    }
+
     /// Whether what was seen shows that the rule is broken, and for as long as it must be.
-    fn proof(&self, question: &Question) -> Decided {
+    fn proof(&self, question: &Question, spread: &Spread) -> Decided {
         let Question { hits, trials, null, nats } = *question;
         if let Limit::Count(most) = self.rule.limit {
             return if hits > most { Decided::Breach } else { Decided::Undecided };
@@ -214,7 +242,7 @@ impl Judged {
             return Decided::Undecided;
         }
         match null.needed(grid, trials, nats) {
-            Some(needed) if self.spread.holds(hits, needed, self.rule.hold) => Decided::Breach,
+            Some(needed) if spread.holds(hits, needed, self.rule.hold) => Decided::Breach,
             _ => Decided::Breaking,
         }
     }
@@ -246,33 +274,70 @@ impl Judged {
         self.spread.restart(at, candidate.slower_than(limit));
     }
 
+    /// Whether what it counts may begin late, and is found so: one request that fails is as good as another at any time. Latencies
+    /// are not: those of all a window's answers are compared with what was before it, and seconds of a busy machine weigh little.
+    fn may_begin_late(&self) -> bool {
+        self.rule.metric.level().is_none() && matches!(self.rule.limit, Limit::AtMost(_) | Limit::Above(_))
+    }
+
+    /// The first test that began late and shows that the rule is broken, what it has seen, and whether that is for as long as it must.
+    fn late(&self, counts: Counts) -> Option<(&Onset, Counts, Decided)> {
+        let found = self.onsets.iter().filter_map(|onset| {
+            let since = onset.of(counts);
+            let question = self.about(since, self.risk * LATE * onset.part)?;
+            Some((onset, since, self.proof(&question, &onset.spread)))
+        });
+        let rank =
+            |decided: Decided| usize::from(decided == Decided::Breach) + usize::from(decided != Decided::Undecided);
+        let found = found.fold(None, |best: Option<(_, _, Decided)>, found| match best {
+            Some(best) if rank(best.2) >= rank(found.2) => Some(best),
+            _ => Some(found),
+        });
+        found.filter(|(_, _, proof)| *proof != Decided::Undecided)
+    }
+
+    fn counts(&self, candidate: &Observed, against: Against<'_>) -> Counts {
+        let (hits, trials) = self.faults(candidate);
+        let beside = matches!(against, Against::Beside(_));
+        Counts { hits, trials, reference: reference(against).map(|reference| self.faults(reference)), beside }
+    }
+
     /// `None` where there is nothing to compare with yet.
     fn question(&self, candidate: &Observed, against: Against<'_>) -> Option<Question> {
-        let (hits, trials) = self.faults(candidate);
-        let all = nats(self.risk);
-        let question = |hits, trials, null, nats| Some(Question { hits, trials, null, nats });
+        let question = |hits, null, nats| Some(Question { hits, trials: candidate.timed(), null, nats });
+        match (self.rule.limit, self.rule.metric.level()) {
+            (Limit::Time(limit), Some(level)) => {
+                question(candidate.slower_than(limit), Null::Known(1.0 - level), nats(self.risk))
+            }
+            (Limit::Times(_), _) => {
+                let mark = self.mark?;
+                question(candidate.slower_than(mark.limit), mark.null, mark.nats)
+            }
+            _ => {
+                let early = if self.may_begin_late() { 1.0 - LATE } else { 1.0 };
+                self.about(self.counts(candidate, against), self.risk * early)
+            }
+        }
+    }
+
+    /// Of a share of requests that fail.
+    fn about(&self, counts: Counts, risk: f64) -> Option<Question> {
+        let Counts { hits, trials, reference, .. } = counts;
+        let question = |null, nats| Some(Question { hits, trials, null, nats });
         match self.rule.limit {
-            Limit::Count(_) => question(hits, trials, Null::Known(0.0), all),
-            Limit::AtMost(most) => question(hits, trials, Null::Known(most), all),
-            // Of means, which are no share.
-            Limit::AtLeast(_) => None,
+            Limit::Count(_) => question(Null::Known(0.0), nats(risk)),
+            Limit::AtMost(most) => question(Null::Known(most), nats(risk)),
             Limit::Above(more) => {
                 // Half of the risk is that the reference's rate is higher than it is shown to be.
-                let half = nats(self.risk / 2.0);
-                let (faults, of) = self.faults(reference(against)?);
+                let half = nats(risk / 2.0);
+                let (faults, of) = reference?;
                 if of < self.rule.min_samples {
                     return None;
                 }
-                question(hits, trials, Null::Known((upper(self.grid(), faults, of, half) + more).min(1.0)), half)
+                question(Null::Known((upper(self.grid(), faults, of, half) + more).min(1.0)), half)
             }
-            Limit::Time(limit) => {
-                let level = self.rule.metric.level()?;
-                question(candidate.slower_than(limit), candidate.timed(), Null::Known(1.0 - level), all)
-            }
-            Limit::Times(_) => {
-                let mark = self.mark?;
-                question(candidate.slower_than(mark.limit), candidate.timed(), mark.null, mark.nats)
-            }
+            // Of means and of latencies, which are no share of requests.
+            Limit::AtLeast(_) | Limit::Time(_) | Limit::Times(_) => None,
         }
     }
 
@@ -289,87 +354,6 @@ impl Judged {
 
     fn grid(&self) -> &'static [(f64, f64)] {
         if self.rule.metric.level().is_some() { SLOW } else { FAULTS }
-    }
-
-    fn told(&self, candidate: &Observed, against: Against<'_>) -> Verdict {
-        if self.rule.metric == Metric::ShadowAgreement {
-            let told = agreement(&self.rule, self.risk, &candidate.agreement);
-            let breaking = told.decided == Decided::Breach && !self.broken.holds(self.rule.hold);
-            return if breaking { Verdict { decided: Decided::Breaking, ..told } } else { told };
-        }
-        let against = self.earlier.as_deref().map_or(against, Against::Earlier);
-        let mut verdict = Verdict { risk: self.risk, ..Verdict::of(&self.rule) };
-        verdict.beside = match against {
-            Against::Nothing => Beside::Nothing,
-            Against::Before(_) => Beside::Before,
-            Against::Beside(_) => Beside::Live,
-            Against::Earlier(_) => Beside::LiveEarlier,
-        };
-        match self.rule.metric.level() {
-            Some(level) => self.tell_latency(&mut verdict, level, candidate),
-            None => self.tell_share(&mut verdict, candidate, against),
-        }
-        let Some(question) = self.question(candidate, against) else { return verdict };
-        verdict.events = question.hits;
-        verdict.significance = (-question.null.evidence(self.grid(), question.hits, question.trials)).exp().min(1.0);
-        verdict.decided = match self.proof(&question) {
-            Decided::Undecided if self.keeps(&verdict) => Decided::Pass,
-            proof => proof,
-        };
-        verdict
-    }
-
-    /// Whether what was seen shows that the rule is kept.
-    fn keeps(&self, verdict: &Verdict) -> bool {
-        let (Some((_, Some(high))), Some(limit)) = (verdict.interval, verdict.limit) else {
-            // A count is a fact: it may still be broken, and is not yet.
-            return matches!(self.rule.limit, Limit::Count(_)) && verdict.samples >= self.rule.min_samples;
-        };
-        verdict.samples >= self.rule.min_samples && high <= limit
-    }
-
-    fn tell_share(&self, verdict: &mut Verdict, candidate: &Observed, against: Against<'_>) {
-        let (faults, of) = self.faults(candidate);
-        let grid = self.grid();
-        verdict.samples = of;
-        let share = |faults: u64, of: u64| (of > 0).then(|| faults.min(of) as f64 / of as f64);
-        let (low, high) = (lower(grid, faults, of, nats(self.risk)), upper(grid, faults, of, nats(self.risk)));
-        if let Some(reference) = reference(against) {
-            let (faults, of) = self.faults(reference);
-            verdict.reference_samples = of;
-            verdict.against = share(faults, of);
-        }
-        (verdict.seen, verdict.interval, verdict.limit) = match self.rule.limit {
-            Limit::Count(most) => (Some(faults as f64), None, Some(most as f64)),
-            Limit::Above(more) => {
-                (share(faults, of), Some((low, Some(high))), verdict.against.map(|share| (share + more).min(1.0)))
-            }
-            Limit::AtMost(most) => (share(faults, of), Some((low, Some(high))), Some(most)),
-            Limit::Times(_) | Limit::Time(_) | Limit::AtLeast(_) => return,
-        };
-        if of == 0 {
-            verdict.interval = None;
-        }
-    }
-
-    fn tell_latency(&self, verdict: &mut Verdict, level: f64, candidate: &Observed) {
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let (samples, nats) = (candidate.timed(), nats(self.risk));
-        verdict.samples = samples;
-        verdict.seen = candidate.quantile(level).map(ms);
-        // The quantile is above what more answers exceed than a share of 1 - level can, and below what too many do not.
-        let exceed = Null::Known(1.0 - level).needed(SLOW, samples, nats);
-        let low = exceed.and_then(|exceed| candidate.ranked(samples + 1 - exceed)).map_or(0.0, |(low, _)| ms(low));
-        let within = Null::Known(level).needed(SLOW, samples, nats);
-        let high = within.and_then(|within| candidate.ranked(within)).map(|(_, high)| ms(high));
-        verdict.interval = verdict.seen.is_some().then_some((low, high));
-        if let Some(mark) = self.mark {
-            verdict.against = Some(ms(mark.quantile));
-            verdict.reference_samples = mark.samples;
-            verdict.limit = Some(ms(mark.limit));
-        } else if let Limit::Time(limit) = self.rule.limit {
-            verdict.limit = Some(ms(limit));
-        }
     }
 }
 

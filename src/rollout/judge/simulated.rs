@@ -50,6 +50,25 @@ fn windows_without_a_fault_stay() {
     assert_eq!(wrong, 0, "of 200; fewer than 1 in 1,000 are expected");
 }
 
+/// Tests that begin anew take a sound version back no more often than one does.
+#[test]
+fn a_rate_that_is_just_kept_stays_kept_for_long() {
+    let wrong = (0..500).filter(|&seed| {
+        let random = &mut SmallRng::seed_from_u64(seed);
+        let mut judge = Judge::new(ObserveConfig::default().rules(), 20.0 * FALSE_ALARMS);
+        let mut seen = Observed::default();
+        (0..20_000u64).any(|nth| {
+            let fails = random.random_bool(0.0005);
+            seen.blamed += u64::from(fails);
+            seen.answered += u64::from(!fails);
+            let at = Duration::from_millis(10 * nth);
+            (fails || nth % 100 == 0) && judge.look(at, &seen, Against::Nothing).is_some()
+        })
+    });
+    // Half of the risk is the error rate's: 5 of 500 at most are expected, and three standard deviations more.
+    assert!(wrong.count() <= 11);
+}
+
 #[test]
 fn two_per_cent_of_faults_are_found_within_four_hundred_requests() {
     let found = (0..200).filter(|&seed| taken_back(seed, 0.02, 1.0, 300).is_some_and(|requests| requests <= 400));

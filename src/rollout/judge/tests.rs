@@ -88,6 +88,35 @@ fn a_relative_rate_is_judged_against_what_the_other_version_is_shown_to_do() {
     assert!(by(more).look(ms(1000), &candidate, Against::Nothing).is_none());
 }
 
+/// Looks every hundred requests, so many times.
+fn hundreds(judge: &mut Judge, seen: &mut Observed, faults: u64, times: u64, live: Option<u64>) -> Option<Verdict> {
+    (0..times).find_map(|_| {
+        (faults..100).for_each(|_| seen.answer(ms(1)));
+        seen.blamed += faults;
+        let live = live.map(|blamed| Observed { answered: seen.requests(), blamed, ..Observed::default() });
+        let against = live.as_ref().map_or(Against::Nothing, Against::Beside);
+        judge.look(ms(10 * seen.requests()), seen, against)
+    })
+}
+
+#[test]
+fn what_begins_late_is_found_as_well() {
+    let (mut judge, mut candidate) = (defaults(), Observed::default());
+    assert_eq!(hundreds(&mut judge, &mut candidate, 0, 1_000, None), None);
+    let breach = hundreds(&mut judge, &mut candidate, 5, 4, None).unwrap();
+    let told = breach.to_string();
+    assert!(told.contains("after 17 min, ") && breach.samples < 2_000, "{told}");
+    assert!(breach.significance <= breach.risk, "{breach:?}");
+    // A rate that is relative: where both begin to fail it is not the candidate.
+    let more = || by(rule(Metric::ErrorRate, Limit::Above(0.01)));
+    let (mut judge, mut candidate) = (more(), Observed::default());
+    assert_eq!(hundreds(&mut judge, &mut candidate, 0, 1_000, Some(0)), None);
+    assert!(hundreds(&mut judge, &mut candidate, 10, 10, Some(0)).is_some());
+    let (mut judge, mut candidate) = (more(), Observed::default());
+    assert_eq!(hundreds(&mut judge, &mut candidate, 0, 1_000, Some(0)), None);
+    assert_eq!(hundreds(&mut judge, &mut candidate, 10, 10, Some(1_000)), None);
+}
+
 #[test]
 fn agreement_is_to_be_at_least_so_large() {
     let agree = rule(Metric::ShadowAgreement, Limit::AtLeast(0.98));

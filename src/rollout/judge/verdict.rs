@@ -1,5 +1,7 @@
 //! What a rule found: what was seen, against what, with how many samples. For people and for programs.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -41,6 +43,8 @@ pub struct Verdict {
     pub risk: f64,
     /// How probable evidence like this is, at whatever look, of a version that keeps the rule: an anytime-valid p-value.
     pub significance: f64,
+    /// When that began which it tells of, counted from when the candidate began; `None` from there on.
+    pub since: Option<Duration>,
     pub(super) bound: Limit,
     pub(super) beside: Beside,
 }
@@ -60,6 +64,7 @@ impl Verdict {
             reference_samples: 0,
             risk: 0.0,
             significance: 1.0,
+            since: None,
             bound: rule.limit,
             beside: Beside::Nothing,
         }
@@ -91,6 +96,7 @@ impl Verdict {
             "against_samples": self.reference_samples,
             "risk": rounded(self.risk),
             "significance": rounded(self.significance),
+            "since_s": self.since.map(|since| rounded(since.as_secs_f64())),
         })
     }
 
@@ -109,6 +115,9 @@ impl std::fmt::Display for Verdict {
         write!(f, "{}: ", self.rule)?;
         if self.rule != title {
             write!(f, "{title} ")?;
+        }
+        if let Some(since) = self.since {
+            write!(f, "after {}, ", after(since))?;
         }
         let (Some(seen), Some(limit)) = (self.seen, self.limit) else {
             return write!(f, "nothing to judge yet ({} samples)", self.samples);
@@ -166,6 +175,14 @@ impl std::fmt::Display for Verdict {
                 self.reference_samples
             ),
         }
+    }
+}
+
+fn after(since: Duration) -> String {
+    match since.as_secs_f64() {
+        short if short < 180.0 => format!("{short:.0} s"),
+        middle if middle < 3.0 * 3600.0 => format!("{:.0} min", middle / 60.0),
+        long => format!("{:.0} h", long / 3600.0),
     }
 }
 
