@@ -9,7 +9,7 @@ use candle_core::DType;
 use common::decoders::{Fixture, assert_near, names};
 use common::models::Version;
 use cutover::error::{Error, Kind};
-use cutover::model::{Input, KvCache, KvSpec, Model, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
+use cutover::model::{Input, KvCache, KvSpec, Model, Packed, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
 use cutover::ops::{Device, Keeping};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
@@ -289,9 +289,20 @@ fn a_whole_text_is_scored_as_its_steps_say_alone_and_beside_others() {
     let together = model.forward_all(texts.to_vec()).unwrap().wait().unwrap();
     // Of the first all tokens but the first, since none is marked; of the second the one that is.
     assert_eq!(together.iter().map(Vec::len).collect::<Vec<_>>(), [10, 2]);
-    for (text, row) in texts.into_iter().zip(&together) {
+    for (text, row) in texts.clone().into_iter().zip(&together) {
         assert_eq!(&model.forward_all(vec![text]).unwrap().wait().unwrap()[0], row);
         assert!(row.chunks(2).all(|pair| pair[0] <= pair[1] && pair[1] <= 0.0), "{row:?}");
+    }
+    // In turns of any length, which others may take between: the same bits.
+    for tokens in [1, 2, 100] {
+        let mut scoring = model.scoring(&Packed::new(texts.to_vec()).unwrap()).unwrap().unwrap();
+        let mut turns = 1;
+        while !model.go_on(&mut scoring, tokens).unwrap() {
+            turns += 1;
+            model.forward_all(vec![text(&[7, 7, 7], 1)]).unwrap().wait().unwrap();
+        }
+        assert!(turns >= 7usize.div_ceil(tokens), "{turns} of {tokens} tokens");
+        assert_eq!(scoring.into_rows(), together);
     }
     let Model::Decoder(mut decoder, mut cache) = fixture.version().load() else { panic!("it is no decoder") };
     let sequence = StepSequence { tokens: vec![8, 8], from: 0, blocks: vec![0].into(), wants: Wants::Last };

@@ -26,6 +26,7 @@ use tokio::sync::{oneshot, watch};
 pub use decoding::{Prompt, Written};
 pub use lane::{Lane, Permit, Worked, Writing};
 pub use meters::{Metered, Meters, TimesMetered};
+use resident::Begun;
 pub(crate) use resident::{guarded, panic_text};
 pub use watchdog::Stall;
 
@@ -122,7 +123,7 @@ pub struct Install {
     pub faults: Faults,
 }
 
-/// One piece of background work: a single forward pass.
+/// One piece of background work: a single forward pass or, where a model writes, a text that is scored turn by turn.
 pub(crate) struct Piece {
     pub(crate) generation: GenerationId,
     pub(crate) class: Class,
@@ -130,9 +131,23 @@ pub(crate) struct Piece {
     /// Where faults on purpose strike it, if they may.
     pub(crate) at: Option<At>,
     pub(crate) reply: oneshot::Sender<Result<Timed>>,
+    /// What its first turns left.
+    begun: Option<Begun>,
+    took: Nanos,
 }
 
-/// Rows and how long the forward pass took.
+impl Piece {
+    fn new(
+        generation: GenerationId,
+        (class, at): (Class, Option<At>),
+        inputs: Vec<Input>,
+        reply: oneshot::Sender<Result<Timed>>,
+    ) -> Piece {
+        Piece { generation, class, inputs, at, reply, begun: None, took: 0 }
+    }
+}
+
+/// Rows and how long their forward passes took.
 #[derive(Debug, Clone)]
 pub struct Timed {
     pub rows: Rows,
@@ -225,15 +240,15 @@ impl Engine {
         Ok(Lane::new(self.clone(), generation, name, queue, work))
     }
 
-    /// Runs one small forward pass when clients leave room for it.
+    /// Runs one small forward pass when clients leave room for it, or scores a text in as many as that takes.
     pub async fn background(&self, generation: GenerationId, class: Class, inputs: Vec<Input>) -> Result<Timed> {
-        self.ask(|reply| Message::Background(Piece { generation, class, inputs, at: None, reply })).await?
+        self.ask(|reply| Message::Background(Piece::new(generation, (class, None), inputs, reply))).await?
     }
 
     /// The gate's: the same, and faults on purpose strike as they would on a probation thread.
     pub async fn on_probation(&self, generation: GenerationId, inputs: Vec<Input>) -> Result<Timed> {
-        let (class, at) = (Class::Validation, Some(At::Gate));
-        self.ask(|reply| Message::Background(Piece { generation, class, inputs, at, reply })).await?
+        let how = (Class::Validation, Some(At::Gate));
+        self.ask(|reply| Message::Background(Piece::new(generation, how, inputs, reply))).await?
     }
 
     /// Drops a generation's model and tensors on the device's thread; `rest` is a model that was never installed.

@@ -11,15 +11,28 @@ use tokio::sync::oneshot;
 
 use super::decoding::Decoding;
 use super::lane::{Submission, Work};
-use super::{Install, Rows};
+use super::{Install, Piece, Rows};
 use crate::error::{Error, Result};
 use crate::faults::{At, Faults, Strike};
-use crate::model::{Input, Model, Packed, Pending};
+use crate::model::{Input, Model, Packed, Pending, Scoring};
 use crate::ops::Landed;
 use crate::schedule::{Batch, Batcher, Nanos, Queued};
 
+/// Tokens of a text that are scored in one turn: clients wait for it, and a step of a few tokens takes hardly longer than one of
+/// theirs, since it reads the same weights.
+const TOKENS_PER_TURN: usize = 32;
+
 /// Begins a pass of a model over a part of a batch, on the device's threads.
 pub(super) type Pass<'a> = dyn Fn(&mut Model, &Packed, Range<usize>) -> Result<Pending> + 'a;
+
+/// A turn of so many tokens at most, there as well. Whether it was the last.
+pub(super) type Score<'a> = dyn Fn(&mut Model, &mut Scoring, usize) -> Result<bool> + 'a;
+
+/// Texts that are being scored.
+pub(super) struct Begun {
+    scoring: Scoring,
+    strike: Strike,
+}
 
 pub(super) struct Resident {
     name: String,
@@ -228,7 +241,7 @@ impl Resident {
 
     /// Begins a forward pass, which faults on purpose of a place may strike.
     fn launch(&mut self, at: Option<At>, packed: &Packed, part: Range<usize>, install: &Pass<'_>) -> Result<Launched> {
-        let strike = at.map_or(Ok(Strike::Nothing), |at| guarded(&self.name, || self.faults.strike(at)))?;
+        let strike = self.struck(at)?;
         let (count, model) = (part.len(), &mut self.model);
         let pending = guarded(&self.name, || install(model, packed, part))?;
         Ok(Launched { pending, count, strike })
@@ -249,10 +262,41 @@ impl Resident {
         Ok(landed)
     }
 
-    /// A whole forward pass, which faults on purpose of a place may strike.
-    pub(super) fn forward(&mut self, at: Option<At>, packed: &Packed, install: &Pass<'_>) -> Result<Rows> {
-        let launched = self.launch(at, packed, packed.all(), install)?;
-        self.land(launched).map(|landed| landed.rows)
+    /// A turn of a piece of background work, which faults on purpose of its place may strike: its rows, once it was the last.
+    pub(super) fn background(
+        &mut self,
+        piece: &mut Piece,
+        (install, score): (&Pass<'_>, &Score<'_>),
+    ) -> Result<Option<Rows>> {
+        let begun = match piece.begun.take() {
+            Some(begun) => begun,
+            None => {
+                let packed = Packed::new(std::mem::take(&mut piece.inputs))?;
+                // What is too long for it is no fault of the model.
+                match self.model.scoring(&packed)? {
+                    None => {
+                        let launched = self.launch(piece.at, &packed, packed.all(), install)?;
+                        return self.land(launched).map(|landed| Some(landed.rows));
+                    }
+                    Some(scoring) => Begun { scoring, strike: self.struck(piece.at)? },
+                }
+            }
+        };
+        let Begun { mut scoring, strike } = begun;
+        if !guarded(&self.name, || score(&mut self.model, &mut scoring, TOKENS_PER_TURN))? {
+            piece.begun = Some(Begun { scoring, strike });
+            return Ok(None);
+        }
+        let mut rows = scoring.into_rows();
+        if strike == Strike::Poison {
+            rows.iter_mut().flatten().for_each(|value| *value = f32::NAN);
+        }
+        Ok(Some(rows))
+    }
+
+    /// What a fault on purpose of a place does to a pass that begins now.
+    fn struck(&self, at: Option<At>) -> Result<Strike> {
+        at.map_or(Ok(Strike::Nothing), |at| guarded(&self.name, || self.faults.strike(at)))
     }
 
     /// Rows are looked at where not all of them are numbers; then those that are go to whom they belong to.

@@ -15,7 +15,7 @@ use super::{Message, Piece, Shared, Timed, Written};
 use crate::device::{Pass, Processors, flush_thread_cache};
 use crate::error::Error;
 use crate::generation::GenerationId;
-use crate::model::{Model, Packed, Pending};
+use crate::model::{Model, Packed, Pending, Scoring};
 use crate::ops::Machine;
 use crate::schedule::{Choice, Class, Nanos, Turns};
 
@@ -315,28 +315,38 @@ impl Thread<'_> {
         }
     }
 
+    /// One turn of a piece: all of it, or as much of a text as clients may be kept waiting for.
     fn background(&mut self, class: Class) {
         let queue = if class == Class::Shadow { &mut self.shadow } else { &mut self.validation };
-        let Some(piece) = queue.pop_front() else { return };
+        let Some(mut piece) = queue.pop_front() else { return };
         if piece.reply.is_closed() {
             return;
         }
         let started = self.now();
-        let answer = match (self.residents.get_mut(&piece.generation), Packed::new(piece.inputs)) {
-            (Some(resident), Ok(packed)) => {
+        let answer = match self.residents.get_mut(&piece.generation) {
+            Some(resident) => {
                 let _running = Running::begin((self.shared, self.processors), piece.generation, started);
                 let pool = &self.pool;
-                resident.forward(piece.at, &packed, &|model, packed, part| forward(pool, model, packed, part))
+                let score =
+                    |model: &mut Model, scoring: &mut Scoring, tokens| on(pool, || model.go_on(scoring, tokens));
+                resident.background(&mut piece, (&|model, packed, part| forward(pool, model, packed, part), &score))
             }
-            (None, _) => Err(Error::internal(format!("generation {} is not resident", piece.generation))),
-            (_, Err(error)) => Err(error),
+            None => Err(Error::internal(format!("generation {} is not resident", piece.generation))),
         };
         let ended = self.now();
         self.gaps.worked_until(ended);
         self.turns.ran(class, started, ended);
         self.shared.counters.background_nanos.fetch_add(ended - started, Ordering::Relaxed);
-        let took = Duration::from_nanos(ended - started);
-        let _ = piece.reply.send(answer.map(|rows| Timed { rows, took }));
+        piece.took += ended - started;
+        let took = Duration::from_nanos(piece.took);
+        match answer.transpose() {
+            // Before whatever waits behind it: what it has computed takes memory.
+            None if class == Class::Shadow => self.shadow.push_front(piece),
+            None => self.validation.push_front(piece),
+            Some(answer) => {
+                let _ = piece.reply.send(answer.map(|rows| Timed { rows, took }));
+            }
+        }
     }
 }
 

@@ -28,6 +28,7 @@ pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;
 pub use self::pass::{OneShot, Pending, TOKENS_PER_PASS};
 pub use self::recordings::Warmth;
+pub use self::scoring::Scoring;
 use crate::error::{Error, Result};
 use crate::ops::{Device, Keeping};
 pub use crate::ops::{KvCache, KvSpec};
@@ -84,6 +85,27 @@ impl Model {
             (Model::Image(_), Packed::Tokens(_)) => Err(Error::bad_request("the model takes images, not text")),
             (Model::Decoder(model, _), Packed::Tokens(all)) => scoring::score(model.as_mut(), cut(all, part)?),
             (Model::Decoder(..), Packed::Pixels(_)) => Err(Error::bad_request("the model takes text, not images")),
+        }
+    }
+
+    /// What a batch is computed by that may take long, turn by turn ([`Model::go_on`]); `None` of models that answer each input in
+    /// one pass.
+    ///
+    /// Errors: as [`Model::forward`]'s.
+    pub fn scoring(&self, batch: &Packed) -> Result<Option<Scoring>> {
+        match (self, batch) {
+            (Model::Decoder(model, _), Packed::Tokens(all)) => Scoring::new(model.as_ref(), all).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// A turn of that, of so many tokens at most. Whether it was the last.
+    ///
+    /// Errors: as [`Model::forward`]'s.
+    pub fn go_on(&mut self, scoring: &mut Scoring, tokens: usize) -> Result<bool> {
+        match self {
+            Model::Decoder(model, _) => scoring.go_on(model.as_mut(), tokens),
+            Model::Text(_) | Model::Image(_) => Err(Error::internal("texts are scored by models that write")),
         }
     }
 

@@ -1,7 +1,10 @@
 //! What a model that writes makes of a text that is there already: how likely each of its tokens is.
 //!
-//! One pass over whole sequences, in a cache of its own that is gone afterwards: whoever writes meanwhile is not touched,
+//! Passes over whole sequences, in a cache of its own that is gone afterwards, and in turns as short as is wanted: whoever writes meanwhile is not touched,
 //! and nothing of it can be found by a prompt. It is how a version is judged before it writes for anybody.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::KvCache;
 use super::decoder::{Decoder, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
@@ -12,73 +15,102 @@ use crate::error::{Error, Result};
 /// Tokens of one sequence that a step of scoring computes: each of them gives a row as wide as the vocabulary.
 const PIECE: usize = 128;
 
+/// Texts that are scored, and how far that has come: what a turn of it leaves stays here for the next.
+///
 /// Two numbers for each token of an input that is scored: the logarithm of its probability after all that stands before it, and
-/// that of the likeliest token there. They are equal where the model would itself have gone on so.
+/// that of the likeliest token there. They are equal where the model would itself have gone on so. Scored are the tokens of type
+/// 1 or, where there are none, all but the first. Inputs run side by side as far as there is room, so that a row that depended on
+/// its neighbours would show.
+pub struct Scoring {
+    /// What was not begun.
+    left: VecDeque<Tokens>,
+    /// What runs side by side, in a cache of its own.
+    together: Option<(Vec<Case>, KvCache)>,
+    rows: Vec<Vec<f32>>,
+}
+
+impl Scoring {
+    /// Errors: [`Error::BadRequest`] for an input of fewer than two tokens, and for one that is longer than the device has room for.
+    pub(super) fn new(model: &dyn Decoder, batch: &[Tokens]) -> Result<Scoring> {
+        let (each, room) = (model.kv().block_tokens, model.blocks_to_score());
+        if batch.iter().any(|input| input.ids.len() < 2) {
+            return Err(Error::bad_request("a text of one token has nothing that could be scored"));
+        }
+        if let Some(input) = batch.iter().find(|input| input.ids.len().div_ceil(each) > room) {
+            let (found, most) = (input.ids.len(), room * each);
+            return Err(Error::bad_request(format!("a text of {found} tokens, the model scores {most} on its device")));
+        }
+        Ok(Scoring { left: batch.iter().cloned().collect(), together: None, rows: Vec::with_capacity(batch.len()) })
+    }
+
+    /// Computes so many tokens more, at most, and says whether that was all.
+    ///
+    /// Errors: whatever [`Decoder::step`] says.
+    pub(super) fn go_on(&mut self, model: &mut dyn Decoder, tokens: usize) -> Result<bool> {
+        if self.together.is_none() && !self.left.is_empty() {
+            self.together = Some(self.begin(model)?);
+        }
+        if let Some((cases, cache)) = &mut self.together {
+            step(model, cases, cache, tokens.clamp(1, TOKENS_PER_STEP))?;
+        }
+        if let Some((cases, _)) = self.together.take_if(|(cases, _)| !cases.iter().any(Case::is_open)) {
+            self.rows.extend(cases.into_iter().map(|case| case.row));
+        }
+        Ok(self.together.is_none() && self.left.is_empty())
+    }
+
+    /// Those of the inputs that were not begun which fit one cache, and that.
+    fn begin(&mut self, model: &dyn Decoder) -> Result<(Vec<Case>, KvCache)> {
+        let (spec, room) = (model.kv(), model.blocks_to_score());
+        let mut cases = Vec::new();
+        let mut blocks = 0u32;
+        while let Some(input) = self.left.front() {
+            let needed = u32::try_from(input.ids.len().div_ceil(spec.block_tokens)).map_err(Error::internal)?;
+            if blocks.saturating_add(needed) as usize > room {
+                break;
+            }
+            let first = input.type_ids.iter().position(|kind| *kind == 1).unwrap_or(1).max(1);
+            let held = Arc::new((blocks..blocks + needed).collect());
+            cases.extend(self.left.pop_front().map(|input| Case {
+                input,
+                first,
+                blocks: held,
+                at: 0,
+                row: Vec::new(),
+            }));
+            blocks += needed;
+        }
+        let cache = KvCache::new(&spec, blocks as usize, model.device()).map_err(failed)?;
+        Ok((cases, cache))
+    }
+
+    /// Of the inputs, in their order, once they are all computed.
+    pub fn into_rows(self) -> Vec<Vec<f32>> {
+        self.rows
+    }
+}
+
+/// Scores a batch at once.
 ///
-/// Scored are the tokens of type 1 or, where there are none, all but the first. Inputs run side by side, so that a row that
-/// depended on its neighbours would show.
-///
-/// Errors: [`Error::BadRequest`] for an input of fewer than two tokens, and whatever [`Decoder::step`] says.
+/// Errors: as [`Scoring`]'s.
 pub(super) fn score(model: &mut dyn Decoder, batch: &[Tokens]) -> Result<Pending> {
-    let (each, room) = (model.kv().block_tokens, model.blocks_to_score());
-    let needed = |input: &Tokens| input.ids.len().div_ceil(each);
-    if batch.iter().any(|input| input.ids.len() < 2) {
-        return Err(Error::bad_request("a text of one token has nothing that could be scored"));
-    }
-    if let Some(input) = batch.iter().find(|input| needed(input) > room) {
-        let (found, most) = (input.ids.len(), room * each);
-        return Err(Error::bad_request(format!("a text of {found} tokens, the model scores {most} on its device")));
-    }
-    let (mut rows, mut left) = (Vec::with_capacity(batch.len()), batch);
-    while !left.is_empty() {
-        let mut blocks = 0usize;
-        let fits = left.iter().take_while(|input| {
-            blocks = blocks.saturating_add(needed(input));
-            blocks <= room
-        });
-        let (now, later) = left.split_at(fits.count());
-        rows.extend(score_together(model, now)?);
-        left = later;
-    }
+    let mut scoring = Scoring::new(model, batch)?;
+    while !scoring.go_on(model, TOKENS_PER_STEP)? {}
     // Rows of different lengths are no matrix.
-    Pending::of_rows(rows)
+    Pending::of_rows(scoring.into_rows())
 }
 
-/// The rows of inputs that fit one cache.
-fn score_together(model: &mut dyn Decoder, batch: &[Tokens]) -> Result<Vec<Vec<f32>>> {
-    let spec = model.kv();
-    let mut cases = Vec::with_capacity(batch.len());
-    let mut blocks = 0u32;
-    for input in batch {
-        let needed = u32::try_from(input.ids.len().div_ceil(spec.block_tokens)).map_err(Error::internal)?;
-        let first = input.type_ids.iter().position(|kind| *kind == 1).unwrap_or(1).max(1);
-        cases.push(Case {
-            input,
-            first,
-            blocks: (blocks..blocks + needed).collect::<Vec<_>>().into(),
-            at: 0,
-            row: Vec::new(),
-        });
-        blocks += needed;
-    }
-    let mut cache = KvCache::new(&spec, blocks as usize, model.device()).map_err(failed)?;
-    while cases.iter().any(Case::is_open) {
-        step(model, &mut cases, &mut cache)?;
-    }
-    Ok(cases.into_iter().map(|case| case.row).collect())
-}
-
-struct Case<'a> {
-    input: &'a Tokens,
+struct Case {
+    input: Tokens,
     /// The first token that is scored.
     first: usize,
-    blocks: std::sync::Arc<Vec<u32>>,
+    blocks: Arc<Vec<u32>>,
     /// Tokens that were computed.
     at: usize,
     row: Vec<f32>,
 }
 
-impl Case<'_> {
+impl Case {
     /// What the last token would be followed by is of no use.
     fn is_open(&self) -> bool {
         self.at + 1 < self.input.ids.len()
@@ -111,8 +143,8 @@ impl Case<'_> {
     }
 }
 
-fn step(model: &mut dyn Decoder, cases: &mut [Case<'_>], cache: &mut KvCache) -> Result<()> {
-    let (mut tokens, mut rows) = (TOKENS_PER_STEP, ROWS_PER_STEP);
+fn step(model: &mut dyn Decoder, cases: &mut [Case], cache: &mut KvCache, mut tokens: usize) -> Result<()> {
+    let mut rows = ROWS_PER_STEP;
     let (mut sequences, mut whose) = (Vec::new(), Vec::new());
     for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.is_open()) {
         let Some(sequence) = case.next(tokens, rows) else { continue };

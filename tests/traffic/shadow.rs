@@ -1,10 +1,12 @@
 //! Answers that are computed again by the other version, and compared.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::common::inputs::digit;
 use super::common::streams::{order, streamed};
-use super::common::{Client, DIGITS, Site, until};
+use super::common::{Client, DIGITS, Server, Site, fixture, until};
 use super::in_phase;
 
 /// What a shadow has seen once it has so many samples.
@@ -19,6 +21,46 @@ async fn seen(client: &Client, id: &str, samples: u64) -> Value {
 async fn ask(client: &Client, times: usize) {
     for n in 0..times {
         client.image("digits", &digit(n % 10)).await.expect(200);
+    }
+}
+
+/// Its thread ends, and with it whatever that holds, though nobody asks any more.
+async fn ends(server: &Server) {
+    until("the shadow's thread has ended", async || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+        // One may end while we look.
+        let mut names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        (!names.any(|name| name.trim() == "shadow")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_nobody_asks_anything_ends_when_it_is_told_to() {
+    let server = Site::digits().start().await;
+    let id = server.post("/models/v2/stage", json!({ "shadow": 0.5 })).await.expect(200).id();
+    server.post("/models/v2/stage", json!({ "shadow": 1.0 })).await.expect(200);
+    server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
+    ends(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_input_of_a_request_is_compared_and_computing_them_is_timed_on_both_versions() {
+    let server = Site::digits().start().await;
+    let id = server.post("/models/v2/stage", json!({ "shadow": 1.0 })).await.expect(200).id();
+    let inputs: Vec<Value> = (0..6).map(|n| json!({ "image": STANDARD.encode(digit(n)) })).collect();
+    for _ in 0..5 {
+        let asked = json!({ "inputs": inputs, "parameters": { "raw_scores": true } });
+        server.post("/models/digits/infer", asked).await.expect(200);
+    }
+    let seen = seen(&server, &id, 30).await;
+    assert!(seen["mean"].as_f64().unwrap() < 1.0, "scores count as they are, too: {seen}");
+    assert_eq!(
+        (&seen["samples"], &seen["passes"], seen["worst"].as_array().unwrap().len()),
+        (&json!(30), &json!(2), 6)
+    );
+    for name in ["answer_ms", "live_pass_ms", "other_pass_ms"] {
+        assert!(seen[name]["p50"].as_f64() > Some(0.0), "{name}: {seen}");
     }
 }
 
@@ -80,6 +122,48 @@ async fn a_sample_is_a_sample_and_inputs_are_kept_only_where_they_may_be() {
     }
 }
 
+/// Texts of one request are compared one by one, those of a query by their order.
+#[tokio::test(flavor = "multi_thread")]
+async fn embeddings_labels_and_ranks_are_compared_as_what_they_are() {
+    let site = Site::new();
+    for (model, task, kind) in [
+        ("points", "embed", "bert-embed-mean"),
+        ("labels", "classify", "bert-classify"),
+        ("order", "rerank", "bert-rerank"),
+    ] {
+        site.model(model, &format!("task = '{task}'\nlive = 'one'\n[shadow]\nshare = 1.0\n"));
+        for version in ["one", "two"] {
+            site.version(model, version, &fixture(kind));
+        }
+    }
+    let server = site.start().await;
+    let texts = ["a river in spring", "bread", "the train to the north was late again"];
+    for (model, samples) in [("points", 9), ("labels", 9), ("order", 3)] {
+        let id = server.post(&format!("/models/{model}@two/stage"), json!({})).await.expect(200).id();
+        for _ in 0..3 {
+            match model {
+                "order" => server.post("/rerank", json!({ "query": "where is it", "texts": texts })).await.expect(200),
+                _ => server.texts(model, &texts).await.expect(200),
+            };
+        }
+        let seen = seen(&server, &id, samples).await;
+        assert_eq!(
+            (&seen["samples"], &seen["failed"], &seen["same"]),
+            (&json!(samples), &json!(0), &json!(1.0)),
+            "{model}"
+        );
+        // The same weights; what each input is computed beside changes its last bits at most.
+        assert!(seen["lowest"].as_f64().unwrap() > 0.9999, "{model}: {seen}");
+        let (worst, asked) = (&seen["worst"][0], if model == "order" { 1 } else { 3 });
+        assert_eq!(seen["worst"].as_array().unwrap().len(), asked, "{model}: {seen}");
+        assert!(if asked == 1 {
+            worst["input"].as_array().is_some_and(|all| all.len() == 3)
+        } else {
+            worst["input"].is_string()
+        });
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_versions_that_do_not_agree_enough_are_told_apart_before_any_client_sees_it() {
     let site = Site::digits();
@@ -138,4 +222,5 @@ async fn a_version_that_fails_what_is_computed_again_agrees_with_nothing() {
     server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
     ask(&server, 5).await;
     assert_eq!(seen(&server, &id, 10).await["samples"], 10, "a shadow ends with its version");
+    ends(&server).await;
 }

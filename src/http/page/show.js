@@ -72,10 +72,12 @@ export function cards(model, memory) {
     const held = memory?.generations.find((generation) => generation.generation === place.generation);
     const errors = now ? now.blamed + now.unexplained : 0;
     const share = shareOf(model, role);
+    // An answer that is written takes as long as it is.
+    const each = model.task === "generate" ? " a token" : "";
     const list = now ? facts(
       ["requests/s", number(now.per_second, 1)],
-      ["median", time(now.p50_ms)],
-      ["p99", time(now.p99_ms)],
+      [`median${each}`, time(now.p50_ms)],
+      [`p99${each}`, time(now.p99_ms)],
       ["errors", `${number(errors)} of ${number(now.answered + errors)}`, errors ? "bad" : null],
       now.failovers ? ["rescued", number(now.failovers)] : null,
       now.nonfinite ? ["not finite", number(now.nonfinite), "bad"] : null,
@@ -143,7 +145,7 @@ export function rollout(view, now) {
     if (view.phase === "experiment") parts.push(make("button", { type: "button", class: "quiet", "data-experiment": experiment.name }, "Stop the experiment…"));
   }
   for (const [name, seen] of [["before the switch", shadow], ["after the switch", after]]) {
-    if (seen) parts.push(make("p", {}, `Shadow ${name}: ${number(seen.samples)} answers compared, agreement ${number(seen.mean, 4)} on average, ${number(seen.lowest, 4)} at worst`));
+    if (seen) parts.push(make("p", {}, `Shadow ${name}: ${number(seen.samples)} answers compared, agreement ${number(seen.mean, 4)} on average, ${number(seen.lowest, 4)} at worst${seen.passes ? `; computing ${number(seen.passes)} of them took ${seen.live} ${time(seen.live_pass_ms.p50)} and ${seen.other} ${time(seen.other_pass_ms.p50)} each (median)` : ""}`));
   }
   if (view.figures.verdicts?.length) parts.push(verdicts(view.figures.verdicts));
   return parts;
@@ -154,7 +156,7 @@ function verdicts(list) {
   const of = (verdict, value) => (verdict.unit === "ms" ? time(value) : verdict.unit === "share" && typeof value === "number" ? `${number(value * 100, 3)} %` : plain(value));
   const kind = { pass: "good", breaking: "bad", breach: "bad" };
   const rows = list.map((verdict) => make("tr", {},
-    make("th", { scope: "row" }, verdict.rule), make("td", {}, of(verdict, verdict.seen)), make("td", {}, of(verdict, verdict.limit)),
+    make("th", { scope: "row" }, verdict.since_s ? `${verdict.rule}, from ${time(verdict.since_s * 1000)} on` : verdict.rule), make("td", {}, of(verdict, verdict.seen)), make("td", {}, of(verdict, verdict.limit)),
     make("td", {}, number(verdict.samples)), make("td", { class: kind[verdict.decided] }, verdict.decided)));
   return scrolled("Rules", ["Rule", "Seen", "Limit", "Samples", "Verdict"], rows);
 }

@@ -1,7 +1,7 @@
 //! How much two versions' answers to the same request agree. Pure.
 //!
 //! From 1, the same, down to 0 and, where things can be opposite, to -1: the cosine of embeddings (as they come); of labels, 0
-//! where the likeliest differ, else 1 less the total variation distance of the scores; of a query's texts, the rank
+//! where the likeliest differ, else 1 less the total variation distance of the scores (of logits, of what softmax makes of them); of a query's texts, the rank
 //! correlation of their scores (Kendall, "The treatment of ties in ranking problems", 1945: tau-b); of a text that was written,
 //! exp(-d) where d is how far the logarithms of its tokens' probabilities lie apart on average.
 
@@ -58,15 +58,19 @@ fn labels(live: &[LabelScore], other: &[LabelScore], logits: bool) -> Agreement 
     if !finite || best(live) != best(other) {
         return NONE;
     }
-    if logits {
-        return Agreement { value: 1.0, same: true };
-    }
-    let theirs: HashMap<&str, f32> = other.iter().map(|label| (label.label.as_str(), label.score)).collect();
-    let apart = live.iter().map(|label| {
-        let theirs = theirs.get(label.label.as_str()).copied().unwrap_or(0.0);
-        f64::from((label.score - theirs).abs())
-    });
+    let theirs: HashMap<&str, f64> = shares(other, logits).collect();
+    let apart = shares(live, logits).map(|(label, share)| (share - theirs.get(label).copied().unwrap_or(0.0)).abs());
     Agreement { value: (1.0 - apart.sum::<f64>() / 2.0).clamp(0.0, 1.0), same: true }
+}
+
+/// Scores as they are or, of logits, as parts of a whole: with softmax or without, the same versions agree as much.
+fn shares(labels: &[LabelScore], logits: bool) -> impl Iterator<Item = (&str, f64)> {
+    let most = labels.iter().map(|label| f64::from(label.score)).fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = labels.iter().map(|label| (f64::from(label.score) - most).exp()).sum();
+    labels.iter().map(move |LabelScore { label, score }| {
+        let score = f64::from(*score);
+        (label.as_str(), if logits { (score - most).exp() / sum } else { score })
+    })
 }
 
 fn scores(outputs: &[Output]) -> Option<Vec<f32>> {
@@ -113,7 +117,8 @@ fn sign(a: f32, b: f32) -> i64 {
 }
 
 /// How two versions judge the tokens that one of them wrote: logarithms of their probabilities, and of the likeliest ones' in
-/// their places. Also the share of tokens, from the first on, that both would have written.
+/// their places. Also the share of tokens, from the first on, that both would have written themselves, or neither: what was drawn
+/// by chance is likeliest to no version, and the same ones must agree on it.
 pub(super) fn likelihoods(live: &[Output], other: &[Output]) -> (Agreement, f64) {
     let (
         [Output::Likelihood { logprobs: live, likeliest: best }],
@@ -174,7 +179,11 @@ mod tests {
         let live = labelled(&[("cat", 0.75), ("dog", 0.25)]);
         assert_eq!(value(&live, &labelled(&[("dog", 0.51), ("cat", 0.49)])), 0.0);
         assert_eq!(value(&live, &labelled(&[("dog", 0.45), ("cat", 0.55)])).mul_add(100.0, 0.5) as u32, 80);
-        assert_eq!(outputs(&live, &labelled(&[("cat", 9.0), ("dog", -4.0)]), true)[0].value, 1.0);
+        // As logits: 0.622 and 0.378 for 0.75 and 0.25; 0.88 and 0.12 for these.
+        let logits = |other: &[(&str, f32)]| outputs(&live, &labelled(other), true)[0].value;
+        assert!((logits(&[("cat", 10.75), ("dog", 10.25)]) - 1.0).abs() < 1e-9);
+        assert!((logits(&[("cat", 2.0), ("dog", 0.0)]) - (1.0 - 0.258_337)).abs() < 1e-5);
+        assert_eq!(logits(&[("dog", 2.0), ("cat", 0.0)]), 0.0);
         assert_eq!(outputs(&live, &labelled(&[("cat", f32::NAN)]), false), [NONE]);
         assert_eq!(outputs(&live, &[], false), [NONE]);
     }

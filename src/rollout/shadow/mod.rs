@@ -9,12 +9,11 @@ mod show;
 mod tally;
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Context;
 use super::judge::Verdict;
@@ -35,6 +34,9 @@ use tally::Tally;
 /// Answers that may wait to be computed again; those that find no room are dropped.
 const WAITING: usize = 64;
 
+/// Of so many answers one is also computed by the live version alone, for the time that this takes.
+const TIMED: u64 = 4;
+
 /// A version as a shadow needs it, without holding its generation.
 #[derive(Clone)]
 pub(super) struct Side {
@@ -48,7 +50,8 @@ pub(super) struct Side {
 /// A shadow that goes on until this is dropped.
 pub(super) struct Run {
     seen: Arc<Seen>,
-    stop: Arc<AtomicBool>,
+    /// Closed when this is dropped, which the worker waits for.
+    _goes_on: watch::Sender<()>,
 }
 
 /// What a shadow has seen; it stays when the shadow has ended.
@@ -59,12 +62,6 @@ pub(super) struct Seen {
     config: ShadowConfig,
     live: String,
     other: String,
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-    }
 }
 
 impl Run {
@@ -85,9 +82,9 @@ impl Run {
             live: live.version.clone(),
             other: other.version.clone(),
         };
-        let run = Run { seen: Arc::new(seen), stop: Arc::default() };
-        let (seen, stop) = (Arc::clone(&run.seen), Arc::clone(&run.stop));
-        let worker = Worker { ctx: Arc::clone(ctx), live, other, seen, stop, judged };
+        let (goes_on, wanted) = watch::channel(());
+        let run = Run { seen: Arc::new(seen), _goes_on: goes_on };
+        let worker = Worker { ctx: Arc::clone(ctx), live, other, seen: Arc::clone(&run.seen), wanted, judged, turn: 0 };
         let processors = Arc::clone(ctx.engine.processors());
         ctx.runtime.spawn(async move {
             let work = move || worker.work(source);
@@ -159,8 +156,11 @@ struct Worker {
     live: Side,
     other: Side,
     seen: Arc<Seen>,
-    stop: Arc<AtomicBool>,
+    /// Closed when the shadow has ended. Its samples' channel is not: routes and reports hold that.
+    wanted: watch::Receiver<()>,
     judged: Arc<Stats>,
+    /// Answers that were taken.
+    turn: u64,
 }
 
 /// An answer of the live version.
@@ -173,12 +173,9 @@ struct Answered {
 }
 
 impl Worker {
-    /// On the shadow's own thread, until nobody samples any more.
-    fn work(self, mut source: mpsc::Receiver<Mirrored>) -> Result<()> {
-        while let Some(mirrored) = source.blocking_recv() {
-            if self.stop.load(Ordering::Acquire) {
-                break;
-            }
+    /// On the shadow's own thread, until it has ended.
+    fn work(mut self, mut source: mpsc::Receiver<Mirrored>) -> Result<()> {
+        while let Some(mirrored) = self.next(&mut source) {
             let compared = match mirrored {
                 Mirrored::Answered { inputs, prepare, finish, outputs, took } => {
                     self.again(Answered { inputs, prepare, finish, outputs, took })
@@ -191,6 +188,7 @@ impl Worker {
                 // The version went meanwhile, or the server stops: there is nothing to compare with.
                 Err(error) => tracing::debug!(%error, "an answer could not be compared"),
             }
+            self.turn += 1;
             if self.seen.breach().is_some() {
                 self.judged.fault.notify_one();
             }
@@ -198,20 +196,52 @@ impl Worker {
         Ok(())
     }
 
+    fn next(&mut self, source: &mut mpsc::Receiver<Mirrored>) -> Option<Mirrored> {
+        let wanted = &mut self.wanted;
+        self.ctx.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = wanted.changed() => None,
+                mirrored = source.recv() => mirrored,
+            }
+        })
+    }
+
+    /// Computes inputs one after another, so that clients wait for one of them at most.
     fn run(&self, side: &Side, inputs: Vec<Input>) -> Result<Timed> {
-        self.ctx.runtime.block_on(self.ctx.engine.background(side.generation, Class::Shadow, inputs))
+        let mut all = Timed { rows: Vec::with_capacity(inputs.len()), took: Duration::ZERO };
+        for input in inputs {
+            if self.wanted.has_changed().is_err() {
+                return Err(Error::internal("the shadow has ended"));
+            }
+            let background = self.ctx.engine.background(side.generation, Class::Shadow, vec![input]);
+            let Timed { rows, took } = self.ctx.runtime.block_on(background)?;
+            all.rows.extend(rows);
+            all.took += took;
+        }
+        Ok(all)
     }
 
     /// Has the other version answer the same.
     fn again(&self, answered: Answered) -> Result<()> {
         let Answered { inputs, prepare, finish, outputs, took } = answered;
-        let processor = &self.other.processor;
-        let prepared = inputs.iter().map(|input| processor.prepare(input, &prepare)).collect::<Result<_>>()?;
-        let timed = self.run(&self.other, prepared)?;
-        let theirs = timed.rows.into_iter().map(|row| processor.finish(row, &finish)).collect::<Result<Vec<_>>>()?;
+        let prepared = |side: &Side| {
+            inputs.iter().map(|input| side.processor.prepare(input, &prepare)).collect::<Result<Vec<_>>>()
+        };
+        let timed = self.run(&self.other, prepared(&self.other)?)?;
+        // How long its own passes take is only known of the live version where it computes some of the same alone, too.
+        let own = match self.turn.is_multiple_of(TIMED) {
+            true => prepared(&self.live).and_then(|prepared| self.run(&self.live, prepared)).ok(),
+            false => None,
+        };
+        let finished = timed.rows.into_iter().map(|row| self.other.processor.finish(row, &finish));
+        let theirs = finished.collect::<Result<Vec<_>>>()?;
         let agreements = compare::outputs(&outputs, &theirs, finish.raw_scores);
         let mut tally = self.seen.tally();
-        tally.took(took, timed.took);
+        tally.took(took);
+        if let Some(own) = own {
+            tally.passed(own.took, timed.took);
+        }
         let ranked = agreements.len() != inputs.len() || agreements.len() == 1;
         for (at, agreement) in agreements.into_iter().enumerate() {
             let of = |all: &[Output]| show::outputs(if ranked { all } else { &all[at..=at] });
@@ -237,14 +267,24 @@ impl Worker {
             let outputs = timed.rows.into_iter().map(|row| side.processor.finish(row, &finish));
             Ok::<_, Error>((outputs.collect::<Result<Vec<_>>>()?, timed.took))
         };
-        let (live, _) = judged(&self.live)?;
-        let (other, forward) = judged(&self.other)?;
+        let (live, own) = match judged(&self.live) {
+            // It has written it: what it cannot judge is too long for that, and says nothing of the other.
+            Err(error) if is_answer(&error) => {
+                self.seen.tally().incomparable();
+                return Ok(());
+            }
+            judged => judged?,
+        };
+        let (other, theirs) = judged(&self.other)?;
         let (agreement, prefix) = compare::likelihoods(&live, &other);
         let mut tally = self.seen.tally();
-        tally.took(took, forward);
+        tally.took(took);
+        tally.passed(own, theirs);
         tally.prefix(prefix);
         self.count(&mut tally, agreement, prompt, || {
             let (asked, wrote) = show::text(&self.live.processor, prompt, written);
+            // A text says what it answers.
+            let wrote = if self.seen.config.keep_inputs { wrote } else { json!({ "tokens": written.len() }) };
             (asked, wrote, json!({ "prefix": prefix }))
         });
         Ok(())

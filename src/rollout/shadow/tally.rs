@@ -44,6 +44,8 @@ pub(super) struct Tally {
     bars: [u64; BARS],
     worst: Vec<Case>,
     prefixes: Scores,
+    /// Microseconds: whole answers of the live version; and the same passes of either, alone and at the same priority.
+    answers: Histogram<u64>,
     live: Histogram<u64>,
     other: Histogram<u64>,
 }
@@ -59,6 +61,7 @@ impl Tally {
             bars: [0; BARS],
             worst: Vec::new(),
             prefixes: Scores::default(),
+            answers: histogram(),
             live: histogram(),
             other: histogram(),
         }
@@ -87,9 +90,15 @@ impl Tally {
         self.prefixes.add(share);
     }
 
-    pub(super) fn took(&mut self, live: Duration, other: Duration) {
-        self.live.saturating_record((live.as_micros() as u64).max(1));
-        self.other.saturating_record((other.as_micros() as u64).max(1));
+    /// How long the live version's answer took its client.
+    pub(super) fn took(&mut self, answer: Duration) {
+        record(&mut self.answers, answer);
+    }
+
+    /// How long the same passes took either version.
+    pub(super) fn passed(&mut self, live: Duration, other: Duration) {
+        record(&mut self.live, live);
+        record(&mut self.other, other);
     }
 
     /// Whether a case of such agreement would be kept, of what was asked.
@@ -122,8 +131,9 @@ impl Tally {
 
     /// For a rollout's record; without cases.
     pub(super) fn figures(&self) -> Value {
-        let ms = |histogram: &Histogram<u64>, q| {
-            (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1e3)
+        let ms = |histogram: &Histogram<u64>| {
+            let at = |q| (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1e3);
+            json!({ "p50": at(0.5), "p99": at(0.99) })
         };
         let count = self.agreements.count();
         json!({
@@ -134,10 +144,14 @@ impl Tally {
             "same": (count > 0).then(|| self.same as f64 / count as f64),
             "prefix": self.prefixes.mean(),
             "histogram": self.bars,
-            "live_ms": { "p50": ms(&self.live, 0.5), "p99": ms(&self.live, 0.99) },
-            "forward_ms": { "p50": ms(&self.other, 0.5), "p99": ms(&self.other, 0.99) },
+            "answer_ms": ms(&self.answers),
+            "passes": self.live.len(), "live_pass_ms": ms(&self.live), "other_pass_ms": ms(&self.other),
         })
     }
+}
+
+fn record(histogram: &mut Histogram<u64>, took: Duration) {
+    histogram.saturating_record((took.as_micros() as u64).max(1));
 }
 
 #[cfg(test)]
@@ -196,11 +210,13 @@ mod tests {
         for (value, same) in [(1.0, true), (0.97, true), (-0.5, false)] {
             tally.agreed(Agreement { value, same });
         }
-        tally.took(Duration::from_millis(4), Duration::from_millis(2));
+        tally.took(Duration::from_millis(9));
+        tally.passed(Duration::from_millis(4), Duration::from_millis(2));
         let figures = tally.figures();
         assert_eq!((&figures["samples"], &figures["lowest"]), (&json!(3), &json!(-0.5)));
         let bars = figures["histogram"].as_array().unwrap();
         assert_eq!((bars[0].as_u64(), bars[19].as_u64(), bars.len()), (Some(1), Some(2), BARS));
-        assert!((figures["live_ms"]["p50"].as_f64().unwrap() - 4.0).abs() < 0.1);
+        let of = |name: &str| figures[name]["p50"].as_f64().unwrap().round();
+        assert_eq!([of("answer_ms"), of("live_pass_ms"), of("other_pass_ms")], [9.0, 4.0, 2.0]);
     }
 }

@@ -98,17 +98,20 @@ pub(super) struct Shadow {
     /// The part of which both said the same first: the label, the best text, every token.
     #[schema(required)]
     same: Option<f64>,
-    /// Of texts: the share of tokens, from the first on, that both would have written.
+    /// Of texts: the share of tokens, from the first on, that both would have written themselves, or neither.
     #[schema(required)]
     prefix: Option<f64>,
     /// Agreements from 0 to 1 in bars of the same width; what is below 0 is in the first.
     histogram: Vec<u64>,
-    /// From when a request was let in until it was answered.
+    /// From when a request was let in until the live version had answered it.
     #[schema(inline)]
-    live_ms: Times,
-    /// The forward pass alone.
+    answer_ms: Times,
+    /// Answers that both versions computed alone and at the same priority, one in four (all of texts), and how long that took either.
+    passes: u64,
     #[schema(inline)]
-    forward_ms: Times,
+    live_pass_ms: Times,
+    #[schema(inline)]
+    other_pass_ms: Times,
     /// What agreed least, the worst first.
     worst: Vec<Case>,
 }
