@@ -167,6 +167,16 @@ impl Stats {
 
     pub fn answered(&self, took: Duration) {
         self.answered.fetch_add(1, Ordering::Relaxed);
+        self.took(took);
+    }
+
+    /// A client did not wait any longer. It would have taken longer still: of how long answers take this is what is known, and of
+    /// two versions with the same clients it hides as much.
+    pub fn given_up(&self, after: Duration) {
+        self.took(after);
+    }
+
+    fn took(&self, took: Duration) {
         let micros = micros(took);
         let mut latency = self.lock();
         latency.turn();
@@ -187,11 +197,7 @@ impl Stats {
     /// A request that was not answered within `limit`: the latency of answers alone would not show it.
     pub fn timed_out(&self, limit: Duration) {
         self.timed_out.fetch_add(1, Ordering::Relaxed);
-        let micros = micros(limit);
-        let mut latency = self.lock();
-        latency.turn();
-        latency.current.saturating_record(micros);
-        latency.window.saturating_record(micros);
+        self.took(limit);
     }
 
     pub fn answered_by_name(&self) {

@@ -65,3 +65,13 @@ fn a_window_begins_anew_and_named_requests_are_in_none() {
     assert_eq!((stats.window().samples, stats.window().named), (0, 1));
     assert_eq!(stats.snapshot().samples, 1);
 }
+
+#[test]
+fn who_gives_up_counts_with_how_long_was_waited_and_for_no_answer() {
+    let stats = Stats::new();
+    stats.answered(Duration::from_millis(5));
+    stats.given_up(Duration::from_millis(80));
+    let seen = stats.observed();
+    assert_eq!((seen.requests(), seen.timed(), seen.timed_out), (1, 2, 0));
+    assert_eq!(seen.slower_than(Duration::from_millis(50)), 1);
+}

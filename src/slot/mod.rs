@@ -248,7 +248,7 @@ impl Admission {
     fn blame(&self, nonfinite: bool) {
         self.generation().stats.blame(nonfinite);
         if let Some((tally, arm)) = self.tally() {
-            tally.failed(arm);
+            tally.failed(arm, self.name);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Admission, Mirrored};
 use crate::error::{Error, Result};
-use crate::generation::{Generation, Stage, Stamp};
+use crate::generation::{Generation, Stage, Stamp, Stats};
 use crate::model::Input;
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::value::{Output, RawInput, Task};
@@ -61,11 +61,16 @@ impl Admission {
             let first = run(generation, &inputs, &ask.prepare, &ask.finish, false).await;
             self.settle(first, &inputs, &ask.prepare, &ask.finish, began).await
         };
-        match tokio::time::timeout(limit, work).await {
-            Ok(answer) => answer,
+        let mut wait = Wait { stats: &generation.stats, began, counts: !self.is_named() };
+        let answer = tokio::time::timeout(limit, work).await;
+        match answer {
+            Ok(answer) => {
+                wait.counts = false;
+                answer
+            }
             Err(_) => {
-                // Only the model's own limit tells of the model; a client may be as impatient as it likes.
-                if !self.is_named() && limit == generation.limits.deadline {
+                // Only the model's own limit is a fault of the model; a client may be as impatient as it likes.
+                if limit == generation.limits.deadline && std::mem::take(&mut wait.counts) {
                     generation.stats.timed_out(limit);
                 }
                 Err(Error::Deadline { limit })
@@ -124,6 +129,22 @@ impl Admission {
                 }
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// How long a client waits: counted where it leaves, or its own deadline passes, before it is answered. Without that, a version
+/// that is too slow for all of its clients would have no latencies at all.
+struct Wait<'a> {
+    stats: &'a Stats,
+    began: Instant,
+    counts: bool,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if self.counts {
+            self.stats.given_up(self.began.elapsed());
         }
     }
 }

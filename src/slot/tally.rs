@@ -102,8 +102,14 @@ impl Tally {
         }
     }
 
-    pub(super) fn failed(&self, arm: Arm) {
-        self.lock().arms[arm as usize].failed += 1;
+    /// A fault of an arm's. Where the other answered instead, what the client says of that is said of this one: so it is to be
+    /// given to it.
+    pub(super) fn failed(&self, arm: Arm, name: Option<u64>) {
+        let mut inner = self.lock();
+        inner.arms[arm as usize].failed += 1;
+        if let Some(name) = name {
+            inner.remember(name, arm);
+        }
     }
 
     /// Takes what a client says of the answer that was called `id`.
@@ -174,15 +180,16 @@ mod tests {
         tally.answered(Arm::Live, Some(Tally::name("a")), ms(10));
         tally.answered(Arm::Other, Some(Tally::name("b")), ms(20));
         tally.answered(Arm::Other, None, ms(40));
-        tally.failed(Arm::Other);
+        tally.failed(Arm::Other, Some(Tally::name("d")));
         assert_eq!(tally.feedback("b", 1.0), Heard::First(Arm::Other));
         assert_eq!(tally.feedback("b", 0.5), Heard::Again(Arm::Other));
         assert_eq!(tally.feedback("a", 0.0), Heard::First(Arm::Live));
+        assert_eq!(tally.feedback("d", 0.5), Heard::First(Arm::Other), "it was this one's to answer");
         assert_eq!(tally.feedback("c", 1.0), Heard::Unknown);
         let (live, other) = (tally.told(Arm::Live), tally.told(Arm::Other));
         assert_eq!((live.answered, live.scores), (1, Scores { count: 1, sum: 0.0, squares: 0.0 }));
         assert_eq!((other.answered, other.failed), (2, 1));
-        assert_eq!(other.scores, Scores { count: 1, sum: 0.5, squares: 0.25 });
+        assert_eq!(other.scores, Scores { count: 2, sum: 1.0, squares: 0.5 });
         assert!((other.seconds.sum - 0.06).abs() < 1e-9 && other.p99.unwrap() >= ms(39), "{other:?}");
     }
 

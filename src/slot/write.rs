@@ -175,7 +175,7 @@ impl Task {
             let left = [first, own].into_iter().flatten().min();
             let written = tokio::select! {
                 biased;
-                () = self.out.closed() => return,
+                () = self.out.closed() => return self.given_up(),
                 () = after(left) => return self.timed_out(own.is_some_and(|own| Some(own) == left)),
                 written = writing.next() => written,
             };
@@ -242,14 +242,27 @@ impl Task {
         let stats = &self.generation.stats;
         let took = self.began.elapsed();
         stats.spend(Stage::Answered, took);
-        match Arc::ptr_eq(&self.generation, self.admission.generation()) {
-            true => self.admission.answered(took),
-            // An answer on a predecessor is its own, and speaks of nothing that it is judged by.
-            false => stats.answered(took),
+        // An answer that a predecessor ended speaks of neither: it took as long as both.
+        if Arc::ptr_eq(&self.generation, self.admission.generation()) {
+            self.admission.answered(self.pace());
         }
         self.mirror(took);
         self.send(Event::Ended(Ended { reason, tokens: self.written.len() }));
         Next::Over
+    }
+
+    /// How long it took by how many tokens it has: by that versions are judged and told apart, since an answer takes as long as
+    /// it is (the normalized latency of Yu et al., "Orca", OSDI 2022).
+    fn pace(&self) -> Duration {
+        let tokens = u32::try_from(self.written.len()).unwrap_or(u32::MAX);
+        self.began.elapsed() / tokens.max(1)
+    }
+
+    /// The client waits no longer, or its own deadline has passed.
+    fn given_up(&self) {
+        if !self.admission.is_named() && Arc::ptr_eq(&self.generation, self.admission.generation()) {
+            self.generation.stats.given_up(self.pace());
+        }
     }
 
     /// Goes on elsewhere after a fault, where that is possible (promise 7): the very next token, by the same draw.
@@ -315,8 +328,10 @@ impl Task {
             (true, Some(deadline)) => deadline,
             _ => self.generation.limits.deadline,
         };
-        // Only the model's own limit tells of the model; a client may be as impatient as it likes.
-        if !own && !self.admission.is_named() {
+        // Only the model's own limit is a fault of the model; a client may be as impatient as it likes.
+        if own {
+            self.given_up();
+        } else if !self.admission.is_named() {
             self.generation.stats.timed_out(limit);
         }
         self.send(Event::Failed(Error::Deadline { limit }));
