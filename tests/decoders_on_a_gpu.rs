@@ -11,12 +11,11 @@ mod quantised;
 #[path = "decoders_on_a_gpu/recorded.rs"]
 mod recorded;
 
-use std::process::Command;
 use std::sync::OnceLock;
 
 use candle_core::DType;
 use common::decoders::{Fixture, Running, assert_near, names};
-use common::fake_gpu::libraries;
+use common::fake_gpu::{all_again, counted};
 use common::models::{Version, assert_alike};
 use common::skipped;
 use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
@@ -446,21 +445,13 @@ fn run_largest_steps(model: Model, name: &str) {
     drop(scored);
 }
 
-/// The tests above, in a process that finds the fake driver.
+/// The tests above, in processes that find the fake driver.
 #[test]
 fn the_same_holds_on_a_fake_driver() {
     if device::open(DeviceSpec::Cuda(0)).is_ok() {
         // A real one, or this is that process.
         return;
     }
-    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpu-decoders.json");
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.env("LD_LIBRARY_PATH", libraries()).env("FAKE_GPU_REPORT", &report).args(["--test-threads", "1"]);
-    let output = again.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("22 passed"), "{told}");
-    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
-    assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
-    assert!(report["counts"]["launches"].as_u64().unwrap() > 1000, "{report:#}");
+    let reports = all_again(22);
+    assert!(counted(&reports, "launches") > 1000, "{reports:#?}");
 }

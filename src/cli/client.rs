@@ -20,6 +20,8 @@ const MAX_BODY_BYTES: usize = 256 << 20;
 /// Beside `Authorization`, which holds the admin token.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// On a stream of events the server says something every 15 seconds at least, be it that it has nothing to tell.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Reads are quick; what changes something may wait for a whole rollout and has no limit here.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -276,11 +278,10 @@ impl Events {
             if let Some(event) = self.parser.next() {
                 return Ok(Some(event));
             }
-            let chunk = self
-                .response
-                .chunk()
-                .await
-                .map_err(|e| Failure::Unreachable { url: self.url.clone(), reason: chain(&e) })?;
+            let lost = |reason| Failure::Unreachable { url: self.url.clone(), reason };
+            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
+            let chunk = chunk.map_err(|_| lost(format!("nothing came for {} s", SILENCE.as_secs())))?;
+            let chunk = chunk.map_err(|e| lost(chain(&e)))?;
             let Some(chunk) = chunk else { return Ok(None) };
             self.parser.push(&chunk).map_err(|reason| Failure::Protocol { url: self.url.clone(), reason })?;
         }

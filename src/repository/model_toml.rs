@@ -13,7 +13,7 @@ use super::fields::{
     at_least_one, at_least_one_u64, longer_than_zero, one_of, positive, positive_f32, share, some_at_least_one,
     some_positive, some_text, some_version,
 };
-use super::rules::RuleConfig;
+use super::rules::{Metric, RuleConfig};
 use super::{CanaryConfig, LoadThrottle, ShadowConfig, duration, files};
 use crate::error::{Error, Result};
 use crate::value::Task;
@@ -347,7 +347,26 @@ impl ModelConfig {
             config_error(label, &key, format!("{} (line {line})", one_line(e.message())))
         })?;
         config.observe.check().map_err(|(key, reason)| config_error(label, &key, reason))?;
+        config.check_mode().map_err(|(key, reason)| config_error(label, key, reason))?;
         Ok(config)
+    }
+
+    /// What takes two versions beside each other cannot be had where one replaces the other.
+    fn check_mode(&self) -> Result<(), (&'static str, String)> {
+        let refused = |key, expected| {
+            Err((key, format!("{expected} with [rollout] mode = \"replace\": there is one version at a time")))
+        };
+        match self.rollout.mode {
+            Mode::Replace if !self.canary.steps.is_empty() => refused("canary.steps", "expected none"),
+            Mode::Replace if self.shadow.share > 0.0 => refused("shadow.share", "expected 0"),
+            Mode::Replace | Mode::Beside => Ok(()),
+        }
+    }
+
+    /// Whether some rule is about what a shadow sees.
+    pub fn judges_agreement(&self) -> bool {
+        let rules = self.observe.rules();
+        self.shadow.min_agreement.is_some() || rules.iter().any(|rule| rule.metric == Metric::ShadowAgreement)
     }
 }
 

@@ -71,7 +71,7 @@ fn every_key_is_read() {
             max_items = 11
             max_wait = "2ms"
             [rollout]
-            mode = "replace"
+            mode = "beside"
             load_timeout = "4s"
             throttle = "2GB/s"
             park = "host"
@@ -95,7 +95,7 @@ fn every_key_is_read() {
     let ShadowConfig { share, min_agreement, min_samples, keep_inputs } = config.shadow;
     assert_eq!((share, min_agreement, min_samples, keep_inputs), (0.25, Some(0.9), 7, false));
     assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
-    assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Replace, Park::Host));
+    assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Beside, Park::Host));
     assert_eq!(config.rollout.throttle, LoadThrottle::Rate(2_000_000_000));
     assert_eq!(config.gpu.f32_matmul, F32Matmul::Tf32);
     let written = toml::to_string(&config).unwrap();
@@ -141,6 +141,8 @@ fn a_wrong_value_names_the_key_and_what_was_expected() {
         ("task = 'embed'\n[gpu]\nf32_matmul = true", "gpu.f32_matmul", "expected a string"),
         ("task = 'embed'\n[gpu]\ntf32 = true", "gpu.tf32", "expected `f32_matmul`"),
         ("task = 'embed'\nlimits = 3", "limits", "expected"),
+        ("task = 'embed'\n[canary]\nsteps = [5]\n[rollout]\nmode = 'replace'", "canary.steps", "one version at a time"),
+        ("task = 'embed'\n[shadow]\nshare = 0.1\n[rollout]\nmode = 'replace'", "shadow.share", "expected 0 with"),
     ];
     for (text, key, expected) in cases {
         let (found, reason) = refused(text);

@@ -23,6 +23,48 @@ pub(crate) fn libraries() -> &'static Path {
     })
 }
 
+/// Runs this binary's other tests on it, in as many processes as there are processors, each of which runs its own one after another;
+/// what the drivers of all said at their end.
+///
+/// Panics with what was told where one of `tests` tests failed.
+pub(crate) fn all_again(tests: usize) -> Vec<Value> {
+    let binary = std::env::current_exe().unwrap();
+    let listed = Command::new(&binary).args(["--list", "--format", "terse"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    assert_eq!(names.len(), tests, "{listed}");
+    let processes = std::thread::available_parallelism().map_or(1, usize::from).min(tests);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(binary.file_stem().unwrap());
+    std::fs::create_dir_all(&folder).unwrap();
+    let running: Vec<_> = (0..processes)
+        .map(|nth| {
+            let report = folder.join(format!("{nth}.json"));
+            let mut again = Command::new(&binary);
+            again.env("LD_LIBRARY_PATH", libraries()).env("FAKE_GPU_REPORT", &report);
+            again.args(["--test-threads", "1", "--exact"]).args(names.iter().skip(nth).step_by(processes));
+            (std::thread::spawn(move || again.output().unwrap()), report)
+        })
+        .collect();
+    let mut passed = 0;
+    let reports = running.into_iter().map(|(output, report)| {
+        let output = output.join().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+        passed += told.lines().filter(|line| line.starts_with("test ") && line.ends_with("... ok")).count();
+        let report: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+        assert_eq!((&report["misuses"], &report["calls_without_context"]), (&0.into(), &0.into()), "{report:#}");
+        report
+    });
+    let reports = reports.collect();
+    assert_eq!(passed, tests);
+    reports
+}
+
+/// How much of something all of them counted.
+pub(crate) fn counted(reports: &[Value], what: &str) -> u64 {
+    reports.iter().map(|report| report["counts"][what].as_u64().unwrap()).sum()
+}
+
 /// A site whose servers find it, and where it reports to when they end.
 pub(crate) fn on_fake_gpu(site: Site) -> (Site, PathBuf) {
     let report = site.path().join("gpu.json");

@@ -6,6 +6,7 @@ mod common;
 
 mod canary;
 mod experiment;
+mod orders;
 mod shadow;
 
 use common::inputs::digit;

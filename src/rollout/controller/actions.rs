@@ -133,10 +133,11 @@ impl Controller {
             since_ms: now_ms(),
             previous: if cold_rollback { None } else { record.from.clone() },
         };
+        let reason = active.options.reason.clone();
         let note = self.audit(
             "switched",
             json!({ "from": record.from, "to": record.to, "digest": live.digest,
-            "generation": generation.id() }),
+            "generation": generation.id(), "reason": reason }),
         );
         if let Err(error) = self.ctx.journal.commit(live, note).await {
             tracing::error!(%error, "the switch could not be written to the ledger; nothing was switched");
@@ -166,6 +167,9 @@ impl Controller {
         self.live = active.candidate.as_mut().and_then(|candidate| candidate.resident.take());
         active.candidate = None;
         active.sharing = None;
+        if let Some(calm) = &mut self.calm {
+            calm.end();
+        }
         active.switched_at = Some(at);
         active.recorder.switched();
         active.recorder.figure("ledger_ms", ledger_ms);
@@ -282,7 +286,11 @@ impl Controller {
             active.reclaim_on_return = true;
             return;
         };
-        active.sharing = None;
+        if active.sharing.take().is_some()
+            && let Some(calm) = &mut self.calm
+        {
+            calm.end();
+        }
         if let Some(route) = self.slot.route()
             && route.standby.is_some()
         {

@@ -6,6 +6,7 @@ use super::super::difference::Before;
 use super::super::record::{Opening, Recorder};
 use super::super::state::{self, Event, Goal, Phase};
 use super::super::steps;
+use super::sharing::takes_two;
 use super::{Active, Answer, Command, Controller, Freed, Options};
 use crate::error::{Error, Result};
 use crate::repository::{Mode, ModelEntry};
@@ -74,6 +75,9 @@ impl Controller {
         }
         match self.going() {
             Some((to, phase)) if to == version => {
+                if let Some(active) = &self.active {
+                    takes_two(&active.config, &options)?;
+                }
                 if let Some(share) = options.shadow {
                     self.shadow_by(share, phase == Phase::Ready);
                 }
@@ -92,15 +96,30 @@ impl Controller {
                 if let Some(length) = options.observe {
                     self.observe_for(length).await;
                 }
+                if let Some(share) = options.shadow {
+                    self.shadow_by(share, true);
+                }
                 self.joined()
             }
-            // Promoting what was live before is going back.
-            Some((_, Phase::Observing)) if self.is_previous(&version) => self.rollback(options).await,
+            // Promoting what was live before is going back, which is at once.
+            Some((_, Phase::Observing)) if self.is_previous(&version) => {
+                if options.canary.as_ref().is_some_and(|steps| !steps.is_empty()) {
+                    let message = format!(
+                        "'{version}' was live before, and going back to it is at once; settle first for a canary"
+                    );
+                    return Err(Error::conflict(message));
+                }
+                self.rollback(options).await
+            }
             Some((to, phase)) if to == version && phase != Phase::Reclaiming => {
-                let event = self.reshape(phase, &options);
+                let event = self.reshape(phase, &options)?;
                 if let Some(active) = &mut self.active {
                     active.options.observe = options.observe.or(active.options.observe);
                     active.options.accept_contract_change |= options.accept_contract_change;
+                    // Who has a staged version answer clients need not be who staged it.
+                    if active.state.goal == Goal::Ready || matches!(event, Event::SkipSteps) {
+                        active.ordered_by(&options);
+                    }
                 }
                 self.feed(event).await?;
                 self.joined()
@@ -145,6 +164,7 @@ impl Controller {
     fn asked_for(&mut self, options: &Options) {
         let Some(active) = &mut self.active else { return };
         active.asked = true;
+        active.options.actor.clone_from(&options.actor);
         active.recorder.figure("rollback_actor", options.actor.clone());
     }
 
@@ -174,6 +194,9 @@ impl Controller {
             }
             (Some(_), _) => {
                 let reason = options.reason.unwrap_or_else(|| "an operator asked for it".into());
+                if let Some(active) = &mut self.active {
+                    active.options.actor = options.actor;
+                }
                 self.feed(Event::Abort(reason)).await?;
                 self.joined()
             }
@@ -210,6 +233,7 @@ impl Controller {
         self.ctx.repository.version_dir(self.slot.name(), &version)?;
         let mut config = entry.config?;
         options.reshape(&mut config);
+        takes_two(&config, &options)?;
         let id = self.ctx.ids.next();
         let rollout = format!("{}-{id}", self.slot.name());
         let mode = config.rollout.mode;
@@ -229,6 +253,9 @@ impl Controller {
         let (mut recorder, _) = Recorder::new(opening, first);
         if cold_rollback {
             recorder.figure("cold_rollback", true);
+        }
+        if config.shadow.share == 0.0 && config.judges_agreement() {
+            recorder.warn("a rule on how much versions agree has nothing to judge without a share to be computed by both: [shadow] share, or \"shadow\" in the order".to_owned());
         }
         let before =
             self.live.as_ref().map(|live| Before { version: live.version.clone(), contract: live.contract.clone() });
@@ -339,6 +366,16 @@ impl Controller {
             ),
             details: serde_json::json!({ "rollout": record.id, "to": record.to, "phase": record.phase }),
         }
+    }
+}
+
+impl Active {
+    /// What happens from here on is theirs; who began the rollout stays in its record.
+    fn ordered_by(&mut self, options: &Options) {
+        self.options.actor.clone_from(&options.actor);
+        self.options.reason.clone_from(&options.reason);
+        self.recorder.figure("promote_actor", options.actor.clone());
+        self.recorder.figure("promote_reason", options.reason.clone());
     }
 }
 

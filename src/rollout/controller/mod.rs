@@ -6,9 +6,11 @@
 
 mod actions;
 mod boot;
+mod calm;
 mod commands;
 mod differing;
 mod messages;
+mod shadowing;
 mod sharing;
 mod shelf;
 mod window;
@@ -31,10 +33,11 @@ use crate::error::{Error, Result};
 use crate::generation::{GenerationId, Observed, Stats};
 use crate::repository::ModelConfig;
 use crate::slot::Slot;
+use calm::Calm;
 use messages::Report;
 pub use messages::{Answer, Candidate, Options, Status};
 pub(super) use messages::{Command, Freed};
-use sharing::{Calm, Sharing};
+use sharing::Sharing;
 pub use shelf::Ahead;
 use shelf::Shelf;
 pub(super) use shelf::given_up;

@@ -1,5 +1,5 @@
 //! A candidate that answers before it is live: a share of requests, step by step (a canary) or for as long as two versions are
-//! compared (an experiment); and the shadow, of which clients see nothing.
+//! compared (an experiment).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,21 +7,18 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::super::experiment::{self, Named, Side};
-use super::super::judge::{Against, FALSE_ALARMS, Judge, Verdict};
-use super::super::shadow;
+use super::super::judge::{Eras, FALSE_ALARMS, Verdict};
 use super::super::state::{Event, Phase};
+use super::calm::Calm;
 use super::window::{LOOK, SOON};
 use super::{Active, Answer, Controller, Options};
 use crate::error::{Error, Result};
-use crate::generation::{Generation, GenerationId, Observed};
-use crate::repository::{CanaryConfig, Lasts, ModelConfig};
+use crate::generation::Generation;
+use crate::repository::{CanaryConfig, Lasts, Mode, ModelConfig};
 use crate::slot::{Arm, Route, Share, Split, Tally};
 
 /// How often a step that ends with a number of requests is looked at.
 const COUNT: Duration = Duration::from_millis(100);
-
-/// How far back the latencies of `Stats::recently` reach, at most.
-const RECENT: Duration = Duration::from_secs(120);
 
 /// How often the ledger is told what an experiment has found: so much of it a crash may cost.
 const KEEP: Duration = Duration::from_secs(10);
@@ -38,23 +35,8 @@ pub(super) struct Sharing {
     kept: Instant,
     /// An answer that calls for the next look came then.
     hastened: Option<Instant>,
-    judge: Judge,
+    judge: Eras,
     experiment: Option<(Named, Arc<Tally>)>,
-}
-
-/// What the live version did when it had the engine to itself, as of the last share.
-pub(super) struct Calm {
-    live: GenerationId,
-    seen: Observed,
-    /// When the candidate's last share ended; none yet while it has one.
-    ended: Option<Instant>,
-}
-
-impl Calm {
-    /// Whether what is seen of the last minutes is still that of a share, so that what was seen before it says more.
-    fn holds_for(&self, live: &Generation) -> bool {
-        self.live == live.id() && self.ended.is_none_or(|ended| ended.elapsed() < RECENT)
-    }
 }
 
 impl Sharing {
@@ -82,6 +64,10 @@ impl Sharing {
 }
 
 impl Options {
+    fn speaks_of_a_canary(&self) -> bool {
+        self.canary.is_some() || self.canary_step.is_some() || self.canary_requests.is_some() || self.sticky.is_some()
+    }
+
     /// What was said with the order instead of what `model.toml` says.
     pub(super) fn reshape(&self, config: &mut ModelConfig) {
         let canary = &mut config.canary;
@@ -102,20 +88,55 @@ impl Options {
     }
 }
 
+/// What is shared, or computed by both, takes two versions beside each other.
+pub(super) fn takes_two(config: &ModelConfig, options: &Options) -> Result<()> {
+    let wants = match options {
+        _ if config.rollout.mode == Mode::Beside => return Ok(()),
+        Options { canary: Some(steps), .. } if !steps.is_empty() => "canary",
+        Options { shadow: Some(share), .. } if *share > 0.0 => "shadow",
+        _ => return Ok(()),
+    };
+    Err(Error::conflict(format!(
+        "there is no '{wants}' where a version is replaced ([rollout] mode = \"replace\"): it is freed before the next is loaded"
+    )))
+}
+
 impl Controller {
     /// Takes what a later promote says of the way to go, and what is to be fed then.
-    pub(super) fn reshape(&mut self, phase: Phase, options: &Options) -> Event {
-        let Some(active) = &mut self.active else { return Event::Promote };
-        if phase == Phase::Canary {
-            // Shares that are in force stay; none means that the rest is skipped.
-            return if options.canary.as_ref().is_some_and(Vec::is_empty) { Event::SkipSteps } else { Event::Promote };
-        }
-        options.reshape(&mut active.config);
-        active.state.steps = active.config.canary.steps.len();
+    ///
+    /// Errors: [`Error::Conflict`] for what cannot be had any more, or not now: nothing that was said is passed over.
+    pub(super) fn reshape(&mut self, phase: Phase, options: &Options) -> Result<Event> {
+        let Some(active) = &mut self.active else { return Ok(Event::Promote) };
+        let mut wanted = active.config.clone();
+        options.reshape(&mut wanted);
+        takes_two(&wanted, options)?;
+        let skips = options.canary.as_ref().is_some_and(Vec::is_empty);
+        let event = match phase {
+            // Asking again for what goes on joins it.
+            Phase::Canary if !skips && wanted.canary != active.config.canary => {
+                return Err(Error::conflict(format!(
+                    "the canary of rollout {} goes on as it was ordered; promote with \"canary\": [] to skip what is left of \
+                     it, or roll back and begin anew",
+                    active.id
+                )));
+            }
+            Phase::Experiment if !skips && options.speaks_of_a_canary() => {
+                return Err(Error::conflict(
+                    "an experiment goes on; stop it and promote with a canary then, or promote without one now",
+                ));
+            }
+            Phase::Canary if skips => Event::SkipSteps,
+            Phase::Canary | Phase::Experiment => Event::Promote,
+            _ => {
+                active.state.steps = wanted.canary.steps.len();
+                active.config = wanted;
+                Event::Promote
+            }
+        };
         if let Some(share) = options.shadow {
-            self.shadow_by(share, phase == Phase::Ready);
+            self.shadow_by(share, matches!(phase, Phase::Ready | Phase::Canary | Phase::Experiment));
         }
-        Event::Promote
+        Ok(event)
     }
 
     /// `experiment start`: both versions answer their shares until somebody ends it.
@@ -137,6 +158,9 @@ impl Controller {
             return Err(Error::Conflict { message, details: json!({ "rollout": active.id, "phase": phase }) });
         }
         options.reshape(&mut active.config);
+        // From here on it is theirs who compare, whoever staged it.
+        active.options.actor.clone_from(&options.actor);
+        active.options.reason.clone_from(&options.reason);
         active.recorder.figure("experiment", json!({ "name": named.name }));
         active.sharing = Some(Sharing::begin(&active.config, Some((named, Arc::new(Tally::new())))));
         match self.feed(Event::StartExperiment).await {
@@ -171,13 +195,15 @@ impl Controller {
         };
         let first = active.sharing.is_none() || active.state.phase == Phase::Experiment;
         if first && !self.calm.as_ref().is_some_and(|calm| calm.holds_for(&route.live)) {
-            self.calm = Some(Calm { live: route.live.id(), seen: route.live.stats.recently(), ended: None });
+            self.calm = Some(Calm::of(&route.live));
+        } else if let Some(calm) = &mut self.calm {
+            calm.go_on();
         }
         let sharing = active.sharing.get_or_insert_with(|| {
             let mut sharing = Sharing::begin(&active.config, None);
             // An experiment says how much faster or slower either is, and nobody waits for it to end.
             if let Some(calm) = &self.calm {
-                sharing.judge = sharing.judge.and_earlier(calm.seen.clone());
+                sharing.judge = sharing.judge.and_earlier(calm.seen().clone());
             }
             sharing
         });
@@ -196,7 +222,7 @@ impl Controller {
         let sticky = active.config.canary.sticky.clone();
         let said = json!({
             "percent": percent, "step": active.state.step + 1, "steps": active.state.steps, "sticky": sticky,
-            "experiment": sharing.experiment.as_ref().map(|(named, _)| &named.name),
+            "experiment": sharing.experiment.as_ref().map(|(named, _)| &named.name), "reason": active.options.reason,
         });
         let split = Split {
             failover: candidate.contract.changes_from(&route.live.contract).is_empty(),
@@ -221,7 +247,7 @@ impl Controller {
         }
         let took = began.elapsed();
         if let Some(calm) = &mut self.calm {
-            calm.ended = Some(Instant::now());
+            calm.end();
         }
         self.tell_sharing();
         let Some(active) = &mut self.active else { return };
@@ -270,10 +296,10 @@ impl Controller {
             Some(run) => run.seen().add_to(seen),
             None => seen,
         };
-        let breach = sharing.judge.look(now.duration_since(sharing.since), &seen, Against::Beside(&beside));
+        let breach = sharing.judge.look(now.duration_since(sharing.since), &seen, &beside);
         stats.watch_for(sharing.judge.leaning());
         if !told || breach.is_some() {
-            let verdicts = sharing.judge.verdicts(&seen, Against::Beside(&beside));
+            let verdicts = sharing.judge.verdicts(&seen, &beside);
             active.recorder.figure("verdicts", verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>());
         }
         if let Some(breach) = breach {
@@ -283,18 +309,6 @@ impl Controller {
         if active.state.phase == Phase::Canary && sharing.is_over(&active.config.canary, seen.answered + seen.blamed) {
             self.feed_late(Event::StepOver).await;
         }
-    }
-
-    /// The two versions do not agree as they must: whoever is new goes, and that is told then.
-    pub(super) async fn disagrees(&mut self, verdict: &Verdict) {
-        let reason = verdict.to_string();
-        if let Some(active) = &mut self.active {
-            active.recorder.figure("verdict", verdict.to_json());
-        }
-        let staged = self.active.as_ref().is_some_and(|active| active.state.phase == Phase::Ready);
-        let event = if staged { Event::GateRefused(reason.clone()) } else { Event::Breach(reason.clone()) };
-        self.feed_late(event).await;
-        self.alert("breach", &reason).await;
     }
 
     /// What is shared now, for whoever looks at the rollout.
@@ -344,76 +358,13 @@ impl Controller {
             }
         });
     }
-
-    /// Begins to compare what the live version answers with what the other resident one makes of it: the candidate before the
-    /// switch, the version before after it.
-    pub(super) fn begin_shadow(&mut self) {
-        let (Some(active), Some(route)) = (&mut self.active, self.slot.route()) else { return };
-        let Some(other) = route.standby.as_ref().or(route.previous.as_ref()) else { return };
-        if active.config.shadow.share == 0.0 || active.shadow.is_some() {
-            return;
-        }
-        // Whoever is new is judged by it.
-        let judged = if route.standby.is_some() { other } else { &route.live };
-        let run = shadow::Run::start(
-            &self.ctx,
-            &active.id,
-            (side(&route.live), side(other)),
-            &active.config.shadow,
-            Arc::clone(&judged.stats),
-        );
-        self.status.shadow.store(Some(Arc::clone(run.seen())));
-        self.slot.swap(Arc::new(Route { shadow: Some(run.shadow()), ..Route::clone(&route) }));
-        active.shadow = Some(run);
-    }
-
-    /// From now on another share of the answers is compared, from the beginning where it is another: what was seen stays in
-    /// the record until then.
-    pub(super) fn shadow_by(&mut self, share: f64, stands: bool) {
-        let Some(active) = &mut self.active else { return };
-        let same = active.shadow.as_ref().is_some_and(|run| run.seen().share() == share);
-        active.config.shadow.share = share;
-        if same || !stands {
-            return;
-        }
-        if let Some(route) = self.slot.route() {
-            self.slot.swap(Arc::new(Route { shadow: None, ..Route::clone(&route) }));
-        }
-        self.end_shadow();
-        self.begin_shadow();
-    }
-
-    /// Its route is gone already, or goes now.
-    pub(super) fn end_shadow(&mut self) {
-        self.tell_shadow();
-        if let Some(active) = &mut self.active {
-            active.shadow = None;
-        }
-    }
-
-    pub(super) fn tell_shadow(&mut self) {
-        let Some(Active { shadow: Some(run), recorder, .. }) = &mut self.active else { return };
-        // Before the switch and after it, the other way round.
-        let name = if recorder.view().switched { "shadow_after" } else { "shadow" };
-        recorder.figure(name, run.seen().figures());
-        recorder.publish();
-    }
 }
 
 impl Sharing {
     fn begin(config: &ModelConfig, experiment: Option<(Named, Arc<Tally>)>) -> Sharing {
         let now = Instant::now();
-        let judge = Judge::new(config.observe.rules(), FALSE_ALARMS);
+        let judge = Eras::new(config.observe.rules(), FALSE_ALARMS);
         Sharing { since: now, step_since: now, step_from: 0, looked: now, kept: now, hastened: None, judge, experiment }
-    }
-}
-
-fn side(generation: &Arc<Generation>) -> shadow::Side {
-    shadow::Side {
-        generation: generation.id(),
-        version: generation.version().to_owned(),
-        processor: Arc::clone(&generation.processor),
-        tokenizer: generation.contract.tokenizer.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ use super::super::gate::Findings;
 use super::super::judge::{Against, FALSE_ALARMS, Judge, Verdict};
 use super::super::recheck;
 use super::super::state::{Event, Phase};
+use super::calm::Baseline;
 use super::{Controller, Report, Window};
 use crate::repository::ObserveConfig;
 
@@ -25,7 +26,13 @@ impl Controller {
             return Some(Event::WindowOver);
         }
         let now = Instant::now();
-        let before = self.previous.as_ref().map(|previous| previous.stats.recently());
+        let previous = self.slot.route().and_then(|route| route.previous.clone());
+        let calm = previous.as_ref().zip(self.calm.as_ref()).and_then(|(previous, calm)| calm.before(previous));
+        let (before, earlier) = match calm {
+            Some(Baseline::Only(calm)) => (Some(calm), None),
+            Some(Baseline::Both(recently, calm)) => (Some(recently), Some(calm)),
+            None => (self.previous.as_ref().map(|previous| previous.stats.recently()), None),
+        };
         let rules = ObserveConfig { window: length, ..active.config.observe.clone() };
         if let Some(p99) = before.as_ref().and_then(|before| before.quantile(0.99)) {
             active.recorder.figure("baseline_p99_ms", p99.as_secs_f64() * 1e3);
@@ -34,10 +41,14 @@ impl Controller {
             // Of no window yet.
             let _ = live.stats.accused();
         }
+        let judge = Judge::new(rules.rules(), FALSE_ALARMS);
         active.window = Some(Window {
             since: now,
             until: now + length,
-            judge: Judge::new(rules.rules(), FALSE_ALARMS),
+            judge: match earlier {
+                Some(earlier) => judge.and_earlier(earlier),
+                None => judge,
+            },
             before,
             next_look: now + LOOK,
             next_told: now,
