@@ -23,12 +23,11 @@ pub(super) struct Calm {
     ended: Option<Instant>,
 }
 
-/// How the latencies of a version that took over are judged by what was before.
-pub(super) enum Baseline {
-    /// By this alone.
-    Only(Observed),
-    /// By what the version before did last, beside the candidate, and by what it did before that, with a wider limit.
-    Both(Observed, Observed),
+/// By what the latencies of a version that took over are judged.
+pub(super) struct Baseline {
+    pub(super) before: Observed,
+    /// By this as well, with a wider limit.
+    pub(super) earlier: Option<Observed>,
 }
 
 impl Calm {
@@ -52,8 +51,9 @@ impl Calm {
             return None;
         }
         Some(match self.since.elapsed() < FRESH {
-            true => Baseline::Only(self.seen.clone()),
-            false => Baseline::Both(previous.stats.recently(), self.seen.clone()),
+            true => Baseline { before: self.seen.clone(), earlier: None },
+            // Traffic may have changed since: what it did last, beside the candidate, and that.
+            false => Baseline { before: previous.stats.recently(), earlier: Some(self.seen.clone()) },
         })
     }
 

@@ -29,8 +29,7 @@ impl Controller {
         let previous = self.slot.route().and_then(|route| route.previous.clone());
         let calm = previous.as_ref().zip(self.calm.as_ref()).and_then(|(previous, calm)| calm.before(previous));
         let (before, earlier) = match calm {
-            Some(Baseline::Only(calm)) => (Some(calm), None),
-            Some(Baseline::Both(recently, calm)) => (Some(recently), Some(calm)),
+            Some(Baseline { before, earlier }) => (Some(before), earlier),
             None => (self.previous.as_ref().map(|previous| previous.stats.recently()), None),
         };
         let rules = ObserveConfig { window: length, ..active.config.observe.clone() };
