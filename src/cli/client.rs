@@ -287,6 +287,11 @@ impl Events {
         }
     }
 
+    /// What a stream that goes on after this one names.
+    pub(super) fn last_id(&self) -> Option<&str> {
+        self.parser.last_id()
+    }
+
     pub(super) fn url(&self) -> &str {
         &self.url
     }

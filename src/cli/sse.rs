@@ -13,7 +13,6 @@ pub(super) struct Event {
     /// The kind: `progress`, `done`, …; `message` when the stream does not say.
     pub event: String,
     pub data: String,
-    pub id: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +54,11 @@ impl Parser {
         self.ready.pop_front()
     }
 
+    /// The newest id, which an event may lack and a stream may give before its first.
+    pub(super) fn last_id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
     fn end_line(&mut self) -> Result<(), String> {
         let line = std::mem::take(&mut self.line);
         let line = std::str::from_utf8(&line).map_err(|_| "an event is not UTF-8".to_owned())?;
@@ -84,7 +88,7 @@ impl Parser {
         let event = std::mem::take(&mut self.event);
         if let Some(data) = self.data.take() {
             let event = if event.is_empty() { "message".to_owned() } else { event };
-            self.ready.push_back(Event { event, data, id: self.id.clone() });
+            self.ready.push_back(Event { event, data });
         }
     }
 }
@@ -106,11 +110,19 @@ mod tests {
 
     #[test]
     fn events_are_the_same_wherever_the_stream_is_cut() {
-        let event = |event: &str, data: &str| Event { event: event.into(), data: data.into(), id: Some("4".into()) };
+        let event = |event: &str, data: &str| Event { event: event.into(), data: data.into() };
         let expected = vec![event("progress", "{\"a\":1}\n2"), event("message", "x"), event("done", "grün")];
         for chunk in 1..=STREAM.len() {
             assert_eq!(read(chunk), expected, "in pieces of {chunk}");
         }
+    }
+
+    #[test]
+    fn an_id_alone_is_no_event_and_is_gone_on_from() {
+        let mut parser = Parser::default();
+        parser.push(b"id: 7\n\nevent: alert\ndata: x\n\n").unwrap();
+        assert_eq!((parser.next().map(|event| event.event), parser.next()), (Some("alert".into()), None));
+        assert_eq!(parser.last_id(), Some("7"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct WatchArgs {
 pub(super) async fn watch(args: &WatchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let api = Api::new(&args.client.connection)?;
     let panel = (!args.client.json && std::io::stdout().is_terminal()).then(Panel::new);
-    let mut follower = Follower { last_id: None, args, panel };
+    let mut follower = Follower { args, panel };
     // The first connection must succeed: a wrong address or token is a mistake, not an outage.
     let mut stream = api.events("/admin/events", None).await?;
     loop {
@@ -52,7 +52,7 @@ pub(super) async fn watch(args: &WatchArgs, out: &mut dyn Write) -> Result<(), F
             }
         };
         follower.note(&format!("{lost}; connecting again"))?;
-        stream = reconnect(&api, follower.last_id.as_deref()).await?;
+        stream = reconnect(&api, stream.last_id()).await?;
     }
 }
 
@@ -65,7 +65,6 @@ async fn next_of(stream: &mut Option<Events>) -> Result<Option<super::sse::Event
 }
 
 struct Follower<'a> {
-    last_id: Option<String>,
     args: &'a WatchArgs,
     /// On a terminal.
     panel: Option<Panel>,
@@ -75,10 +74,6 @@ impl Follower<'_> {
     fn show(&mut self, event: &super::sse::Event, out: &mut dyn Write) -> Result<(), Failure> {
         let body: Value = serde_json::from_str(&event.data)
             .map_err(|e| Failure::Failed(format!("an event that is not JSON: {e}")))?;
-        // What the ledger could not take has no number that one could go on from.
-        if let Some(id) = &event.id {
-            self.last_id = Some(id.clone());
-        }
         if self.args.model.as_deref().is_some_and(|model| body["model"].as_str() != Some(model)) {
             return Ok(());
         }

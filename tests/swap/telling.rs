@@ -43,6 +43,12 @@ async fn events_come_as_they_happen_and_those_missed_come_first() {
     for expected in 1..=seq {
         assert_eq!(all.next().await.unwrap().id, Some(expected));
     }
+    // Where it begins is told before anything happens: who loses the connection then misses nothing either.
+    let mut silent = server.request(Method::GET, "/admin/events").send().await.unwrap();
+    let begun = String::from_utf8(silent.chunk().await.unwrap().unwrap().to_vec()).unwrap();
+    let newest: i64 = begun.strip_prefix("id: ").unwrap().strip_suffix("\n\n").unwrap().parse().unwrap();
+    assert!(newest >= seq, "{newest} {seq}");
+
     // A client that reconnects says what it has seen.
     // As a browser does it: to the address that it was given first.
     let request = server.request(Method::GET, "/admin/events?after=0").header("last-event-id", (seq - 2).to_string());

@@ -30,24 +30,26 @@ pub(super) struct Since {
 pub(super) async fn events(State(app): State<Arc<App>>, Asked(since): Asked<Since>, request: Request) -> Response {
     let last = request.headers().get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     // A browser that connects again does so to the address that it was given once: what it says itself is newer.
-    let feed = match feed(app.supervisor.journal(), last.or(since.after)).await {
+    let (after, feed) = match feed(app.supervisor.journal(), last.or(since.after)).await {
         Ok(feed) => feed,
         Err(error) => return Failure::native(error).into_response(),
     };
+    // An id alone is no event, and yet what a client goes on from that loses the connection before the first.
+    let begun = stream::once(std::future::ready(SseEvent::default().id(after.to_string())));
     // A server that stops does not wait for its listeners: they get what happened, and then the end.
     let events = stream::unfold((feed, app.closing.subscribe()), |(mut feed, mut closing)| async move {
         Some((feed.next_until(&mut closing).await?, (feed, closing)))
     });
-    let sent = events.map(|event| Ok::<_, Infallible>(sent(&event)));
+    let sent = begun.chain(events.map(|event| sent(&event))).map(Ok::<_, Infallible>);
     Sse::new(sent).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
 }
 
-/// What has happened after an event that is known; with none, what happens from now on.
-async fn feed(journal: &Journal, known: Option<i64>) -> Result<Feed> {
+/// What has happened after an event that is known, and which that is; with none, what happens from now on.
+async fn feed(journal: &Journal, known: Option<i64>) -> Result<(i64, Feed)> {
     let newest = journal.with(Ledger::last_seq).await?;
     // A number that has not been given yet is of another ledger, and is no reason to be told nothing.
     let after = known.map_or(newest, |known| known.min(newest));
-    journal.feed(after).with_missed().await
+    Ok((after, journal.feed(after).with_missed().await?))
 }
 
 /// Only what the ledger has bears an id: a client could not go on from another.
