@@ -257,6 +257,8 @@ async fn replace_mode_drains_first_and_brings_blue_back_when_green_fails() {
     server.get("/ready").await.expect(503);
     let done = events.until("done", |event| event.name == "done").await;
     assert_eq!(done.data["phase"], "settled");
+    let downtime = server.rollout(done.data["id"].as_str().unwrap()).await["figures"]["downtime_ms"].clone();
+    assert!(downtime.as_f64() >= Some(400.0), "nobody was answered while it loaded: {downtime}");
     for image in digits() {
         assert_eq!(server.image("digits", &image).await.expect(200).version(), "v2");
     }

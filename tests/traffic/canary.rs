@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::common;
 use super::common::inputs::digit;
 use super::common::streams::{alone, order, streamed};
-use super::common::{Client, DIGITS, Server, Site};
+use super::common::{Client, DIGITS, Server, Site, until};
 use super::{asked, in_phase};
 
 const USERS: usize = 120;
@@ -181,15 +181,30 @@ async fn who_waits_for_a_switch_that_was_taken_back_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_dies_in_a_canary_starts_with_the_version_that_was_live() {
+async fn a_process_that_dies_in_a_canary_starts_with_the_version_that_was_live_and_tells_what_was_seen() {
     let site = Site::digits();
     let mut server = site.start().await;
-    let id = begun(&server, json!({ "canary": [50], "canary_step": "10m" })).await;
+    let id = begun(&server, json!({ "canary": [50], "canary_step": "10m", "shadow": 1.0 })).await;
+    on_green(&server).await;
+    let all = |rollout: &Value| {
+        let seen = |side: &str| rollout["figures"]["canary"][side]["samples"].as_u64();
+        Some(seen("live")? + seen("candidate")? == USERS as u64)
+    };
+    // It is told now and then, and never asked for.
+    until("the ledger has what was seen", async || {
+        let ledger = rusqlite::Connection::open(site.state().join("ledger.sqlite")).unwrap();
+        let read = ledger.query_row("SELECT record FROM rollouts WHERE id = ?", [&id], |row| row.get::<_, String>(0));
+        all(&serde_json::from_str(&read.ok()?).unwrap())?.then_some(())
+    })
+    .await;
     server.kill();
     server.ended().await;
     let server = site.start().await;
     assert_eq!(server.live("digits").await, "v1");
-    assert_eq!(server.rollout(&id).await["phase"], "interrupted");
+    let rollout = server.rollout(&id).await;
+    assert_eq!(rollout["phase"], "interrupted");
+    assert_eq!(all(&rollout), Some(true), "{rollout:#}");
+    assert!(rollout["figures"]["shadow"]["samples"].as_u64() > Some(0), "{rollout:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

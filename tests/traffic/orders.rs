@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::common::inputs::digit;
-use super::common::{DIGITS, Site, until};
+use super::common::{DIGITS, Site, fixture, until};
 use super::{asked, in_phase};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -19,7 +19,7 @@ async fn where_one_version_replaces_another_nothing_is_shared_and_nothing_is_tou
     for (path, order) in [
         ("/models/v2/promote", json!({ "canary": [5] })),
         ("/models/v2/promote", json!({ "shadow": 0.5 })),
-        ("/models/v2/stage", json!({ "shadow": 0.5 })),
+        ("/models/v2/stage", json!({})),
         ("/admin/experiments", experiment),
     ] {
         let refused = server.post(path, order).await.expect(409);
@@ -28,6 +28,52 @@ async fn where_one_version_replaces_another_nothing_is_shared_and_nothing_is_tou
     }
     assert_eq!(server.get("/admin/rollouts").await.body["rollouts"].as_array().unwrap().len(), 0);
     server.promote("v2", json!({ "canary": [], "shadow": 0 })).await.expect(200);
+}
+
+/// Whoever forgets the steps does not want everybody to move at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_a_canary_without_steps_is_refused_and_nothing_moves() {
+    let server = Site::digits().start().await;
+    for order in [json!({ "canary_step": "1m" }), json!({ "canary_requests": 10 }), json!({ "sticky": "api-key" })] {
+        let refused = server.promote("v2", order).await.expect(409);
+        assert!(refused.message().contains("expected the steps of a canary"), "{}", refused.message());
+    }
+    assert_eq!(server.live("digits").await, "v1");
+    assert_eq!(server.get("/admin/rollouts").await.body["rollouts"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_stays_as_it_was_ordered_while_it_loads_and_after_it() {
+    let site = Site::digits().fault("version = 'digits@v2'\nkind = 'delay'\nat = 'load'\ndelay = '1s'");
+    let server = site.start().await;
+    let order = json!({ "canary": [20, 60], "canary_requests": 4, "wait": "none" });
+    let id = server.promote("v2", order.clone()).await.expect(202).id();
+    let other = json!({ "canary": [30], "wait": "none" });
+    let refused = server.promote("v2", other.clone()).await.expect(409);
+    assert!(refused.message().contains("goes on as it was ordered"), "{}", refused.message());
+    assert_eq!(server.promote("v2", order.clone()).await.expect(202).id(), id);
+    let canary = in_phase(&server, &id, "canary").await["figures"]["canary"]["steps"].clone();
+    assert_eq!(canary, json!([20.0, 60.0]));
+    server.promote("v2", json!({ "canary": [] })).await.expect(200);
+    // It answers everybody by now: the same order joins, and no other is taken, nor what it says beside.
+    let late = json!({ "canary": [5], "observe": "1ms", "wait": "none" });
+    let refused = server.promote("v2", late).await.expect(409);
+    assert!(refused.message().contains("has gone live already"), "{}", refused.message());
+    assert_eq!(server.promote("v2", order).await.expect(202).id(), id);
+    assert_eq!(server.rollout(&id).await["phase"], "observing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_say_which_model_an_experiment_is_of() {
+    let site = Site::digits();
+    site.model("points", "task = 'embed'\nlive = 'one'\n");
+    site.version("points", "one", &fixture("bert-embed-mean"));
+    let server = site.start().await;
+    let order = json!({ "name": "tone", "weights": { "v1": 50, "v2": 50 } });
+    assert_eq!(server.post("/admin/experiments", order).await.expect(200).body["model"], "digits");
+    let nobodys = json!({ "name": "pitch", "weights": { "v8": 50, "v9": 50 } });
+    let refused = server.post("/admin/experiments", nobodys).await.expect(400);
+    assert!(refused.message().contains("several models are serving"), "{}", refused.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]

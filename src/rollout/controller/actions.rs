@@ -161,15 +161,13 @@ impl Controller {
         let old = self.slot.swap(next);
         let store_ns = stored.elapsed().as_nanos() as u64;
         drop(old);
+        self.serves_again();
         self.end_shadow();
+        self.end_sharing();
         self.previous = self.live.take();
         let Some(active) = &mut self.active else { return Event::Switched };
         self.live = active.candidate.as_mut().and_then(|candidate| candidate.resident.take());
         active.candidate = None;
-        active.sharing = None;
-        if let Some(calm) = &mut self.calm {
-            calm.end();
-        }
         active.switched_at = Some(at);
         active.recorder.switched();
         active.recorder.figure("ledger_ms", ledger_ms);
@@ -256,6 +254,7 @@ impl Controller {
         let resident = self.live.take();
         if let Some(active) = &mut self.active {
             active.drained = resident.as_ref().map(|resident| resident.version.clone());
+            active.dark_since = Some(Instant::now());
         }
         self.reclaim(resident, |rollout, result| Report::Drained { rollout, result });
     }
@@ -286,11 +285,7 @@ impl Controller {
             active.reclaim_on_return = true;
             return;
         };
-        if active.sharing.take().is_some()
-            && let Some(calm) = &mut self.calm
-        {
-            calm.end();
-        }
+        self.end_sharing();
         if let Some(route) = self.slot.route()
             && route.standby.is_some()
         {
@@ -346,9 +341,24 @@ impl Controller {
         }
     }
 
-    /// The longest time round the store in which clients' work waited and the engine stood idle.
+    /// Replace mode: something answers again, and for how long nothing did is known.
+    pub(super) fn serves_again(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        if let Some(since) = active.dark_since.take() {
+            active.recorder.figure("downtime_ms", since.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+
+    /// How long nothing answered, where a version is replaced; else the longest time round the store in which clients' work
+    /// waited and the engine stood idle.
     async fn downtime(&mut self) {
         const ROUND: u64 = 1_000_000_000;
+        // Where nothing came back, nothing does.
+        self.serves_again();
+        if self.active.as_ref().is_some_and(|active| active.recorder.view().record.figures.contains_key("downtime_ms"))
+        {
+            return;
+        }
         let Some(at) = self.active.as_ref().and_then(|active| active.switched_at) else { return };
         match self.ctx.engine.longest_gap(at.saturating_sub(ROUND), at + ROUND).await {
             Ok(gap) => {

@@ -235,6 +235,7 @@ impl Controller {
             tracing::error!(model = self.slot.name(), version, %error, alert = true, "the drained version did not come back");
             self.slot.clear(format!("'{version}' was drained and could not be loaded again: {error}"));
         }
+        self.serves_again();
     }
 
     /// Ends the rollout that goes on, as DESIGN says: before the switch it is aborted, after it the version stays.

@@ -6,7 +6,7 @@ use super::super::difference::Before;
 use super::super::record::{Opening, Recorder};
 use super::super::state::{self, Event, Goal, Phase};
 use super::super::steps;
-use super::sharing::takes_two;
+use super::sharing::can_be_had;
 use super::{Active, Answer, Command, Controller, Freed, Options};
 use crate::error::{Error, Result};
 use crate::repository::{Mode, ModelEntry};
@@ -75,9 +75,6 @@ impl Controller {
         }
         match self.going() {
             Some((to, phase)) if to == version => {
-                if let Some(active) = &self.active {
-                    takes_two(&active.config, &options)?;
-                }
                 if let Some(share) = options.shadow {
                     self.shadow_by(share, phase == Phase::Ready);
                 }
@@ -93,11 +90,9 @@ impl Controller {
             None if self.is_live(&version) => Ok(self.already(version)),
             None => self.open(version, options, Goal::Live, false).await,
             Some((to, Phase::Observing)) if to == version => {
+                self.reshape(Phase::Observing, &options)?;
                 if let Some(length) = options.observe {
                     self.observe_for(length).await;
-                }
-                if let Some(share) = options.shadow {
-                    self.shadow_by(share, true);
                 }
                 self.joined()
             }
@@ -233,7 +228,17 @@ impl Controller {
         self.ctx.repository.version_dir(self.slot.name(), &version)?;
         let mut config = entry.config?;
         options.reshape(&mut config);
-        takes_two(&config, &options)?;
+        match goal {
+            Goal::Live => can_be_had(&config, &options)?,
+            // It would be freed for one that stands by and answers nobody.
+            Goal::Ready if config.rollout.mode == Mode::Replace && self.live.is_some() => {
+                return Err(Error::conflict(format!(
+                    "'{version}' cannot be staged: [rollout] mode = \"replace\" has one version at a time, and what is live \
+                     would be freed for it; promote it, or stage it into host memory only (\"park\": \"host\")"
+                )));
+            }
+            Goal::Ready => {}
+        }
         let id = self.ctx.ids.next();
         let rollout = format!("{}-{id}", self.slot.name());
         let mode = config.rollout.mode;
@@ -255,7 +260,11 @@ impl Controller {
             recorder.figure("cold_rollback", true);
         }
         if config.shadow.share == 0.0 && config.judges_agreement() {
-            recorder.warn("a rule on how much versions agree has nothing to judge without a share to be computed by both: [shadow] share, or \"shadow\" in the order".to_owned());
+            recorder.warn(
+                "a rule on how much versions agree judges nothing unless both compute a share: [shadow] share, or \"shadow\" in \
+                 the order"
+                    .to_owned(),
+            );
         }
         let before =
             self.live.as_ref().map(|live| Before { version: live.version.clone(), contract: live.contract.clone() });
@@ -281,8 +290,10 @@ impl Controller {
             sharing: None,
             shadow: None,
             looked: Instant::now(),
+            kept: Instant::now(),
             reclaim_on_return: false,
             drained: None,
+            dark_since: None,
             switched_at: None,
             proven: None,
             asked: false,

@@ -84,10 +84,14 @@ struct Active {
     shadow: Option<shadow::Run>,
     /// When its figures were last looked at, while it waits and a shadow runs.
     looked: Instant,
+    /// When the ledger was last told what they are, in the phase that it is in.
+    kept: Instant,
     /// Reclaim was ordered while a step had the candidate: it happens when the step hands it back.
     reclaim_on_return: bool,
     /// Replace mode: what was drained, and must come back if the rollout fails.
     drained: Option<String>,
+    /// Since when nothing answers for that.
+    dark_since: Option<Instant>,
     switched_at: Option<u64>,
     /// When the sample was there that broke a rule.
     proven: Option<Instant>,

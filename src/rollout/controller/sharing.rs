@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::super::experiment::{self, Named, Side};
 use super::super::judge::{Eras, FALSE_ALARMS, Verdict};
-use super::super::state::{Event, Phase};
+use super::super::state::{Event, Goal, Phase};
 use super::calm::Calm;
 use super::window::{LOOK, SOON};
-use super::{Active, Answer, Controller, Options};
+use super::{Answer, Controller, Options};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::repository::{CanaryConfig, Lasts, Mode, ModelConfig};
@@ -19,9 +19,6 @@ use crate::slot::{Arm, Route, Share, Split, Tally};
 
 /// How often a step that ends with a number of requests is looked at.
 const COUNT: Duration = Duration::from_millis(100);
-
-/// How often the ledger is told what an experiment has found: so much of it a crash may cost.
-const KEEP: Duration = Duration::from_secs(10);
 
 /// What is known while the candidate answers a share.
 pub(super) struct Sharing {
@@ -32,7 +29,6 @@ pub(super) struct Sharing {
     step_from: u64,
     looked: Instant,
     /// Since the ledger knows what an experiment has found.
-    kept: Instant,
     /// An answer that calls for the next look came then.
     hastened: Option<Instant>,
     judge: Eras,
@@ -88,17 +84,24 @@ impl Options {
     }
 }
 
-/// What is shared, or computed by both, takes two versions beside each other.
-pub(super) fn takes_two(config: &ModelConfig, options: &Options) -> Result<()> {
-    let wants = match options {
-        _ if config.rollout.mode == Mode::Beside => return Ok(()),
-        Options { canary: Some(steps), .. } if !steps.is_empty() => "canary",
-        Options { shadow: Some(share), .. } if *share > 0.0 => "shadow",
-        _ => return Ok(()),
-    };
-    Err(Error::conflict(format!(
-        "there is no '{wants}' where a version is replaced ([rollout] mode = \"replace\"): it is freed before the next is loaded"
-    )))
+/// Whether an order of traffic can be had as `config` is with it: two versions beside each other to share requests or to compute the
+/// same, and steps for what is said of them. Whoever forgets the steps does not want all traffic to move at once.
+pub(super) fn can_be_had(config: &ModelConfig, options: &Options) -> Result<()> {
+    let steps = options.canary.as_ref().is_some_and(|steps| !steps.is_empty());
+    let shadow = options.shadow.is_some_and(|share| share > 0.0);
+    match config.rollout.mode {
+        Mode::Replace if steps || shadow => Err(Error::conflict(format!(
+            "there is no '{}' where a version is replaced ([rollout] mode = \"replace\"): it is freed before the next is loaded",
+            if steps { "canary" } else { "shadow" }
+        ))),
+        _ if options.canary.is_none() && options.speaks_of_a_canary() && config.canary.steps.is_empty() => {
+            Err(Error::conflict(
+                "expected the steps of a canary beside what is said of them, such as \"canary\": [5, 25]: model.toml has none \
+                 ([canary] steps)",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Controller {
@@ -109,24 +112,30 @@ impl Controller {
         let Some(active) = &mut self.active else { return Ok(Event::Promote) };
         let mut wanted = active.config.clone();
         options.reshape(&mut wanted);
-        takes_two(&wanted, options)?;
+        can_be_had(&wanted, options)?;
         let skips = options.canary.as_ref().is_some_and(Vec::is_empty);
-        let event = match phase {
-            // Asking again for what goes on joins it.
-            Phase::Canary if !skips && wanted.canary != active.config.canary => {
-                return Err(Error::conflict(format!(
-                    "the canary of rollout {} goes on as it was ordered; promote with \"canary\": [] to skip what is left of \
-                     it, or roll back and begin anew",
-                    active.id
-                )));
-            }
-            Phase::Experiment if !skips && options.speaks_of_a_canary() => {
+        if options.speaks_of_a_canary() && !skips {
+            if phase == Phase::Experiment {
                 return Err(Error::conflict(
                     "an experiment goes on; stop it and promote with a canary then, or promote without one now",
                 ));
             }
+            // Asking again for what goes on joins it.
+            if active.state.goal == Goal::Live && wanted.canary != active.config.canary {
+                let (id, ask) = (&active.id, "or roll it back, or abort it, and begin anew");
+                return Err(Error::conflict(match phase {
+                    Phase::Observing => {
+                        format!("rollout {id} has gone live already, as it was ordered; leave it so, {ask}")
+                    }
+                    _ => format!(
+                        "rollout {id} goes on as it was ordered; promote with \"canary\": [] to skip what is left of its canary, {ask}"
+                    ),
+                }));
+            }
+        }
+        let event = match phase {
             Phase::Canary if skips => Event::SkipSteps,
-            Phase::Canary | Phase::Experiment => Event::Promote,
+            Phase::Canary | Phase::Experiment | Phase::Observing => Event::Promote,
             _ => {
                 active.state.steps = wanted.canary.steps.len();
                 active.config = wanted;
@@ -134,7 +143,8 @@ impl Controller {
             }
         };
         if let Some(share) = options.shadow {
-            self.shadow_by(share, matches!(phase, Phase::Ready | Phase::Canary | Phase::Experiment));
+            let stands = matches!(phase, Phase::Ready | Phase::Canary | Phase::Experiment | Phase::Observing);
+            self.shadow_by(share, stands);
         }
         Ok(event)
     }
@@ -246,12 +256,9 @@ impl Controller {
             self.slot.swap(Arc::new(Route { split: None, ..Route::clone(&route) }));
         }
         let took = began.elapsed();
-        if let Some(calm) = &mut self.calm {
-            calm.end();
-        }
         self.tell_sharing();
+        self.end_sharing();
         let Some(active) = &mut self.active else { return };
-        active.sharing = None;
         if let Some(ending) = active.state.ending.clone() {
             active.recorder.kind("instant");
             active.recorder.figure("rollback_ms", took.as_secs_f64() * 1e3);
@@ -270,6 +277,16 @@ impl Controller {
         }
         let note = self.audit("share", said);
         self.ctx.journal.note(note).await;
+    }
+
+    /// The candidate has no share any more: the route says so already, or does so now.
+    pub(super) fn end_sharing(&mut self) {
+        let sharing = self.active.as_mut().and_then(|active| active.sharing.take());
+        if sharing.is_some()
+            && let Some(calm) = &mut self.calm
+        {
+            calm.end();
+        }
     }
 
     /// Looks after a candidate that passed its gate: the rules on what it answers, and on what its shadow says.
@@ -325,7 +342,6 @@ impl Controller {
             let report = experiment::report(named, &one, &other, sharing.since.elapsed());
             active.recorder.figure("experiment", report);
             active.recorder.publish();
-            self.keep_experiment();
             return;
         }
         let percent = active.config.canary.steps.get(active.state.step).copied();
@@ -343,28 +359,13 @@ impl Controller {
         );
         active.recorder.publish();
     }
-
-    /// Has the ledger know what an experiment has found, now and then. Nobody waits for it.
-    fn keep_experiment(&mut self) {
-        let Some(Active { sharing: Some(sharing), recorder, .. }) = &mut self.active else { return };
-        if sharing.kept.elapsed() < KEEP {
-            return;
-        }
-        sharing.kept = Instant::now();
-        let (journal, record) = (self.ctx.journal.clone(), recorder.record());
-        tokio::spawn(async move {
-            if let Err(error) = journal.with(move |ledger| ledger.refresh_rollout(&record)).await {
-                tracing::warn!(%error, "what an experiment has found is not in the ledger yet");
-            }
-        });
-    }
 }
 
 impl Sharing {
     fn begin(config: &ModelConfig, experiment: Option<(Named, Arc<Tally>)>) -> Sharing {
         let now = Instant::now();
         let judge = Eras::new(config.observe.rules(), FALSE_ALARMS);
-        Sharing { since: now, step_since: now, step_from: 0, looked: now, kept: now, hastened: None, judge, experiment }
+        Sharing { since: now, step_since: now, step_from: 0, looked: now, hastened: None, judge, experiment }
     }
 }
 

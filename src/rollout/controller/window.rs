@@ -14,6 +14,8 @@ use super::{Controller, Report, Window};
 use crate::repository::ObserveConfig;
 
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// How often the ledger is told what has been seen: so much of it a crash may cost.
+const KEEP: Duration = Duration::from_secs(10);
 /// After an answer that may prove a version slow: a few of them are judged together.
 pub(super) const SOON: Duration = Duration::from_millis(20);
 
@@ -83,6 +85,7 @@ impl Controller {
         if !told {
             active.looked = Instant::now();
             self.tell_shadow();
+            self.keep();
         }
         let Some(active) = &mut self.active else { return };
         if matches!(active.state.phase, Phase::Ready | Phase::Canary | Phase::Experiment) {
@@ -139,6 +142,18 @@ impl Controller {
             (None, None) if over => self.feed_late(Event::WindowOver).await,
             (None, None) => {}
         }
+    }
+
+    /// Has the ledger know what has been seen of a rollout that may last, now and then. Nobody waits for it.
+    fn keep(&mut self) {
+        let Some(active) = self.active.as_mut().filter(|active| active.kept.elapsed() >= KEEP) else { return };
+        active.kept = Instant::now();
+        let (journal, record) = (self.ctx.journal.clone(), active.recorder.record());
+        tokio::spawn(async move {
+            if let Err(error) = journal.with(move |ledger| ledger.refresh_rollout(&record)).await {
+                tracing::warn!(%error, "what was seen of a rollout is not in the ledger yet");
+            }
+        });
     }
 
     /// Goes back at once, and tells of it then. `since` is when the sample was there that proves it.

@@ -280,20 +280,15 @@ impl Judged {
         self.rule.metric.level().is_none() && matches!(self.rule.limit, Limit::AtMost(_) | Limit::Above(_))
     }
 
-    /// The first test that began late and shows that the rule is broken, what it has seen, and whether that is for as long as it must.
+    /// A test that began late and shows that the rule is broken, what it has seen, and whether that is for as long as it must.
     fn late(&self, counts: Counts) -> Option<(&Onset, Counts, Decided)> {
         let found = self.onsets.iter().filter_map(|onset| {
             let since = onset.of(counts);
             let question = self.about(since, self.risk * LATE * onset.part)?;
-            Some((onset, since, self.proof(&question, &onset.spread)))
+            let proof = self.proof(&question, &onset.spread);
+            (proof != Decided::Undecided).then_some((onset, since, proof))
         });
-        let rank =
-            |decided: Decided| usize::from(decided == Decided::Breach) + usize::from(decided != Decided::Undecided);
-        let found = found.fold(None, |best: Option<(_, _, Decided)>, found| match best {
-            Some(best) if rank(best.2) >= rank(found.2) => Some(best),
-            _ => Some(found),
-        });
-        found.filter(|(_, _, proof)| *proof != Decided::Undecided)
+        found.max_by_key(|(_, _, proof)| *proof == Decided::Breach)
     }
 
     fn counts(&self, candidate: &Observed, against: Against<'_>) -> Counts {

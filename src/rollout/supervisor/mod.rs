@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::generation::GenerationIds;
 use crate::ledger::Counts;
 use crate::ops::Machine;
-use crate::repository::{Mode, Repository};
+use crate::repository::Repository;
 use crate::slot::{Registry, Target};
 use folders::Folders;
 use pulse::Pulse;
@@ -226,16 +226,15 @@ impl Supervisor {
     /// `BadRequest` where the weights are not those of the live version and one other; `Conflict` where an experiment goes on.
     pub async fn start_experiment(&self, model: Option<&str>, plan: ExperimentPlan) -> Result<Answer> {
         let ExperimentPlan { name, weights, options } = plan;
-        let model = self.one_model(model).await?;
+        // As of a promote, versions say whose they are; where they do not, the only model that serves is meant.
+        let meant = match (model, weights.keys().next()) {
+            (None, Some(version)) => self.version_of(version).await.ok().map(|(model, _)| model),
+            _ => None,
+        };
+        let model = self.one_model(model.or(meant.as_deref())).await?;
         if let Some(running) = self.experiments().await.iter().find(|running| running["name"] == name.as_str()) {
             let message = format!("the experiment '{name}' goes on already");
             return Err(Error::Conflict { message, details: running.clone() });
-        }
-        // It would be staged first, and what is live freed for that.
-        if self.ctx.repository.model(&model)?.config.is_ok_and(|config| config.rollout.mode == Mode::Replace) {
-            let why =
-                "whose versions replace each other ([rollout] mode = \"replace\"): two never answer at the same time";
-            return Err(Error::conflict(format!("there is no experiment with '{model}', {why}")));
         }
         let live = self.registry.get(&model).and_then(|slot| slot.route()).map(|route| route.live.version().to_owned());
         let live =
