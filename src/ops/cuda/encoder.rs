@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::{Arguments, Kernel, Shape};
+use super::kernels::Kernel;
+use super::launch::{Arguments, Shape};
 use super::{Place, Tensor, failed};
 use crate::ops::{Grid, LayerNorm, Reduce, Segments, TokenTables};
 

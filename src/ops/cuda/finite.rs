@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::kernels::{Arguments, Kernel, Shape, launch};
+use super::kernels::Kernel;
+use super::launch::{Arguments, Shape, launch};
 use super::{FORMATS, Gpu, Place};
 use crate::device::cuda::Buffer;
 use crate::error::Result;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::DType;
 use half::{bf16, f16};
 
-use super::kernels::{Arguments, Kernel, Shape, launch};
+use super::kernels::Kernel;
+use super::launch::{Arguments, Shape, launch};
 use super::{Gpu, Tensor};
 use crate::device::cuda::{Cuda, Event, Pinned};
 use crate::error::{Error, Result};

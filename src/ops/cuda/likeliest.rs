@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::{Arguments, Shape};
+use super::launch::{Arguments, Shape};
 use super::paged::Planned;
 use super::{Tensor, failed};
 use crate::error::Error;

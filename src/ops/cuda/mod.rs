@@ -13,6 +13,7 @@ mod encoder;
 mod finite;
 mod kernels;
 mod landing;
+mod launch;
 mod likeliest;
 mod linear;
 mod paged;
@@ -36,8 +37,9 @@ pub(super) use self::encoder::{
 };
 pub use self::finite::{Finite, Mark};
 pub(crate) use self::kernels::FORMATS;
-use self::kernels::{Arguments, Kernels, Shape, launch};
+use self::kernels::Kernels;
 pub use self::landing::Landing;
+use self::launch::{Arguments, Shape, launch};
 pub(super) use self::likeliest::likeliest_bytes;
 pub(super) use self::linear::{linear, linear_in_f32, linear_side_by_side};
 pub(super) use self::paged::{Cache, Planned};

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::{Arguments, Shape};
+use super::launch::{Arguments, Shape};
 use super::scratch::{ALIGNMENT, Block};
 use super::step::{Heads, OfStep, Step};
 use super::{Place, Tensor, bytes_of, failed};

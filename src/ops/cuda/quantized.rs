@@ -12,7 +12,8 @@ use candle_core::{DType, Result, bail};
 use cudarc::driver::sys::CUfunction;
 
 use super::finite::Mark;
-use super::kernels::{Arguments, FORMATS, Shape, launch, suffix};
+use super::kernels::{FORMATS, suffix};
+use super::launch::{Arguments, Shape, launch};
 use super::{Gpu, Tensor, failed};
 use crate::device::cuda::Buffer;
 use crate::error::{self, Error};

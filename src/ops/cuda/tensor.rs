@@ -7,7 +7,7 @@ use candle_core::{DType, Result, bail};
 use cudarc::driver::sys::CUfunction;
 
 use super::blas::Product;
-use super::kernels::{Arguments, Shape, launch};
+use super::launch::{Arguments, Shape, launch};
 use super::scratch::{ALIGNMENT, Block};
 use super::{Gpu, Place, Scratch, failed};
 use crate::device::cuda::Buffer;
