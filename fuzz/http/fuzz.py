@@ -3,7 +3,7 @@
 Runs in a Python that has what requirements.txt pins (`run` makes one, and so does tests/schemathesis.rs). A round is one
 server, with models of every task in a folder of its own, and one run of schemathesis against it: promotes, rollbacks and
 drops are meant and happen. Rounds alternate between a server that lets everybody in and one that asks for an admin token
-and an API key. A round fails when schemathesis has found something, when the server said that something went wrong
+and an API key (or are all of one kind: `--server`). A round fails when schemathesis has found something, when the server said that something went wrong
 inside, when it does not answer a plain request afterwards, or when it does not end in order with its ledger whole.
 """
 
@@ -57,17 +57,18 @@ WRONG = ("panicked", "failed inside", "ERROR")
 def main():
     options = arguments()
     began, number, failed = time.monotonic(), 0, []
+    kinds = [options.server] if options.server else ["open", "locked"]
     while True:
         seed = options.seed + number
-        locked = number % 2 == 1
+        locked = kinds[number % len(kinds)] == "locked"
         print(f"\n== round {number}: seed {seed}, {'locked' if locked else 'open'}", flush=True)
-        if not round_of(options, seed, locked, whole=number < 2):
+        if not round_of(options, seed, locked, whole=number < len(kinds)):
             failed.append(seed)
         number += 1
         minutes = (time.monotonic() - began) / 60
         print(f"== after {minutes:.1f} minutes: {number} rounds, failed with seeds {failed or 'none'}", flush=True)
-        # Both kinds of server, once at least.
-        if number >= 2 and minutes >= options.minutes:
+        # Each kind of server, once at least.
+        if number >= len(kinds) and minutes >= options.minutes:
             return 1 if failed else 0
         while options.pause_while and options.pause_while.exists():
             time.sleep(1)
@@ -77,7 +78,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cutover", type=pathlib.Path, default=ROOT / "target/release/cutover", help="the binary")
     parser.add_argument("--seed", type=int, default=1, help="of the first round; the next one has the next")
-    parser.add_argument("--minutes", type=float, default=0, help="rounds are begun for so long; two at least")
+    parser.add_argument("--minutes", type=float, default=0, help="rounds are begun for so long; one of each kind at least")
+    parser.add_argument("--server", choices=["open", "locked"], help="rounds of this kind only")
     parser.add_argument("--examples", type=int, default=100, help="at most, for each operation and phase")
     parser.add_argument("--round", type=int, metavar="SECONDS", help="fuzz on for so long in each round")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target/fuzz-http", help="for reports of failed rounds")
