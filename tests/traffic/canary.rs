@@ -169,6 +169,9 @@ async fn who_waits_for_a_switch_that_was_taken_back_is_told() {
     in_phase(&server, &id, "rolled_back").await;
 
     let id = begun(&server, json!({ "canary": [50], "canary_step": "10m" })).await;
+    let kept = server.request(Method::DELETE, "/models/digits@v2").send().await.unwrap();
+    assert_eq!(kept.status(), 409);
+    assert!(kept.text().await.unwrap().contains("answers in a canary"));
     server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
 

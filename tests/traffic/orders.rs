@@ -34,7 +34,12 @@ async fn where_one_version_replaces_another_nothing_is_shared_and_nothing_is_tou
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_of_a_canary_without_steps_is_refused_and_nothing_moves() {
     let server = Site::digits().start().await;
-    for order in [json!({ "canary_step": "1m" }), json!({ "canary_requests": 10 }), json!({ "sticky": "api-key" })] {
+    for order in [
+        json!({ "canary_step": "1m" }),
+        json!({ "canary_requests": 10 }),
+        json!({ "sticky": "api-key" }),
+        json!({ "canary": [], "canary_step": "1m" }),
+    ] {
         let refused = server.promote("v2", order).await.expect(409);
         assert!(refused.message().contains("expected the steps of a canary"), "{}", refused.message());
     }

@@ -209,6 +209,9 @@ impl Controller {
             Some((to, Phase::Experiment)) if to == version => {
                 Err(Error::conflict(format!("'{version}' answers in an experiment; stop that first")))
             }
+            Some((to, Phase::Canary)) if to == version => {
+                Err(Error::conflict(format!("'{version}' answers in a canary; roll back or abort that first")))
+            }
             Some((to, phase)) if to == version && !matches!(phase, Phase::Observing | Phase::Reclaiming) => {
                 self.abort(None, Options { reason: Some("its memory was to be freed".into()), ..Options::default() })
                     .await

@@ -61,7 +61,12 @@ impl Sharing {
 
 impl Options {
     fn speaks_of_a_canary(&self) -> bool {
-        self.canary.is_some() || self.canary_step.is_some() || self.canary_requests.is_some() || self.sticky.is_some()
+        self.canary.is_some() || self.says_how()
+    }
+
+    /// How a canary's steps are to be, whatever they are.
+    fn says_how(&self) -> bool {
+        self.canary_step.is_some() || self.canary_requests.is_some() || self.sticky.is_some()
     }
 
     /// What was said with the order instead of what `model.toml` says.
@@ -94,12 +99,11 @@ pub(super) fn can_be_had(config: &ModelConfig, options: &Options) -> Result<()> 
             "there is no '{}' where a version is replaced ([rollout] mode = \"replace\"): it is freed before the next is loaded",
             if steps { "canary" } else { "shadow" }
         ))),
-        _ if options.canary.is_none() && options.speaks_of_a_canary() && config.canary.steps.is_empty() => {
-            Err(Error::conflict(
-                "expected the steps of a canary beside what is said of them, such as \"canary\": [5, 25]: model.toml has none \
-                 ([canary] steps)",
-            ))
-        }
+        // As it is with the order: of no steps nothing can be said.
+        _ if options.says_how() && config.canary.steps.is_empty() => Err(Error::conflict(
+            "expected the steps of a canary beside what is said of them, such as \"canary\": [5, 25], or [canary] steps in \
+             model.toml",
+        )),
         _ => Ok(()),
     }
 }
