@@ -98,6 +98,7 @@ BEYOND_SCHEMAS = [
     r"is too long, expected at most 365d",
     r"a number is too large in",
     r"number out of range",
+    r"floating point `\d\.\d+e\+\d+`, expected u64",
     # What one route answers as a model's name, another takes in its path only without a version.
     r"names a version, and so does the path",
     # What a version is worth shows when it is loaded.
