@@ -452,6 +452,6 @@ fn the_same_holds_on_a_fake_driver() {
         // A real one, or this is that process.
         return;
     }
-    let reports = all_again(22);
+    let reports = all_again(24);
     assert!(counted(&reports, "launches") > 1000, "{reports:#?}");
 }

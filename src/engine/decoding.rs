@@ -7,20 +7,19 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::ahead::OnItsWay;
 use super::draws::{Draw, Row, draw};
 use super::lane::Work;
 use super::meters::Meters;
-use super::resident::guarded;
 use crate::error::{Error, Result};
-use crate::faults::{At, Faults, Strike};
-use crate::model::{
-    Decoder, KvCache, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
-};
+use crate::faults::Faults;
+use crate::model::{Decoder, KvCache, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, TOKENS_PER_STEP};
 use crate::process::{Choice, Sampler, SamplingOptions};
-use crate::schedule::decode::{self, DecodeLimits, DecodeScheduler, Effect, Finish, Plan, Prompted, Run, Sampled};
+use crate::schedule::decode::{DecodeLimits, DecodeScheduler, Effect, Finish, Plan, Prompted, Sampled};
 use crate::schedule::{BatchLimits, Nanos};
 
 /// A prompt that is to be continued.
@@ -58,13 +57,15 @@ pub(crate) struct Commission {
 
 /// Decoders' part of a resident generation.
 pub(super) struct Decoding {
-    name: String,
-    scheduler: DecodeScheduler,
-    sequences: HashMap<u64, Sequence>,
+    pub(super) name: String,
+    pub(super) scheduler: DecodeScheduler,
+    pub(super) sequences: HashMap<u64, Sequence>,
     next: u64,
     /// When the last step ended: turns between generations go by it.
     stepped: Nanos,
-    faults: Arc<Faults>,
+    /// The step that the device has been given already.
+    pub(super) on_its_way: Option<OnItsWay>,
+    pub(super) faults: Arc<Faults>,
     work: Arc<Work>,
     meters: Arc<Meters>,
 }
@@ -89,6 +90,24 @@ pub(super) struct Sequence {
 pub(super) struct Stepped {
     pub(super) sequences: usize,
     pub(super) tokens: usize,
+}
+
+/// When something began.
+pub(super) type Began = (Nanos, Instant);
+
+/// What the next step is.
+pub(super) enum Due {
+    Plan(Plan),
+    OnItsWay(OnItsWay),
+}
+
+/// How steps are taken.
+#[derive(Clone, Copy)]
+pub(super) struct How<'a> {
+    pub(super) step: &'a Step<'a>,
+    pub(super) spread: &'a Spread<'a>,
+    /// The step after it may be given to the device before this one's tokens are here.
+    pub(super) goes_ahead: bool,
 }
 
 /// Runs a step of a model, on the device's threads.
@@ -119,6 +138,7 @@ impl Decoding {
             sequences: HashMap::new(),
             next: 0,
             stepped: 0,
+            on_its_way: None,
             faults,
             meters: Arc::clone(work.meters.get_or_init(Arc::default)),
             work,
@@ -175,8 +195,8 @@ impl Decoding {
         self.show();
     }
 
-    /// The next step's plan, without those whose readers have left; how many these were.
-    pub(super) fn plan(&mut self) -> (Option<Plan>, u64) {
+    /// The next step, without those whose readers have left; how many these were.
+    pub(super) fn plan(&mut self) -> (Option<Due>, u64) {
         let before = self.sequences.len();
         let scheduler = &mut self.scheduler;
         self.sequences.retain(|key, sequence| {
@@ -187,32 +207,62 @@ impl Decoding {
             stays
         });
         let left = (before - self.sequences.len()) as u64;
-        let plan = self.scheduler.plan();
+        let due = match self.on_its_way.take() {
+            Some(step) => Some(Due::OnItsWay(step)),
+            None => self.scheduler.plan().map(Due::Plan),
+        };
         self.show();
-        (plan, left)
+        (due, left)
     }
 
-    /// Runs a plan, samples, and tells readers.
-    ///
-    /// When a step of several fails, each of its sequences runs again alone, so that one poisonous input fails by itself.
+    /// Runs a step, samples, and tells readers.
     pub(super) fn step(
         &mut self,
-        model: (&mut dyn Decoder, &mut KvCache),
-        mut plan: Plan,
+        (model, cache): (&mut dyn Decoder, &mut KvCache),
+        due: Due,
         started: Nanos,
-        (step, spread): (&Step<'_>, &Spread<'_>),
+        how: How<'_>,
+    ) -> Stepped {
+        let began = (started, Instant::now());
+        let step = match due {
+            Due::OnItsWay(step) => Ok(step),
+            Due::Plan(plan) => self.begin((&mut *model, &mut *cache), plan, None),
+        };
+        match step {
+            Ok(step) => self.go_on((model, cache), step, (began, how)),
+            Err(plan) => self.step_at_once((model, cache), (plan, None), (began, how)),
+        }
+    }
+
+    /// Runs a plan; `failed`: it has failed once already.
+    ///
+    /// When a step of several fails, each of its sequences runs again alone, so that one poisonous input fails by itself.
+    pub(super) fn step_at_once(
+        &mut self,
+        model: (&mut dyn Decoder, &mut KvCache),
+        (mut plan, failed): (Plan, Option<Error>),
+        (began, how): (Began, How<'_>),
     ) -> Stepped {
         let runs = std::mem::take(&mut plan.runs);
-        let stepped = Stepped { sequences: runs.len(), tokens: plan.tokens };
-        let began = std::time::Instant::now();
-        let results = self.compute(model, &runs, step);
+        let rows = self.compute(model, (&runs, failed), how.step);
         let keys: Vec<u64> = runs.iter().map(|run| run.key).collect();
         // The scheduler changes block tables in place where nobody else holds them.
         drop(runs);
-        let sampled = self.sample(results, spread);
+        self.conclude((plan, &keys), rows, (began, how))
+    }
+
+    /// A step was computed: samples from its rows, and tells readers.
+    pub(super) fn conclude(
+        &mut self,
+        (plan, keys): (Plan, &[u64]),
+        rows: Vec<(u64, Row)>,
+        ((started, began), how): (Began, How<'_>),
+    ) -> Stepped {
+        let stepped = Stepped { sequences: keys.len(), tokens: plan.tokens };
+        let sampled = self.sample(rows, how.spread);
         let effects = self.scheduler.apply(plan, &sampled.iter().map(|(sampled, _)| *sampled).collect::<Vec<_>>());
         let took = began.elapsed().as_nanos() as Nanos;
-        self.count(&keys, started, took);
+        self.count(keys, started, took);
         self.tell(effects, sampled, started + took);
         self.show();
         stepped
@@ -220,89 +270,6 @@ impl Decoding {
 
     pub(super) fn stepped_at(&mut self, now: Nanos) {
         self.stepped = now;
-    }
-
-    /// The row that each run wants sampled; those of runs that failed are told and cancelled.
-    fn compute(&mut self, model: (&mut dyn Decoder, &mut KvCache), runs: &[Run], step: &Step<'_>) -> Vec<(u64, Row)> {
-        let (model, cache) = model;
-        match self.pass((&mut *model, &mut *cache), runs, step) {
-            Ok(rows) => rows,
-            Err(error) if runs.len() == 1 => {
-                self.fail(runs[0].key, error);
-                Vec::new()
-            }
-            Err(error) => {
-                tracing::warn!(version = self.name, sequences = runs.len(), %error, "a step failed; running its sequences alone");
-                let mut rows = Vec::new();
-                for run in runs {
-                    match self.pass((&mut *model, &mut *cache), std::slice::from_ref(run), step) {
-                        Ok(row) => rows.extend(row),
-                        Err(error) => self.fail(run.key, error),
-                    }
-                }
-                rows
-            }
-        }
-    }
-
-    /// One pass over runs, which faults on purpose may strike.
-    fn pass(
-        &mut self,
-        (model, cache): (&mut dyn Decoder, &mut KvCache),
-        runs: &[Run],
-        step: &Step<'_>,
-    ) -> Result<Vec<(u64, Row)>> {
-        let is_far = !model.device().is_cpu();
-        let input = StepInput { sequences: runs.iter().map(|run| self.sequence_of(run, is_far)).collect() };
-        let faults = &self.faults;
-        let (strike, logits) = guarded(&self.name, || {
-            let strike = faults.strike(At::Serving)?;
-            Ok((strike, step(model, &input, cache)?))
-        })?;
-        if logits.count() != input.rows() {
-            let message = format!("{} rows where {} were wanted", logits.count(), input.rows());
-            return Err(Error::ForwardFailed { version: self.name.clone(), message });
-        }
-        let (mut rows, mut likeliest, mut likely) = (logits.rows(), logits.likeliest().iter(), logits.likely().iter());
-        let mut wanted = Vec::with_capacity(runs.len());
-        for (run, StepSequence { tokens, wants, .. }) in runs.iter().zip(&input.sequences) {
-            let row = match wants {
-                Wants::Likeliest => likeliest.next().copied().map(Row::Likeliest),
-                Wants::Likely { .. } => likely.next().cloned().map(Row::Likely),
-                _ => {
-                    let last = rows.by_ref().take(wants.rows(tokens.len())).last();
-                    last.filter(|_| run.sample).map(|row| Row::Whole(row.to_vec()))
-                }
-            };
-            if let Some(mut row) = row {
-                if strike == Strike::Poison {
-                    row.poison();
-                }
-                wanted.push((run.key, row));
-            }
-        }
-        Ok(wanted)
-    }
-
-    /// What a run is to the model. Rows that are far away need not come whole, and no row from which nothing is drawn.
-    fn sequence_of(&self, run: &Run, is_far: bool) -> StepSequence {
-        let wants = match run.wants {
-            decode::Wants::Nothing => Wants::Nothing,
-            decode::Wants::Last => self.last_of(run, is_far),
-            decode::Wants::Every => Wants::Every,
-        };
-        StepSequence { tokens: run.tokens.clone(), from: run.from, blocks: Arc::clone(&run.blocks), wants }
-    }
-
-    fn last_of(&self, run: &Run, is_far: bool) -> Wants {
-        match self.sequences.get(&run.key).filter(|_| run.sample).map(|sequence| &sequence.sampler) {
-            Some(sampler) if sampler.takes_likeliest() => Wants::Likeliest,
-            Some(sampler) if is_far => match sampler.draws_at() {
-                Some(temperature) => Wants::Likely { temperature },
-                None => Wants::Last,
-            },
-            _ => Wants::Last,
-        }
     }
 
     /// Chooses from every row; whose rows allow no choice, those are told and cancelled.
@@ -374,7 +341,7 @@ impl Decoding {
     }
 
     /// What failed may have left anything in its blocks: nobody is to find them.
-    fn fail(&mut self, key: u64, error: Error) {
+    pub(super) fn fail(&mut self, key: u64, error: Error) {
         self.scheduler.condemn(key);
         if let Some(sequence) = self.sequences.remove(&key) {
             // A reader that left does not mind.

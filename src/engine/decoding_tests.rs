@@ -3,7 +3,8 @@ use std::collections::HashSet;
 use candle_core::DType;
 
 use super::*;
-use crate::model::{KvSpec, Warmth};
+use crate::faults::At;
+use crate::model::{Begun, KvSpec, Wants, Warmth};
 use crate::ops::{Device, Tensor};
 use crate::weights::Progress;
 
@@ -20,6 +21,12 @@ struct Counting {
     computed: usize,
     /// Rows that were wanted whole.
     whole: usize,
+    /// Steps are begun without waiting.
+    begins: bool,
+    /// Steps that were begun, and those of them that went on from one on its way.
+    begun: (usize, usize),
+    /// Of steps that are begun, this one fails when it is waited for.
+    loses: Option<usize>,
 }
 
 impl Decoder for Counting {
@@ -70,6 +77,27 @@ impl Decoder for Counting {
         self.whole += step.sequences.iter().filter(|sequence| sequence.wants == Wants::Last).count();
         Logits::of(&rows, step)
     }
+
+    fn begins(&self) -> bool {
+        self.begins
+    }
+
+    fn begin(&mut self, step: &StepInput, after: Option<&mut Begun>, cache: &mut KvCache) -> Result<Option<Begun>> {
+        let mut step = step.clone();
+        self.begun.0 += 1;
+        if let Some(Begun::Here(before)) = after {
+            self.begun.1 += 1;
+            let told = before.as_ref().unwrap();
+            assert_eq!(told.len(), step.sequences.len());
+            for (sequence, told) in step.sequences.iter_mut().zip(told) {
+                assert_eq!(sequence.tokens, [0], "nobody knows it yet");
+                sequence.tokens = vec![told.token];
+            }
+        }
+        let told = self.step(&step, cache)?.likeliest().to_vec();
+        let is_lost = self.loses == Some(self.begun.0);
+        Ok(Some(Begun::Here(if is_lost { Err(candle_core::Error::msg("lost")) } else { Ok(told) })))
+    }
 }
 
 fn greedy() -> SamplingOptions {
@@ -109,13 +137,18 @@ impl Bench {
 
     /// Steps until nobody waits, each beginning a second after the one before.
     fn run(&mut self) {
-        loop {
-            self.now += 1_000_000_000;
-            let (Some(plan), _) = self.decoding.plan() else { return };
-            let step = |model: &mut dyn Decoder, input: &StepInput, cache: &mut KvCache| model.step(input, cache);
-            let spread = |work: &mut (dyn FnMut() + Send)| work();
-            self.decoding.step((&mut self.model, &mut self.cache), plan, self.now, (&step, &spread));
-        }
+        while self.turn() {}
+    }
+
+    /// One step, where there is one.
+    fn turn(&mut self) -> bool {
+        self.now += 1_000_000_000;
+        let (Some(due), _) = self.decoding.plan() else { return false };
+        let step = |model: &mut dyn Decoder, input: &StepInput, cache: &mut KvCache| model.step(input, cache);
+        let spread = |work: &mut (dyn FnMut() + Send)| work();
+        let how = How { step: &step, spread: &spread, goes_ahead: true };
+        self.decoding.step((&mut self.model, &mut self.cache), due, self.now, how);
+        true
     }
 
     /// Asks for one text and runs until it is there: its tokens, or why it failed.
@@ -224,4 +257,126 @@ fn meters_tell_tokens_and_the_times_between_them() {
     read(reader).unwrap();
     let metered = bench.metered();
     assert_eq!((metered.first.count(), metered.between.count(), metered.prompt_tokens), (2, 8, 251));
+}
+
+/// What is written of some prompts, each of which comes before a step and may be left by its reader after another.
+fn texts(prompts: &[(u32, usize, usize, Option<usize>)], model: Counting) -> (Vec<Result<Vec<u32>, String>>, Bench) {
+    let mut bench = Bench::new();
+    bench.model = model;
+    let mut readers: Vec<_> = prompts.iter().map(|_| None).collect();
+    let mut left: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+    for turn in 0..400 {
+        for (at, (last, max_new, comes, leaves)) in prompts.iter().enumerate() {
+            if *comes == turn {
+                let (reader, written_to) = mpsc::unbounded_channel();
+                let ends = Arc::new([30]);
+                let (tokens, sampling) = (prompt(*last), greedy());
+                let prompt = Prompt { tokens, written: 0, max_new: *max_new, sampling, ends, priority: 0 };
+                bench.decoding.submit(Commission { prompt, arrived: bench.now, urgent: false, reader });
+                readers[at] = Some(written_to);
+            } else if leaves.is_some_and(|leaves| comes + leaves == turn)
+                && let Some(mut reader) = readers[at].take()
+            {
+                while let Ok(Written::Token(choice)) = reader.try_recv() {
+                    left[at].push(choice.token);
+                }
+            }
+        }
+        bench.turn();
+    }
+    let texts = readers.into_iter().zip(left).map(|(reader, left)| match reader {
+        Some(reader) => read(reader).map_err(|error| error.to_string()),
+        None => Ok(left),
+    });
+    (texts.collect(), bench)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn steps_ahead_change_nothing_of_what_anybody_is_told(
+        prompts in proptest::collection::vec((1u32..29, 1usize..40, 0usize..60, proptest::option::of(1usize..30)), 1..12),
+        breaks in proptest::option::of(1u32..30), loses in proptest::option::of(1usize..60),
+    ) {
+        let model = |begins| Counting { breaks, begins, loses, ..Counting::default() };
+        let (want, _) = texts(&prompts, model(false));
+        let (got, bench) = texts(&prompts, model(true));
+        for (((_, _, _, leaves), want), got) in prompts.iter().zip(&want).zip(&got) {
+            match (leaves, want, got) {
+                // Whoever leaves has read the beginning of the same text.
+                (Some(_), Ok(want), Ok(got)) => {
+                    let short = want.len().min(got.len());
+                    proptest::prop_assert_eq!(&want[..short], &got[..short]);
+                }
+                // It is struck by what was lost, where it was alone.
+                (_, _, Err(got)) if got.contains("lost") => {}
+                _ => proptest::prop_assert_eq!(want, got),
+            }
+        }
+        let scheduler = bench.metered().scheduler;
+        proptest::prop_assert_eq!((scheduler.running, scheduler.waiting, scheduler.blocks_used), (0, 0, 0));
+        proptest::prop_assert!(!bench.decoding.is_on_its_way());
+    }
+}
+
+#[test]
+fn a_step_is_begun_before_the_last_one_is_told_and_told_of_once() {
+    let mut bench = Bench::new();
+    bench.model.begins = true;
+    let readers = [bench.ask(prompt(1), 0, 20), bench.ask(prompt(2), 0, 20)];
+    bench.run();
+    let [one, two] = readers.map(|reader| read(reader).unwrap());
+    assert_eq!((one, two), ((2..22).collect(), (3..23).collect()));
+    // The first tokens come of the prompts, which take two steps, and the last step of each ends it.
+    let (begun, ahead) = bench.model.begun;
+    assert!(begun >= 18 && ahead >= begun - 3, "{begun} begun, {ahead} of them ahead");
+    assert_eq!(bench.metered().written_tokens, 40);
+}
+
+#[test]
+fn a_step_that_is_lost_is_done_again_with_the_one_that_went_on_from_it() {
+    let mut bench = Bench::new();
+    (bench.model.begins, bench.model.loses) = (true, Some(5));
+    let readers = [bench.ask(prompt(1), 0, 20), bench.ask(prompt(2), 0, 20)];
+    bench.run();
+    let [one, two] = readers.map(|reader| read(reader).unwrap());
+    assert_eq!((one, two), ((2..22).collect(), (3..23).collect()));
+    // Who is alone in it is told.
+    let mut bench = Bench::new();
+    (bench.model.begins, bench.model.loses) = (true, Some(5));
+    let error = bench.write(prompt(1), 20).unwrap_err();
+    assert!(matches!(&error, Error::ForwardFailed { message, .. } if message.contains("lost")), "{error}");
+}
+
+#[test]
+fn whoever_fails_in_a_step_is_told_nothing_of_the_one_ahead() {
+    for breaks in [None, Some(9)] {
+        let mut bench = Bench::new();
+        (bench.model.begins, bench.model.breaks) = (true, breaks);
+        let readers = [bench.ask(prompt(1), 0, 20), bench.ask(prompt(12), 0, 12)];
+        bench.run();
+        let [mut struck, well] = readers;
+        let mut told = Vec::new();
+        while let Ok(Written::Token(choice)) = struck.try_recv() {
+            told.push(choice.token);
+        }
+        assert_eq!(told, (2..if breaks.is_some() { 10 } else { 22 }).collect::<Vec<_>>());
+        assert_eq!(read(well).unwrap(), (13..25).collect::<Vec<_>>());
+        assert_eq!(bench.metered().scheduler.blocks_used, 0);
+    }
+}
+
+#[test]
+fn those_who_are_cut_short_end_where_they_are_and_the_step_ahead_with_them() {
+    let mut bench = Bench::new();
+    bench.model.begins = true;
+    let reader = bench.ask(prompt(1), 0, 100);
+    (0..6).for_each(|_| assert!(bench.turn()));
+    assert!(bench.decoding.is_on_its_way());
+    bench.decoding.cut_short();
+    assert!(bench.decoding.turn().is_some(), "it has to be waited for");
+    bench.run();
+    assert_eq!(read(reader).unwrap().len(), 5);
+    assert_eq!((bench.decoding.is_on_its_way(), bench.metered().scheduler.blocks_used), (false, 0));
 }

@@ -5,11 +5,13 @@
 //! there is no lock round a model, a retired model is dropped where it was used, and a tensor is shared by
 //! cloning it. It must not know versions' files, routes, rollouts or HTTP.
 
+mod ahead;
 mod decoding;
 mod draws;
 mod gaps;
 mod lane;
 mod meters;
+mod passes;
 mod resident;
 mod store;
 mod thread;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::decoding::Decoding;
+use super::decoding::{Decoding, How};
 use super::gaps::Gaps;
 use super::resident::{Flight, Resident};
 use super::store::Store;
@@ -15,7 +15,7 @@ use super::{Message, Piece, Shared, Timed, Written};
 use crate::device::{Pass, Processors, flush_thread_cache};
 use crate::error::Error;
 use crate::generation::GenerationId;
-use crate::model::{Model, Packed, Pending, Scoring};
+use crate::model::{Decoder, KvCache, Model, Packed, Pending, Scoring, StepInput};
 use crate::ops::Machine;
 use crate::schedule::{Choice, Class, Nanos, Turns};
 
@@ -81,6 +81,7 @@ pub(super) fn run(
         match thread.choose() {
             Choice::Client(generation) => thread.client(generation),
             _ if thread.flying.is_some() => thread.land(),
+            _ if thread.on_its_way(None).is_some() => thread.land_steps(None),
             Choice::Background(class) => thread.background(class),
             Choice::Wait(None) if thread.stopping => return,
             Choice::Wait(at) => match wait(&inbox, at.map(|at| at.saturating_sub(thread.now()))) {
@@ -170,6 +171,7 @@ impl Thread<'_> {
             Message::Retire { generation, rest, reply } => {
                 // Whoever asked for it was answered; its rows may have to be let go of still.
                 self.land();
+                self.land_steps(None);
                 drop(rest);
                 self.validation.retain(|piece| piece.generation != generation);
                 self.shadow.retain(|piece| piece.generation != generation);
@@ -220,6 +222,7 @@ impl Thread<'_> {
         if self.residents.get(&generation).is_some_and(|resident| resident.decoding.is_some()) {
             return self.step(generation);
         }
+        self.land_steps(None);
         let now = self.now();
         let Some(resident) = self.residents.get_mut(&generation) else { return };
         let (cut, cancelled) = resident.cut(now);
@@ -242,10 +245,32 @@ impl Thread<'_> {
         self.count_waiting();
     }
 
-    /// One step of what a generation writes.
+    /// One step of what a generation writes. Where nobody waits on others, the step after it is begun too.
     fn step(&mut self, generation: GenerationId) {
         // Rows of other generations do not wait for it.
         self.land();
+        self.land_steps(Some(generation));
+        let waits = |resident: &Resident| {
+            !resident.batcher.is_empty() || resident.decoding.as_ref().is_some_and(|decoding| decoding.waiting() > 0)
+        };
+        let is_alone = !self.residents.iter().any(|(id, resident)| *id != generation && waits(resident));
+        self.take_step(generation, is_alone);
+    }
+
+    /// A generation, but for this one, that has a step on its way.
+    fn on_its_way(&self, but: Option<GenerationId>) -> Option<GenerationId> {
+        let has = |resident: &Resident| resident.decoding.as_ref().is_some_and(Decoding::is_on_its_way);
+        self.residents.iter().find(|(id, resident)| Some(**id) != but && has(resident)).map(|(id, _)| *id)
+    }
+
+    /// Ends what is on its way of all generations but this one.
+    fn land_steps(&mut self, but: Option<GenerationId>) {
+        while let Some(generation) = self.on_its_way(but) {
+            self.take_step(generation, false);
+        }
+    }
+
+    fn take_step(&mut self, generation: GenerationId, goes_ahead: bool) {
         let now = self.now();
         let Some(Resident { model: Model::Decoder(model, cache), decoding: Some(decoding), .. }) =
             self.residents.get_mut(&generation)
@@ -253,20 +278,18 @@ impl Thread<'_> {
             return;
         };
         let oldest = decoding.turn().map_or(now, |(_, oldest)| oldest);
-        let (plan, left) = decoding.plan();
+        let (due, left) = decoding.plan();
         self.shared.counters.cancelled.fetch_add(left, Ordering::Relaxed);
-        if let Some(plan) = plan {
+        if let Some(due) = due {
             let started = self.epoch.elapsed().as_nanos() as Nanos;
             self.gaps.begins(started, oldest);
             let running = Running::begin((self.shared, self.processors), generation, started);
             let pool = &self.pool;
             let spread = |work: &mut (dyn FnMut() + Send)| on(pool, work);
-            let stepped = decoding.step(
-                (model.as_mut(), cache),
-                plan,
-                started,
-                (&|model, input, cache| on(pool, || model.step(input, cache)), &spread),
-            );
+            let step =
+                |model: &mut dyn Decoder, input: &StepInput, cache: &mut KvCache| on(pool, || model.step(input, cache));
+            let how = How { step: &step, spread: &spread, goes_ahead };
+            let stepped = decoding.step((model.as_mut(), cache), due, started, how);
             drop(running);
             let ended = self.epoch.elapsed().as_nanos() as Nanos;
             decoding.stepped_at(ended);

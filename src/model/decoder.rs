@@ -11,7 +11,7 @@ use super::recordings::Warmth;
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
 use crate::ops::{Ask, Device, Tensor, Told, tell};
-pub use crate::ops::{Likeliest, Likely};
+pub use crate::ops::{Begun, Likeliest, Likely};
 use crate::weights::Progress;
 
 /// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
@@ -59,6 +59,21 @@ pub trait Decoder: Send {
     /// [`ROWS_PER_STEP`]. Nothing of the step counts then, though some
     /// of its keys and values may have been written.
     fn step(&mut self, step: &StepInput, kv: &mut KvCache) -> Result<Logits>;
+
+    /// Whether `begin` is worth asking.
+    fn begins(&self) -> bool {
+        false
+    }
+
+    /// Begins a step of one token for each sequence, of which only the likeliest to follow is wanted, and waits for nothing. It runs after
+    /// all that was begun before. `after`: the step that was begun last, where nothing else ran here since; it is of as many sequences,
+    /// and what it tells of each is the token that the same sequence goes on with here, whatever token is given.
+    ///
+    /// Nothing where the device cannot, or not such a step; nothing has happened then. Errors as of `step`.
+    fn begin(&mut self, step: &StepInput, after: Option<&mut Begun>, kv: &mut KvCache) -> Result<Option<Begun>> {
+        let _ = (step, after, kv);
+        Ok(None)
+    }
 }
 
 /// What runs at once.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use self::config::Config;
 use super::checkpoint::Checkpoint;
-use super::decoder::{Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+use super::decoder::{Begun, Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
 use super::layers::{Linear, Part, SideBySide};
 use super::pass::failed;
 use super::recorded_steps::RecordedSteps;
@@ -220,6 +220,13 @@ impl Llama {
         let is_short = runs.total() == asks.len() && !asks.contains(&Ask::Nothing);
         is_short.then(|| self.recorded.run(asks.len(), |step| step.run(runs, (&self.form(), kv))))?
     }
+
+    /// The step on its way, where there is a recorded one for these rows.
+    fn begin_recorded(&self, runs: &Runs<'_>, after: Option<&mut Begun>, kv: &KvCache) -> Option<Begun> {
+        let asks = &runs.given().asks;
+        let is_greedy = runs.total() == asks.len() && asks.iter().all(|ask| *ask == Ask::Likeliest);
+        is_greedy.then(|| self.recorded.run(asks.len(), |step| step.begin(runs, after, (&self.form(), kv))))?
+    }
 }
 
 /// Which rows of a step logits are wanted of.
@@ -286,6 +293,16 @@ impl Decoder for Llama {
             Some(rows) => Logits::with(&rows, step, runs.tell(&rows).map_err(failed)?),
             None => nothing(),
         }
+    }
+
+    fn begins(&self) -> bool {
+        self.recorded.count() > 0
+    }
+
+    fn begin(&mut self, step: &StepInput, after: Option<&mut Begun>, kv: &mut KvCache) -> Result<Option<Begun>> {
+        self.check(step, kv)?;
+        let runs = self.runs(step, kv).map_err(failed)?;
+        Ok(self.begin_recorded(&runs, after, kv))
     }
 }
 

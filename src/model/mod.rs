@@ -22,7 +22,8 @@ mod vit;
 use std::ops::Range;
 
 pub use self::decoder::{
-    Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
+    Begun, Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP,
+    Wants,
 };
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;

@@ -10,7 +10,7 @@ use candle_core::Result;
 
 use super::decoder::{ROWS_PER_STEP, SEQUENCES};
 use crate::device::give_way;
-use crate::ops::{RecordedStep, Told};
+use crate::ops::RecordedStep;
 use crate::weights::Progress;
 
 /// By their rows.
@@ -60,7 +60,7 @@ impl RecordedSteps {
     }
 
     /// What `run` makes of the smallest step that has so many rows. Nothing where there is none, or it fails.
-    pub(super) fn run(&self, rows: usize, run: impl FnOnce(&RecordedStep) -> Result<Option<Told>>) -> Option<Told> {
+    pub(super) fn run<T>(&self, rows: usize, run: impl FnOnce(&RecordedStep) -> Result<Option<T>>) -> Option<T> {
         let (size, kept) = self.kept.range(rows..).next()?;
         if kept.broken.load(Ordering::Relaxed) {
             return None;
@@ -95,6 +95,6 @@ mod tests {
         assert!(made.count() == 0 && ended.is_ok() && asked == [1], "{asked:?}");
         let (_, ended) = RecordedSteps::make(None, &Progress::new(), |_| Err(candle_core::Error::msg("no room")));
         assert!(ended.unwrap_err().to_string().contains("no room"));
-        assert!(made.run(1, |_| panic!("there is none")).is_none());
+        assert!(made.run::<()>(1, |_| panic!("there is none")).is_none());
     }
 }

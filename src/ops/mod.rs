@@ -51,7 +51,7 @@ pub use paged::{
 pub use patches::{Grid, patches};
 pub use pool::{Reduce, l2_normalize, reduce};
 pub use quantized::QuantFormat;
-pub use recorded::{Form, Recorded, RecordedStep, Recorder, StepForm};
+pub use recorded::{Begun, Form, Recorded, RecordedStep, Recorder, StepForm};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rotary::Rotary;
 pub use segments::Segments;

@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Result, WithDType};
 
-use super::{Device, KvCache, Rotary, Runs, Segments, Tensor, Told};
+use super::{Device, KvCache, Likeliest, Rotary, Runs, Segments, Tensor, Told};
 
 /// What passes have in common that one recording is for.
 #[derive(Debug)]
@@ -45,6 +45,28 @@ pub enum Recorded {
 pub enum RecordedStep {
     #[cfg(feature = "cuda")]
     Cuda(super::cuda::RecordedStep),
+}
+
+/// A recorded step on its way, of which each row's likeliest token is asked.
+#[derive(Debug)]
+pub enum Begun {
+    #[cfg(feature = "cuda")]
+    Cuda(super::cuda::Begun),
+    /// Of models that tests make up.
+    #[cfg(test)]
+    Here(Result<Vec<Likeliest>>),
+}
+
+impl Begun {
+    /// What is told of each row, once it is here.
+    pub fn wait(self) -> Result<Vec<Likeliest>> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Begun::Cuda(begun) => begun.wait(),
+            #[cfg(test)]
+            Begun::Here(told) => told,
+        }
+    }
 }
 
 impl Device {
@@ -134,6 +156,32 @@ impl RecordedStep {
             RecordedStep::Cuda(ref recorded) => {
                 let Some((found, logits)) = recorded.run(runs.of_step(), held(form, cache)?)? else { return Ok(None) };
                 super::told::put_together(&Tensor::Cuda(logits), &runs.given().asks, found).map(Some)
+            }
+        }
+    }
+}
+
+impl RecordedStep {
+    /// Queues it for these rows, of each of which the likeliest token is asked, and waits for nothing. `after`: the step that was begun
+    /// last, of as many rows, whose tokens these rows go on with, whatever ids they were given; nothing else was queued on this part of
+    /// the device since. Nothing as in `run`.
+    pub fn begin(
+        &self,
+        runs: &Runs<'_>,
+        after: Option<&mut Begun>,
+        (form, cache): (&StepForm<'_>, &KvCache),
+    ) -> Result<Option<Begun>> {
+        let _ = (runs, &after, form, cache);
+        match *self {
+            #[cfg(feature = "cuda")]
+            RecordedStep::Cuda(ref recorded) => {
+                let after = match after {
+                    Some(Begun::Cuda(begun)) => Some(begun),
+                    #[cfg(test)]
+                    Some(Begun::Here(_)) => return Ok(None),
+                    None => None,
+                };
+                Ok(recorded.begin(runs.of_step(), held(form, cache)?, after)?.map(Begun::Cuda))
             }
         }
     }

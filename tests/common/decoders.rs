@@ -147,6 +147,14 @@ impl Running {
     }
 
     pub(crate) fn logits(&mut self, sequences: &mut [(&mut Sequence, usize, Wants)]) -> Logits {
+        let step = self.input(sequences);
+        let logits = self.model.step(&step, &mut self.kv).unwrap();
+        assert_eq!(logits.count(), step.rows());
+        logits
+    }
+
+    /// The step of these sequences, each going on by so many tokens. A token that it does not have yet is 0.
+    pub(crate) fn input(&mut self, sequences: &mut [(&mut Sequence, usize, Wants)]) -> StepInput {
         let step = sequences.iter_mut().map(|(sequence, count, wants)| {
             let from = sequence.done;
             sequence.done += *count;
@@ -154,13 +162,10 @@ impl Running {
                 self.next -= 2;
                 sequence.blocks.push(self.next);
             }
-            let tokens = sequence.tokens[from..sequence.done].to_vec();
+            let tokens = (from..sequence.done).map(|at| sequence.tokens.get(at).copied().unwrap_or(0)).collect();
             StepSequence { tokens, from, blocks: sequence.blocks.clone().into(), wants: *wants }
         });
-        let step = StepInput { sequences: step.collect() };
-        let logits = self.model.step(&step, &mut self.kv).unwrap();
-        assert_eq!(logits.count(), step.rows());
-        logits
+        StepInput { sequences: step.collect() }
     }
 
     /// Every row of logits of a whole prompt.

@@ -1,7 +1,7 @@
 //! Steps that were recorded: they tell what the same steps do op by op, whatever they are of.
 
 use common::decoders::Sequence;
-use cutover::model::{Likeliest, Logits};
+use cutover::model::{Begun, Likeliest, Logits};
 
 use super::*;
 
@@ -127,4 +127,99 @@ fn recorded_steps_attend_to_long_sequences_as_others_do() {
             }
         }
     }
+}
+
+/// Begins a step of the likeliest token of each, after one on its way or by tokens that are known.
+fn begin(running: &mut Running, sequences: &mut [Sequence], after: Option<&mut Begun>) -> Option<Begun> {
+    let mut due: Vec<_> = sequences.iter_mut().map(|sequence| (sequence, 1, Wants::Likeliest)).collect();
+    let step = running.input(&mut due);
+    running.model.begin(&step, after, &mut running.kv).unwrap()
+}
+
+/// Sequences after their prompts, each with the token that is likeliest then.
+fn prompted(running: &mut Running, count: usize) -> Vec<Sequence> {
+    let mut sequences: Vec<Sequence> = (0..count)
+        .map(|at| running.start(&(0..3 + 6 * at).map(|token| ((token * 7 + at) % 90) as u32).collect::<Vec<_>>()))
+        .collect();
+    for sequence in &mut sequences {
+        let due = sequence.tokens.len();
+        let logits = running.logits(&mut [(&mut *sequence, due, Wants::Likeliest)]);
+        sequence.tokens.push(logits.likeliest()[0].token);
+    }
+    sequences
+}
+
+#[test]
+fn a_step_goes_on_with_what_the_one_before_tells_before_anybody_has_read_it() {
+    let Some(gpu) = gpu() else { return };
+    const STEPS: usize = 20;
+    for name in ["llama-biases", "qwen3", "mistral-window"] {
+        let fixture = Fixture::open(name);
+        for format in [DType::F32, DType::BF16] {
+            let (mut model, _recorded) = loaded(&fixture.version(), gpu, format);
+            assert!(model.warm(true, &Progress::new()).failed.is_none());
+            let mut running = Running::with_its_own(model);
+            assert!(running.model.begins());
+            for count in [1, 3, 5] {
+                // Waited for one by one, and not: the same recorded steps.
+                let mut texts = Vec::new();
+                for ahead in [false, true] {
+                    let mut sequences = prompted(&mut running, count);
+                    let (mut told, mut on_its_way) = (Vec::new(), None);
+                    for _ in 0..STEPS {
+                        let mut before: Option<Begun> = on_its_way.take();
+                        on_its_way = begin(&mut running, &mut sequences, before.as_mut());
+                        assert!(on_its_way.is_some());
+                        if !ahead {
+                            before = on_its_way.take();
+                        }
+                        let Some(before) = before else { continue };
+                        let found = before.wait().unwrap();
+                        for (sequence, found) in sequences.iter_mut().zip(&found) {
+                            sequence.tokens.push(found.token);
+                        }
+                        told.push(found);
+                    }
+                    told.extend(on_its_way.map(|last| last.wait().unwrap()));
+                    texts.push(told);
+                    running.next = 256;
+                }
+                let what = format!("{name} in {}, {count} sequences", format.as_str());
+                assert!(texts[0].len() == STEPS && texts[0].iter().flatten().all(|found| found.sound), "{what}");
+                assert!(texts[0].iter().all(|found| found.len() == count) && texts[0] == texts[1], "{what}: {texts:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_is_begun_only_where_all_that_it_uses_is_its_own_or_that_of_the_one_before() {
+    let Some(gpu) = gpu() else { return };
+    let (mut model, _memory) = loaded(&Fixture::open("qwen3").version(), gpu, DType::F32);
+    assert!(model.warm(true, &Progress::new()).failed.is_none());
+    let mut running = Running::with_its_own(model);
+    let mut sequences = prompted(&mut running, 3);
+    let mut first = begin(&mut running, &mut sequences, None).unwrap();
+    // Memory is the first one's, and it is of other sequences.
+    let (others, rest) = sequences.split_at_mut(2);
+    let done = |sequences: &mut [Sequence]| sequences.iter_mut().for_each(|sequence| sequence.done -= 1);
+    assert!(begin(&mut running, others, None).is_none());
+    done(others);
+    assert!(begin(&mut running, others, Some(&mut first)).is_none());
+    done(others);
+    assert!(begin(&mut running, rest, None).is_none());
+    done(rest);
+    let mut second = begin(&mut running, &mut sequences, Some(&mut first)).unwrap();
+    done(&mut sequences);
+    // It is followed once only.
+    assert!(begin(&mut running, &mut sequences, Some(&mut first)).is_none());
+    done(&mut sequences);
+    let third = begin(&mut running, &mut sequences, Some(&mut second)).unwrap();
+    assert_eq!(first.wait().unwrap().len(), 3);
+    // What nobody waits for is let go of, and its memory with it.
+    drop((second, third));
+    for sequence in &mut sequences {
+        sequence.done = sequence.tokens.len() - 1;
+    }
+    assert!(begin(&mut running, &mut sequences, None).is_some());
 }

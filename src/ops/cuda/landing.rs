@@ -57,17 +57,17 @@ pub struct Landing {
 
 #[derive(Debug)]
 enum State {
-    Coming(Copied),
+    Coming(Copied, Parts),
     Here(Read),
 }
 
 /// A slot that is being filled, or has been.
 #[derive(Debug)]
-struct Copied {
+pub(super) struct Copied {
     gpu: Arc<Gpu>,
     /// Always there until it is dropped.
     slot: Option<Slot>,
-    made_of: Parts,
+    bytes: usize,
 }
 
 /// What comes down: values, then for each warp that has looked at them a word, which is 0 where it saw numbers only.
@@ -132,24 +132,16 @@ impl Landing {
             })?;
             return all.map(|()| Landing { columns, state: State::Here(read) });
         };
-        let mut copied = Copied { gpu: Arc::clone(gpu), slot: Some(slot), made_of };
-        if let Some(slot) = &mut copied.slot {
-            let to = &mut slot.memory.bytes_mut()[..made_of.end];
-            #[allow(unsafe_code)]
-            // SAFETY: so many bytes were allocated; the slot is read and given back after its event only.
-            let queued = unsafe { gpu.stream.copy_down(to, together.address()) };
-            // Also after a copy that failed: whatever was queued is waited for.
-            let marked = slot.arrived.record(&gpu.stream);
-            queued.and(marked)?;
-        }
-        Ok(Landing { columns, state: State::Coming(copied) })
+        let mut copied = Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes: 0 };
+        copied.queue(&together, made_of.end)?;
+        Ok(Landing { columns, state: State::Coming(copied, made_of) })
     }
 
     /// Whether `wait` would return at once.
     pub(in crate::ops) fn is_here(&self) -> Result<bool> {
         match &self.state {
-            State::Coming(Copied { slot: Some(slot), .. }) => slot.arrived.is_done(),
-            State::Coming(_) | State::Here(_) => Ok(true),
+            State::Coming(Copied { slot: Some(slot), .. }, _) => slot.arrived.is_done(),
+            State::Coming(..) | State::Here(_) => Ok(true),
         }
     }
 
@@ -157,7 +149,11 @@ impl Landing {
     pub(in crate::ops) fn wait(self) -> Result<Landed> {
         let Read { values, finite, .. } = match self.state {
             State::Here(read) => read,
-            State::Coming(copied) => copied.read()?,
+            State::Coming(copied, made_of) => {
+                let mut read = Read::nothing(made_of);
+                read.read(copied.wait()?)?;
+                read
+            }
         };
         Ok(Landed { rows: values.chunks(self.columns.max(1)).map(<[f32]>::to_vec).collect(), finite })
     }
@@ -176,13 +172,30 @@ fn looked_at(from: &Tensor, made_of: Parts, shape: Shape) -> Result<Tensor> {
 }
 
 impl Copied {
-    fn read(&self) -> Result<Read> {
-        let mut read = Read::nothing(self.made_of);
-        if let Some(slot) = &self.slot {
-            slot.arrived.synchronize()?;
-            read.read(&slot.memory.bytes()[..self.made_of.end])?;
-        }
-        Ok(read)
+    /// Room for as many bytes as a slot has, where a slot is free; nothing comes there yet.
+    pub(super) fn room(gpu: &Arc<Gpu>, bytes: usize) -> Option<Copied> {
+        let slot = (bytes <= SLOT).then(|| gpu.landings.take()).flatten()?;
+        Some(Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes: 0 })
+    }
+
+    /// Queues the copy of so many bytes of a tensor, which it has; no more than a slot does.
+    pub(super) fn queue(&mut self, from: &Tensor, bytes: usize) -> Result<()> {
+        let Some(slot) = &mut self.slot else { return Ok(()) };
+        let to = &mut slot.memory.bytes_mut()[..bytes];
+        #[allow(unsafe_code)]
+        // SAFETY: so many bytes were allocated; the slot is read and given back after its event only.
+        let queued = unsafe { self.gpu.stream.copy_down(to, from.address()) };
+        // Also after a copy that failed: whatever was queued is waited for.
+        let marked = slot.arrived.record(&self.gpu.stream);
+        self.bytes = bytes;
+        queued.and(marked)
+    }
+
+    /// What was copied, once it is there.
+    pub(super) fn wait(&self) -> Result<&[u8]> {
+        let Some(slot) = &self.slot else { return Ok(&[]) };
+        slot.arrived.synchronize()?;
+        Ok(&slot.memory.bytes()[..self.bytes])
     }
 }
 

@@ -83,6 +83,21 @@ impl Answers {
         Answers { told: Told { rows, blocks: blocks(vocabulary) }, words }
     }
 
+    /// Words about so many rows of which the likeliest token is asked.
+    pub(super) fn words_of_greedy(rows: usize) -> usize {
+        rows * WORDS
+    }
+
+    /// Where in the words each of so many rows has its likeliest token.
+    pub(super) fn tokens(rows: usize) -> impl Iterator<Item = u32> {
+        (0..rows).map(|row| (row * WORDS) as u32)
+    }
+
+    /// About all rows that these are of.
+    pub(super) fn read_greedy(words: &[u32]) -> Result<Vec<Likeliest>> {
+        (0..words.len() / WORDS).map(|row| read_row(words, row)).collect()
+    }
+
     /// About the first rows, of which this was asked, once everything before has run.
     pub(super) fn read(&self, asks: &[Ask]) -> Result<Vec<Found>> {
         let needed = match draws(asks) {

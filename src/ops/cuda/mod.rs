@@ -47,7 +47,7 @@ pub(super) use self::plan::Plan;
 pub use self::quantized::Arranging;
 pub use self::recorded::{Recorded, Recorder};
 pub(super) use self::recorded_step::Held;
-pub use self::recorded_step::RecordedStep;
+pub use self::recorded_step::{Begun, RecordedStep};
 use self::scratch::Scratch;
 pub(super) use self::step::{OfStep, parts_bytes};
 use self::tensor::Spot;

@@ -10,6 +10,7 @@ use std::ops::Range;
 use candle_core::DType;
 
 use super::kernels::Kernel;
+use super::likeliest::Answers;
 use crate::ops::likely::asked;
 use crate::ops::{Ask, Given, KvSpec, Run};
 
@@ -73,6 +74,8 @@ pub(super) struct Step {
     /// Rows of which logits are wanted; the same holds for them.
     pub(super) logits: usize,
     pub(super) ids: usize,
+    /// In what the step before told, where that is what this one goes on with: for each row the place of its token.
+    pub(super) told: usize,
     pub(super) positions: usize,
     pub(super) places: usize,
     pub(super) frequencies: usize,
@@ -155,6 +158,7 @@ impl Step {
         let positions = of.runs.iter().flat_map(Run::positions).map(|position| position as u32);
         let places = of.runs.iter().flat_map(|run| run.positions().map(move |position| place(run, position)));
         step.ids = step.section(of.given.ids.iter().copied(), (rows, 0));
+        step.told = step.section(Answers::tokens(runs), (runs, 0));
         step.positions = step.section(positions, (rows, 0));
         step.places = step.section(places, (rows, NOWHERE));
         step.frequencies = step.section(heads.frequencies.iter().map(|frequency| frequency.to_bits()), (0, 0));

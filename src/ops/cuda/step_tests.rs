@@ -95,7 +95,7 @@ proptest! {
         let empty = Step::filled_up(of(&[], &Given::default()), heads, (rows, 3100)).unwrap();
         let places = |step: &Step| {
             let heads = step.launches.iter().map(|(window, of)| (*window, of[0].kernel, of[0].items, of[0].blocks, of[0].kept));
-            let sections = [step.ids, step.positions, step.places, step.frequencies, step.runs, step.asked, step.counts];
+            let sections = [step.ids, step.told, step.positions, step.places, step.frequencies, step.runs, step.asked, step.counts];
             (sections, heads.collect::<Vec<_>>(), step.rows)
         };
         prop_assert_eq!(places(&filled), places(&empty));
@@ -103,7 +103,7 @@ proptest! {
         prop_assert!(filled.parts as u64 * 4 <= parts_bytes(&spec, 3100));
         let count = runs.len();
         for (at, of_eager, each) in [
-            (filled.ids, eager.ids, 1), (filled.positions, eager.positions, 1), (filled.places, eager.places, 1),
+            (filled.ids, eager.ids, 1), (filled.told, eager.told, 1), (filled.positions, eager.positions, 1), (filled.places, eager.places, 1),
             (filled.asked, eager.asked, 2), (filled.counts, eager.counts, 1),
         ] {
             prop_assert_eq!(&filled.words[at..][..each * count], &eager.words[of_eager..][..each * count]);

@@ -17,8 +17,13 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         let mut effects = std::mem::take(&mut self.told);
         effects.reserve(self.order.len());
         let mut samples = Samples { sampled, at: 0 };
+        let is_ahead = self.out.is_some();
         for &at in &self.order {
             let sequence = &mut self.running[at];
+            // Its step before this one ended it.
+            if sequence.planned() == 0 {
+                continue;
+            }
             let sample = sequence.samples().then(|| samples.of(sequence.key));
             sequence.advance();
             if let Some(Some(_)) = sample {
@@ -31,6 +36,9 @@ impl<S: BuildHasher> DecodeScheduler<S> {
                 None => finish_if_complete(sequence, &mut effects),
             }
             sequence.publish(&mut self.blocks, self.limits.block_tokens);
+            if is_ahead && !sequence.over && matches!(sample, Some(Some(_))) {
+                sequence.plan(1);
+            }
         }
         self.sweep();
         effects
@@ -39,6 +47,12 @@ impl<S: BuildHasher> DecodeScheduler<S> {
     /// The step failed: nothing of it counts, and nothing that it wrote can be found. Its sequences run on from where they
     /// were, unless they are cancelled.
     pub fn discard(&mut self, plan: Plan) {
+        if self.ahead == Some(plan.number) {
+            // Nothing was planned of any sequence yet.
+            self.ahead = None;
+            return;
+        }
+        debug_assert!(self.ahead.is_none(), "the plan ahead goes first");
         if self.close(plan) {
             self.order.iter().for_each(|at| self.running[*at].discard());
             self.sweep();
@@ -53,9 +67,7 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         }
         let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.key == key) else { return false };
         sequence.over = true;
-        if self.out.is_none() {
-            self.sweep();
-        }
+        self.sweep();
         true
     }
 
@@ -72,18 +84,21 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         self.cancel(key)
     }
 
-    /// Takes back the plan that is out.
+    /// Takes back the plan that is out; the one ahead is then that.
     fn close(&mut self, plan: Plan) -> bool {
         let is_out = self.out == Some(plan.number);
         debug_assert!(is_out, "a plan of another scheduler");
         if is_out {
-            self.out = None;
+            self.out = self.ahead.take();
         }
         is_out
     }
 
-    /// Sequences that are over leave, and nobody holds their blocks any more.
+    /// Sequences that are over leave, and nobody holds their blocks any more; not while a plan is out.
     fn sweep(&mut self) {
+        if self.out.is_some() {
+            return;
+        }
         let before = self.running.len();
         let blocks = &mut self.blocks;
         self.running.retain_mut(|sequence| {

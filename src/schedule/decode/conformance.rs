@@ -21,6 +21,29 @@ enum Op {
     Cancel(usize),
     /// A step in which the keys of a run come out as no numbers.
     Poison(usize),
+    /// Steps each of which is begun before the one before it was applied, as long as that can be, and what comes between.
+    Ahead(Vec<Meanwhile>),
+}
+
+#[derive(Debug, Clone)]
+enum Meanwhile {
+    Nothing,
+    Cancel(usize),
+    Push(Request),
+    /// Nothing is sampled for one run.
+    Unsampled(usize),
+    /// All that was begun breaks off.
+    Fail,
+}
+
+fn meanwhile() -> impl Strategy<Value = Meanwhile> {
+    prop_oneof![
+        12 => Just(Meanwhile::Nothing),
+        1 => any::<usize>().prop_map(Meanwhile::Cancel),
+        1 => request().prop_map(Meanwhile::Push),
+        1 => any::<usize>().prop_map(Meanwhile::Unsampled),
+        1 => Just(Meanwhile::Fail),
+    ]
 }
 
 #[derive(Debug, Clone)]
@@ -53,6 +76,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::StepUnsampled),
         1 => prop::option::of(any::<usize>()).prop_map(Op::Fail),
         1 => any::<usize>().prop_map(Op::Cancel),
+        2 => prop::collection::vec(meanwhile(), 1..12).prop_map(Op::Ahead),
     ]
 }
 
@@ -138,7 +162,46 @@ fn perform(world: &mut Tested, now: u64, op: &Op) -> Result<(), TestCaseError> {
         }
         Op::Cancel(which) => cancel(world, *which),
         Op::Poison(which) => world.poison(*which),
+        Op::Ahead(between) => ahead(world, now, between)?,
     }
+    Ok(())
+}
+
+fn ahead(world: &mut Tested, now: u64, between: &[Meanwhile]) -> Result<(), TestCaseError> {
+    let Some(mut plan) = world.plan() else { return Ok(()) };
+    // Of a step that was begun ahead.
+    let mut computed = None;
+    for meanwhile in between {
+        let next = world.plan_ahead(&plan);
+        let mut sampled = computed.take().unwrap_or_else(|| world.compute(&plan));
+        let next = next.map(|next| {
+            let sampled = world.compute_ahead(&next, &sampled);
+            (next, sampled)
+        });
+        match meanwhile {
+            Meanwhile::Nothing => {}
+            Meanwhile::Cancel(which) => cancel(world, *which),
+            Meanwhile::Push(request) => {
+                if !world.asked.contains_key(&now) {
+                    push(world, now, request)?;
+                }
+            }
+            Meanwhile::Unsampled(which) => {
+                if !sampled.is_empty() {
+                    sampled.remove(which % sampled.len());
+                }
+            }
+            Meanwhile::Fail => {
+                world.fail_both(plan, next.map(|(next, _)| next));
+                return Ok(());
+            }
+        }
+        world.apply(plan, &sampled);
+        let Some((next, sampled)) = next else { return Ok(()) };
+        (plan, computed) = (next, Some(sampled));
+    }
+    let sampled = computed.unwrap_or_else(|| world.compute(&plan));
+    world.apply(plan, &sampled);
     Ok(())
 }
 

@@ -6,7 +6,8 @@
 //! of prompts and none of decoding. Each sequence has tokens, and so many of them were computed; a step lets the computed
 //! ones catch up within a budget of tokens, which makes chunks of long prompts by itself.
 //!
-//! A step is `plan`, the model's pass, `apply`; or `discard` where the pass failed. One plan is out at a time.
+//! A step is `plan`, the model's pass, `apply`; or `discard` where the pass failed. One plan is out at a time, or two where a device
+//! is to have its next step before anybody reads what the last one told: see [`DecodeScheduler::plan_ahead`].
 //!
 //! # A plan
 //!
@@ -38,6 +39,8 @@
 //! - What a sequence that failed computed, and what it read that no token was ever chosen after, cannot be found: see
 //!   [`DecodeScheduler::condemn`].
 //! - A step writes only into blocks that one running sequence holds alone and that are not findable.
+//! - A plan ahead is of the same sequences as the one before it. What it writes for one that has ended lies behind all of it that can be
+//!   found, in blocks that are nobody else's before both plans are back.
 //! - Whoever holds a findable block holds its parent; a cached parent is evicted after its children.
 //! - A scheduler belongs to one generation, as its cache does: keys of another version cannot be found, since they were never
 //!   put in.

@@ -24,6 +24,32 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         Some(Plan { runs, tokens: self.limits.step_tokens - budget, number: self.counts.planned })
     }
 
+    /// Plans the step after the one that is out, while nobody knows yet what that one tells: the same runs in the same order, each of
+    /// the token that is sampled from the other's. `None`: somebody ends by then or is over already, or is no writer; somebody
+    /// might be let in; blocks run out; or there is such a plan.
+    ///
+    /// `apply` or `discard` must have the plans back in turn: where the first one is discarded, the second one goes before it. The
+    /// steps run one after the other. What the second one samples for a sequence that the first one ended is ignored.
+    pub fn plan_ahead(&mut self) -> Option<Plan> {
+        if self.out.is_none() || self.ahead.is_some() {
+            return None;
+        }
+        let all_go_on = self.order.len() == self.running.len() && self.running.iter().all(Sequence::goes_on);
+        let nobody_comes = self.line.is_empty() || self.running.len() == self.limits.sequences;
+        let block_tokens = self.limits.block_tokens;
+        let full = self.running.iter().filter(|sequence| sequence.is_full(block_tokens)).count();
+        if !all_go_on || !nobody_comes || full > self.blocks.available() {
+            return None;
+        }
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.is_full(block_tokens)) {
+            sequence.extend(&mut self.blocks);
+        }
+        self.counts.planned += 1;
+        self.ahead = Some(self.counts.planned);
+        let runs: Vec<_> = self.order.iter().map(|at| self.running[*at].run_ahead()).collect();
+        Some(Plan { tokens: runs.len(), runs, number: self.counts.planned })
+    }
+
     /// One token for each that lacks one only, in order. Whoever gives up its blocks for that is the last in order, so it
     /// never is one that this plan runs already. True: nobody had to.
     fn plan_writers(&mut self, budget: &mut usize) -> bool {

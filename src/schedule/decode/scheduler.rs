@@ -21,7 +21,9 @@ pub struct DecodeScheduler<S = RandomState> {
     pub(super) running: Vec<Sequence>,
     /// The plan that is out.
     pub(super) out: Option<u64>,
-    /// Its runs, as places in `running`.
+    /// The plan after it, where that is out too.
+    pub(super) ahead: Option<u64>,
+    /// Its runs, as places in `running`; those of the plan after it are the same.
     pub(super) order: Vec<usize>,
     /// The waiting sequence that was to be admitted last and found no room, by number, and the room that there was: it is
     /// not looked at again until there is more.
@@ -65,6 +67,7 @@ impl<S: BuildHasher> DecodeScheduler<S> {
             line: Line::default(),
             running: Vec::new(),
             out: None,
+            ahead: None,
             order: Vec::new(),
             stuck: None,
             told: Vec::new(),

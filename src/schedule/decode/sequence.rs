@@ -88,7 +88,18 @@ impl Sequence {
         self.tokens.len() - self.prompt == self.max_new && (self.max_new > 0 || self.remaining() == 0)
     }
 
+    /// The next token comes after what is planned, whatever that token is.
+    pub(super) fn goes_on(&self) -> bool {
+        let writes = self.planned == 1 && self.samples() && !self.wants_rows();
+        writes && !self.over && self.tokens.len() + 1 - self.prompt < self.max_new
+    }
+
     // blocks
+
+    /// The token after those that it has would need another block.
+    pub(super) fn is_full(&self, block_tokens: usize) -> bool {
+        self.table.len() * block_tokens <= self.tokens.len()
+    }
 
     /// Blocks that its tokens need.
     pub(super) fn blocks(&self, block_tokens: usize) -> usize {
@@ -149,7 +160,7 @@ impl Sequence {
         self.table.len() >= self.blocks(block_tokens) || self.extend(blocks)
     }
 
-    fn extend<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) -> bool {
+    pub(super) fn extend<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>) -> bool {
         let block = blocks.take();
         Arc::make_mut(&mut self.table).extend(block);
         block.is_some()
@@ -190,6 +201,12 @@ impl Sequence {
         };
         let tokens = self.tokens[self.computed..end].to_vec();
         Run { key: self.key, from: self.computed, tokens, blocks: Arc::clone(&self.table), wants, sample }
+    }
+
+    /// The token that is to be sampled after what was planned, for the model.
+    pub(super) fn run_ahead(&self) -> Run {
+        let (from, blocks) = (self.tokens.len(), Arc::clone(&self.table));
+        Run { key: self.key, from, tokens: vec![0], blocks, wants: Wants::Last, sample: true }
     }
 
     /// A token is to be sampled after what was planned.

@@ -131,6 +131,20 @@ impl<S: BuildHasher + Default> World<S> {
         plan
     }
 
+    /// The plan after the one that is out, where there may be one.
+    pub(super) fn plan_ahead(&mut self, plan: &Plan) -> Option<Plan> {
+        let next = self.scheduler.plan_ahead();
+        self.audit();
+        if let Some(next) = &next {
+            assert_eq!((self.scheduler.plan(), self.scheduler.plan_ahead()), (None, None), "two are out at a time");
+            let places = |plan: &Plan| plan.runs.iter().map(|run| (run.key, run.from)).collect::<Vec<_>>();
+            let after: Vec<_> = places(plan).into_iter().map(|(key, from)| (key, from + 1)).collect();
+            assert_eq!((places(next), next.tokens), (after, plan.tokens));
+            self.check_writes(next);
+        }
+        next
+    }
+
     pub(super) fn condemn(&mut self, key: u64) {
         let table = self.scheduler.running.iter().find(|sequence| sequence.key == key).unwrap().table().to_vec();
         assert!(self.scheduler.condemn(key));
@@ -162,14 +176,7 @@ impl<S: BuildHasher + Default> World<S> {
     /// A step that breaks off after it wrote.
     pub(super) fn fail(&mut self) {
         let Some(plan) = self.plan() else { return };
-        for run in &plan.runs {
-            for at in run.from..run.from + run.tokens.len() {
-                let cell = self.cell(&run.blocks, at);
-                self.cells[cell] = BROKEN;
-            }
-        }
-        self.scheduler.discard(plan);
-        self.audit();
+        self.fail_both(plan, None);
     }
 
     pub(super) fn run_to_the_end(&mut self) {
@@ -184,6 +191,42 @@ impl<S: BuildHasher + Default> World<S> {
     /// The model's pass: it writes the keys of its tokens, and reads all that stand before them.
     pub(super) fn compute(&mut self, plan: &Plan) -> Vec<Sampled> {
         self.compute_struck(plan, None)
+    }
+
+    /// The pass of a plan ahead, right after that of the plan before: what was sampled there is known to the device only.
+    pub(super) fn compute_ahead(&mut self, plan: &Plan, before: &[Sampled]) -> Vec<Sampled> {
+        let mut sampled = Vec::new();
+        for run in &plan.runs {
+            let told = before.iter().find(|sampled| sampled.key == run.key);
+            let token = told.map_or(0, |told| told.token);
+            let seen = |world: &Self, end: usize| -> Vec<u32> {
+                (0..end).map(|at| world.cells[world.cell(&run.blocks, at)]).collect()
+            };
+            let broken = seen(self, run.from).contains(&BROKEN);
+            let cell = self.cell(&run.blocks, run.from);
+            self.cells[cell] = if broken { BROKEN } else { token };
+            // Of whoever has just ended anything may come.
+            if !broken && told.is_none_or(|told| !told.stop) {
+                let own = [self.so_far(run.key), vec![token]].concat();
+                assert_eq!(seen(self, run.from + 1), own, "{} reads what is not its own", run.key);
+            }
+            let (token, stop) = next(&seen(self, run.from + 1));
+            sampled.push(Sampled { key: run.key, token, stop });
+        }
+        sampled
+    }
+
+    /// Two steps break off after they wrote.
+    pub(super) fn fail_both(&mut self, plan: Plan, ahead: Option<Plan>) {
+        for run in plan.runs.iter().chain(ahead.iter().flat_map(|ahead| &ahead.runs)) {
+            for at in run.from..run.from + run.tokens.len() {
+                let cell = self.cell(&run.blocks, at);
+                self.cells[cell] = BROKEN;
+            }
+        }
+        ahead.into_iter().for_each(|ahead| self.scheduler.discard(ahead));
+        self.scheduler.discard(plan);
+        self.audit();
     }
 
     fn compute_struck(&mut self, plan: &Plan, struck: Option<u64>) -> Vec<Sampled> {
@@ -275,14 +318,21 @@ impl<S: BuildHasher + Default> World<S> {
         for (at, sequence) in running.iter().enumerate().filter(|(at, s)| *at == 0 || s.is_writing()) {
             assert!(keys.contains(&sequence.key), "{} at place {at} has to wait", sequence.key);
         }
-        let mut held = BTreeMap::new();
-        for block in running.iter().flat_map(|sequence| sequence.table()) {
-            *held.entry(*block).or_insert(0) += 1;
-        }
         for run in &plan.runs {
             let end = run.from + run.tokens.len();
             assert_eq!(run.tokens, self.so_far(run.key)[run.from..end], "{}", run.key);
-            for at in run.from..end {
+        }
+        self.check_writes(plan);
+    }
+
+    /// Nobody else reads what a plan writes.
+    fn check_writes(&self, plan: &Plan) {
+        let mut held = BTreeMap::new();
+        for block in self.scheduler.running.iter().flat_map(|sequence| sequence.table()) {
+            *held.entry(*block).or_insert(0) += 1;
+        }
+        for run in &plan.runs {
+            for at in run.from..run.from + run.tokens.len() {
                 let block = run.blocks[at / self.limits.block_tokens];
                 assert_eq!(held[&block], 1, "{} writes where others read", run.key);
                 assert!(!self.scheduler.blocks.is_findable(block), "{} writes into what is findable", run.key);

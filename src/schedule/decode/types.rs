@@ -55,6 +55,7 @@ pub struct Run {
     pub key: u64,
     /// Position of the first of `tokens` in the sequence; what stands before it is in the blocks.
     pub from: usize,
+    /// In a plan ahead a 0 stands for what is not known yet.
     pub tokens: Vec<u32>,
     /// The sequence's block table: block `i` holds positions `i * block_tokens..`. It reaches at least as far as this run
     /// and may reach further. Shared, not copied: it is changed only by `plan` and `apply`, which copy it first where

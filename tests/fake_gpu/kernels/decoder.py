@@ -120,6 +120,12 @@ def take_rows(kernels, dtype, random):
             table, out = given(dtype, values, 0 in shifts), output(dtype, (rows, width), 1 in shifts)
             kernels.launch(name, (rows,), 128, table, given("u32", numbers), width, out)
             yield name, f"{rows} x {width}, not aligned: {shifts}", out.read(), read(table)[numbers]
+    if dtype == "f32":
+        # Words of any kind: tokens, which are no numbers to reckon with as f32.
+        words, numbers = random.integers(0, 2**32, 36), 4 * np.arange(9)
+        table, out = given("u32", words), output("u32", (9,))
+        kernels.launch(name, (9,), 128, table, given("u32", numbers), 1, out)
+        yield name, "the first of four words", out.read(), words[numbers].astype(np.float64)
 
 
 # --- products of few rows
