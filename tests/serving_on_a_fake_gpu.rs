@@ -264,10 +264,13 @@ async fn a_step_is_one_copy_up_and_one_down_and_one_launch_where_all_go_on_by_a_
         let of_tokens = [written(graphs, (2, 5), how).await, written(graphs, (2, 15), how).await];
         let of_prompts = [written(graphs, (3, 1), how).await, written(graphs, (23, 1), how).await];
         for ([few, many], launches) in [(&of_tokens, recorded), (&of_prompts, 0)] {
+            // Begun before the last one is told: it takes its tokens on the device, and what is waited for is its copy alone.
+            let ahead = i64::from(launches == 1 && std::ptr::eq(how, &greedy));
             for (call, each) in [
                 ("cuMemcpyHtoDAsync_v2", 1),
                 ("cuMemcpyDtoHAsync_v2", 1),
-                ("cuStreamSynchronize", 1),
+                ("cuStreamSynchronize", 1 - ahead),
+                ("cuEventSynchronize", ahead),
                 ("cuGraphLaunch", launches),
                 ("pageable_copies", 0),
                 ("cuMemsetD8Async", 0),
@@ -279,7 +282,7 @@ async fn a_step_is_one_copy_up_and_one_down_and_one_launch_where_all_go_on_by_a_
                 assert_eq!(found, 20 * each, "{how}, {graphs}: {call} {:#} {:#}", few["calls"], many["calls"]);
             }
             let kernels = more("cuLaunchKernel", (few, many)) + more("cublasLtMatmul", (few, many));
-            assert!(if launches == 1 { kernels == 0 } else { kernels > 20 * 10 }, "{how}, {graphs}: {kernels}");
+            assert!(if launches == 1 { kernels == 20 * ahead } else { kernels > 20 * 10 }, "{how}, {graphs}: {kernels}");
         }
     }
 }
