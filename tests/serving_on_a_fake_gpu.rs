@@ -282,7 +282,10 @@ async fn a_step_is_one_copy_up_and_one_down_and_one_launch_where_all_go_on_by_a_
                 assert_eq!(found, 20 * each, "{how}, {graphs}: {call} {:#} {:#}", few["calls"], many["calls"]);
             }
             let kernels = more("cuLaunchKernel", (few, many)) + more("cublasLtMatmul", (few, many));
-            assert!(if launches == 1 { kernels == 20 * ahead } else { kernels > 20 * 10 }, "{how}, {graphs}: {kernels}");
+            assert!(
+                if launches == 1 { kernels == 20 * ahead } else { kernels > 20 * 10 },
+                "{how}, {graphs}: {kernels}"
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use super::resident::guarded;
 use crate::error::{Error, Result};
 use crate::faults::{At, Strike};
 use crate::model::{Begun, Decoder, KvCache, Wants};
-use crate::schedule::decode::Plan;
+use crate::schedule::decode::{Plan, Run};
 
 /// A step that the device has.
 pub(super) struct OnItsWay {
@@ -32,13 +32,11 @@ impl Decoding {
         mut plan: Plan,
         after: Option<&mut OnItsWay>,
     ) -> Result<OnItsWay, Plan> {
-        if !model.begins() {
+        let is_plain = |run: &Run| run.tokens.len() == 1 && self.last_of(run, true) == Wants::Likeliest;
+        if !model.begins() || !plan.runs.iter().all(is_plain) {
             return Err(plan);
         }
         let input = self.input(&plan.runs, true);
-        if input.sequences.iter().any(|of| of.tokens.len() != 1 || of.wants != Wants::Likeliest) {
-            return Err(plan);
-        }
         let after = after.map(|step| &mut step.begun);
         match guarded(&self.name, || model.begin(&input, after, cache)) {
             Ok(Some(begun)) => {
@@ -73,11 +71,12 @@ impl Decoding {
             Ok(rows) => self.conclude((plan, &keys), rows, (began, how)),
             Err(error) => {
                 self.give_up(plan);
-                // Nobody is to blame yet: whose fault it is shows where each runs alone.
-                match self.scheduler.plan() {
-                    Some(plan) => self.step_at_once((model, cache), (plan, Some(error)), (began, how)),
-                    None => Stepped { sequences: 0, tokens: 0 },
-                }
+                tracing::warn!(version = self.name, sequences = keys.len(), %error, "a step that was on its way failed");
+                let Some(plan) = self.scheduler.plan() else { return Stepped { sequences: 0, tokens: 0 } };
+                // Whose fault it is shows where each runs alone; that one was alone already, where it still is. Whoever came
+                // since, or is left of several, has not failed.
+                let again = plan.runs.iter().map(|run| run.key).eq(keys.iter().copied());
+                self.step_at_once((model, cache), (plan, again.then_some(error)), (began, how))
             }
         }
     }

@@ -27,6 +27,8 @@ struct Counting {
     begun: (usize, usize),
     /// Of steps that are begun, this one fails when it is waited for.
     loses: Option<usize>,
+    /// How many sequences were in it.
+    lost: Option<usize>,
 }
 
 impl Decoder for Counting {
@@ -96,6 +98,9 @@ impl Decoder for Counting {
         }
         let told = self.step(&step, cache)?.likeliest().to_vec();
         let is_lost = self.loses == Some(self.begun.0);
+        if is_lost {
+            self.lost = Some(told.len());
+        }
         Ok(Some(Begun::Here(if is_lost { Err(candle_core::Error::msg("lost")) } else { Ok(told) })))
     }
 }
@@ -302,18 +307,22 @@ proptest::proptest! {
         let model = |begins| Counting { breaks, begins, loses, ..Counting::default() };
         let (want, _) = texts(&prompts, model(false));
         let (got, bench) = texts(&prompts, model(true));
+        let mut struck = 0;
         for (((_, _, _, leaves), want), got) in prompts.iter().zip(&want).zip(&got) {
             match (leaves, want, got) {
                 // Whoever leaves has read the beginning of the same text.
                 (Some(_), Ok(want), Ok(got)) => {
                     let short = want.len().min(got.len());
                     proptest::prop_assert_eq!(&want[..short], &got[..short]);
+                    // Who comes may wait for a step that is on its way, and what was lost is done again.
+                    proptest::prop_assert!(want.len().abs_diff(got.len()) <= 2, "{:?} and {:?}", want, got);
                 }
-                // It is struck by what was lost, where it was alone.
-                (_, _, Err(got)) if got.contains("lost") => {}
+                // It is struck by what was lost, where it was alone in it.
+                (_, _, Err(got)) if got.contains("lost") && bench.model.lost == Some(1) => struck += 1,
                 _ => proptest::prop_assert_eq!(want, got),
             }
         }
+        proptest::prop_assert!(struck <= 1, "{} were struck by one step", struck);
         let scheduler = bench.metered().scheduler;
         proptest::prop_assert_eq!((scheduler.running, scheduler.waiting, scheduler.blocks_used), (0, 0, 0));
         proptest::prop_assert!(!bench.decoding.is_on_its_way());

@@ -94,7 +94,7 @@ impl Decoding {
         StepSequence { tokens: run.tokens.clone(), from: run.from, blocks: Arc::clone(&run.blocks), wants }
     }
 
-    fn last_of(&self, run: &Run, is_far: bool) -> Wants {
+    pub(super) fn last_of(&self, run: &Run, is_far: bool) -> Wants {
         match self.sequences.get(&run.key).filter(|_| run.sample).map(|sequence| &sequence.sampler) {
             Some(sampler) if sampler.takes_likeliest() => Wants::Likeliest,
             Some(sampler) if is_far => match sampler.draws_at() {
