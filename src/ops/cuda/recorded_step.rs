@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::{Arguments, Kernel, Shape};
+use super::kernels::Kernel;
 use super::landing::Copied;
+use super::launch::{Arguments, Shape};
 use super::likeliest::Answers;
 use super::paged::Planned;
 use super::recorded::{Recorder, locked};
