@@ -89,11 +89,14 @@ impl Decoder for Counting {
         self.begun.0 += 1;
         if let Some(Begun::Here(before)) = after {
             self.begun.1 += 1;
-            let told = before.as_ref().unwrap();
+            // Of a step that is lost, anything is gone on from.
+            let told = before
+                .as_ref()
+                .map_or(vec![0; step.sequences.len()], |told| told.iter().map(|told| told.token).collect());
             assert_eq!(told.len(), step.sequences.len());
-            for (sequence, told) in step.sequences.iter_mut().zip(told) {
+            for (sequence, token) in step.sequences.iter_mut().zip(told) {
                 assert_eq!(sequence.tokens, [0], "nobody knows it yet");
-                sequence.tokens = vec![told.token];
+                sequence.tokens = vec![token];
             }
         }
         let told = self.step(&step, cache)?.likeliest().to_vec();
@@ -114,6 +117,8 @@ struct Bench {
     cache: KvCache,
     decoding: Decoding,
     now: Nanos,
+    /// Tokens that end a text.
+    ends: Arc<[u32]>,
 }
 
 impl Bench {
@@ -122,7 +127,7 @@ impl Bench {
         let cache = KvCache::new(&model.kv(), 32, &crate::ops::Device::Cpu).unwrap();
         let batch = BatchLimits { max_tokens: 64, max_items: 8, max_wait: 0 };
         let decoding = Decoding::new("tiny@a", (&model, &cache), batch, (Arc::default(), Arc::default()));
-        Bench { model, cache, decoding, now: 0 }
+        Bench { model, cache, decoding, now: 0, ends: Arc::new([]) }
     }
 
     fn ask(&mut self, tokens: Vec<u32>, written: usize, max_new: usize) -> mpsc::UnboundedReceiver<Written> {
@@ -135,7 +140,8 @@ impl Bench {
         sampling: SamplingOptions,
     ) -> mpsc::UnboundedReceiver<Written> {
         let (reader, written_to) = mpsc::unbounded_channel();
-        let prompt = Prompt { tokens, written, max_new, sampling, ends: Arc::new([]), priority: 0 };
+        let ends = Arc::clone(&self.ends);
+        let prompt = Prompt { tokens, written, max_new, sampling, ends, priority: 0 };
         self.decoding.submit(Commission { prompt, arrived: self.now, urgent: false, reader });
         written_to
     }
@@ -264,40 +270,39 @@ fn meters_tell_tokens_and_the_times_between_them() {
     assert_eq!((metered.first.count(), metered.between.count(), metered.prompt_tokens), (2, 8, 251));
 }
 
-/// What is written of some prompts, each of which comes before a step and may be left by its reader after another.
-fn texts(prompts: &[(u32, usize, usize, Option<usize>)], model: Counting) -> (Vec<Result<Vec<u32>, String>>, Bench) {
+/// What somebody is told: tokens, and at the end perhaps why it failed.
+type Told = Vec<Result<u32, String>>;
+
+/// What is told of some prompts, each of which comes before a step and may be left by its reader after another.
+fn told(prompts: &[(u32, usize, usize, Option<usize>)], model: Counting) -> (Vec<Told>, Bench) {
     let mut bench = Bench::new();
-    bench.model = model;
+    (bench.model, bench.ends) = (model, Arc::new([30]));
     let mut readers: Vec<_> = prompts.iter().map(|_| None).collect();
-    let mut left: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+    let mut told = vec![Told::new(); prompts.len()];
     for turn in 0..400 {
         for (at, (last, max_new, comes, leaves)) in prompts.iter().enumerate() {
             if *comes == turn {
-                let (reader, written_to) = mpsc::unbounded_channel();
-                let ends = Arc::new([30]);
-                let (tokens, sampling) = (prompt(*last), greedy());
-                let prompt = Prompt { tokens, written: 0, max_new: *max_new, sampling, ends, priority: 0 };
-                bench.decoding.submit(Commission { prompt, arrived: bench.now, urgent: false, reader });
-                readers[at] = Some(written_to);
-            } else if leaves.is_some_and(|leaves| comes + leaves == turn)
-                && let Some(mut reader) = readers[at].take()
-            {
-                while let Ok(Written::Token(choice)) = reader.try_recv() {
-                    left[at].push(choice.token);
-                }
+                readers[at] = Some(bench.ask(prompt(*last), 0, *max_new));
+            } else if leaves.is_some_and(|leaves| comes + leaves == turn) {
+                readers[at] = None;
             }
         }
         bench.turn();
+        for (reader, told) in readers.iter_mut().zip(&mut told) {
+            while let Some(Ok(written)) = reader.as_mut().map(mpsc::UnboundedReceiver::try_recv) {
+                match written {
+                    Written::Token(choice) => told.push(Ok(choice.token)),
+                    Written::Failed(error) => told.push(Err(error.to_string())),
+                    Written::Finished(_) => {}
+                }
+            }
+        }
     }
-    let texts = readers.into_iter().zip(left).map(|(reader, left)| match reader {
-        Some(reader) => read(reader).map_err(|error| error.to_string()),
-        None => Ok(left),
-    });
-    (texts.collect(), bench)
+    (told, bench)
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn steps_ahead_change_nothing_of_what_anybody_is_told(
@@ -305,22 +310,23 @@ proptest::proptest! {
         breaks in proptest::option::of(1u32..30), loses in proptest::option::of(1usize..60),
     ) {
         let model = |begins| Counting { breaks, begins, loses, ..Counting::default() };
-        let (want, _) = texts(&prompts, model(false));
-        let (got, bench) = texts(&prompts, model(true));
+        let (want, _) = told(&prompts, model(false));
+        let (mut got, bench) = told(&prompts, model(true));
         let mut struck = 0;
-        for (((_, _, _, leaves), want), got) in prompts.iter().zip(&want).zip(&got) {
-            match (leaves, want, got) {
-                // Whoever leaves has read the beginning of the same text.
-                (Some(_), Ok(want), Ok(got)) => {
-                    let short = want.len().min(got.len());
-                    proptest::prop_assert_eq!(&want[..short], &got[..short]);
-                    // Who comes may wait for a step that is on its way, and what was lost is done again.
-                    proptest::prop_assert!(want.len().abs_diff(got.len()) <= 2, "{:?} and {:?}", want, got);
-                }
-                // It is struck by what was lost, where it was alone in it.
-                (_, _, Err(got)) if got.contains("lost") && bench.model.lost == Some(1) => struck += 1,
-                _ => proptest::prop_assert_eq!(want, got),
+        for (((_, _, _, leaves), want), got) in prompts.iter().zip(&want).zip(&mut got) {
+            // It is struck by what was lost, where it was alone in it.
+            let is_struck = matches!(got.last(), Some(Err(error)) if error.contains("lost")) && bench.model.lost == Some(1);
+            if is_struck {
+                struck += 1;
+                got.pop();
             }
+            let short = want.len().min(got.len());
+            proptest::prop_assert_eq!(&want[..short], &got[..short]);
+            // Who comes may wait for a step that is on its way, and what was lost is done again: who leaves has read the
+            // beginning of the same text. How much of it, the prompts also tell that have to be computed anew because one broke.
+            let apart = want.len().abs_diff(got.len());
+            let may_be = if leaves.is_none() { 0 } else if breaks.is_none() { 2 } else { usize::MAX };
+            proptest::prop_assert!(is_struck || apart <= may_be, "{:?} and {:?}", want, got);
         }
         proptest::prop_assert!(struck <= 1, "{} were struck by one step", struck);
         let scheduler = bench.metered().scheduler;
