@@ -68,6 +68,8 @@ pub(super) struct Copied {
     /// Always there until it is dropped.
     slot: Option<Slot>,
     bytes: usize,
+    /// Nothing of it is on its way any more.
+    is_here: bool,
 }
 
 /// What comes down: values, then for each warp that has looked at them a word, which is 0 where it saw numbers only.
@@ -132,7 +134,7 @@ impl Landing {
             })?;
             return all.map(|()| Landing { columns, state: State::Here(read) });
         };
-        let mut copied = Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes: 0 };
+        let mut copied = Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes: 0, is_here: true };
         copied.queue(&together, made_of.end)?;
         Ok(Landing { columns, state: State::Coming(copied, made_of) })
     }
@@ -149,7 +151,7 @@ impl Landing {
     pub(in crate::ops) fn wait(self) -> Result<Landed> {
         let Read { values, finite, .. } = match self.state {
             State::Here(read) => read,
-            State::Coming(copied, made_of) => {
+            State::Coming(mut copied, made_of) => {
                 let mut read = Read::nothing(made_of);
                 read.read(copied.wait()?)?;
                 read
@@ -175,7 +177,7 @@ impl Copied {
     /// Room for as many bytes as a slot has, where a slot is free; nothing comes there yet.
     pub(super) fn room(gpu: &Arc<Gpu>, bytes: usize) -> Option<Copied> {
         let slot = (bytes <= SLOT).then(|| gpu.landings.take()).flatten()?;
-        Some(Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes: 0 })
+        Some(Copied { gpu: Arc::clone(gpu), slot: Some(slot), bytes: 0, is_here: true })
     }
 
     /// Queues the copy of so many bytes of a tensor, which it has; no more than a slot does.
@@ -187,14 +189,17 @@ impl Copied {
         let queued = unsafe { self.gpu.stream.copy_down(to, from.address()) };
         // Also after a copy that failed: whatever was queued is waited for.
         let marked = slot.arrived.record(&self.gpu.stream);
-        self.bytes = bytes;
+        (self.bytes, self.is_here) = (bytes, false);
         queued.and(marked)
     }
 
     /// What was copied, once it is there.
-    pub(super) fn wait(&self) -> Result<&[u8]> {
+    pub(super) fn wait(&mut self) -> Result<&[u8]> {
         let Some(slot) = &self.slot else { return Ok(&[]) };
-        slot.arrived.synchronize()?;
+        if !self.is_here {
+            slot.arrived.synchronize()?;
+            self.is_here = true;
+        }
         Ok(&slot.memory.bytes()[..self.bytes])
     }
 }
@@ -203,7 +208,7 @@ impl Drop for Copied {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
         // A copy on its way must not land in what others use. Where that cannot be known any more, the slot is nobody's.
-        match slot.arrived.synchronize() {
+        match if self.is_here { Ok(()) } else { slot.arrived.synchronize() } {
             Ok(()) => self.gpu.landings.give(slot),
             Err(error) => tracing::warn!(%error, "rows were on their way when their GPU failed"),
         }

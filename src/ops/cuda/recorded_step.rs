@@ -105,7 +105,7 @@ pub struct Begun {
 
 impl Begun {
     /// What was found of each row, once it is there.
-    pub(in crate::ops) fn wait(self) -> Result<Vec<Likeliest>> {
+    pub(in crate::ops) fn wait(mut self) -> Result<Vec<Likeliest>> {
         let bytes = self.coming.wait().map_err(failed)?;
         let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
         Answers::read_greedy(&words)
