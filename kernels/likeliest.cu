@@ -3,7 +3,8 @@
 //
 // Block 256, grid (blocks, rows), no dynamic shared memory. A row's blocks have as many values each, and the last of them to be
 // done puts together what all found, in their order: the same blocks give the same bits. Of tokens that are equally likely
-// it is the first. Logits of -∞ are tokens that may not be; where all are, the logarithm is -∞ and the token 0.
+// it is the first. Logits of -∞ are tokens that may not be; where all are, the logarithm is -∞ and the token 0. The token is one of
+// the vocabulary whatever the logits are, numbers or not: the next step may read it before anybody looks at it.
 #include "tensor_cores.cuh"
 
 namespace {

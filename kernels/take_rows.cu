@@ -1,7 +1,7 @@
 // take_rows_T: rows of a table by their numbers: token embeddings, and the rows of a step that go on.
 //
 // Block 128, grid rows, no dynamic shared memory. A number beyond the table reads whatever lies there: callers check on the
-// host first. Values are copied as they are.
+// host first, or have it from likeliest_f32. Values are copied as they are.
 #include "common.cuh"
 
 namespace {

@@ -191,14 +191,29 @@ async fn whichever_allocation_fails_blue_serves_on_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_that_the_context_does_not_survive_ends_the_process_and_says_so() {
-    // Somewhere in what the example and the first requests launch: kernels one by one, or what was recorded.
-    for (graphs, what, fault) in [("false", "FAULT_LAUNCH", "60"), ("true", "FAIL", "cuGraphLaunch:700:4")] {
-        let (site, _) = on_fake_gpu(texts().config(&format!("[device]\ngraphs = {graphs}\n")));
+    // Somewhere in what the example and the first requests launch: kernels one by one, or what was recorded; and in a step that
+    // was begun before the last one was told, or while that is waited for.
+    let prompt = json!({ "model": "tiny", "prompt": "it", "max_tokens": 40, "ignore_eos": true, "temperature": 0 });
+    for (writes, graphs, what, fault) in [
+        (false, "false", "FAULT_LAUNCH", "60"),
+        (false, "true", "FAIL", "cuGraphLaunch:700:4"),
+        (true, "true", "FAIL", "cuGraphLaunch:700:9"),
+        (true, "true", "FAIL", "cuEventSynchronize:700:60"),
+    ] {
+        let site = if writes { Site::new() } else { texts() };
+        if writes {
+            site.add_writer("tiny");
+        }
+        let (site, _) = on_fake_gpu(site.config(&format!("[device]\ngraphs = {graphs}\n")));
         let site = site.variable(&format!("FAKE_GPU_{what}"), fault);
         let mut server = site.start().await;
         common::until("the device has failed", async || {
-            let lost = server.try_texts("texts", &["a boat"]).await.map_or(true, |answer| answer.status != 200);
-            lost.then_some(())
+            let (path, order) = match writes {
+                true => ("/v1/completions", prompt.clone()),
+                false => ("/models/texts/infer", json!({ "inputs": ["a boat"] })),
+            };
+            let answer = server.request(reqwest::Method::POST, path).json(&order).send().await;
+            answer.map_or(true, |answer| answer.status() != 200).then_some(())
         })
         .await;
         assert_eq!(server.ended().await, 70, "{}", server.log());

@@ -85,7 +85,7 @@ pub(super) struct Sequence {
     told: Option<Nanos>,
 }
 
-/// What a step was.
+/// What a step was: also those of its sequences count of which it tells nothing, since they ended while it was on its way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stepped {
     pub(super) sequences: usize,

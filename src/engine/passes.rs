@@ -1,6 +1,6 @@
 //! A step through the model: what its runs are to it, and the rows that come back.
 //!
-//! It must not know what is chosen from them, nor who is told.
+//! It must not know what is chosen from them, nor who is told of that.
 
 use std::sync::Arc;
 

@@ -69,7 +69,7 @@ pub trait Decoder: Send {
     /// all that was begun before. `after`: the step that was begun last, where nothing else ran here since; it is of as many sequences,
     /// and what it tells of each is the token that the same sequence goes on with here, whatever token is given.
     ///
-    /// Nothing where the device cannot, or not such a step; nothing has happened then. Errors as of `step`.
+    /// Nothing where the device cannot, or not such a step: what `step` does then is right, whatever was queued. Errors as of `step`.
     fn begin(&mut self, step: &StepInput, after: Option<&mut Begun>, kv: &mut KvCache) -> Result<Option<Begun>> {
         let _ = (step, after, kv);
         Ok(None)

@@ -18,7 +18,7 @@ pub struct Likeliest {
     pub logit: f32,
     /// The logarithm of the sum of all exponentials.
     pub log_sum: f32,
-    /// Whether every logit is a number below infinity; nothing else is meant where not.
+    /// Whether every logit is a number below infinity; nothing else is meant where not, but that the token is of the vocabulary.
     pub sound: bool,
 }
 

@@ -11,7 +11,7 @@ use super::{Tensor, failed};
 use crate::ops::{Activation, KvSpec, Matrix, RmsNorm};
 
 impl Planned {
-    /// A table's row for each of the step's tokens, which were held against it: `[rows, width]`.
+    /// A table's row for each of the step's tokens, which were held against it or were told by a step whose logits are as many: `[rows, width]`.
     pub(in crate::ops) fn embed(&self, table: &Matrix) -> Result<Tensor> {
         let (rows, ids) = (self.step.rows, self.at(self.step.ids));
         if let Some(quantized) = Quantized::of(table)? {

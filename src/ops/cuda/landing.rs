@@ -20,7 +20,7 @@ use crate::ops::Landed;
 
 /// Bytes of a slot: 2,720 embeddings of 384 numbers each, and what is said of them.
 const SLOT: usize = 4 << 20;
-/// For two batches on their way, each of which may run as two passes.
+/// For two batches on their way, each of which may run as two passes, or for two steps.
 const SLOTS: usize = 4;
 
 /// Slots that are free.

@@ -195,7 +195,7 @@ impl<'a> Quantized<'a> {
         Ok(out)
     }
 
-    /// Its rows of so many numbers, which lie where they are said to and were held against it, as numbers in the format of its place
+    /// Its rows of so many numbers, which lie where they are said to and are rows that it has, as numbers in the format of its place
     /// beside `beside`, an activation.
     pub(super) fn take_rows(self, (numbers, count): (u64, usize), dtype: DType, beside: &Tensor) -> Result<Tensor> {
         let out = beside.beside(&[count, self.inner], dtype)?;

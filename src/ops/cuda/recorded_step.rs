@@ -183,7 +183,7 @@ impl RecordedStep {
         let arguments = Arguments::new(words).address(at(step.told)).size(1).address(at(step.ids));
         #[allow(unsafe_code)]
         // SAFETY: `take_rows_f32(const float*, const unsigned*, int, float*)`, which copies words as they are: tables have a number of a
-        // word and room for an id for each row.
+        // word and room for an id for each row. What it copies is below the vocabulary (`likeliest.cu`), whatever that step computed.
         unsafe {
             words.launch(function, Shape::block_each(rows), arguments)
         }

@@ -62,8 +62,8 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         }
     }
 
-    /// Nobody wants this sequence any more; false: there is none. Its blocks are free at once, or, when a plan is out, after
-    /// that. No token and no end is told of it.
+    /// Nobody wants this sequence any more; false: there is none. Its blocks are free at once, or, when plans are out, after
+    /// the last of these. No token and no end is told of it.
     pub fn cancel(&mut self, key: u64) -> bool {
         if self.line.cancel(key).is_some() {
             return true;

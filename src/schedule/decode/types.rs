@@ -58,8 +58,8 @@ pub struct Run {
     /// In a plan ahead a 0 stands for what is not known yet.
     pub tokens: Vec<u32>,
     /// The sequence's block table: block `i` holds positions `i * block_tokens..`. It reaches at least as far as this run
-    /// and may reach further. Shared, not copied: it is changed only by `plan` and `apply`, which copy it first where
-    /// somebody still holds it. So let go of it before `apply`.
+    /// and may reach further. Shared, not copied: it is changed only by `plan`, `plan_ahead` and `apply`, which copy it
+    /// first where somebody still holds it. So let go of it before `apply`.
     pub blocks: Arc<Vec<BlockId>>,
     pub wants: Wants,
     /// The last row is to be sampled from: `apply` expects a [`Sampled`] with this key.
@@ -98,7 +98,7 @@ pub enum Finish {
 pub enum Effect {
     /// The sequence grew by this token. A stop token is not told: it only finishes.
     Token { key: u64, token: u32 },
-    /// The sequence is gone from the scheduler.
+    /// The sequence is gone from the scheduler, or is as soon as no plan is out.
     Finished { key: u64, finish: Finish },
     /// It waits, to be computed again; nothing that was told of it changes.
     Preempted { key: u64 },

@@ -209,6 +209,8 @@ def likeliest(kernels, dtype, random):
             got = out.values.copy()
             out.read()
             yield name, case + ", numbers", got[:, 3].astype(np.float64), good * 1.0
+            # Also of rows that are no numbers: the next step reads it before anybody looks.
+            yield name, case + ", beyond the vocabulary", np.array([float((got[:, 0] >= vocabulary).sum())]), np.zeros(1)
             got, stored = got[good], stored[good]
             others = (got[:, 0] != stored.argmax(axis=1)).sum()
             yield name, case + ", other tokens", np.array([float(others)]), np.zeros(1)
