@@ -104,8 +104,7 @@ impl Decoding {
     /// A step failed, and with it the one that goes on from it.
     fn give_up(&mut self, plan: Plan) {
         if let Some(OnItsWay { plan, begun, .. }) = self.on_its_way.take() {
-            // It is waited for here.
-            drop(begun);
+            begun.abandon();
             self.scheduler.discard(plan);
         }
         self.scheduler.discard(plan);
