@@ -14,7 +14,7 @@ use super::output::{Failure, printable};
 use super::table::Table;
 use crate::device::Kind;
 use crate::error::{Error, Result};
-use crate::rollout::{Comparison, Survey};
+use crate::rollout::{Comparison, Home, Survey};
 use crate::value::Task;
 
 #[derive(Debug, Clone, Args)]
@@ -106,7 +106,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<bool> {
 fn look(dir: &Path, task: Option<Task>) -> Result<Survey> {
     let place = Place::of(&PathBuf::from(dir))?;
     let config = place.config(task)?;
-    Ok(Survey::of(&place.dir, (&place.model, &place.version), &config, Kind::Cpu))
+    Ok(Survey::of(&place.dir, (&place.model, &place.version), &config, Home::alone(Kind::Cpu)))
 }
 
 impl Shown {

@@ -16,7 +16,7 @@ use crate::device::{self, Opened};
 use crate::error::{Error, Result};
 use crate::ledger::{GateCheck, Ledger};
 use crate::repository::{Expect, GoldenCase, ModelConfig, Repository, read_golden};
-use crate::rollout::{Golden, Rehearsal, Survey};
+use crate::rollout::{Golden, Home, Rehearsal, Survey};
 use crate::value::{LabelScore, Output, RawInput};
 
 const FILE: &str = "golden.jsonl";
@@ -53,7 +53,12 @@ impl Subject {
 
     fn start(&self, target: &GoldenTarget) -> Result<Rehearsal> {
         let reference = &target.reference;
-        let survey = Survey::of(&self.dir, (&reference.model, &reference.version), &self.config, self.opened.kind());
+        let survey = Survey::of(
+            &self.dir,
+            (&reference.model, &reference.version),
+            &self.config,
+            Home::alone(self.opened.kind()),
+        );
         Rehearsal::start(survey, &self.config, &self.opened)
     }
 }

@@ -15,7 +15,7 @@ use super::table::Table;
 use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::repository::{F32Matmul, FileStat, ModelConfig, task_of};
-use crate::rollout::{Golden, Survey};
+use crate::rollout::{Golden, Home, Survey};
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Manifest, Wanted};
 
@@ -118,7 +118,7 @@ impl Report {
             // The files can be listed and digested all the same; what they should be cannot be told.
             Err(error) => (ModelConfig::new(Task::Embed), Some(error)),
         };
-        let mut survey = Survey::of(&place.dir, (&place.model, &place.version), &config, Kind::Cpu);
+        let mut survey = Survey::of(&place.dir, (&place.model, &place.version), &config, Home::alone(Kind::Cpu));
         if let Some(error) = &no_config {
             survey.problems = vec![error.clone()];
             (survey.footprint, survey.processor, survey.contract) = (None, None, None);

@@ -63,7 +63,7 @@ fn what_is_told_is_what_the_server_would_reserve() {
     let (loadable, report) = inspect(&digits, None);
     assert!(loadable);
     let config = ModelConfig::new(Task::ImageClassify);
-    let survey = Survey::of(&digits, ("digits", "v1"), &config, Kind::Cpu);
+    let survey = Survey::of(&digits, ("digits", "v1"), &config, Home::alone(Kind::Cpu));
     let footprint = survey.footprint.unwrap();
     assert_eq!(report["memory"]["total"], footprint.total());
     let index = survey.index.unwrap();

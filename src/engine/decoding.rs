@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::model::{Decoder, KvCache, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, TOKENS_PER_STEP};
 use crate::process::{Choice, Sampler, SamplingOptions};
-use crate::schedule::decode::{DecodeLimits, DecodeScheduler, Effect, Finish, Plan, Prompted, Sampled};
+use crate::schedule::decode::{Chunks, DecodeLimits, DecodeScheduler, Effect, Finish, Plan, Prompted, Sampled};
 use crate::schedule::{BatchLimits, Nanos};
 
 /// A prompt that is to be continued.
@@ -59,6 +59,7 @@ pub(crate) struct Commission {
 pub(super) struct Decoding {
     pub(super) name: String,
     pub(super) scheduler: DecodeScheduler,
+    chunks: Chunks,
     pub(super) sequences: HashMap<u64, Sequence>,
     next: u64,
     /// When the last step ended: turns between generations go by it.
@@ -135,6 +136,7 @@ impl Decoding {
         let decoding = Decoding {
             name: name.to_owned(),
             scheduler: DecodeScheduler::new(limits),
+            chunks: Chunks::default(),
             sequences: HashMap::new(),
             next: 0,
             stepped: 0,
@@ -195,8 +197,14 @@ impl Decoding {
         self.show();
     }
 
-    /// The next step, without those whose readers have left; how many these were.
-    pub(super) fn plan(&mut self) -> (Option<Due>, u64) {
+    /// How long those who write here wait for a step of their own, where anybody does; zero where that is not known.
+    pub(super) fn pace(&self) -> Option<Nanos> {
+        self.scheduler.writes().then(|| self.chunks.writing().unwrap_or(0))
+    }
+
+    /// The next step, without those whose readers have left; how many these were. `elsewhere`: how long the others' steps take who wait
+    /// for this one.
+    pub(super) fn plan(&mut self, elsewhere: Option<Nanos>) -> (Option<Due>, u64) {
         let before = self.sequences.len();
         let scheduler = &mut self.scheduler;
         self.sequences.retain(|key, sequence| {
@@ -209,7 +217,12 @@ impl Decoding {
         let left = (before - self.sequences.len()) as u64;
         let due = match self.on_its_way.take() {
             Some(step) => Some(Due::OnItsWay(step)),
-            None => self.scheduler.plan().map(Due::Plan),
+            None => {
+                let pace = self.pace().max(elsewhere);
+                let known = |pace: Nanos| Some(pace).filter(|pace| *pace > 0);
+                let prompts = pace.map_or(usize::MAX, |pace| self.chunks.prompts(known(pace)));
+                self.scheduler.plan_within(prompts).map(Due::Plan)
+            }
         };
         self.show();
         (due, left)
@@ -259,9 +272,11 @@ impl Decoding {
         ((started, began), how): (Began, How<'_>),
     ) -> Stepped {
         let stepped = Stepped { sequences: keys.len(), tokens: plan.tokens };
+        let written = (plan.tokens - plan.prompts, plan.prompts);
         let sampled = self.sample(rows, how.spread);
         let effects = self.scheduler.apply(plan, &sampled.iter().map(|(sampled, _)| *sampled).collect::<Vec<_>>());
         let took = began.elapsed().as_nanos() as Nanos;
+        self.chunks.observe(took, written);
         self.count(keys, started, took);
         self.tell(effects, sampled, started + took);
         self.show();

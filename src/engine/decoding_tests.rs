@@ -154,7 +154,7 @@ impl Bench {
     /// One step, where there is one.
     fn turn(&mut self) -> bool {
         self.now += 1_000_000_000;
-        let (Some(due), _) = self.decoding.plan() else { return false };
+        let (Some(due), _) = self.decoding.plan(None) else { return false };
         let step = |model: &mut dyn Decoder, input: &StepInput, cache: &mut KvCache| model.step(input, cache);
         let spread = |work: &mut (dyn FnMut() + Send)| work();
         let how = How { step: &step, spread: &spread, goes_ahead: true };

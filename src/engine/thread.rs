@@ -272,13 +272,15 @@ impl Thread<'_> {
 
     fn take_step(&mut self, generation: GenerationId, goes_ahead: bool) {
         let now = self.now();
+        let others = self.residents.iter().filter(|(id, _)| **id != generation);
+        let elsewhere = others.filter_map(|(_, resident)| resident.decoding.as_ref()?.pace()).max();
         let Some(Resident { model: Model::Decoder(model, cache), decoding: Some(decoding), .. }) =
             self.residents.get_mut(&generation)
         else {
             return;
         };
         let oldest = decoding.turn().map_or(now, |(_, oldest)| oldest);
-        let (due, left) = decoding.plan();
+        let (due, left) = decoding.plan(elsewhere);
         self.shared.counters.cancelled.fetch_add(left, Ordering::Relaxed);
         if let Some(due) = due {
             let started = self.epoch.elapsed().as_nanos() as Nanos;

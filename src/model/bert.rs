@@ -26,6 +26,7 @@ pub(super) const FAMILY: Family = Family {
     load,
     ignored,
     tokens_per_image: None,
+    longest: None,
 };
 
 /// How one `model_type` differs from the others.
@@ -199,7 +200,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
     Bert::build(spec, config, &mut checkpoint, &Device::Cpu)?;
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
-    Ok(Footprint { wanted, workspace })
+    Ok(Footprint { wanted, workspace, cache: None })
 }
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {

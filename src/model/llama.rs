@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use self::config::Config;
 use super::checkpoint::Checkpoint;
-use super::decoder::{Begun, Decoder, Logits, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Wants};
+use super::decoder::{
+    Begun, Decoder, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP, Wants,
+};
 use super::layers::{Linear, Part, SideBySide};
 use super::pass::failed;
 use super::recorded_steps::RecordedSteps;
@@ -22,7 +24,7 @@ use crate::ops::{
     paged_attention, place_heads, rms_norm,
 };
 use crate::repository::Spec;
-use crate::weights::{Footprint, Index, Progress, Weights, check};
+use crate::weights::{CacheFootprint, Footprint, Index, Progress, Weights, check};
 
 pub(super) const FAMILY: Family = Family {
     name: "llama",
@@ -31,6 +33,10 @@ pub(super) const FAMILY: Family = Family {
     load,
     ignored,
     tokens_per_image: None,
+    longest: Some(|spec| {
+        let config = Config::read(spec)?;
+        Ok(config.context.min(blocks(spec, &config) * KvSpec::BLOCK_TOKENS))
+    }),
 };
 
 fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> {
@@ -42,17 +48,24 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
     let (workspace, blocks) = (config.workspace(keeping), blocks(spec, &config));
     let mut checkpoint = Checkpoint::headers(index, PREFIX, keeping).kept_compact();
     let model = Llama::build(spec, config, (&mut checkpoint, &Device::Cpu))?;
-    let cache = model.kv().bytes_per_block().saturating_mul(blocks as u64);
-    let workspace = workspace.saturating_add(cache);
+    let kv = model.kv();
+    let cache = CacheFootprint {
+        bytes_per_block: kv.bytes_per_block(),
+        block_tokens: kv.block_tokens,
+        blocks,
+        longest: model.context(),
+        sequences: spec.sequences.unwrap_or(SEQUENCES).min(ROWS_PER_STEP),
+    };
+    let workspace = workspace.saturating_add(cache.bytes());
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
     // Weights that are spelled out for products of many rows are so one after the other, in the same memory.
     let spelled = wanted.iter().map(|want| want.layout.spelled_bytes(&want.whole(), keeping)).max();
     let workspace = workspace.saturating_add(spelled.unwrap_or(0));
-    Ok(Footprint { wanted, workspace })
+    Ok(Footprint { wanted, workspace, cache: Some(cache) })
 }
 
-/// Of the cache: for as many tokens as `model.toml` says, or for a long conversation and several short ones.
+/// Of the cache: for as many tokens as the spec says, or for a long conversation and several short ones.
 fn blocks(spec: &Spec, config: &Config) -> usize {
     let tokens = spec.cache_tokens.unwrap_or(config.context.max(CACHE_TOKENS));
     tokens.div_ceil(KvSpec::BLOCK_TOKENS)

@@ -50,6 +50,9 @@ pub struct Family {
     pub ignored: fn(&str) -> bool,
     /// What an image costs in a batch, in tokens; for families that take images.
     pub tokens_per_image: Option<fn(&Spec) -> Result<usize>>,
+    /// Tokens of the longest text, prompt and continuation together, that its positions and its cache have room for; for families
+    /// that write.
+    pub longest: Option<fn(&Spec) -> Result<usize>>,
 }
 
 /// Every architecture there is.

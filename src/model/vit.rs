@@ -31,6 +31,7 @@ pub(super) const FAMILY: Family = Family {
     load,
     ignored,
     tokens_per_image: Some(|spec| Ok(Config::read(spec)?.tokens())),
+    longest: None,
 };
 
 const PREFIX: &str = "vit.";
@@ -111,7 +112,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
     Vit::build(spec, config, &mut checkpoint, &Device::Cpu)?;
     let wanted = checkpoint.into_wanted();
     check(index, &wanted, &ignored)?;
-    Ok(Footprint { wanted, workspace })
+    Ok(Footprint { wanted, workspace, cache: None })
 }
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {

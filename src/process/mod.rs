@@ -82,6 +82,13 @@ impl Processor {
         Ok(Processor { task: spec.task, inputs, head })
     }
 
+    /// Texts that are written are no longer than this in tokens, prompt and continuation together.
+    pub fn shorten(&mut self, longest: usize) {
+        if let Inputs::Prompt(writer) = &mut self.inputs {
+            writer.shorten(longest);
+        }
+    }
+
     /// Tokenizes a text or prepares an image.
     ///
     /// A text that is longer than `max_tokens` is cut as Hugging Face cuts it (of two texts the longer one first), or

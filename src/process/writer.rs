@@ -43,7 +43,6 @@ pub struct Writer {
     ends: Arc<[u32]>,
     defaults: SamplingOptions,
     vocabulary: usize,
-    context: usize,
     /// Of the whole tokenizer, however it is written down.
     digest: String,
 }
@@ -89,13 +88,21 @@ impl Writer {
         let encoder = PromptEncoder::new(tokenizer, &around, prompts).map_err(wrong(TOKENIZER))?;
         let defaults = defaults(&Settings::new(spec, GENERATION_CONFIG, &generation))?;
         defaults.validate(vocabulary).map_err(|e| Error::unloadable(label(spec, GENERATION_CONFIG), e))?;
-        Ok(Writer { encoder, decoder, template, ends: ends.into(), defaults, vocabulary, context, digest })
+        Ok(Writer { encoder, decoder, template, ends: ends.into(), defaults, vocabulary, digest })
     }
 
     /// # Errors
-    /// `BadRequest`: what cannot be tokenized, ids that there are not, more than the context, a chat where the version has
-    /// no template for it or which the template refuses.
+    /// `BadRequest`: what [`Writer::tokens`] refuses, no token, more than the context.
     pub fn encode(&self, prompt: &RawPrompt) -> Result<Vec<u32>> {
+        self.encoder.fitting(self.tokens(prompt)?)
+    }
+
+    /// A prompt's tokens, however many.
+    ///
+    /// # Errors
+    /// `BadRequest`: what cannot be tokenized, ids that there are not, a chat where the version has no template for it or which the
+    /// template refuses.
+    pub fn tokens(&self, prompt: &RawPrompt) -> Result<Vec<u32>> {
         match prompt {
             RawPrompt::Text(text) => self.encoder.text(text, Reading::Prompt),
             RawPrompt::Tokens(ids) => self.encoder.literal(ids),
@@ -103,24 +110,27 @@ impl Writer {
                 let missing =
                     || Error::bad_param("messages", "this version has no chat template; ask for a completion");
                 let template = self.template.as_ref().ok_or_else(missing)?;
-                self.encoder.chat(&template.render(messages, options)?)
+                self.encoder.chat(&template.render(&template.known_roles(messages)?, options)?)
             }
         }
     }
 
     /// A text and nothing else: no token is added, and no spelling is a special token.
-    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn tokens_bare(&self, text: &str) -> Result<Vec<u32>> {
         self.encoder.text(text, Reading::Text)
     }
 
     /// A prompt, and what is to stand after it: of type 0 and 1.
     pub(super) fn pair(&self, prompt: &str, after: &str) -> Result<Input> {
-        let (mut ids, after) = (self.encoder.text(prompt, Reading::Prompt)?, self.encode_bare(after)?);
+        let prompt = self.encoder.text(prompt, Reading::Prompt)?;
+        let (mut ids, after) = (self.encoder.fitting(prompt)?, self.tokens_bare(after)?);
+        if after.is_empty() {
+            return Err(Error::bad_request("the text after the prompt has no tokens"));
+        }
         let mut type_ids = vec![0; ids.len()];
         type_ids.resize(ids.len() + after.len(), 1);
         ids.extend(after);
-        self.encoder.literal(&ids)?;
-        Ok(Input::Tokens(Tokens { ids, type_ids }))
+        Ok(Input::Tokens(Tokens { ids: self.encoder.fitting(ids)?, type_ids }))
     }
 
     /// A text, to be judged as a whole.
@@ -179,8 +189,13 @@ impl Writer {
         self.vocabulary
     }
 
+    /// Tokens of a prompt and what follows it.
     pub fn context(&self) -> usize {
-        self.context
+        self.encoder.context()
+    }
+
+    pub(super) fn shorten(&mut self, longest: usize) {
+        self.encoder.shorten(longest);
     }
 
     pub(super) fn tokenizer(&self) -> &tokenizers::Tokenizer {

@@ -96,6 +96,9 @@ pub struct GateConfig {
     /// How far the logarithms of golden texts' tokens may lie from the live version's on average, of models that write.
     #[serde(deserialize_with = "positive")]
     pub max_logprob_gap: f64,
+    /// The perplexity of all golden texts together over the live version's, of models that write.
+    #[serde(deserialize_with = "positive")]
+    pub max_perplexity_ratio: f64,
     /// Which share of what the live version would itself write of a golden text the candidate must, 0 to 1.
     #[serde(deserialize_with = "share")]
     pub min_greedy_agreement: f64,
@@ -276,6 +279,7 @@ impl Default for GateConfig {
             invariance_max_abs: 1e-4,
             max_token_latency_ratio: None,
             max_logprob_gap: 1.0,
+            max_perplexity_ratio: 1.5,
             min_greedy_agreement: 0.0,
             probation_timeout: Duration::from_secs(120),
         }

@@ -39,6 +39,7 @@ fn every_key_is_read() {
             invariance_max_abs = 0.5
             max_token_latency_ratio = 3
             max_logprob_gap = 0.25
+            max_perplexity_ratio = 1.25
             min_greedy_agreement = 0.75
             probation_timeout = "3s"
             [observe]
@@ -84,8 +85,12 @@ fn every_key_is_read() {
     assert_eq!(config.limits.deadline, Duration::from_secs(1));
     assert_eq!(config.gate.max_latency_ratio, 3.0);
     assert_eq!(config.gate.invariance_max_abs, 0.5);
-    let GateConfig { max_token_latency_ratio, max_logprob_gap, min_greedy_agreement, .. } = config.gate;
-    assert_eq!((max_token_latency_ratio, max_logprob_gap, min_greedy_agreement), (Some(3.0), 0.25, 0.75));
+    let GateConfig { max_token_latency_ratio, max_logprob_gap, max_perplexity_ratio, min_greedy_agreement, .. } =
+        config.gate;
+    assert_eq!(
+        (max_token_latency_ratio, max_logprob_gap, max_perplexity_ratio, min_greedy_agreement),
+        (Some(3.0), 0.25, 1.25, 0.75)
+    );
     assert_eq!(config.observe.window, Duration::from_secs(5400));
     assert_eq!(config.observe.golden_every, Duration::from_millis(250));
     assert_eq!((config.observe.max_p50_ratio, config.observe.rule[0].min_samples), (Some(3.0), Some(300)));
@@ -120,6 +125,7 @@ fn a_wrong_value_names_the_key_and_what_was_expected() {
         ("task = 'embed'\n[gate]\nmin_pass = 1.01", "gate.min_pass", "from 0.0 to 1.0"),
         ("task = 'embed'\n[gate]\nmax_latency_ratio = inf", "gate.max_latency_ratio", "finite"),
         ("task = 'generate'\n[gate]\nmax_logprob_gap = 0", "gate.max_logprob_gap", "above 0"),
+        ("task = 'generate'\n[gate]\nmax_perplexity_ratio = -1", "gate.max_perplexity_ratio", "above 0"),
         ("task = 'generate'\n[gate]\nmin_greedy_agreement = 1.5", "gate.min_greedy_agreement", "1"),
         ("task = 'embed'\n[gate]\ninvariance_max_abs = 1e300", "gate.invariance_max_abs", "32-bit"),
         ("task = 'embed'\n[gate]\nlatency_rounds = 0", "gate.latency_rounds", "at least 1"),

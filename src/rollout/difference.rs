@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Context;
+use super::home::Home;
 use super::quiet::{Urgency, quietly};
 use super::survey::Survey;
 use crate::error::{Error, Result};
@@ -160,13 +161,14 @@ impl Comparison {
 
 /// Two versions of a server's repository; digests as the ledger has them, distances for as long as an answer may take.
 pub(super) async fn answer(ctx: &Arc<Context>, before: (String, String), now: (String, String)) -> Result<Comparison> {
-    let (shared, kind) = (Arc::clone(ctx), ctx.opened.kind());
+    let (shared, device) = (Arc::clone(ctx), (ctx.opened.kind(), ctx.budget.capacity()));
     quietly((Urgency::Quiet, ctx.engine.processors()), "compare", move || {
         let until = Instant::now() + FOR_AN_ANSWER;
         let look = |(model, version): &(String, String)| -> Result<(Survey, Option<Manifest>)> {
             let config = shared.repository.model(model)?.config?;
             let dir = shared.repository.version_dir(model, version)?;
-            let survey = Survey::of(&dir, (model, version), &config, kind);
+            let home = Home::of(device, &shared.repository, &config)?;
+            let survey = Survey::of(&dir, (model, version), &config, home);
             let manifest = known(shared.journal.ledger(), (model, version), survey.fingerprint.as_ref())?;
             Ok((survey, manifest))
         };

@@ -1,7 +1,7 @@
 //! Changing versions: one controller task per model takes a version from its folder to live, watches it, and
 //! goes back or gives memory back.
 //!
-//! `survey` says what a folder holds and costs; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
+//! `survey` says what a folder holds and costs, and `home` how much of a device it is to have; `state` is the pure machine; `controller` performs its actions; `steps` are those that take long; `gate` is
 //! what a candidate must pass; `easing` holds a load back while clients notice it; `judge` says whether a version keeps its rules, and `recheck` runs the window's golden cases; `residents` gives memory back and measures it;
 //! `parking` keeps a version in host memory; `difference` says what a rollout would change; `shadow` computes live answers again on the other version and
 //! compares; `experiment` says which of two is better, and `interval` how sure that is;
@@ -15,6 +15,7 @@ mod difference;
 mod easing;
 mod experiment;
 mod gate;
+mod home;
 mod interval;
 mod journal;
 pub mod judge;
@@ -39,6 +40,7 @@ pub use controller::{Ahead, Answer, Candidate as CandidateStatus, Options, Statu
 pub use difference::Comparison;
 pub use experiment::{ExperimentPlan, Named as NamedExperiment};
 pub use gate::Golden;
+pub use home::Home;
 pub use journal::{Journal, now_ms};
 pub use record::{Bytes, Handle, View};
 pub use rehearsal::Rehearsal;

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Context;
 use super::easing::ease;
+use super::home::Home;
 use super::load::{self, guarded_load};
 use super::quiet::{Late, Urgency, quietly, within};
 use super::survey::{Inspected, Survey};
@@ -72,12 +73,13 @@ struct Version {
 }
 
 async fn look_at(ctx: &Arc<Context>, parking: &Parking, (version, config): (String, ModelConfig)) -> Result<Version> {
-    let (repository, kind) = (Arc::clone(&ctx.repository), ctx.opened.kind());
+    let (repository, device) = (Arc::clone(&ctx.repository), (ctx.opened.kind(), ctx.budget.capacity()));
     let (patience, throttle) = (config.rollout.load_timeout, config.rollout.throttle);
     let model = parking.model.clone();
     let inspect = move || {
         let dir = repository.version_dir(&model, &version)?;
-        Survey::of(&dir, (&model, &version), &config, kind).into_inspected()
+        let home = Home::of(device, &repository, &config)?;
+        Survey::of(&dir, (&model, &version), &config, home).into_inspected()
     };
     let inspected = quietly((Urgency::Quiet, ctx.engine.processors()), "inspect", inspect).await?;
     let manifest = load::manifest(ctx, &inspected, (Urgency::Quiet, &parking.progress)).await?;

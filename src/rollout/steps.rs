@@ -13,6 +13,7 @@ use super::Context;
 use super::difference::{self, Before};
 use super::easing::ease;
 use super::gate::{self, Findings, Golden, Prepared, Runner};
+use super::home::Home;
 use super::load::{self, LoadError, Loading};
 use super::quiet::{Urgency, quietly};
 use super::residents::{Resident, Room, ThreadLife};
@@ -143,12 +144,13 @@ pub(super) async fn reserve(
     accept_change: bool,
 ) -> Done {
     let (repository, config) = (Arc::clone(&ctx.repository), candidate.config.clone());
-    let kind = ctx.opened.kind();
+    let device = (ctx.opened.kind(), ctx.budget.capacity());
     let (model, version, gated) = (candidate.model_name.clone(), candidate.version.clone(), candidate.gated);
     let (journal, live) = (ctx.journal.clone(), before.as_ref().map(|before| before.contract.clone()));
     let inspected = quietly((candidate.urgency, ctx.engine.processors()), "inspect", move || {
         let dir = repository.version_dir(&model, &version)?;
-        let mut inspected = Survey::of(&dir, (&model, &version), &config, kind).into_inspected()?;
+        let home = Home::of(device, &repository, &config)?;
+        let mut inspected = Survey::of(&dir, (&model, &version), &config, home).into_inspected()?;
         let golden = if gated { Golden::read(&dir)? } else { Golden::default() };
         let processor = Arc::new(inspected.take_processor()?);
         let cases = gate::prepare(&golden, &processor, &inspected.contract)?;

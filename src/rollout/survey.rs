@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 
 use super::gate::{self, Golden};
+use super::home::Home;
 use crate::device::{Claim, Kind};
 use crate::error::{Error, Result};
 use crate::model::{self, Family};
@@ -39,8 +40,8 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Looks at the folder `dir` of `model@version`, for a device of this kind. Blocks.
-    pub fn of(dir: &Path, (model, version): (&str, &str), config: &ModelConfig, kind: Kind) -> Survey {
+    /// Looks at the folder `dir` of `model@version`, for such a home. Blocks.
+    pub fn of(dir: &Path, (model, version): (&str, &str), config: &ModelConfig, home: Home) -> Survey {
         let mut problems = Vec::new();
         let fingerprint = kept(Fingerprint::of(dir), &mut problems);
         let spec = kept(Spec::read(dir, model, version, config), &mut problems);
@@ -57,28 +58,34 @@ impl Survey {
             tokens_per_image: None,
             problems,
         };
-        if let Some(spec) = spec {
-            survey.look_into(&spec, config, kind);
+        if let Some(mut spec) = spec {
+            survey.look_into(&mut spec, config, home);
             survey.spec = Some(spec);
         }
         survey
     }
 
-    fn look_into(&mut self, spec: &Spec, config: &ModelConfig, kind: Kind) {
+    fn look_into(&mut self, spec: &mut Spec, config: &ModelConfig, home: Home) {
         let problems = &mut self.problems;
         self.family = kept(model::family(spec), problems);
         self.index = kept(Index::open(&self.dir, &spec.all_weight_files()), problems);
         if let (Some(family), Some(index)) = (self.family, &self.index) {
-            self.keeping = match kind {
+            self.keeping = match home.kind {
                 Kind::Cpu => Keeping::Cpu,
                 Kind::Cuda => Keeping::Cuda(index.main_format()),
             };
             self.footprint = kept((family.footprint)(spec, index, self.keeping), problems);
-            if let Some(footprint) = &self.footprint {
+            if let Some(footprint) = &mut self.footprint {
+                home.furnish(spec, footprint);
                 kept(weights::check(index, &footprint.wanted, &family.ignored), problems);
             }
         }
         self.processor = kept(Processor::load(spec, &config.limits), problems);
+        if let Some(longest) = self.family.and_then(|family| family.longest)
+            && let (Some(longest), Some(processor)) = (kept(longest(spec), problems), &mut self.processor)
+        {
+            processor.shorten(longest);
+        }
         if let Some(family) = self.family {
             self.tokens_per_image = kept(family.tokens_per_image.map_or(Ok(1), |count| count(spec)), problems);
         }

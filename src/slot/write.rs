@@ -99,7 +99,7 @@ impl Admission {
         let encoded = encoded.collect::<Result<Vec<_>>>()?;
         generation.stats.spend(Stage::Prepared, began.elapsed());
         ask.sampling.validate(writer.vocabulary())?;
-        StopStrings::new(&ask.stop)?;
+        let stops = StopStrings::new(&ask.stop)?;
         let prompt_tokens = encoded.iter().map(|(tokens, _)| tokens.len()).sum();
         let (admission, ask) = (Arc::new(self), Arc::new(ask));
         let (out, events) = mpsc::unbounded_channel();
@@ -118,7 +118,7 @@ impl Admission {
                 seed: ask.sampling.seed.wrapping_add(number as u64),
                 max_new: *max_new,
                 detokenizer: writer.detokenizer(&ask.prompts[of], prompt, Specials::Skip),
-                stops: StopStrings::new(&ask.stop)?,
+                stops: stops.clone(),
                 written: Vec::new(),
                 fault: None,
                 out: out.clone(),

@@ -83,8 +83,32 @@ pub fn stacked(shape: &[usize], below: impl ExactSizeIterator<Item = usize>) -> 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Footprint {
     pub wanted: Vec<Wanted>,
-    /// Bytes of activations at the largest batch.
+    /// Bytes of activations at the largest batch, and of a cache.
     pub workspace: u64,
+    /// Of what is written, where it is kept.
+    pub cache: Option<CacheFootprint>,
+}
+
+/// Keys and values of what a version writes, as part of its workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheFootprint {
+    pub bytes_per_block: u64,
+    pub block_tokens: usize,
+    pub blocks: usize,
+    /// Tokens of the longest text that the version takes.
+    pub longest: usize,
+    /// Texts that it writes at once.
+    pub sequences: usize,
+}
+
+impl CacheFootprint {
+    pub fn bytes(&self) -> u64 {
+        self.bytes_per_block.saturating_mul(self.blocks as u64)
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.blocks.saturating_mul(self.block_tokens)
+    }
 }
 
 impl Footprint {

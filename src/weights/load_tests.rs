@@ -264,7 +264,7 @@ fn a_quantised_tensor_takes_its_panels_and_is_another_than_the_same_bytes_otherw
     let layout = WeightLayout::Quantized(crate::ops::QuantFormat::Q4_1);
     let wanted = Wanted { layout, ..want("w", &[40, 64], DType::U8) };
     // Three panels of sixteen rows, of two blocks of 20 bytes.
-    assert_eq!(Footprint { wanted: vec![wanted.clone()], workspace: 0 }.total(), 48 * 2 * 20);
+    assert_eq!(Footprint { wanted: vec![wanted.clone()], workspace: 0, ..Default::default() }.total(), 48 * 2 * 20);
     let (index, manifest) = Folder::with(&[given("w", Dtype::F32, &[40, 64], vec![0; 40 * 64 * 4])]).indexed();
     let key = key_of(&wanted, &index, &manifest).unwrap();
     assert_eq!((key.dtype, key.layout), (DType::U8, layout));
@@ -274,10 +274,10 @@ fn a_quantised_tensor_takes_its_panels_and_is_another_than_the_same_bytes_otherw
 #[test]
 fn a_footprint_is_the_sum_of_its_targets_and_never_wraps() {
     let wanted = vec![want("a", &[3, 5], DType::F16), want("b", &[], DType::F32)];
-    let footprint = Footprint { wanted, workspace: 100 };
+    let footprint = Footprint { wanted, workspace: 100, ..Default::default() };
     assert_eq!((footprint.weight_bytes(), footprint.total()), (34, 134));
     let wanted = vec![want("a", &[usize::MAX, 2], DType::F32); 2];
-    assert_eq!(Footprint { wanted, workspace: 1 }.total(), u64::MAX);
+    assert_eq!(Footprint { wanted, workspace: 1, ..Default::default() }.total(), u64::MAX);
 }
 
 #[test]

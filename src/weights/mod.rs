@@ -32,7 +32,7 @@ pub use difference::{TensorChanges, Tensors};
 pub use distance::{Distances, distances};
 pub use header::SourceDtype;
 pub use index::{Index, TensorInfo};
-pub use load::{Below, Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};
+pub use load::{Below, CacheFootprint, Footprint, Known, TensorKey, Wanted, Weights, check, key_of, load, stacked};
 pub use manifest::{FileDigest, Manifest};
 pub use parked::{Pace, Parked, park};
 pub use progress::Progress;

@@ -80,9 +80,9 @@ fn a_footprint_counts_all_of_it_and_progress_every_byte_of_its_files() {
     let folder = Folder::with(&[q, k, f16s("v", &[2, 2], &[1.0; 4])]);
     let wanted = vec![want_stacked(&THREE, &[2, 2], DType::BF16), want_stacked(&["a", "b"], &[], DType::F32)];
     assert_eq!((wanted[0].whole(), wanted[1].whole()), (vec![6, 2], vec![2]));
-    assert_eq!(Footprint { wanted: wanted.clone(), workspace: 0 }.total(), 12 * 2 + 2 * 4);
+    assert_eq!(Footprint { wanted: wanted.clone(), workspace: 0, ..Default::default() }.total(), 12 * 2 + 2 * 4);
     let wanted_twice_over = vec![want_stacked(&["a", "b"], &[usize::MAX, 2], DType::F32)];
-    assert_eq!(Footprint { wanted: wanted_twice_over, workspace: 0 }.total(), u64::MAX);
+    assert_eq!(Footprint { wanted: wanted_twice_over, workspace: 0, ..Default::default() }.total(), u64::MAX);
     let (index, manifest) = folder.indexed();
     let progress = Progress::new();
     let weights = load(&index, &manifest, &wanted[..1], HashMap::new(), &CPU, &progress).unwrap();

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::model::{Input, Packed, Tokens};
 use crate::process::PrepareOptions;
 use crate::repository::{Repository, duration};
-use crate::rollout::{Alone, Survey};
+use crate::rollout::{Alone, Home, Survey};
 use crate::schedule::BatchLimits;
 use crate::value::RawInput;
 use crate::weights::Progress;
@@ -155,7 +155,7 @@ fn load(args: &ForwardBench, opened: &Opened) -> Result<Alone> {
     let repository = Repository::open(&args.models)?;
     let config = repository.model(model)?.config?;
     let dir = repository.version_dir(model, version)?;
-    let mut alone = Alone::load(Survey::of(&dir, (model, version), &config, opened.kind()), opened)?;
+    let mut alone = Alone::load(Survey::of(&dir, (model, version), &config, Home::alone(opened.kind())), opened)?;
     // As a server's load does it; and as there, a version runs where it fails.
     let warmth = alone.model.warm(!args.no_graphs, &Progress::new());
     if let Some(error) = &warmth.failed {

@@ -21,7 +21,7 @@ use super::output::human_bytes;
 use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::repository::{ModelConfig, name, task_of};
-use crate::rollout::Survey;
+use crate::rollout::{Home, Survey};
 
 const MODEL_TOML: &str = "model.toml";
 /// Digits of a commit that name a version.
@@ -87,7 +87,7 @@ async fn fill(
     let model = draft.config(args, &config, modules.is_some()).map_err(Stop::Refused)?;
     let files = choose::everything(listing, modules.as_ref(), shards.as_ref()).map_err(Stop::Refused)?;
     fetch.files(&files).await.map_err(Stop::Interrupted)?;
-    let survey = Survey::of(&draft.path, (&draft.target.model, &draft.target.version), &model, Kind::Cpu);
+    let survey = Survey::of(&draft.path, (&draft.target.model, &draft.target.version), &model, Home::alone(Kind::Cpu));
     match survey.problems.as_slice() {
         [] => Ok((model, files)),
         problems => {

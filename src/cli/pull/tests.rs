@@ -225,7 +225,11 @@ async fn a_model_is_pulled_whole_and_can_be_served() {
     let config = ModelConfig::read(&models.path().join("model/model.toml"), "model/model.toml").unwrap();
     assert_eq!((config.task.name(), config.live.as_deref()), ("embed", Some("01234567")));
     assert!(config.description.unwrap().contains(COMMIT));
-    assert!(Survey::of(&dir, ("model", "01234567"), &ModelConfig::new(config.task), Kind::Cpu).problems.is_empty());
+    assert!(
+        Survey::of(&dir, ("model", "01234567"), &ModelConfig::new(config.task), Home::alone(Kind::Cpu))
+            .problems
+            .is_empty()
+    );
     let beside = fs::read_dir(models.path().join("model")).unwrap().count();
     assert_eq!(beside, ["01234567", "model.toml"].len());
 }

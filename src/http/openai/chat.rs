@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::stream::{Form, Manner, Spelled, respond};
+use super::spelled::Spelled;
+use super::stream::{Form, Manner, respond};
 use super::writing::{Rules, Shape, begin, refuse};
 use crate::error::{Error, Result};
 use crate::http::received::Received;
@@ -43,8 +44,7 @@ pub(in crate::http) struct ChatRequest {
     #[schema(value_type = Option<Object>)]
     response_format: Option<Value>,
     /// Not OpenAI's: go on with the last message.
-    #[serde(default)]
-    continue_final_message: bool,
+    continue_final_message: Option<bool>,
     /// Not OpenAI's: whether the template ends with what begins an answer; it does where nothing is continued.
     add_generation_prompt: Option<bool>,
     /// Not OpenAI's: more variables for the model's chat template.
@@ -91,7 +91,7 @@ impl ChatRequest {
 
     fn alternatives(&self) -> Result<Option<usize>> {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
-            (false, None) => Ok(None),
+            (false, None | Some(0)) => Ok(None),
             (false, Some(_)) => Err(Error::bad_param("top_logprobs", "top_logprobs needs logprobs to be true")),
             (true, most) => {
                 let most = most.unwrap_or(0);
@@ -103,15 +103,26 @@ impl ChatRequest {
     }
 
     fn prompt(self) -> RawPrompt {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let options = RenderOptions {
-            add_generation_prompt: self.add_generation_prompt.unwrap_or(!self.continue_final_message),
-            continue_final_message: self.continue_final_message,
-            tools: self.tools,
-            variables: self.chat_template_kwargs.unwrap_or_default(),
-            now: now.as_secs() as i64,
-        };
+        let ChatRequest { tools, continue_final_message, add_generation_prompt, chat_template_kwargs, .. } = self;
+        let options = rendered((continue_final_message, add_generation_prompt), tools, chat_template_kwargs);
         RawPrompt::Chat { messages: self.messages, options }
+    }
+}
+
+/// How a chat is rendered: as one that is continued, and with what begins an answer, where that is said; now.
+pub(super) fn rendered(
+    (continues, begins): (Option<bool>, Option<bool>),
+    tools: Option<Vec<Value>>,
+    variables: Option<Map<String, Value>>,
+) -> RenderOptions {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let continue_final_message = continues.unwrap_or(false);
+    RenderOptions {
+        add_generation_prompt: begins.unwrap_or(!continue_final_message),
+        continue_final_message,
+        tools,
+        variables: variables.unwrap_or_default(),
+        now: now.as_secs() as i64,
     }
 }
 

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::stream::{Form, Manner, Spelled, respond};
+use super::spelled::{Characters, Spelled};
+use super::stream::{Form, Manner, respond};
 use super::writing::{Rules, Shape, begin, refuse};
 use crate::error::{Error, Result};
 use crate::http::received::Received;
@@ -143,22 +144,29 @@ fn choice(index: usize, text: &str, logprobs: Value, reason: &str) -> Value {
     json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
 }
 
-/// In the lists of the older interface; `before`: bytes of text that came before.
-fn logprobs(tokens: &[Spelled], before: usize) -> Value {
-    let mut offset = before;
-    let mut offsets = Vec::with_capacity(tokens.len());
-    for token in tokens {
-        offsets.push(offset);
-        offset += token.chosen.1.len();
-    }
+/// In the lists of the older interface. Offsets are of characters of the answer.
+fn logprobs(tokens: &[Spelled], characters: &mut Characters) -> Value {
+    let offsets: Vec<usize> = tokens.iter().map(|token| characters.place(token)).collect();
     let top = |token: &Spelled| -> Map<String, Value> {
-        let own = std::iter::once(&token.chosen).chain(&token.top);
-        own.map(|(spelling, _, logprob)| (spelling.clone(), json!(logprob))).collect()
+        let mut all = Map::new();
+        // The chosen one first: of those that are spelled alike, the first is told.
+        for (spelling, bytes, logprob) in std::iter::once(&token.chosen).chain(&token.top) {
+            all.entry(named(spelling, bytes)).or_insert_with(|| json!(logprob));
+        }
+        all
     };
     json!({
-        "tokens": tokens.iter().map(|token| &token.chosen.0).collect::<Vec<_>>(),
+        "tokens": tokens.iter().map(|token| named(&token.chosen.0, &token.chosen.1)).collect::<Vec<_>>(),
         "token_logprobs": tokens.iter().map(|token| token.chosen.2).collect::<Vec<_>>(),
         "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
         "text_offset": offsets,
     })
+}
+
+/// A token as a text; one that is no text by itself by its bytes, as OpenAI has it (`bytes:\xe2\x82`).
+fn named(spelling: &str, bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => spelling.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |all, byte| all + &format!("\\x{byte:02x}")),
+    }
 }

@@ -2,12 +2,13 @@
 //! `/detokenize` as vLLM has them beside these.
 //!
 //! Source: OpenAI API reference; vLLM's `entrypoints/openai/protocol.py` for what is not in it. `writing` has what chats and
-//! completions ask for alike, `stream` how their answers are sent.
+//! completions ask for alike, `stream` how their answers are sent, `spelled` what is told of their tokens.
 
 mod chat;
 mod completions;
 mod embeddings;
 mod models;
+mod spelled;
 mod stream;
 mod tokens;
 mod writing;

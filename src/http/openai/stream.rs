@@ -14,11 +14,12 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::{Value, json};
 
+use super::spelled::{Characters, Spelled};
 use crate::error::Error;
 use crate::generation::Stamp;
 use crate::http::reply::{self, Dialect, Failure, put_stamp};
 use crate::http::{App, request};
-use crate::process::{Choice, TextDecoder};
+use crate::process::Choice;
 use crate::slot::{Answers, EndReason, Event};
 
 /// The bodies of a route, where it differs from the other.
@@ -33,27 +34,8 @@ pub(super) struct Form {
     /// Index, text, logprobs.
     pub(super) delta: fn(usize, &str, Value) -> Value,
     pub(super) closing: fn(usize, &str) -> Value,
-    /// Of these tokens; the number is how many bytes of text came before them.
-    pub(super) logprobs: fn(&[Spelled], usize) -> Value,
-}
-
-/// A token with its spelling, its bytes and the logarithm of its probability, and others in its place.
-pub(super) struct Spelled {
-    pub(super) chosen: (String, Vec<u8>, f32),
-    pub(super) top: Vec<(String, Vec<u8>, f32)>,
-}
-
-impl Spelled {
-    fn of(choice: &Choice, decoder: &TextDecoder) -> Spelled {
-        let spell = |id: u32, logprob: f32| {
-            let bytes = decoder.bytes_of(id).to_vec();
-            (String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob)
-        };
-        Spelled {
-            chosen: spell(choice.token, choice.logprob.unwrap_or(f32::NAN)),
-            top: choice.top.iter().map(|(id, logprob)| spell(*id, *logprob)).collect(),
-        }
-    }
+    /// Of these tokens, which follow others.
+    pub(super) logprobs: fn(&[Spelled], &mut Characters) -> Value,
 }
 
 /// How a request wants its answers.
@@ -105,9 +87,9 @@ impl Envelope {
         json!({ "prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written })
     }
 
-    fn logprobs(&self, spelled: &[Spelled], before: usize) -> Value {
+    fn logprobs(&self, spelled: &[Spelled], characters: &mut Characters) -> Value {
         match self.tells_logprobs {
-            true => (self.form.logprobs)(spelled, before),
+            true => (self.form.logprobs)(spelled, characters),
             false => Value::Null,
         }
     }
@@ -231,7 +213,7 @@ async fn whole(
         let spelled: Vec<Spelled> = text.choices.iter().map(|choice| Spelled::of(choice, &answers.decoder)).collect();
         let reason = text.ended.map_or("stop", |(reason, _)| reason);
         let text = envelope.echo(at).to_owned() + &text.text;
-        (envelope.form.choice)(at, &text, envelope.logprobs(&spelled, 0), reason)
+        (envelope.form.choice)(at, &text, envelope.logprobs(&spelled, &mut Characters::default()), reason)
     });
     let mut body = envelope.body(envelope.form.whole, choices.collect());
     body["usage"] = envelope.usage(written);
@@ -246,8 +228,8 @@ struct Chunks {
     waiting: VecDeque<(usize, Event)>,
     ready: VecDeque<String>,
     opened: Vec<bool>,
-    /// Bytes of text so far.
-    sent: Vec<usize>,
+    /// Of each, so far.
+    characters: Vec<Characters>,
     open: usize,
     written: usize,
 }
@@ -261,7 +243,7 @@ impl Chunks {
             waiting: begun.into(),
             ready: VecDeque::new(),
             opened: vec![false; count],
-            sent: vec![0; count],
+            characters: (0..count).map(|_| Characters::default()).collect(),
             open: count,
             written: 0,
         }
@@ -324,8 +306,7 @@ impl Chunks {
                 }
                 let spelled: Vec<Spelled> =
                     choices.iter().map(|choice| Spelled::of(choice, &self.answers.decoder)).collect();
-                let logprobs = self.envelope.logprobs(&spelled, self.sent[at]);
-                self.sent[at] += text.len();
+                let logprobs = self.envelope.logprobs(&spelled, &mut self.characters[at]);
                 self.say(self.envelope.chunk(vec![(form.delta)(at, &text, logprobs)]));
             }
             // The fingerprint of what follows says so.

@@ -8,14 +8,15 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::chat::rendered;
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::http::reply::{Dialect, Failure, put_stamp};
 use crate::http::{App, body};
-use crate::process::{Message, RawPrompt, RenderOptions, Writer};
+use crate::process::{Message, RawPrompt, Writer};
 use crate::value::Task;
 
 /// A text, or a chat.
@@ -30,9 +31,14 @@ pub(in crate::http) struct TokenizeRequest {
     add_special_tokens: Option<bool>,
     /// For a chat: whether its template ends with what begins an answer; it does.
     add_generation_prompt: Option<bool>,
+    /// For a chat, as for an answer to it.
+    continue_final_message: Option<bool>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the tokens' spellings are told.
-    #[serde(default)]
-    return_token_strs: bool,
+    return_token_strs: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -78,17 +84,21 @@ async fn asked<T: serde::de::DeserializeOwned>(
     Ok(response)
 }
 
+/// Of a prompt however long: whether it fits is what is to be found out.
 fn tokens(request: TokenizeRequest, writer: &Writer) -> Result<Value> {
-    let ids = match (request.prompt, request.messages) {
-        (Some(text), None) if request.add_special_tokens.unwrap_or(true) => writer.encode(&RawPrompt::Text(text))?,
-        (Some(text), None) => writer.encode_bare(&text)?,
+    let TokenizeRequest { prompt, messages, add_special_tokens, add_generation_prompt, continue_final_message, .. } =
+        request;
+    let ids = match (prompt, messages) {
+        (Some(text), None) if add_special_tokens.unwrap_or(true) => writer.tokens(&RawPrompt::Text(text))?,
+        (Some(text), None) => writer.tokens_bare(&text)?,
         (None, Some(messages)) => {
-            let add_generation_prompt = request.add_generation_prompt.unwrap_or(true);
-            let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
-            writer.encode(&RawPrompt::Chat { messages, options })?
+            let manner = (continue_final_message, add_generation_prompt);
+            let options = rendered(manner, request.tools, request.chat_template_kwargs);
+            writer.tokens(&RawPrompt::Chat { messages, options })?
         }
         _ => return Err(Error::bad_param("prompt", "either prompt or messages is needed")),
     };
-    let spelled = request.return_token_strs.then(|| ids.iter().map(|id| writer.spelling(*id)).collect::<Vec<_>>());
+    let spell = || ids.iter().map(|id| writer.spelling(*id)).collect::<Vec<_>>();
+    let spelled = request.return_token_strs.unwrap_or(false).then(spell);
     Ok(json!({ "count": ids.len(), "max_model_len": writer.context(), "tokens": ids, "token_strs": spelled }))
 }

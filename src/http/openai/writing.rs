@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
@@ -17,7 +17,8 @@ use crate::value::Task;
 /// Answers of one request.
 const MOST_ANSWERS: usize = 128;
 
-/// How an answer is drawn and where it ends. Fields of OpenAI's that are not here are taken and have no effect.
+/// How an answer is drawn and where it ends. Fields that would be missed if they had no effect are refused by name; others that are not
+/// here are taken and have none.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct Shape {
     /// Tokens to write at most.
@@ -53,16 +54,41 @@ pub(in crate::http) struct Shape {
     #[schema(schema_with = crate::http::openapi::openai_stop)]
     pub(in crate::http) stop: Option<Stop>,
     /// Not OpenAI's: go on beyond tokens that would end the answer.
-    #[serde(default)]
-    pub(in crate::http) ignore_eos: bool,
+    pub(in crate::http) ignore_eos: Option<bool>,
     /// Not OpenAI's: lower goes first, as vLLM has it.
-    #[serde(default)]
-    pub(in crate::http) priority: i32,
+    pub(in crate::http) priority: Option<i32>,
     #[serde(default)]
     pub(in crate::http) stream: Option<bool>,
     #[schema(inline)]
     pub(in crate::http) stream_options: Option<StreamOptions>,
+    /// What else was sent.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub(in crate::http) others: Map<String, Value>,
 }
+
+/// What clients of OpenAI's and of other servers would miss if it had no effect. Any other field is taken and has none.
+const UNSUPPORTED: [&str; 19] = [
+    "allowed_token_ids",
+    "audio",
+    "bad_words",
+    "function_call",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "logits_processors",
+    "min_tokens",
+    "prediction",
+    "prompt_logprobs",
+    "stop_token_ids",
+    "structured_outputs",
+    "truncate_prompt_tokens",
+    "typical_p",
+    "use_beam_search",
+    "web_search_options",
+];
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, expecting = "stop is a string or a list of strings")]
@@ -74,8 +100,7 @@ pub(in crate::http) enum Stop {
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct StreamOptions {
     /// A last chunk tells what was used.
-    #[serde(default)]
-    pub(in crate::http) include_usage: bool,
+    pub(in crate::http) include_usage: Option<bool>,
 }
 
 /// What a route has of its own.
@@ -100,10 +125,11 @@ impl Shape {
     }
 
     pub(super) fn tells_usage(&self) -> bool {
-        self.stream_options.is_some_and(|options| options.include_usage)
+        self.stream_options.and_then(|options| options.include_usage).unwrap_or(false)
     }
 
     pub(in crate::http) fn ask(&self, writer: &Writer, prompts: Vec<RawPrompt>, rules: Rules) -> Result<WriteAsk> {
+        self.refuse_others()?;
         let count = whole("n", self.answers(), 1)?;
         if count > MOST_ANSWERS {
             return Err(Error::bad_param("n", format!("n is {count}; at most {MOST_ANSWERS} are possible")));
@@ -122,17 +148,25 @@ impl Shape {
         let sampling = self.sampling(writer.defaults(), rules.logprobs)?;
         sampling.validate(writer.vocabulary())?;
         // Lower goes first there, higher here.
-        let priority = self.priority.saturating_neg();
+        let priority = self.priority.unwrap_or(0).saturating_neg();
         Ok(WriteAsk {
             prompts,
             count,
             max_new: most,
             sampling,
             stop,
-            ignore_ends: self.ignore_eos,
+            ignore_ends: self.ignore_eos.unwrap_or(false),
             priority,
             deadline: None,
         })
+    }
+
+    fn refuse_others(&self) -> Result<()> {
+        for field in UNSUPPORTED {
+            refuse(field, &self.others.get(field).filter(|value| asks(value)).cloned())?;
+        }
+        let text = |wanted: &Value| wanted.as_array().is_some_and(|all| all.iter().all(|one| one == "text"));
+        refuse("modalities", &self.others.get("modalities").filter(|wanted| !text(wanted)).cloned())
     }
 
     /// What the version's own settings say, where the request says nothing.
@@ -149,6 +183,19 @@ impl Shape {
         options.logprobs = logprobs;
         options.logit_bias = self.logit_bias.iter().flatten().map(bias).collect::<Result<_>>()?;
         Ok(options)
+    }
+}
+
+/// Whether a value asks for anything: clients send what they have no wish for as well.
+fn asks(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::Array(all) => !all.is_empty(),
+        Value::Object(all) => !all.is_empty(),
+        // Of a call: that none is made, or that the model may choose where there are none.
+        Value::String(word) => !matches!(word.as_str(), "" | "none" | "auto"),
+        Value::Bool(true) => true,
     }
 }
 

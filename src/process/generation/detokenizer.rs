@@ -69,6 +69,11 @@ impl TextDecoder {
         piece.and_then(|piece| self.spelling.get(piece.start as usize..piece.end as usize)).unwrap_or_default()
     }
 
+    /// Whether a token is one that an answer's text skips.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.pieces.get(id as usize).is_some_and(|piece| piece.kind == Kind::Special)
+    }
+
     fn add(&mut self, tokenizer: &Tokenizer, each: &[&DecoderWrapper], id: u32) -> Result<(), String> {
         let start = self.spelling.len();
         let mut kind = Kind::Nothing;

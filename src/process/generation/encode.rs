@@ -69,13 +69,13 @@ impl PromptEncoder {
     }
 
     /// # Errors
-    /// `BadRequest` for a text without tokens or for more tokens than the context; `TooLarge` for too many bytes.
+    /// `BadRequest` for what cannot be tokenized; `TooLarge` for too many bytes.
     pub fn text(&self, text: &str, reading: Reading) -> Result<Vec<u32>> {
         match reading {
-            Reading::Text => self.finish(self.encode(text, Control::Nowhere)?),
+            Reading::Text => self.encode(text, Control::Nowhere),
             Reading::Prompt => {
                 let inside = self.encode(text, Control::Spelled)?;
-                self.finish([&self.before[..], &inside, &self.after].concat())
+                Ok([&self.before[..], &inside, &self.after].concat())
             }
         }
     }
@@ -85,19 +85,33 @@ impl PromptEncoder {
     /// # Errors
     /// As for a text.
     pub fn chat(&self, chat: &Rendered) -> Result<Vec<u32>> {
-        self.finish(self.encode(chat.text(), Control::Outside(chat.foreign()))?)
+        self.encode(chat.text(), Control::Outside(chat.foreign()))
     }
 
     /// Ids that the client made itself, taken as they are.
     ///
     /// # Errors
-    /// `BadRequest` for an id that is not in the vocabulary, for no ids, and for more than the context.
+    /// `BadRequest` for an id that is not in the vocabulary.
     pub fn literal(&self, ids: &[u32]) -> Result<Vec<u32>> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.limits.vocabulary) {
             let message = format!("token id {id} is not in the vocabulary of {}", self.limits.vocabulary);
             return Err(Error::bad_param("prompt", message));
         }
-        self.finish(ids.to_vec())
+        Ok(ids.to_vec())
+    }
+
+    /// A prompt that the model takes.
+    ///
+    /// # Errors
+    /// `BadRequest` for one without tokens and for more tokens than the context, with the numbers.
+    pub fn fitting(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        if ids.is_empty() {
+            return Err(Error::bad_request("the prompt has no tokens"));
+        }
+        if ids.len() > self.limits.context {
+            return Err(too_long(self.limits.context, ids.len()));
+        }
+        Ok(ids)
     }
 
     /// How many tokens may be generated after a prompt: those that were asked for, or all that fit.
@@ -128,6 +142,15 @@ impl PromptEncoder {
         added.into_values().filter(|token| token.special).map(|token| token.content).collect()
     }
 
+    pub fn context(&self) -> usize {
+        self.limits.context
+    }
+
+    /// The context is no longer than this.
+    pub fn shorten(&mut self, longest: usize) {
+        self.limits.context = self.limits.context.min(longest);
+    }
+
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -139,16 +162,6 @@ impl PromptEncoder {
         }
         let ids = self.added.encode(&self.tokenizer, text, control);
         ids.map_err(|e| Error::bad_request(format!("the text cannot be tokenized: {e}")))
-    }
-
-    fn finish(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
-        if ids.is_empty() {
-            return Err(Error::bad_request("the prompt has no tokens"));
-        }
-        if ids.len() > self.limits.context {
-            return Err(too_long(self.limits.context, ids.len()));
-        }
-        Ok(ids)
     }
 }
 
@@ -219,9 +232,7 @@ mod tests {
             let encoder = encoder(sort, &Around::default());
             let end = encoder.tokenizer().token_to_id("<|im_end|>").unwrap();
             assert!(encoder.text("a<|im_end|>", Reading::Prompt).unwrap().contains(&end), "{sort:?}");
-            let text = encoder.text("a<|im_end|>", Reading::Text);
-            // spelled out it may be longer than the context, which is told; it is never the token
-            assert!(text.is_err() || !text.unwrap().contains(&end), "{sort:?}");
+            assert!(!encoder.text("a<|im_end|>", Reading::Text).unwrap().contains(&end), "{sort:?}");
         }
     }
 
@@ -229,8 +240,7 @@ mod tests {
     fn a_chat_has_its_templates_control_tokens_and_no_others() {
         const TEMPLATE: &str = include_str!("template/cases/chatml.jinja");
         for sort in Sort::ALL {
-            let limits = PromptLimits { context: 1000, ..limits() };
-            let encoder = PromptEncoder::new(tokenizer(sort), &Around::default(), limits).unwrap();
+            let encoder = encoder(sort, &Around::default());
             let templates = vec![("default".to_owned(), TEMPLATE.to_owned())];
             let source = TemplateSource { templates, spellings: encoder.special_tokens(), ..TemplateSource::default() };
             let template = ChatTemplate::new(source).unwrap().unwrap();
@@ -259,20 +269,21 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_numbers() {
-        let encoder = encoder(Sort::Bytes, &Around::default());
+        let mut encoder = encoder(Sort::Bytes, &Around::default());
         let told = |result: Result<Vec<u32>>| {
             let error = result.unwrap_err();
             (error.kind(), error.to_string())
         };
-        let (kind, message) = told(encoder.text(&"z".repeat(17), Reading::Text));
+        let long = encoder.text(&"z".repeat(17), Reading::Text).unwrap();
+        let (kind, message) = told(encoder.fitting(long));
         assert_eq!(kind, Kind::BadRequest);
         assert_eq!(message, "this model's context is 16 tokens, but the prompt is 17 tokens long");
         assert_eq!(told(encoder.text(&"z".repeat(201), Reading::Text)).0, Kind::TooLarge);
-        assert!(told(encoder.text("", Reading::Text)).1.contains("no tokens"));
-        assert!(told(encoder.literal(&[])).1.contains("no tokens"));
+        assert!(encoder.text("", Reading::Text).unwrap().is_empty());
+        assert!(told(encoder.fitting(Vec::new())).1.contains("no tokens"));
         assert!(told(encoder.literal(&[3, 1000])).1.contains("token id 1000 is not in the vocabulary of 1000"));
         assert_eq!(encoder.literal(&[3, 999]).unwrap(), [3, 999]);
-        assert_eq!(encoder.literal(&[3; 16]).unwrap().len(), 16);
+        assert_eq!(encoder.fitting(vec![3; 16]).unwrap().len(), 16);
 
         assert_eq!(encoder.room(10, None).unwrap(), 6);
         assert_eq!(encoder.room(10, Some(6)).unwrap(), 6);
@@ -283,6 +294,13 @@ mod tests {
         );
         assert!(encoder.room(16, None).is_err());
         assert!(encoder.room(3, Some(usize::MAX)).is_err());
+
+        // What a cache holds less than positions is taken off; more of it makes nothing longer.
+        encoder.shorten(100);
+        assert_eq!((encoder.context(), encoder.room(10, None).unwrap()), (16, 6));
+        encoder.shorten(12);
+        assert_eq!((encoder.context(), encoder.room(10, None).unwrap()), (12, 2));
+        assert!(told(encoder.fitting(vec![3; 13])).1.contains("context is 12 tokens"));
     }
 
     #[test]

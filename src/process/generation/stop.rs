@@ -3,19 +3,27 @@
 //! It knows text only. It must not know tokens: where a stop string is found must not depend on how the text was
 //! cut into pieces.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 
 /// Stop strings of one request. Every byte of its answer is compared with each.
 const MOST: usize = 64;
+
+/// Bytes of all of them: text that could be the beginning of one is held back, and each byte takes a table of its own.
+const MOST_BYTES: usize = 16 << 10;
 
 /// A streaming matcher of several strings.
 ///
 /// The occurrence that is complete first ends the text, and of those that are complete at the same character the one
 /// that began first; the text ends before it. Text that could be the beginning of an occurrence is held back, and
 /// no more than that. One automaton a string (Knuth, Morris and Pratt, "Fast pattern matching in strings", 1977).
+/// What is known of the strings themselves is shared by all that are cloned of one.
 #[derive(Debug, Clone)]
 pub struct StopStrings {
-    stops: Vec<Stop>,
+    stops: Arc<[Stop]>,
+    /// How many bytes of each the text ends with.
+    matched: Vec<usize>,
     /// Text that is not passed on yet: as long as the longest beginning of a stop string that it ends with.
     held: String,
     found: bool,
@@ -30,18 +38,16 @@ pub struct Passed {
     pub stop: Option<usize>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Stop {
     text: Vec<u8>,
     /// Of the first `i + 1` bytes: the longest proper beginning that they also end with.
     fall_back: Vec<usize>,
-    /// How many bytes of it the text ends with.
-    matched: usize,
 }
 
 impl StopStrings {
     /// # Errors
-    /// `BadRequest` for an empty string, which would be found at once, and for too many of them.
+    /// `BadRequest` for an empty string, which would be found at once, and for too many or too long ones.
     pub fn new(stops: &[String]) -> Result<StopStrings> {
         if stops.len() > MOST {
             let message = format!("stop holds {} strings; at most {MOST} are possible", stops.len());
@@ -50,8 +56,14 @@ impl StopStrings {
         if let Some(at) = stops.iter().position(String::is_empty) {
             return Err(Error::bad_param("stop", format!("stop string {at} is empty")));
         }
+        let bytes: usize = stops.iter().map(String::len).sum();
+        if bytes > MOST_BYTES {
+            let message = format!("stop holds {bytes} bytes; at most {MOST_BYTES} are possible");
+            return Err(Error::bad_param("stop", message));
+        }
+        let matched = vec![0; stops.len()];
         let stops = stops.iter().map(|stop| Stop::new(stop)).collect();
-        Ok(StopStrings { stops, held: String::new(), found: false })
+        Ok(StopStrings { stops, matched, held: String::new(), found: false })
     }
 
     /// Takes the next piece of the text. After a stop string was found nothing passes any more.
@@ -72,7 +84,7 @@ impl StopStrings {
                 return Passed { text: std::mem::take(&mut self.held), stop: Some(stop) };
             }
         }
-        let keep = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
+        let keep = self.matched.iter().copied().max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         Passed { text: std::mem::replace(&mut self.held, rest), stop: None }
     }
@@ -86,8 +98,9 @@ impl StopStrings {
     /// The longest string that is complete with this byte.
     fn advance(&mut self, byte: u8) -> Option<usize> {
         let mut longest: Option<usize> = None;
-        for at in 0..self.stops.len() {
-            let complete = self.stops[at].advance(byte);
+        for (at, matched) in self.matched.iter_mut().enumerate() {
+            *matched = self.stops[at].after(*matched, byte);
+            let complete = *matched == self.stops[at].text.len();
             if complete && longest.is_none_or(|best| self.stops[best].text.len() < self.stops[at].text.len()) {
                 longest = Some(at);
             }
@@ -107,16 +120,15 @@ impl Stop {
             }
             fall_back[at] = length + usize::from(text[length] == text[at]);
         }
-        Stop { text, fall_back, matched: 0 }
+        Stop { text, fall_back }
     }
 
-    /// Whether the string is complete with this byte. The matcher is not used after that.
-    fn advance(&mut self, byte: u8) -> bool {
-        while self.matched > 0 && self.text[self.matched] != byte {
-            self.matched = self.fall_back[self.matched - 1];
+    /// How many bytes of it a text ends with after one more, of which it ended with so many: less than all.
+    fn after(&self, mut matched: usize, byte: u8) -> usize {
+        while matched > 0 && self.text[matched] != byte {
+            matched = self.fall_back[matched - 1];
         }
-        self.matched += usize::from(self.text[self.matched] == byte);
-        self.matched == self.text.len()
+        matched + usize::from(self.text[matched] == byte)
     }
 }
 
@@ -217,6 +229,9 @@ mod tests {
         assert!(error.contains("stop string 1 is empty"), "{error}");
         let error = StopStrings::new(&vec!["a".to_owned(); 65]).unwrap_err().to_string();
         assert!(error.contains("65 strings; at most 64"), "{error}");
+        let error = StopStrings::new(&["a".repeat(16_000), "b".repeat(400)]).unwrap_err().to_string();
+        assert!(error.contains("16400 bytes; at most 16384"), "{error}");
+        assert!(StopStrings::new(&["a".repeat(16 << 10)]).is_ok());
         assert_eq!(stops(&[]).push("all of it"), Passed { text: "all of it".into(), stop: None });
     }
 }

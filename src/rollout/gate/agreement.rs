@@ -23,6 +23,7 @@ pub(in crate::rollout) async fn agreement(
     if live_generation.contract.task != Task::Generate {
         return Ok(findings);
     }
+    let (mut all_ours, mut all_theirs) = (Vec::new(), Vec::new());
     for prepared in cases {
         let id = Some(prepared.case.id.as_str());
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -45,7 +46,12 @@ pub(in crate::rollout) async fn agreement(
         if !ours.is_empty() {
             findings.add("logprob-agreement", id, logprobs(&ours, &theirs, rules.max_logprob_gap));
             findings.add("greedy-agreement", id, greedy(&ours, &theirs, rules.min_greedy_agreement));
+            all_ours.extend(ours);
+            all_theirs.extend(theirs);
         }
+    }
+    if !all_ours.is_empty() {
+        findings.add("perplexity-ratio", None, perplexities(&all_ours, &all_theirs, rules.max_perplexity_ratio));
     }
     Ok(findings)
 }
@@ -77,6 +83,16 @@ fn logprobs(ours: &[Judged], theirs: &[Judged], limit: f64) -> Verdict {
     let passed = measure <= limit && ours.len() == theirs.len();
     let message = format!("{measure:.4} apart from the live version on average over {} tokens", ours.len());
     Verdict { passed, measure, limit, message }
+}
+
+/// How much more the candidate is surprised by a token than the live version: e to what the logarithms of their probabilities differ by
+/// on average (Jelinek et al., "Perplexity", 1977); NaN never passes.
+fn perplexities(ours: &[Judged], theirs: &[Judged], limit: f64) -> Verdict {
+    let of = |judged: &[Judged]| (-judged.iter().map(|(own, _)| own).sum::<f64>() / judged.len() as f64).exp();
+    let (ours, theirs) = (of(ours), of(theirs));
+    let measure = ours / theirs;
+    let message = format!("a perplexity of {ours:.3}, the live version's {theirs:.3}");
+    Verdict { passed: measure <= limit, measure, limit, message }
 }
 
 /// Of the tokens that the live version would itself have written in their places, the share from the first on that the
@@ -116,6 +132,16 @@ mod tests {
         assert!(!verdict.passed && (verdict.measure - 1.5).abs() < 1e-9, "{verdict:?}");
         assert!(!logprobs(&[(f64::NAN, 0.0), (0.0, 0.0)], &live, 0.5).passed);
         assert!(!logprobs(&near[..1], &live, 0.5).passed);
+    }
+
+    #[test]
+    fn perplexities_are_of_all_tokens_and_one_is_over_the_other() {
+        let (live, candidate) = ([(-1.0, 0.0), (-3.0, 0.0)], [(-2.0, 0.0), (-2.5, 0.0)]);
+        let verdict = perplexities(&candidate, &live, 1.5);
+        assert!(verdict.passed && (verdict.measure - 0.25_f64.exp()).abs() < 1e-9, "{verdict:?}");
+        assert_eq!(verdict.message, "a perplexity of 9.488, the live version's 7.389");
+        assert!(!perplexities(&candidate, &live, 1.2).passed && perplexities(&live, &candidate, 1.0).passed);
+        assert!(!perplexities(&[(f64::NAN, 0.0)], &live, 1e9).passed);
     }
 
     #[test]

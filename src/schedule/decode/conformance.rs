@@ -19,6 +19,8 @@ enum Op {
     /// A step that breaks off, during which a sequence may be cancelled.
     Fail(Option<usize>),
     Cancel(usize),
+    /// From now on a plan has so many tokens of prompts at most.
+    Allow(usize),
     /// A step in which the keys of a run come out as no numbers.
     Poison(usize),
     /// Steps each of which is begun before the one before it was applied, as long as that can be, and what comes between.
@@ -76,6 +78,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::StepUnsampled),
         1 => prop::option::of(any::<usize>()).prop_map(Op::Fail),
         1 => any::<usize>().prop_map(Op::Cancel),
+        1 => prop_oneof![0usize..6, Just(usize::MAX)].prop_map(Op::Allow),
         2 => prop::collection::vec(meanwhile(), 1..12).prop_map(Op::Ahead),
     ]
 }
@@ -161,6 +164,7 @@ fn perform(world: &mut Tested, now: u64, op: &Op) -> Result<(), TestCaseError> {
             world.fail();
         }
         Op::Cancel(which) => cancel(world, *which),
+        Op::Allow(prompts) => world.allowed = *prompts,
         Op::Poison(which) => world.poison(*which),
         Op::Ahead(between) => ahead(world, now, between)?,
     }

@@ -13,7 +13,8 @@
 //!
 //! 1. Running sequences that lack one token get it. Where blocks run out, the sequence that is last in rank gives up its own
 //!    and goes back to the waiting line with all that it wrote, to be computed again (preemption by recomputation).
-//! 2. What is left of the budget goes to prompts of running sequences, in rank, in chunks.
+//! 2. What is left of the budget goes to prompts of running sequences, in rank, in chunks; or as much of it as the caller allows, so that
+//!    who writes does not wait long ([`Chunks`]).
 //! 3. Then the waiting line is admitted from, as far as budget, places and blocks reach, and only by a plan that preempted
 //!    nobody. All blocks of a prompt are taken at admission, and one is left for each running sequence that may still grow,
 //!    so that a new one does not at once preempt or get preempted. One whose next block is just being computed by another
@@ -51,6 +52,7 @@
 
 mod apply;
 mod blocks;
+mod chunks;
 mod idle;
 mod line;
 mod plan;
@@ -58,6 +60,7 @@ mod scheduler;
 mod sequence;
 mod types;
 
+pub use chunks::Chunks;
 pub use scheduler::DecodeScheduler;
 pub use types::{BlockId, DecodeLimits, Effect, Figures, Finish, Plan, Prompted, Refusal, Run, Sampled, Wants};
 

@@ -8,11 +8,19 @@ use super::{BlockId, DecodeScheduler, Effect, Plan};
 impl<S: BuildHasher> DecodeScheduler<S> {
     /// Plans the next step. `None`: nothing waits or runs, or a plan is out, which `apply` or `discard` must have back first.
     pub fn plan(&mut self) -> Option<Plan> {
+        self.plan_within(usize::MAX)
+    }
+
+    /// The same with at most so many tokens of prompts, and one at least where the budget has it.
+    pub fn plan_within(&mut self, prompts: usize) -> Option<Plan> {
         if self.out.is_some() || self.is_idle() {
             return None;
         }
         let mut budget = self.limits.step_tokens;
         let nobody_preempted = self.plan_writers(&mut budget);
+        let writing = self.limits.step_tokens - budget;
+        budget = budget.min(prompts.max(1));
+        let before = budget;
         self.plan_prompts(&mut budget);
         if nobody_preempted {
             self.admit(&mut budget);
@@ -21,7 +29,8 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         self.out = Some(self.counts.planned);
         self.set_order();
         let runs = self.order.iter().map(|at| self.running[*at].run()).collect();
-        Some(Plan { runs, tokens: self.limits.step_tokens - budget, number: self.counts.planned })
+        let prompts = before - budget;
+        Some(Plan { runs, tokens: writing + prompts, prompts, number: self.counts.planned })
     }
 
     /// Plans the step after the one that is out, while nobody knows yet what that one tells: the same runs in the same order, each of
@@ -47,7 +56,12 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         self.counts.planned += 1;
         self.ahead = Some(self.counts.planned);
         let runs: Vec<_> = self.order.iter().map(|at| self.running[*at].run_ahead()).collect();
-        Some(Plan { tokens: runs.len(), runs, number: self.counts.planned })
+        Some(Plan { tokens: runs.len(), prompts: 0, runs, number: self.counts.planned })
+    }
+
+    /// Whether anybody waits for no more than the next token.
+    pub fn writes(&self) -> bool {
+        self.running.iter().any(Sequence::is_writing)
     }
 
     /// One token for each that lacks one only, in order. Whoever gives up its blocks for that is the last in order, so it

@@ -70,6 +70,8 @@ pub(super) struct World<S> {
     pub(super) preempted: Vec<u64>,
     /// Runs were struck so that their keys are no numbers.
     pub(super) poisoned: bool,
+    /// Tokens of prompts that a plan may have.
+    pub(super) allowed: usize,
     /// Sequences that failed for it.
     pub(super) condemned: Vec<u64>,
 }
@@ -88,6 +90,7 @@ impl<S: BuildHasher + Default> World<S> {
             computed: 0,
             preempted: Vec::new(),
             poisoned: false,
+            allowed: usize::MAX,
             condemned: Vec::new(),
         }
     }
@@ -122,7 +125,7 @@ impl<S: BuildHasher + Default> World<S> {
 
     pub(super) fn plan(&mut self) -> Option<Plan> {
         let busy = !self.scheduler.is_idle();
-        let plan = self.scheduler.plan();
+        let plan = self.scheduler.plan_within(self.allowed);
         assert_eq!(plan.is_some(), busy, "there is a plan exactly while there is work");
         self.audit();
         if let Some(plan) = &plan {
@@ -313,6 +316,14 @@ impl<S: BuildHasher + Default> World<S> {
         assert_eq!(plan.tokens, plan.runs.iter().map(|run| run.tokens.len()).sum::<usize>());
         assert!((1..=self.limits.step_tokens).contains(&plan.tokens), "{} tokens", plan.tokens);
         assert!(plan.runs.len() <= self.limits.sequences);
+        let writers = running.iter().filter(|sequence| sequence.planned() > 0 && sequence.is_writing()).count();
+        // One whose prompt was found up to its last token is let in as a prompt.
+        assert!(
+            plan.tokens - plan.prompts <= writers,
+            "{} tokens are of {writers} writers",
+            plan.tokens - plan.prompts
+        );
+        assert!(plan.prompts <= self.allowed.max(1), "{} tokens of prompts, {} allowed", plan.prompts, self.allowed);
         let keys: HashSet<u64> = plan.runs.iter().map(|run| run.key).collect();
         assert_eq!(keys.len(), plan.runs.len(), "each runs once");
         for (at, sequence) in running.iter().enumerate().filter(|(at, s)| *at == 0 || s.is_writing()) {

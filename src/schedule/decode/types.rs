@@ -73,6 +73,8 @@ pub struct Plan {
     pub runs: Vec<Run>,
     /// Sum over the runs.
     pub tokens: usize,
+    /// Of prompts, among them.
+    pub prompts: usize,
     pub(super) number: u64,
 }
 

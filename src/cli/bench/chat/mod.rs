@@ -26,7 +26,10 @@ use super::{outcome, parse_clients, svg, write_file, write_json};
 use crate::repository::duration;
 use crate::value::Task;
 use load::Load;
-use report::{Analysis, Run};
+use report::{Analysis, Blocks, Run};
+
+/// For what clients left to be let go of.
+const SETTLING: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Args)]
 pub struct ChatBench {
@@ -151,6 +154,18 @@ fn question(texts: &mut Texts, words: usize) -> String {
     question.join(" ")
 }
 
+/// What is held of the caches once nobody asks any more; who left is noticed at the next step.
+async fn blocks_left(api: &Api, model: &str) -> Result<Option<Blocks>, Failure> {
+    let until = tokio::time::Instant::now() + SETTLING;
+    loop {
+        let blocks = Blocks::of(&api.get_text("/metrics").await?, model);
+        if blocks.is_none_or(|blocks| blocks.used == 0) || tokio::time::Instant::now() >= until {
+            return Ok(blocks);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 pub(super) async fn run(args: &ChatBench, out: &mut dyn Write) -> Result<(), Failure> {
     let api = Api::new(&args.connection)?;
     if let Some(pid) = args.pid {
@@ -176,9 +191,12 @@ pub(super) async fn run(args: &ChatBench, out: &mut dyn Write) -> Result<(), Fai
     }
     let (generator_cpu, until) = (cost.share(), clock.now());
     let recording = load.finish().await?;
+    let name = args.model.split('@').next().unwrap_or(&args.model);
+    let blocks = blocks_left(&Api::new(&args.connection)?, name).await?;
     let (model, wanted) = (args.model.clone(), args.versions.as_ref().map_or(0, |_| args.switches));
     let (cycles, epochs) = driver.map_or_else(Default::default, |driver| (driver.cycles, driver.epochs));
-    let run = Run { model, clients: args.clients, from, until, generator_cpu, wanted, cycles, epochs, recording };
+    let run =
+        Run { model, clients: args.clients, from, until, generator_cpu, wanted, cycles, epochs, recording, blocks };
     let (parts, words) = (report::Parts::of(&run), report::words(&run));
     let analysis = Analysis::of(&run, &parts)?;
     if let Some(path) = &args.svg {

@@ -27,6 +27,36 @@ pub(super) struct Run {
     pub(super) cycles: Vec<Cycle>,
     pub(super) epochs: Vec<Epoch>,
     pub(super) recording: Recording,
+    /// Of the caches, once all is over; none where the server does not tell.
+    pub(super) blocks: Option<Blocks>,
+}
+
+/// Blocks of the caches of all generations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Blocks {
+    pub(super) used: u64,
+    pub(super) all: u64,
+}
+
+impl Blocks {
+    /// What the server's metrics say of a model.
+    pub(super) fn of(metrics: &str, model: &str) -> Option<Blocks> {
+        let model = format!("model=\"{model}\"");
+        let mut found = None;
+        for line in metrics.lines().filter_map(|line| line.strip_prefix("cutover_kv_cache_blocks{")) {
+            let (labels, value) = line.rsplit_once("} ")?;
+            if !labels.split(',').any(|label| label == model) {
+                continue;
+            }
+            let value = value.trim().parse::<f64>().ok()? as u64;
+            let blocks = found.get_or_insert(Blocks::default());
+            blocks.all += value;
+            if labels.contains("state=\"used\"") {
+                blocks.used += value;
+            }
+        }
+        found
+    }
 }
 
 /// The run as samples of three kinds, each with the cycles that it lies among.
@@ -137,7 +167,11 @@ impl Analysis {
             first: Places::of(&parts.gaps, &parts.first)?,
             gaps: Places::of(&parts.gaps, &parts.gaps.recording.samples)?,
             versions: versions(&parts.gaps)?,
-            passed: audit.clean() && audit.answers > 0 && failed == 0 && as_meant,
+            passed: audit.clean()
+                && audit.answers > 0
+                && failed == 0
+                && as_meant
+                && run.blocks.is_none_or(|blocks| blocks.used == 0),
             audit,
             prompt_tokens: sum(|answer| answer.prompt_tokens),
             tokens: sum(|answer| answer.tokens),
@@ -156,7 +190,7 @@ impl Analysis {
             "compared": run.recording.compared, "first_token": self.first.json(), "between_tokens": self.gaps.json(),
             "between_tokens_by_version": versions.collect::<Vec<_>>(), "audit": self.audit,
             "switches": parts.gaps.switches(), "switches_wanted": run.wanted,
-            "generator": { "cpu": run.generator_cpu.map(round) }, "examples": run.recording.examples,
+            "cache_blocks_left": run.blocks, "generator": { "cpu": run.generator_cpu.map(round) }, "examples": run.recording.examples,
             "cycles": run.cycles.iter().map(cycle_json).collect::<Vec<_>>(),
         })
     }
@@ -226,6 +260,9 @@ impl Analysis {
             facts.push(("begun by a version not yet promoted", audit.early.to_string()));
             facts
                 .push(("begun by a version never live, or without one", (audit.foreign + audit.unstamped).to_string()));
+        }
+        if let Some(Blocks { used, all }) = run.blocks {
+            facts.push(("blocks of the cache still held afterwards", format!("{used} of {all}")));
         }
         if let Some(share) = run.generator_cpu {
             facts.push(("the generator's share of a processor", format!("{:.1} %", share * 100.0)));

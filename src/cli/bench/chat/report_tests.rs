@@ -36,6 +36,7 @@ fn run(answers: Vec<Answer>) -> Run {
         ..Cycle::default()
     };
     Run {
+        blocks: Some(Blocks { used: 0, all: 64 }),
         model: "m".into(),
         clients: 2,
         from: 0,
@@ -92,4 +93,19 @@ fn an_answer_that_failed_fails_the_run_and_so_does_none() {
         let parts = Parts::of(&run);
         assert!(!Analysis::of(&run, &parts).unwrap().passed);
     }
+}
+
+#[test]
+fn blocks_that_nobody_let_go_of_are_a_failure() {
+    let metrics = "# TYPE cutover_kv_cache_blocks gauge\n\
+                   cutover_kv_cache_blocks{model=\"m\",version=\"a\",state=\"used\"} 2\n\
+                   cutover_kv_cache_blocks{model=\"m\",version=\"b\",state=\"free\"} 60\n\
+                   cutover_kv_cache_blocks{model=\"m\",version=\"b\",state=\"cached\"} 2\n\
+                   cutover_kv_cache_blocks{model=\"other\",version=\"b\",state=\"used\"} 9\n";
+    assert_eq!(Blocks::of(metrics, "m"), Some(Blocks { used: 2, all: 64 }));
+    assert_eq!(Blocks::of(metrics, "nothing"), None);
+    let whole = || run(vec![answer(300, 0, &[310, 420, 450, 900]), answer(650, 1, &[660, 670])]);
+    let passes = |run: &Run| Analysis::of(run, &Parts::of(run)).unwrap().passed;
+    assert!(passes(&whole()) && passes(&Run { blocks: None, ..whole() }));
+    assert!(!passes(&Run { blocks: Some(Blocks { used: 1, all: 64 }), ..whole() }));
 }

@@ -93,6 +93,14 @@ impl Message {
         Ok(fields)
     }
 
+    pub(super) fn unknown_role(&self, at: usize, known: &[&str]) -> Error {
+        let role: String = self.role.chars().take(LONGEST_ROLE).collect();
+        refused(
+            at,
+            format!("its role {role:?} is none of {}, and the chat template does not name it", known.join(", ")),
+        )
+    }
+
     /// A role becomes part of what the template writes, so it is a plain word. Which words there are is the template's.
     fn check_role(&self, at: usize) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');

@@ -9,6 +9,7 @@ mod message;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::error::Error as _;
 
 use minijinja::value::Serde;
@@ -24,6 +25,10 @@ pub use message::{Content, Message, Part};
 /// The template that is taken where none is asked for, and the one for chats with tools.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
+const SYSTEM: &str = "system";
+const DEVELOPER: &str = "developer";
+/// Of OpenAI's interface.
+const ROLES: [&str; 6] = [SYSTEM, DEVELOPER, "user", "assistant", "tool", "function"];
 /// What the template is given itself; a client's variables cannot be called so.
 const RESERVED: [&str; 5] = ["messages", "tools", "documents", "add_generation_prompt", "strftime_now"];
 /// Stands at the end of a message that is to be continued, to find it again (transformers' own choice of words).
@@ -156,6 +161,32 @@ impl ChatTemplate {
             environment.add_template_owned(name.clone(), without_generation_tags(&text)).map_err(wrong)?;
         }
         Ok(Some(ChatTemplate { environment, special, spellings: Spellings::new(&spellings)? }))
+    }
+
+    /// Messages of roles that OpenAI's interface has or that the templates name; others are likelier a slip than a wish, and most
+    /// templates would write them down as they come. `developer`, the newer name of `system`, is that one where no template knows it.
+    ///
+    /// # Errors
+    /// `BadRequest` for any other role, with the place of its message.
+    pub fn known_roles<'a>(&self, messages: &'a [Message]) -> Result<Cow<'a, [Message]>> {
+        let unknown = |message: &Message| !ROLES.contains(&message.role.as_str()) && !self.names(&message.role);
+        if let Some(at) = messages.iter().position(unknown) {
+            return Err(messages[at].unknown_role(at, &ROLES));
+        }
+        if !messages.iter().any(|message| message.role == DEVELOPER) || self.names(DEVELOPER) {
+            return Ok(Cow::Borrowed(messages));
+        }
+        let mut renamed = messages.to_vec();
+        for message in renamed.iter_mut().filter(|message| message.role == DEVELOPER) {
+            SYSTEM.clone_into(&mut message.role);
+        }
+        Ok(Cow::Owned(renamed))
+    }
+
+    /// Whether a template spells a role, as a string of its own.
+    fn names(&self, role: &str) -> bool {
+        let spelled = ["'", "\""].map(|quote| format!("{quote}{role}{quote}"));
+        self.environment.templates().any(|(_, template)| spelled.iter().any(|word| template.source().contains(word)))
     }
 
     /// # Errors

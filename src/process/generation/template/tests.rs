@@ -164,6 +164,28 @@ fn messages_that_say_nothing_or_nobody_says_are_refused() {
 }
 
 #[test]
+fn roles_are_those_of_the_interface_or_that_a_template_names() {
+    let template = compiled("{% for m in messages %}{% if m.role == 'critic' %}!{% endif %}{{ m.role }} {% endfor %}");
+    let said = |roles: &[&str]| {
+        let messages: Vec<Message> = roles.iter().map(|role| Message::new(*role, "a")).collect();
+        let known = template.known_roles(&messages)?;
+        Ok::<_, Error>(template.render(&known, &RenderOptions::default())?.text().to_owned())
+    };
+    assert_eq!(
+        said(&["system", "user", "assistant", "tool", "function"]).unwrap(),
+        "system user assistant tool function "
+    );
+    assert_eq!(said(&["user", "critic"]).unwrap(), "user !critic ");
+    assert_eq!(said(&["developer", "user"]).unwrap(), "system user ");
+    let error = said(&["user", "crit"]).unwrap_err().to_string();
+    assert!(error.starts_with("message 1: its role \"crit\" is none of system, developer, user"), "{error}");
+    let knows = compiled("{{ messages[0].role }}{% if messages[0].role == \"developer\" %}!{% endif %}");
+    let developer = [Message::new("developer", "a")];
+    let rendered = knows.render(&knows.known_roles(&developer).unwrap(), &RenderOptions::default()).unwrap();
+    assert_eq!(rendered.text(), "developer!");
+}
+
+#[test]
 fn templates_that_fail_raise_or_do_not_end_are_told_as_what_they_are() {
     let told = |text: &str| {
         let error = compiled(text).render(&[Message::new("user", "a")], &RenderOptions::default()).unwrap_err();
