@@ -26,7 +26,7 @@ pub use host::{
     resident_bytes, thread_processor_time, threads,
 };
 pub use host_room::{HostRoom, Pinning, Promise};
-pub use memory::{Measured, Memory, Owner, Pooled};
+pub use memory::{Count, Measured, Memory, Owner, Pooled};
 pub use processors::{Pass, Processors, company, give_way, rested};
 
 use crate::error::{Error, Result};
