@@ -254,7 +254,7 @@ impl<'a> Work<'a> {
                     blocks.unpark(place, (&mut convoy, extent), progress)
                 }),
                 None => runs(extent).try_for_each(|(at, bytes)| {
-                    progress.between_chunks()?;
+                    progress.before_chunk(bytes as u64)?;
                     convoy.send((at, bytes), &room, at - extent.at)?;
                     progress.advance(bytes as u64);
                     Ok(())
@@ -300,8 +300,10 @@ impl<'a> Reader<'a> {
         let (fill, format) = self.how(part, wanted)?.raw;
         let (mut seen, mut element) = (Seen::elsewhere(), elements.start);
         while element < elements.end {
-            let mut slot = place.gpu().staging().take()?;
-            let most = slot.bytes_mut().len().min((elements.end - element).saturating_mul(format.size_in_bytes()));
+            let staging = place.gpu().staging();
+            let most = staging.slot().min((elements.end - element).saturating_mul(format.size_in_bytes()));
+            self.source.pay_ahead(part.file_bytes(most / format.size_in_bytes()))?;
+            let mut slot = staging.take()?;
             let filled = fill(self, part, element, (&mut slot.bytes_mut()[..most], &mut seen))?;
             let at = (part.first + element) * wanted.size_in_bytes();
             place.gpu().send(slot, (filled, format), (room, at, wanted))?;
