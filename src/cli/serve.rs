@@ -236,21 +236,18 @@ async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
 fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) + Send> {
     Box::new(move |stall| {
         match &stall.fault {
-            Some(fault) => {
-                tracing::error!(generation = stall.generation.0, fault, "the device failed; the process ends")
-            }
-            None => {
-                tracing::error!(generation = stall.generation.0, after = ?stall.after, "a forward pass stalled; the process ends");
-            }
+            Some(fault) => tracing::error!(generation, fault, "the device failed; the process ends"),
+            None => tracing::error!(generation, after = ?stall.after, "a forward pass stalled; the process ends"),
         }
         for slot in registry.slots().values() {
             let Some(route) = slot.route() else { continue };
-            let of = |generation: &Arc<crate::generation::Generation>| generation.id() == stall.generation;
-            let guilty = [Some(&route.live), route.previous.as_ref(), route.standby.as_ref()];
-            let Some(generation) = guilty.into_iter().flatten().find(|generation| of(generation)) else { continue };
+            let of = |generation: &Arc<crate::generation::Generation>| generation.id() == guilty;
+            let resident = [Some(&route.live), route.previous.as_ref(), route.standby.as_ref()];
+            let Some(generation) = resident.into_iter().flatten().find(|generation| of(generation)) else { continue };
             let in_window = of(&route.live) && route.previous.is_some();
             let rollout = ledger
                 .rollouts(&crate::ledger::Filter { model: Some(slot.name().into()), limit: 1, open_only: true })
+        let generation = stall.generation.map(|generation| generation.0);
                 .ok()
                 .and_then(|open| open.into_iter().next())
                 .filter(|_| in_window)
@@ -259,6 +256,8 @@ fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) +
                 model: slot.name().to_owned(),
                 rollout,
                 kind: "fault".into(),
+        // Nobody's pass, nobody's fault.
+        let Some(guilty) = stall.generation else { return };
                 at_ms: now_ms(),
                 actor: None,
                 body: serde_json::json!({
