@@ -193,7 +193,7 @@ pub fn open(spec: DeviceSpec) -> Result<Opened> {
 fn gpu(ordinal: usize) -> Result<Opened, String> {
     let cuda = cuda::Cuda::open(ordinal)?;
     let (major, minor) = cuda.capability();
-    tracing::info!(device = ordinal, name = cuda.name(), capability = format!("{major}.{minor}"), "serving from a GPU");
+    tracing::debug!(device = ordinal, name = cuda.name(), capability = format!("{major}.{minor}"), "opened a GPU");
     Ok(Opened::Cuda(cuda))
 }
 
