@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs;
-use std::time::Duration;
 use std::path::Path;
+use std::time::Duration;
 
 /// Memory of the machine, bytes, as `/proc/meminfo` and the control group say.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +126,22 @@ pub fn lower_thread_priority() {
     if code != 0 {
         tracing::debug!(error = %std::io::Error::last_os_error(), "could not lower a thread's priority");
     }
+    background_arena();
+}
+
+thread_local! {
+    static LOWERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread gave itself the lowest priority. The threads that it starts have it too (sched(7)), and do not
+/// know it.
+pub(super) fn is_lowered() -> bool {
+    LOWERED.get()
+}
+
+/// Has a thread of the lowest priority allocate apart from live traffic.
+pub(super) fn background_arena() {
+    LOWERED.set(true);
     if let Err(error) = super::arena::leave_arenas_of_live_traffic() {
         tracing::debug!(%error, "a background thread shares its arena with live traffic");
     }
@@ -165,17 +182,6 @@ mod tests {
     }
 
     #[test]
-    fn a_threads_processor_time_is_its_work_and_not_its_waiting() {
-        let began = thread_processor_time().unwrap();
-        std::thread::sleep(Duration::from_millis(50));
-        let waited = thread_processor_time().unwrap() - began;
-        assert!(waited < Duration::from_millis(25), "{waited:?}");
-        while thread_processor_time().unwrap() - began < Duration::from_millis(30) {
-            std::hint::spin_loop();
-        }
-    }
-}
-    #[test]
     fn of_a_control_group_what_files_left_in_memory_is_free() {
         let dir = tempfile::tempdir().unwrap();
         let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
@@ -192,3 +198,14 @@ mod tests {
         assert_eq!(control_group(dir.path()), Some((4_000_000_000, 0)));
     }
 
+    #[test]
+    fn a_threads_processor_time_is_its_work_and_not_its_waiting() {
+        let began = thread_processor_time().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let waited = thread_processor_time().unwrap() - began;
+        assert!(waited < Duration::from_millis(25), "{waited:?}");
+        while thread_processor_time().unwrap() - began < Duration::from_millis(30) {
+            std::hint::spin_loop();
+        }
+    }
+}
