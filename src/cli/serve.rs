@@ -19,7 +19,7 @@ use super::ServeArgs;
 use super::banner::{self, Doorway};
 use super::renew::{Renewed, keep_fresh};
 use crate::config::{Config, Place};
-use crate::device::{self, Budget, HostMemory, Kind, Opened, Processors};
+use crate::device::{self, Budget, DeviceSpec, HostMemory, Kind, Opened, Processors};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
 use crate::http::{self, Access, ApiKeys, App, Door, Guard, HttpLimits, ListenLimits, Protocol, Room, Serves, Tls};
@@ -50,7 +50,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
         telemetry::start_logs(config.log, &config.log_filter).map_err(|e| config.places.log_filter.blame(e))?;
         let failed = |e: std::io::Error| Error::internal(format!("could not start the runtime: {e}"));
-        let opened = device::open(config.device).map_err(|e| config.places.device.blame(e))?;
+        let (opened, machine) = ready(config.device).map_err(|e| config.places.device.blame(e))?;
         let workers = http_workers(opened.kind(), std::thread::available_parallelism().map_or(1, usize::from));
         let clients = Builder::new_multi_thread().thread_name("http").worker_threads(workers).enable_all().build();
         let clients = clients.map_err(failed)?;
@@ -59,7 +59,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
         let control = Builder::new_multi_thread().thread_name("control").worker_threads(1).enable_all().build();
         let control = control.map_err(failed)?;
         let released = opened.released();
-        let served = clients.block_on(serve(config, opened, control.handle()));
+        let served = clients.block_on(serve(config, (opened, machine), control.handle()));
         drop((control, clients));
         // Threads at the lowest priority of the machine may still be on their way out (a comparison that was given up, a load).
         if !released.within(LAST_THREADS) {
@@ -76,6 +76,23 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
+/// The device that serves, with whatever passes need there. A GPU that nobody named and that has a driver, but not the libraries or the memory
+/// that it takes to compute, is as none: the CPU serves, and the log says why.
+fn ready(spec: DeviceSpec) -> Result<(Opened, Machine)> {
+    let opened = device::open(spec)?;
+    let machine = match (Machine::start(&opened), opened.kind(), spec) {
+        (Err(error), Kind::Cuda, DeviceSpec::Auto) => {
+            tracing::warn!(device = "cpu", gpu = opened.name(), reason = %error, "the GPU cannot compute: serving from the cpu");
+            return Ok((Opened::Cpu, Machine::start(&Opened::Cpu)?));
+        }
+        (machine, ..) => machine?,
+    };
+    if opened.kind() == Kind::Cuda {
+        tracing::info!(device = opened.name(), "serving from a GPU");
+    }
+    Ok((opened, machine))
+}
+
 /// How many threads serve connections, of a machine with so many processors.
 ///
 /// Beside forward passes that keep every processor busy, half as many: each thread more that wakes up for an answer takes a
@@ -89,7 +106,7 @@ fn http_workers(device: Kind, processors: usize) -> usize {
 }
 
 /// Serves until a signal ends it.
-async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
+async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &Handle) -> Result<()> {
     let secrets = Secrets::read(&config)?;
     let targets = Targets::open(&config.alerts, &config.file)?;
     let collector = Collector::open(&config.telemetry, &config.file)?;
@@ -97,9 +114,8 @@ async fn serve(config: Config, opened: Opened, control: &Handle) -> Result<()> {
     warn_of_faults(&config, &repository);
     let ledger = open_ledger(&config).await?;
     let last_generation = ledger.last_seq()?.max(0) as u64;
-    // Listening comes before loading: health is answered, and a taken port is told at once.
+    // Listening comes before loading models: health is answered, and a taken port is told at once.
     let listeners = Listeners::bind(&config)?;
-    let machine = Machine::start(&opened)?;
     let budget = budget(&config, &opened)?;
     let registry = Arc::new(Registry::default());
     let (engine, engine_thread) = Engine::start(EngineConfig {
@@ -235,19 +251,18 @@ async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
 /// Records, on the watchdog's thread, which generation stalled, so that the next start knows.
 fn on_stall(ledger: Arc<Ledger>, registry: Arc<Registry>) -> Box<dyn Fn(Stall) + Send> {
     Box::new(move |stall| {
+        let generation = stall.generation.map(|generation| generation.0);
         match &stall.fault {
-            Some(fault) => {
-                tracing::error!(generation = stall.generation.0, fault, "the device failed; the process ends")
-            }
-            None => {
-                tracing::error!(generation = stall.generation.0, after = ?stall.after, "a forward pass stalled; the process ends");
-            }
+            Some(fault) => tracing::error!(generation, fault, "the device failed; the process ends"),
+            None => tracing::error!(generation, after = ?stall.after, "a forward pass stalled; the process ends"),
         }
+        // Nobody's pass, nobody's fault.
+        let Some(guilty) = stall.generation else { return };
         for slot in registry.slots().values() {
             let Some(route) = slot.route() else { continue };
-            let of = |generation: &Arc<crate::generation::Generation>| generation.id() == stall.generation;
-            let guilty = [Some(&route.live), route.previous.as_ref(), route.standby.as_ref()];
-            let Some(generation) = guilty.into_iter().flatten().find(|generation| of(generation)) else { continue };
+            let of = |generation: &Arc<crate::generation::Generation>| generation.id() == guilty;
+            let resident = [Some(&route.live), route.previous.as_ref(), route.standby.as_ref()];
+            let Some(generation) = resident.into_iter().flatten().find(|generation| of(generation)) else { continue };
             let in_window = of(&route.live) && route.previous.is_some();
             let rollout = ledger
                 .rollouts(&crate::ledger::Filter { model: Some(slot.name().into()), limit: 1, open_only: true })

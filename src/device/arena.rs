@@ -110,6 +110,12 @@ pub(super) fn leave_arenas_of_live_traffic() -> Result<()> {
     write("thread.arena", index)
 }
 
+/// The arena that the calling thread allocates from.
+#[cfg(test)]
+pub(super) fn of_this_thread() -> u32 {
+    read("thread.arena").unwrap()
+}
+
 /// Stands for all arenas at once (jemalloc(3), `MALLCTL_ARENAS_ALL`).
 const ALL: u32 = 4096;
 

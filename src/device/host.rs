@@ -2,7 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// Memory of the machine, bytes, as `/proc/meminfo` and the control group say.
@@ -21,7 +23,7 @@ impl HostMemory {
             line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
         };
         let memory = HostMemory { total: field("MemTotal:")?, available: field("MemAvailable:")? };
-        Some(match control_group() {
+        Some(match control_group(Path::new("/sys/fs/cgroup")) {
             Some((limit, used)) => HostMemory {
                 total: memory.total.min(limit),
                 available: memory.available.min(limit.saturating_sub(used)),
@@ -31,10 +33,20 @@ impl HostMemory {
     }
 }
 
-/// The version 2 control group's limit and use, where there is a limit. Bytes.
-fn control_group() -> Option<(u64, u64)> {
-    let number = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
-    Some((number("memory.max")?, number("memory.current")?))
+/// The version 2 control group's limit, where there is one, and what of it is in use. Bytes.
+///
+/// `memory.current` has the page cache in it, also what of files nobody has touched for long (`inactive_file` of
+/// `memory.stat`): that is dropped as soon as somebody needs the room. It is not counted here, as Kubernetes does not count it
+/// in a container's working set. (Linux, Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".)
+fn control_group(dir: &Path) -> Option<(u64, u64)> {
+    let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
+    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+    let (limit, current) = (number("memory.max")?, number("memory.current")?);
+    let dropped = read("memory.stat").and_then(|stat| {
+        let line = stat.lines().find_map(|line| line.strip_prefix("inactive_file "))?;
+        line.trim().parse::<u64>().ok()
+    });
+    Some((limit, current.saturating_sub(dropped.unwrap_or(0))))
 }
 
 /// Physical memory of this process, bytes (`/proc/self/statm`, second field, in pages).
@@ -114,6 +126,22 @@ pub fn lower_thread_priority() {
     if code != 0 {
         tracing::debug!(error = %std::io::Error::last_os_error(), "could not lower a thread's priority");
     }
+    background_arena();
+}
+
+thread_local! {
+    static LOWERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread gave itself the lowest priority. The threads that it starts have it too (sched(7)), and do not
+/// know it.
+pub(super) fn is_lowered() -> bool {
+    LOWERED.get()
+}
+
+/// Has a thread of the lowest priority allocate apart from live traffic.
+pub(super) fn background_arena() {
+    LOWERED.set(true);
     if let Err(error) = super::arena::leave_arenas_of_live_traffic() {
         tracing::debug!(%error, "a background thread shares its arena with live traffic");
     }
@@ -151,6 +179,23 @@ mod tests {
         assert!(allow_open_files().unwrap() >= open_files().unwrap() as u64);
         assert!(threads().unwrap() >= 2, "the harness has one, and this test");
         assert!(process_processor_time().unwrap() >= thread_processor_time().unwrap());
+    }
+
+    #[test]
+    fn of_a_control_group_what_files_left_in_memory_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        assert_eq!(control_group(dir.path()), None, "no such files");
+        write("memory.max", "max\n");
+        write("memory.current", "3000000000\n");
+        assert_eq!(control_group(dir.path()), None, "no limit");
+        write("memory.max", "4000000000\n");
+        assert_eq!(control_group(dir.path()), Some((4_000_000_000, 3_000_000_000)), "without its statistics");
+        write("memory.stat", "anon 100\nfile 2600000000\nactive_file 600000000\ninactive_file 2000000000\nslab 5\n");
+        assert_eq!(control_group(dir.path()), Some((4_000_000_000, 1_000_000_000)));
+        // Read one after the other, they need not agree.
+        write("memory.current", "1000000000\n");
+        assert_eq!(control_group(dir.path()), Some((4_000_000_000, 0)));
     }
 
     #[test]

@@ -17,6 +17,23 @@ pub struct Measured {
     pub free: u64,
 }
 
+/// What one memory takes. Bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Allocated.
+    pub used: u64,
+    /// Held for it, of what a budget is for. On a CPU what is allocated, since pages that are not used go back by themselves.
+    pub held: u64,
+}
+
+impl std::ops::Add for Count {
+    type Output = Count;
+
+    fn add(self, other: Count) -> Count {
+        Count { used: self.used + other.used, held: self.held + other.held }
+    }
+}
+
 /// Whom memory is held for, as it is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Owner {
@@ -76,15 +93,6 @@ impl Memory {
         self.arena.enter(work)
     }
 
-    /// Bytes that are allocated.
-    pub fn used(&self) -> Result<u64> {
-        #[cfg(feature = "cuda")]
-        if let Some(pool) = &self.pool {
-            return pool.used();
-        }
-        self.arena.used()
-    }
-
     /// What a GPU's driver says; none where there is no GPU.
     pub fn measured(&self) -> Result<Option<Measured>> {
         #[cfg(feature = "cuda")]
@@ -95,13 +103,14 @@ impl Memory {
         Ok(None)
     }
 
-    /// Bytes that are allocated of each, in one snapshot.
-    pub fn used_by<'a>(all: impl Iterator<Item = &'a Memory> + Clone) -> Result<Vec<u64>> {
+    /// What each takes, in one snapshot.
+    pub fn counts<'a>(all: impl Iterator<Item = &'a Memory> + Clone) -> Result<Vec<Count>> {
         #[cfg(feature = "cuda")]
         if all.clone().any(|memory| memory.pool.is_some()) {
-            return all.map(Memory::used).collect();
+            return all.map(|memory| memory.pool.as_ref().map_or(Ok(Count::default()), |pool| pool.count())).collect();
         }
-        Arena::used_by(all.map(|memory| &memory.arena))
+        let used = Arena::used_by(all.map(|memory| &memory.arena))?;
+        Ok(used.into_iter().map(|used| Count { used, held: used }).collect())
     }
 
     /// Returns what is not used to the system, or to the driver. What was freed on a GPU must have been waited for.

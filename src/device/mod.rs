@@ -26,7 +26,7 @@ pub use host::{
     resident_bytes, thread_processor_time, threads,
 };
 pub use host_room::{HostRoom, Pinning, Promise};
-pub use memory::{Measured, Memory, Owner, Pooled};
+pub use memory::{Count, Measured, Memory, Owner, Pooled};
 pub use processors::{Pass, Processors, company, give_way, rested};
 
 use crate::error::{Error, Result};
@@ -81,8 +81,8 @@ impl Health {
     }
 
     /// Whether this is the first that is heard of it.
-    #[cfg(feature = "cuda")]
-    fn lost(&self, why: String) -> bool {
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn lost(&self, why: String) -> bool {
         self.0.set(why).is_ok()
     }
 }
@@ -193,7 +193,7 @@ pub fn open(spec: DeviceSpec) -> Result<Opened> {
 fn gpu(ordinal: usize) -> Result<Opened, String> {
     let cuda = cuda::Cuda::open(ordinal)?;
     let (major, minor) = cuda.capability();
-    tracing::info!(device = ordinal, name = cuda.name(), capability = format!("{major}.{minor}"), "serving from a GPU");
+    tracing::debug!(device = ordinal, name = cuda.name(), capability = format!("{major}.{minor}"), "opened a GPU");
     Ok(Opened::Cuda(cuda))
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::host::{online_processors, thread_processor_time};
+use super::host::{background_arena, is_lowered, online_processors, thread_processor_time};
 
 /// Work is not interrupted more often than this: it must take longer than looking whether to go on.
 const PIECE: Duration = Duration::from_micros(200);
@@ -141,10 +141,14 @@ pub fn give_way() {
     with_worker(Worker::give_way);
 }
 
-/// Has other threads join as the calling one did, where it did: those that it divides its work among.
+/// Has other threads join as the calling one did, where it did: those that it divides its work among, which have its priority.
 pub fn company() -> impl Fn() + Sync {
     let joined = with_worker(|worker| (Arc::clone(&worker.processors), worker.rests));
+    let lowered = is_lowered();
     move || {
+        if lowered {
+            background_arena();
+        }
         if let Some((processors, rests)) = &joined {
             processors.join(*rests);
         }
@@ -277,6 +281,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::{Arena, lower_thread_priority};
     use super::*;
 
     const US: i64 = 1_000;
@@ -415,5 +420,33 @@ mod tests {
         assert_eq!(joined_by(Arc::new(Processors::on(1, true))).join().unwrap(), Some(7));
         // Where there is nothing to keep, nobody does.
         assert_eq!(joined_by(Arc::new(Processors::on(1, false))).join().unwrap(), None);
+    }
+
+    #[test]
+    fn threads_that_share_a_quiet_threads_work_allocate_apart_from_live_traffic_as_it_does() {
+        use super::super::arena::of_this_thread;
+        let quiet = std::thread::spawn(|| {
+            lower_thread_priority();
+            let (own, join) = (of_this_thread(), company());
+            // While it fills an arena that is somebody's, those who help it do not.
+            let filled = Arena::acquire(0).unwrap();
+            let shares = filled.enter(|| {
+                std::thread::scope(|scope| {
+                    let shares = scope.spawn(|| {
+                        join();
+                        of_this_thread()
+                    });
+                    shares.join().unwrap()
+                })
+            });
+            (own, shares.unwrap())
+        });
+        let (own, shares) = quiet.join().unwrap();
+        assert_eq!(own, shares);
+        // Of a thread that is not quiet nobody leaves anything.
+        let join = company();
+        let before = of_this_thread();
+        join();
+        assert!(of_this_thread() == before && before != own);
     }
 }

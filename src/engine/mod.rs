@@ -75,12 +75,11 @@ impl std::fmt::Debug for Engine {
 /// What the thread publishes for others to read without asking it.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
-    /// The generation whose forward pass runs now plus one; zero when none does.
+    /// The generation whose forward pass runs now plus one; zero when none does. Of a device that was lost, what ran then.
     pub(crate) running: AtomicU64,
-    /// The one whose pass ran last, plus one.
-    pub(crate) last: AtomicU64,
     /// When it began.
     pub(crate) since: AtomicU64,
+    pub(crate) health: Health,
     pub(crate) counters: Counters,
 }
 
@@ -200,7 +199,7 @@ impl Engine {
     pub fn start(config: EngineConfig) -> Result<(Engine, std::thread::JoinHandle<()>)> {
         let (sender, inbox) = mpsc::channel();
         let (fatal_sender, fatal) = watch::channel(None);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { health: config.health, ..Shared::default() });
         let epoch = Instant::now();
         let thread = {
             let (shared, processors) = (Arc::clone(&shared), Arc::clone(&config.processors));
@@ -210,7 +209,7 @@ impl Engine {
                 .spawn(move || thread::run(inbox, epoch, &shared, (&processors, &machine)))
                 .map_err(|e| Error::internal(format!("could not start the engine thread: {e}")))?
         };
-        let watched = watchdog::Watched { shared: Arc::downgrade(&shared), epoch, health: config.health };
+        let watched = watchdog::Watched { shared: Arc::downgrade(&shared), epoch };
         watchdog::start(watched, config.stall_after, fatal_sender, config.on_stall)?;
         Ok((Engine { sender, epoch, processors: config.processors, shared, fatal }, thread))
     }

@@ -400,15 +400,19 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn begin((shared, processors): (&'a Shared, &'a Processors), generation: GenerationId, now: Nanos) -> Self {
-        shared.since.store(now, Ordering::Release);
-        shared.running.store(generation.0 + 1, Ordering::Release);
-        shared.last.store(generation.0 + 1, Ordering::Release);
+        // Once the device is lost, this stays what was running then: a pass that begins later is not to blame.
+        if shared.health.fault().is_none() {
+            shared.since.store(now, Ordering::Release);
+            shared.running.store(generation.0 + 1, Ordering::Release);
+        }
         Running { shared, _pass: processors.pass() }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.shared.running.store(0, Ordering::Release);
+        if self.shared.health.fault().is_none() {
+            self.shared.running.store(0, Ordering::Release);
+        }
     }
 }

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Shared;
-use crate::device::Health;
 use crate::error::{Error, Result};
 use crate::generation::GenerationId;
 
-/// A forward pass that did not end in time, or that the device did not survive.
+/// A forward pass that did not end in time, or the end of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stall {
-    pub generation: GenerationId,
+    /// Whose pass it was; none where the device was lost while none ran, as to a load.
+    pub generation: Option<GenerationId>,
     pub after: Duration,
     /// Of the device, where that is what happened.
     pub fault: Option<String>,
@@ -27,11 +27,10 @@ pub struct Stall {
 pub(super) struct Watched {
     pub(super) shared: Weak<Shared>,
     pub(super) epoch: Instant,
-    pub(super) health: Health,
 }
 
 pub(super) fn start(
-    Watched { shared, epoch, health }: Watched,
+    Watched { shared, epoch }: Watched,
     limit: Duration,
     fatal: watch::Sender<Option<String>>,
     on_stall: Box<dyn Fn(Stall) + Send>,
@@ -45,12 +44,9 @@ pub(super) fn start(
             let now = epoch.elapsed();
             seen.tick(&shared, (now - before).min(2 * step));
             before = now;
-            let lost = || health.fault().map(|fault| broken(&shared, fault));
-            if let Some(stall) = seen.stall(limit).or_else(lost) {
-                let reason = match &stall.fault {
-                    Some(fault) => format!("the device failed in a pass of generation {}: {fault}", stall.generation),
-                    None => format!("generation {} stalled for {} ms", stall.generation, stall.after.as_millis()),
-                };
+            // First: of a device that is lost no pass comes to its end.
+            if let Some(stall) = lost(&shared).or_else(|| seen.stall(limit)) {
+                let reason = stall.to_string();
                 on_stall(stall);
                 fatal.send_replace(Some(reason));
                 return;
@@ -89,14 +85,34 @@ impl Seen {
 
     fn stall(&self, limit: Duration) -> Option<Stall> {
         let stalled = self.pass.0 != 0 && self.age > limit;
-        stalled.then(|| Stall { generation: GenerationId(self.pass.0 - 1), after: self.age, fault: None })
+        stalled.then(|| Stall { generation: generation(self.pass.0), after: self.age, fault: None })
     }
 }
 
-/// Who ran last when the device was lost.
-fn broken(shared: &Shared, fault: &str) -> Stall {
-    let last = shared.last.load(Ordering::Acquire).saturating_sub(1);
-    Stall { generation: GenerationId(last), after: Duration::ZERO, fault: Some(fault.to_owned()) }
+/// Who ran when the device was lost, once it is.
+fn lost(shared: &Shared) -> Option<Stall> {
+    let fault = shared.health.fault()?.to_owned();
+    let generation = generation(shared.running.load(Ordering::Acquire));
+    Some(Stall { generation, after: Duration::ZERO, fault: Some(fault) })
+}
+
+fn generation(running: u64) -> Option<GenerationId> {
+    running.checked_sub(1).map(GenerationId)
+}
+
+impl std::fmt::Display for Stall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.fault, self.generation) {
+            (Some(fault), Some(generation)) => {
+                write!(f, "the device failed in a pass of generation {generation}: {fault}")
+            }
+            (Some(fault), None) => write!(f, "the device failed while no pass ran: {fault}"),
+            (None, generation) => {
+                let generation = generation.map_or_else(|| "?".into(), |generation| generation.to_string());
+                write!(f, "generation {generation} stalled for {} ms", self.after.as_millis())
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +133,23 @@ mod tests {
         shared.running.store(8, Ordering::Release);
         assert_eq!(after(&mut seen, &shared, 6), None);
         let stall = after(&mut seen, &shared, 1);
-        assert_eq!(stall, Some(Stall { generation: GenerationId(7), after: Duration::from_secs(6), fault: None }));
+        let generation = Some(GenerationId(7));
+        assert_eq!(stall, Some(Stall { generation, after: Duration::from_secs(6), fault: None }));
+    }
+
+    #[test]
+    fn a_device_that_is_lost_is_blamed_on_the_pass_that_ran_then_and_else_on_none() {
+        for (running, named) in [(8, Some(GenerationId(7))), (0, None)] {
+            let shared = Shared::default();
+            shared.running.store(running, Ordering::Release);
+            assert_eq!(lost(&shared), None);
+            assert!(shared.health.lost("an illegal address".into()));
+            let stall = lost(&shared).unwrap();
+            assert_eq!((stall.generation, stall.fault.as_deref()), (named, Some("an illegal address")));
+            let told = stall.to_string();
+            assert_eq!(told.contains("generation 7"), named.is_some(), "{told}");
+            assert!(told.starts_with("the device failed") && told.ends_with("an illegal address"), "{told}");
+        }
     }
 
     #[test]

@@ -117,6 +117,17 @@ impl Tensor {
         zero.broadcast_as(shape).map(Tensor::Host)
     }
 
+    /// Whether it is the other one, and not one that is equal: a clone is.
+    pub fn is_same(&self, other: &Tensor) -> bool {
+        match (self, other) {
+            (Tensor::Host(this), Tensor::Host(other)) => this.id() == other.id(),
+            #[cfg(feature = "cuda")]
+            (Tensor::Cuda(this), Tensor::Cuda(other)) => this.is_same(other),
+            #[cfg(feature = "cuda")]
+            (Tensor::Host(_), Tensor::Cuda(_)) | (Tensor::Cuda(_), Tensor::Host(_)) => false,
+        }
+    }
+
     pub fn dims(&self) -> &[usize] {
         match self {
             Tensor::Host(tensor) => tensor.dims(),

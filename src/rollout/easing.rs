@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::generation::{Mark, Stats};
 use crate::repository::LoadThrottle;
 use crate::schedule::{LoadRate, Looked};
+use crate::slot::Registry;
 use crate::weights::Progress;
 
 const LOOK: Duration = Duration::from_millis(100);
@@ -19,11 +20,17 @@ const RATIO: f64 = 1.1;
 const LEAST: Duration = Duration::from_micros(20);
 
 /// A generation whose clients are not to notice. (The generation itself is not held: it may be retired meanwhile.)
-type Watched = (Arc<Stats>, Mark);
+struct Watched {
+    stats: Arc<Stats>,
+    mark: Mark,
+    /// The mark's limit says what is usual. Else nothing is known of it, and it has answered since the load began, or not.
+    known: bool,
+    heard: bool,
+}
 
-/// Turns the load's valve until it is dropped, for the clients of `live`; `eased` says how often it gave way.
+/// Turns the load's valve until it is dropped, for the clients of whatever is `live`; `eased` says how often it gave way.
 pub(super) async fn ease(
-    live: Vec<Arc<Stats>>,
+    live: impl Fn() -> Vec<Arc<Stats>>,
     setting: LoadThrottle,
     progress: &Progress,
     eased: &mut u64,
@@ -40,8 +47,8 @@ pub(super) async fn ease(
         }
         LoadThrottle::Auto => {}
     }
-    let mut watched: Vec<Watched> = live.iter().filter_map(watch).collect();
-    let mut rate = LoadRate::begin(!watched.is_empty());
+    let mut watched: Vec<Watched> = live().into_iter().map(Watched::of).collect();
+    let mut rate = LoadRate::begin(watched.iter().any(|watched| watched.known));
     throttle.set(rate.rate());
     let mut ticks = tokio::time::interval_at((Instant::now() + LOOK).into(), LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -55,23 +62,56 @@ pub(super) async fn ease(
             ..Looked::default()
         };
         (looked, done) = (now, moved);
-        for (stats, mark) in &mut watched {
-            let passed = stats.since(mark);
-            seen.answered += passed.answered;
-            seen.slow += passed.slow;
-        }
+        follow(&mut watched, live());
+        watched.iter_mut().for_each(|watched| watched.look(&mut seen));
         rate.look(seen);
         throttle.set(rate.rate());
         *eased = rate.eased();
     }
 }
 
-/// Where there was traffic enough to say what is usual.
-fn watch(stats: &Arc<Stats>) -> Option<Watched> {
+/// Whatever is live by now, with what is known of those that were before.
+pub(super) fn live(registry: &Registry) -> Vec<Arc<Stats>> {
+    registry.slots().values().filter_map(|slot| Some(Arc::clone(&slot.route()?.live.stats))).collect()
+}
+
+fn follow(watched: &mut Vec<Watched>, live: Vec<Arc<Stats>>) {
+    watched.retain(|watched| live.iter().any(|stats| Arc::ptr_eq(stats, &watched.stats)));
+    for stats in live {
+        if !watched.iter().any(|watched| Arc::ptr_eq(&stats, &watched.stats)) {
+            watched.push(Watched::of(stats));
+        }
+    }
+}
+
+impl Watched {
+    fn of(stats: Arc<Stats>) -> Watched {
+        let limit = usual(&stats);
+        let mark = stats.mark(limit.unwrap_or_default());
+        Watched { stats, mark, known: limit.is_some(), heard: false }
+    }
+
+    fn look(&mut self, seen: &mut Looked) {
+        let passed = self.stats.since(&mut self.mark);
+        if self.known {
+            seen.answered += passed.answered;
+            seen.slow += passed.slow;
+            return;
+        }
+        self.heard |= passed.answered > 0;
+        seen.unjudged += passed.answered;
+        match usual(&self.stats).filter(|_| self.heard) {
+            Some(limit) => (self.mark, self.known) = (self.stats.mark(limit), true),
+            None => seen.strangers |= self.heard,
+        }
+    }
+}
+
+/// What takes longer is slow; none where there was not traffic enough to say what is usual.
+fn usual(stats: &Stats) -> Option<Duration> {
     let before = stats.snapshot();
     let p99 = before.p99.filter(|_| before.samples >= ENOUGH)?;
-    let limit = p99.mul_f64(RATIO).max(p99 + LEAST);
-    Some((Arc::clone(stats), stats.mark(limit)))
+    Some(p99.mul_f64(RATIO).max(p99 + LEAST))
 }
 
 #[cfg(test)]
@@ -112,7 +152,7 @@ mod tests {
         tokio::select! {
             () = slow => {}
             () = clients => {}
-            never = ease(vec![Arc::clone(&stats)], LoadThrottle::Auto, &progress, &mut eased) => match never {},
+            never = ease(|| vec![Arc::clone(&stats)], LoadThrottle::Auto, &progress, &mut eased) => match never {},
         }
         assert_eq!(eased, 1);
     }
@@ -124,9 +164,44 @@ mod tests {
             [(LoadThrottle::Rate(5), Some(5)), (LoadThrottle::None, None), (LoadThrottle::Auto, None)]
         {
             let mut eased = 0;
-            let turned = ease(Vec::new(), setting, &progress, &mut eased);
+            let turned = ease(Vec::new, setting, &progress, &mut eased);
             assert!(tokio::time::timeout(LOOK * 2, turned).await.is_err());
             assert_eq!(progress.throttle().rate(), rate);
         }
+    }
+
+    #[tokio::test]
+    async fn clients_who_come_while_it_loads_are_waited_for_as_those_are_who_were_there_before() {
+        let (stats, progress) = (Arc::new(Stats::new()), Progress::new());
+        let mut eased = 0;
+        let clients = async {
+            until(&progress, |rate| rate.is_none()).await;
+            // Too few to say what is usual: it goes on as slowly as it would have begun.
+            stats.answered(Duration::from_millis(2));
+            until(&progress, |rate| rate.is_some()).await;
+            let slowly = progress.throttle().rate();
+            (0..1000).for_each(|_| stats.answered(Duration::from_millis(2)));
+            until(&progress, |rate| rate > slowly).await;
+            let fast = progress.throttle().rate();
+            (0..500).for_each(|_| stats.answered(Duration::from_millis(3)));
+            until(&progress, |rate| rate.is_some() && rate < fast).await;
+        };
+        tokio::select! {
+            () = clients => {}
+            never = ease(|| vec![Arc::clone(&stats)], LoadThrottle::Auto, &progress, &mut eased) => match never {},
+        }
+        assert_eq!(eased, 1);
+    }
+
+    #[test]
+    fn what_becomes_live_is_watched_and_what_was_is_not() {
+        let [old, stays, new] = [(); 3].map(|()| Arc::new(Stats::new()));
+        let mut watched: Vec<Watched> = [&old, &stays].map(|stats| Watched::of(Arc::clone(stats))).into();
+        (0..ENOUGH).for_each(|_| new.answered(Duration::from_millis(2)));
+        watched[1].heard = true;
+        follow(&mut watched, vec![Arc::clone(&new), Arc::clone(&stays)]);
+        let [first, second] = watched.try_into().ok().unwrap();
+        assert!(Arc::ptr_eq(&first.stats, &stays) && first.heard && !first.known);
+        assert!(Arc::ptr_eq(&second.stats, &new) && second.known);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::Context;
-use super::easing::ease;
+use super::easing::{self, ease};
 use super::home::Home;
 use super::load::{self, guarded_load};
 use super::quiet::{Late, Urgency, quietly, within};
@@ -106,8 +106,7 @@ async fn fill(ctx: &Arc<Context>, parking: &Parking, version: Version) -> Result
     };
     let spawned = std::thread::Builder::new().name("parker".into()).spawn(work);
     spawned.map_err(|e| Error::internal(format!("could not start a thread to park a version: {e}")))?;
-    let slots = ctx.registry.slots();
-    let live = slots.values().filter_map(|slot| Some(Arc::clone(&slot.route()?.live.stats))).collect();
+    let live = || easing::live(&ctx.registry);
     let mut eased = 0;
     tokio::select! {
         parked = ended(receiver, patience, parking) => parked.map_err(|reason| Error::unloadable(reference, reason))?,

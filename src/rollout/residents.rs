@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::device::{Measured, Memory, Reservation, resident_bytes};
+use crate::device::{Count, Measured, Memory, Reservation, resident_bytes};
 use crate::engine::{Engine, Held};
 use crate::error::Result;
 use crate::generation::{Drained, GenerationId, Stats};
@@ -40,15 +40,17 @@ pub(super) struct Resident {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Reclaimed {
     pub generation: GenerationId,
-    /// Weights that nobody else held: these had to come back.
+    /// Weights that nobody else held: these had to come back, whoever had loaded them.
     pub promised: u64,
-    /// What the allocator counted as freed in the generation's arena.
+    /// What the allocator counted as freed: in the generation's memory, and in that of versions before it whose weights it
+    /// was the last to hold.
     pub returned: u64,
     /// Weights that another generation goes on holding.
     pub kept_shared: u64,
     pub resident_before: Option<u64>,
     pub resident_after: Option<u64>,
-    /// Of a GPU: before anything was dropped, and at the end, when used and reserved are what others share.
+    /// Of a GPU, all pools together that something came back of: before anything was dropped, and at the end, when used and
+    /// reserved are what others share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vram_before: Option<Measured>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +66,8 @@ pub struct Reclaimed {
 pub(super) struct Lingering {
     shared: Mutex<Vec<Room>>,
     abandoned: Mutex<Vec<(Room, ThreadLife)>>,
+    /// One reclaim measures at a time, or what comes back of a memory that lingers would count for two.
+    measuring: tokio::sync::Mutex<()>,
 }
 
 /// Whether a thread that hangs has ended after all: it holds the other end as long as it runs.
@@ -93,7 +97,7 @@ impl Lingering {
         self.abandoned.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|(room, _)| room.reservation.bytes()).sum()
     }
 
-    /// Lowers each reservation to what its arena still holds and lets go of those that hold nothing.
+    /// Lowers each reservation to what is still held for it and lets go of those in which nothing is used.
     pub(super) fn sweep(&self) -> Result<()> {
         let ended: Vec<(Room, ThreadLife)> = {
             let mut abandoned = self.abandoned.lock().unwrap_or_else(|e| e.into_inner());
@@ -104,14 +108,20 @@ impl Lingering {
             self.linger(room);
         }
         let mut shared = self.shared.lock().unwrap_or_else(|e| e.into_inner());
-        let used = Memory::used_by(shared.iter().map(|room| room.memory.as_ref()))?;
-        let mut used = used.into_iter();
+        // What a thread that was abandoned left, and what was freed since: nobody else returns it.
+        shared.iter().try_for_each(|room| room.memory.trim())?;
+        let counts = Memory::counts(shared.iter().map(|room| room.memory.as_ref()))?;
+        let mut counts = counts.into_iter();
         shared.retain(|room| {
-            let used = used.next().unwrap_or_default();
-            room.reservation.settle(used);
+            let Count { used, held } = counts.next().unwrap_or_default();
+            room.reservation.settle(held);
             used > 0
         });
         Ok(())
+    }
+
+    fn memories(&self) -> Vec<Arc<Memory>> {
+        self.shared.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|room| Arc::clone(&room.memory)).collect()
     }
 
     fn linger(&self, room: Room) {
@@ -156,23 +166,47 @@ async fn free(
     drain_ms: f64,
 ) -> Result<Reclaimed> {
     let began = Instant::now();
-    let (used_before, resident_before, vram_before) = (room.memory.used()?, resident_bytes(), room.memory.measured()?);
+    let _measuring = lingering.measuring.lock().await;
+    // Weights that it was the last to hold may lie with those who had loaded them.
+    let memories: Vec<Arc<Memory>> = std::iter::once(Arc::clone(&room.memory)).chain(lingering.memories()).collect();
+    let count = || Memory::counts(memories.iter().map(Arc::as_ref));
+    let (before, resident_before, measured_before) = (count()?, resident_bytes(), room.memory.measured()?);
     let Held { exclusive, shared } = engine.retire(id, model).await?;
+    let dropped = count()?;
+    for ((memory, before), dropped) in memories.iter().zip(&before).zip(&dropped).skip(1) {
+        if dropped.used < before.used {
+            memory.trim()?;
+        }
+    }
     room.memory.trim()?;
-    let (used_after, vram_after) = (room.memory.used()?, room.memory.measured()?);
+    let (after, measured_after) = (count()?, room.memory.measured()?);
+    drop(memories);
     lingering.linger(room);
     lingering.sweep()?;
+    let (freed, [held, left]) = came_back(&before, &after);
+    let all = |Count { used, held }: Count| move |own: Measured| Measured { used, reserved: held, free: own.free };
     Ok(Reclaimed {
         generation: id,
         promised: exclusive,
-        returned: used_before.saturating_sub(used_after),
+        returned: freed,
         kept_shared: shared,
         resident_before,
         resident_after: resident_bytes(),
-        vram_before,
-        vram_after,
+        vram_before: measured_before.map(all(held)),
+        vram_after: measured_after.map(all(left)),
         drain_ms,
         free_ms: began.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+/// Bytes that are not used any more; and what was counted, before and after, of the first memory and of others of which
+/// something came back.
+fn came_back(before: &[Count], after: &[Count]) -> (u64, [Count; 2]) {
+    let of = |(at, (before, after)): (usize, (&Count, &Count))| (at, *before, *after);
+    let counts = before.iter().zip(after).enumerate().map(of);
+    let concerned = counts.filter(|(at, before, after)| *at == 0 || after.used < before.used);
+    concerned.fold((0, [Count::default(); 2]), |(freed, [held, left]), (_, before, after)| {
+        (freed + before.used.saturating_sub(after.used), [held + before, left + after])
     })
 }
 
@@ -191,5 +225,21 @@ impl Reclaimed {
             drain_ms: 0.0,
             free_ms: 0.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_back_is_counted_wherever_it_lay_and_of_others_memory_only_where_something_did() {
+        let count = |used, held| Count { used, held };
+        // Its own, one that kept what it was the last to hold, one that keeps what others hold, and one that nothing changed in.
+        let before = [count(10, 32), count(90, 96), count(50, 64), count(7, 32)];
+        let after = [count(0, 0), count(0, 0), count(30, 32), count(7, 32)];
+        assert_eq!(came_back(&before, &after), (120, [count(150, 192), count(30, 32)]));
+        // Its own counts also where nothing was its own.
+        assert_eq!(came_back(&[count(5, 32)], &[count(5, 32)]), (0, [count(5, 32), count(5, 32)]));
     }
 }

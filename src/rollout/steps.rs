@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub(super) use self::proving::{validate, warm};
 use super::Context;
 use super::difference::{self, Before};
-use super::easing::ease;
+use super::easing::{self, ease};
 use super::gate::{self, Findings, Golden, Prepared, Runner};
 use super::home::Home;
 use super::load::{self, LoadError, Loading};
@@ -240,8 +240,7 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
         Urgency::Quiet => candidate.config.rollout.throttle,
         Urgency::Awaited => LoadThrottle::None,
     };
-    let slots = ctx.registry.slots();
-    let live = slots.values().filter_map(|slot| Some(Arc::clone(&slot.route()?.live.stats))).collect();
+    let live = || easing::live(&ctx.registry);
     let mut eased = 0;
     let loaded = tokio::select! {
         loaded = work => loaded,

@@ -1,5 +1,5 @@
 //! How fast weights may come in beside live traffic: slowly at first, faster while clients notice nothing, half as fast when
-//! they do, and freely where there are none.
+//! they do, slowly again while there are some of whom nobody can say whether they do, and freely where there are none.
 //!
 //! Clients notice when more of their answers than one in a hundred take longer than nearly all of them did before the load,
 //! which is what a p99 says; a share can be judged from far fewer answers than a quantile. Additive increase would take as
@@ -28,6 +28,10 @@ pub struct Looked {
     /// Answers to clients, and those that took longer than the limit.
     pub answered: u64,
     pub slow: u64,
+    /// Answers that have no limit yet: nobody knows what is usual where they come from.
+    pub unjudged: u64,
+    /// Whether there were such answers since the load began, from where nobody knows it still.
+    pub strangers: bool,
     /// Bytes that the load has moved.
     pub moved: u64,
     pub took: Nanos,
@@ -62,7 +66,7 @@ impl LoadRate {
     }
 
     pub fn look(&mut self, seen: Looked) {
-        self.quiet = if seen.answered > 0 { 0 } else { self.quiet.saturating_add(seen.took) };
+        self.quiet = if seen.answered + seen.unjudged > 0 { 0 } else { self.quiet.saturating_add(seen.took) };
         self.answered = self.answered * MEMORY + seen.answered as f64;
         self.slow = self.slow * MEMORY + seen.slow as f64;
         if self.quiet >= QUIET {
@@ -73,6 +77,9 @@ impl LoadRate {
             self.eased += 1;
             // Answers that were slow before the load gave way say nothing about it after.
             (self.answered, self.slow) = (0.0, 0.0);
+        } else if seen.strangers {
+            // What is usual is what they get beside a load that begins.
+            self.rate = self.rate.min(BEGIN);
         } else if self.rate.is_finite() {
             self.rate *= FASTER;
             if self.rate >= OPEN {
@@ -98,7 +105,27 @@ mod tests {
 
     fn seen(answered: u64, slow: u64, rate: Option<u64>) -> Looked {
         let moved = rate.unwrap_or(30_000_000_000) / 10;
-        Looked { answered, slow, moved, took: LOOK }
+        Looked { answered, slow, moved, took: LOOK, ..Looked::default() }
+    }
+
+    #[test]
+    fn clients_who_come_in_the_middle_are_loaded_beside_slowly_until_it_is_known_what_is_usual() {
+        let mut rate = LoadRate::begin(false);
+        rate.look(seen(0, 0, None));
+        assert_eq!(rate.rate(), None);
+        let strangers = |unjudged| Looked { unjudged, strangers: true, ..seen(0, 0, None) };
+        for unjudged in [1, 30, 0, 0, 5] {
+            rate.look(strangers(unjudged));
+            assert_eq!(rate.rate(), Some(BEGIN as u64));
+        }
+        // It is known now.
+        rate.look(seen(30, 0, rate.rate()));
+        assert_eq!(rate.rate(), Some((BEGIN * FASTER) as u64));
+        // They have left without that ever being known.
+        let mut rate = LoadRate::begin(false);
+        rate.look(strangers(3));
+        (0..10).for_each(|_| rate.look(strangers(0)));
+        assert_eq!(rate.rate(), None);
     }
 
     #[test]
@@ -140,7 +167,8 @@ mod tests {
         for look in 0..400 {
             let gbps = rate.rate().map_or(30.0, |rate| rate as f64 / 1e9).min(30.0);
             let slow = (200.0 * slow_at(gbps)).round() as u64;
-            rate.look(Looked { answered: 200, slow, moved: (gbps * 1e8) as u64, took: LOOK });
+            let moved = (gbps * 1e8) as u64;
+            rate.look(Looked { answered: 200, slow, moved, took: LOOK, ..Looked::default() });
             if look >= 100 {
                 (sum, counted) = (sum + gbps, counted + 1);
             }
@@ -162,7 +190,8 @@ mod tests {
         fn it_is_never_slower_than_the_floor(looks in prop::collection::vec((0u64..500, 0u64..500, 0u64..1 << 34), 1..60)) {
             let mut rate = LoadRate::begin(true);
             for (answered, slow, moved) in looks {
-                rate.look(Looked { answered, slow: slow.min(answered), moved, took: LOOK });
+                let slow = slow.min(answered);
+                rate.look(Looked { answered, slow, moved, took: LOOK, ..Looked::default() });
                 prop_assert!(rate.rate().is_none_or(|rate| rate >= FLOOR as u64));
             }
         }

@@ -198,7 +198,7 @@ fn cancelling_stops_between_chunks() {
     let (index, manifest) = folder.indexed();
     let wanted = [want("large", &[CHUNK / 4, 4], DType::F32)];
     let progress = Progress::new();
-    let mut source = Source { index: &index, progress: &progress, open: None, heads: Default::default() };
+    let mut source = Source { index: &index, progress: &progress, open: None, heads: Default::default(), paid: 0 };
     let info = index.get("large").unwrap();
     let part = Part { info, digest: manifest.tensors["large"].as_str(), first: 0 };
     let mut piece = vec![0; CHUNK];

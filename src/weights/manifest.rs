@@ -124,8 +124,10 @@ impl Pass<'_> {
     fn plain_file(&mut self, path: &str) -> Result<FileDigest> {
         let mut file = self.open(path)?;
         let mut hasher = blake3::Hasher::new();
+        // How long a file is comes out when it ends: what was read last is waited for.
+        let mut last = 0;
         loop {
-            self.progress.between_chunks()?;
+            self.progress.before_chunk(last)?;
             let read = match file.read(&mut self.buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
@@ -133,7 +135,8 @@ impl Pass<'_> {
                 Err(error) => return Err(self.unreadable(path, error)),
             };
             hasher.update(&self.buffer[..read]);
-            self.progress.advance(read as u64);
+            last = read as u64;
+            self.progress.advance(last);
         }
         Ok(FileDigest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
     }
@@ -168,8 +171,8 @@ impl Pass<'_> {
         let mut own = blake3::Hasher::new();
         let mut left = len;
         while left > 0 {
-            self.progress.between_chunks()?;
             let piece = left.min(CHUNK as u64) as usize;
+            self.progress.before_chunk(piece as u64)?;
             file.read_exact(&mut self.buffer[..piece]).map_err(|error| self.unreadable(path, error))?;
             own.update(&self.buffer[..piece]);
             whole.update(&self.buffer[..piece]);

@@ -51,9 +51,9 @@ impl Packed<'_> {
         let (each, count) = (self.format.block_bytes(), self.read.grains(self.part).0);
         let (start, most) = (extent.at + self.read.parked_at(self.part.first), place.gpu().staging().slot() / each);
         for first in (0..count).step_by(most) {
-            progress.between_chunks()?;
             let blocks = first..count.min(first + most);
             let lot = Extent { at: start + first * each, bytes: blocks.len() * each };
+            progress.before_chunk(lot.bytes as u64)?;
             self.arrange(place, blocks, |between| {
                 runs(lot).try_for_each(|(at, bytes)| convoy.send((at, bytes), between, at - lot.at))
             })?;
@@ -69,9 +69,11 @@ impl Reader<'_> {
         let (format, part) = (packed.format, packed.part);
         self.expect(part, format)?;
         while !blocks.is_empty() {
-            let mut slot = place.gpu().staging().take()?;
-            let now = blocks.start..blocks.end.min(blocks.start + slot.bytes_mut().len() / format.block_bytes());
+            let staging = place.gpu().staging();
+            let now = blocks.start..blocks.end.min(blocks.start + staging.slot() / format.block_bytes());
             let bytes = now.len() * format.block_bytes();
+            self.source.pay_ahead(bytes as u64)?;
+            let mut slot = staging.take()?;
             self.source.fill(part, now.start * format.block_bytes(), &mut slot.bytes_mut()[..bytes], None)?;
             blocks.start = now.end;
             packed.arrange(place, now, |between| slot.send(bytes, between, 0))?;

@@ -39,6 +39,7 @@ impl Progress {
     /// Asks the reader to stop; it does so before its next chunk, with an error. Cannot be taken back.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
+        self.throttle.end();
         self.bell.notify_waiters();
     }
 
@@ -65,16 +66,23 @@ impl Progress {
         self.total.store(total, Ordering::Relaxed);
     }
 
-    /// Counts what was read, and waits as long as that ought to have taken.
+    /// Counts what was read.
     pub(super) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
-        self.throttle.pay(bytes);
     }
 
-    /// What a reader does between two chunks: it gives way to forward passes, and ends when it was asked to.
-    pub(super) fn between_chunks(&self) -> Result<()> {
+    /// What a reader does before its next chunk of so many bytes: it gives way to forward passes, waits as long as they ought to
+    /// take, and ends when it was asked to.
+    pub(super) fn before_chunk(&self, bytes: u64) -> Result<()> {
         give_way();
+        self.throttle.pay(bytes);
         self.check()
+    }
+
+    /// Lets its readers go on without a wait, to where they see that it has failed.
+    #[cfg(feature = "cuda")]
+    pub(super) fn hurry(&self) {
+        self.throttle.end();
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -129,6 +129,13 @@ impl Part<'_> {
         // Cannot overflow: the header's check multiplied the same numbers.
         self.info.shape.iter().product()
     }
+
+    /// Bytes that so many of its elements take in its file; a number of blocks, or a little less.
+    #[cfg(feature = "cuda")]
+    pub(super) fn file_bytes(&self, elements: usize) -> u64 {
+        let bytes = u128::from(self.info.len) * elements as u128 / self.elements().max(1) as u128;
+        bytes as u64
+    }
 }
 
 /// Fills memory with a part's values from one of its elements on, as many as fit; the bytes that it filled.
@@ -235,7 +242,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new((index, progress): (&'a Index, &'a Progress), device: &'a Device) -> Self {
-        let source = Source { index, progress, open: None, heads: Heads::default() };
+        let source = Source { index, progress, open: None, heads: Heads::default(), paid: 0 };
         Reader { source, buffer: Buffer::new(CHUNK), blocks: Blocks::default(), device }
     }
 }
@@ -383,11 +390,21 @@ pub(super) struct Source<'a> {
     pub(super) open: Option<(usize, File)>,
     /// The head of the last read, where heads have their rows in another order.
     pub(super) heads: Heads,
+    /// Bytes that are still to be read and were waited for already.
+    pub(super) paid: u64,
 }
 
 impl Source<'_> {
     pub(super) fn refused(&self, part: &Part<'_>, reason: String) -> Error {
         Error::unloadable(self.index.label_of(part.info), reason)
+    }
+
+    /// Waits for the turn of what is read next, before anything is taken that others wait for.
+    #[cfg(feature = "cuda")]
+    pub(super) fn pay_ahead(&mut self, bytes: u64) -> Result<()> {
+        self.progress.before_chunk(bytes)?;
+        self.paid += bytes;
+        Ok(())
     }
 
     /// The tensor's bytes from `at`, as many as `piece` has, each row in its place.
@@ -414,7 +431,10 @@ impl Source<'_> {
         piece: &mut [u8],
         hasher: Option<&mut blake3::Hasher>,
     ) -> Result<()> {
-        self.progress.between_chunks()?;
+        let bytes = piece.len() as u64;
+        let paid = bytes.min(self.paid);
+        self.paid -= paid;
+        self.progress.before_chunk(bytes - paid)?;
         let offset = part.info.offset + at as u64;
         let result = self.file(part)?.read_exact_at(piece, offset);
         result.map_err(|error| match error.kind() {
@@ -424,7 +444,7 @@ impl Source<'_> {
         if let Some(hasher) = hasher {
             hasher.update(piece);
         }
-        self.progress.advance(piece.len() as u64);
+        self.progress.advance(bytes);
         Ok(())
     }
 

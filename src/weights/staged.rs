@@ -10,6 +10,7 @@
 //! the first read and after the last.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -74,16 +75,18 @@ pub(super) fn upload(
         failed: Mutex::default(),
         stop: AtomicBool::new(false),
     };
-    if let Some(parked) = parked
-        && let Err(error) = work.unpark(place, parked, kept, progress)
-    {
-        work.fail(error);
-    }
-    if from_files {
-        work.read_all((files.0, progress), (place, &device));
-    }
+    let send = || {
+        if let Some(parked) = parked
+            && let Err(error) = work.unpark(place, parked, kept, progress)
+        {
+            work.fail(error);
+        }
+        if from_files {
+            work.read_all((files.0, progress), (place, &device));
+        }
+    };
     // Whatever was sent must have arrived before its room may be freed, or read.
-    let arrived = place.gpu().staging().stream().synchronize();
+    let arrived = waited_for(send, || place.gpu().staging().stream().synchronize());
     if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
@@ -98,6 +101,16 @@ pub(super) fn upload(
         unchanged(files)?;
     }
     Ok(done)
+}
+
+/// Does `work`, and then waits for what it began: also where it panics, since what it began goes on.
+fn waited_for<T>(work: impl FnOnce(), wait: impl FnOnce() -> T) -> T {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let waited = wait();
+    match done {
+        Ok(()) => waited,
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
 /// What was cast may have held numbers before.
@@ -211,8 +224,16 @@ impl<'a> Work<'a> {
         while !self.stop.load(Ordering::Relaxed)
             && let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed))
         {
-            if let Err(error) = self.send(&mut reader, place, piece) {
-                self.fail(error);
+            let sent = catch_unwind(AssertUnwindSafe(|| self.send(&mut reader, place, piece)));
+            if !matches!(sent, Ok(Ok(()))) {
+                // Nobody reads on, and nobody waits for a turn to.
+                self.stop.store(true, Ordering::Relaxed);
+                source.1.hurry();
+            }
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.fail(error),
+                Err(panic) => resume_unwind(panic),
             }
         }
     }
@@ -254,7 +275,7 @@ impl<'a> Work<'a> {
                     blocks.unpark(place, (&mut convoy, extent), progress)
                 }),
                 None => runs(extent).try_for_each(|(at, bytes)| {
-                    progress.between_chunks()?;
+                    progress.before_chunk(bytes as u64)?;
                     convoy.send((at, bytes), &room, at - extent.at)?;
                     progress.advance(bytes as u64);
                     Ok(())
@@ -300,8 +321,10 @@ impl<'a> Reader<'a> {
         let (fill, format) = self.how(part, wanted)?.raw;
         let (mut seen, mut element) = (Seen::elsewhere(), elements.start);
         while element < elements.end {
-            let mut slot = place.gpu().staging().take()?;
-            let most = slot.bytes_mut().len().min((elements.end - element).saturating_mul(format.size_in_bytes()));
+            let staging = place.gpu().staging();
+            let most = staging.slot().min((elements.end - element).saturating_mul(format.size_in_bytes()));
+            self.source.pay_ahead(part.file_bytes(most / format.size_in_bytes()))?;
+            let mut slot = staging.take()?;
             let filled = fill(self, part, element, (&mut slot.bytes_mut()[..most], &mut seen))?;
             let at = (part.first + element) * wanted.size_in_bytes();
             place.gpu().send(slot, (filled, format), (room, at, wanted))?;
@@ -316,6 +339,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_was_begun_is_waited_for_after_a_panic_too() {
+        let waits = std::cell::Cell::new(0);
+        let wait = || {
+            waits.set(waits.get() + 1);
+            waits.get()
+        };
+        assert_eq!(waited_for(|| (), wait), 1);
+        let panicked = catch_unwind(AssertUnwindSafe(|| waited_for(|| resume_unwind(Box::new("a reader")), wait)));
+        assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"a reader"));
+        assert_eq!(waits.get(), 2);
+    }
 
     proptest! {
         #[test]

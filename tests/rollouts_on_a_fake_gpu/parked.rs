@@ -21,7 +21,7 @@ fn parking(park: &str) -> Site {
 }
 
 /// Gives a text model tokens that no text has: five megabytes of them, all of one number.
-fn widen(dir: &Path, number: f32) {
+pub(super) fn widen(dir: &Path, number: f32) {
     const TOKENS: usize = 40_000;
     with_tensors(dir, |tensors| {
         tensors.lay(|name, tensor, mut bytes| {

@@ -74,6 +74,7 @@ async fn versions_that_differ_in_one_layer_cost_one_layer() {
     site.model("texts", TEXT);
     site.version("texts", "mean", &fixture("bert-embed-mean"));
     let changed = with_another_layer(&site.version("texts", "tuned", &fixture("bert-embed-mean")), "layer.1.");
+    with_another_layer(&site.version("texts", "other", &fixture("bert-embed-mean")), ".");
     let server = site.start().await;
     let held = async |version: &str| {
         let memory = server.memory().await;
@@ -110,6 +111,14 @@ async fn versions_that_differ_in_one_layer_cost_one_layer() {
     assert_eq!(held("mean").await, (whole, 0));
     let twice = server.reserved().await;
     assert!((alone..alone + whole).contains(&twice), "{twice} bytes are reserved, {alone} were with one version");
+
+    // The last who holds them gives back all of them, whoever had loaded them.
+    let other = server.promote("other", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+    let reclaim = &other.body["figures"]["reclaim"];
+    let bytes = |name: &str| reclaim[name].as_u64().unwrap_or_else(|| panic!("{name} in {reclaim}"));
+    assert_eq!((bytes("promised"), bytes("kept_shared")), (whole, 0), "{reclaim}");
+    assert!(bytes("returned") >= whole, "{reclaim}");
+    assert!(!server.log().contains("less memory came back"), "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -224,12 +224,15 @@ fn told(what: &str, error: DriverError) -> String {
     }
 }
 
-/// After these "the process is left in an inconsistent state and any further CUDA work will return the same error".
+/// After these the context cannot be used any more, or "the process is left in an inconsistent state and any further CUDA work
+/// will return the same error", or it "must be terminated and relaunched" (CUDA driver API 13.0, `CUresult`). Of memory that could not
+/// be corrected nothing is said there; what has lain in it is lost all the same.
 fn is_sticky(code: sys::CUresult) -> bool {
     use sys::CUresult as Code;
     matches!(
         code,
         Code::CUDA_ERROR_ECC_UNCORRECTABLE
+            | Code::CUDA_ERROR_CONTAINED
             | Code::CUDA_ERROR_ILLEGAL_ADDRESS
             | Code::CUDA_ERROR_LAUNCH_TIMEOUT
             | Code::CUDA_ERROR_ASSERT
@@ -239,6 +242,52 @@ fn is_sticky(code: sys::CUresult) -> bool {
             | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
             | Code::CUDA_ERROR_INVALID_PC
             | Code::CUDA_ERROR_LAUNCH_FAILED
+            | Code::CUDA_ERROR_TENSOR_MEMORY_LEAK
             | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | Code::CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | Code::CUDA_ERROR_EXTERNAL_DEVICE
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_only_its_call_fails_with_is_not_the_end_of_the_context() {
+        use sys::CUresult as Code;
+        // Out of resources, not permitted, a capture that was broken, an image for another device.
+        for code in [
+            Code::CUDA_ERROR_OUT_OF_MEMORY,
+            Code::CUDA_ERROR_INVALID_VALUE,
+            Code::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+            Code::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
+            Code::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+            Code::CUDA_ERROR_NO_BINARY_FOR_GPU,
+            Code::CUDA_ERROR_NOT_READY,
+        ] {
+            assert!(!is_sticky(code), "{code:?}");
+        }
+        let sticky = [214, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
+        let found = [
+            Code::CUDA_ERROR_ECC_UNCORRECTABLE,
+            Code::CUDA_ERROR_CONTAINED,
+            Code::CUDA_ERROR_ILLEGAL_ADDRESS,
+            Code::CUDA_ERROR_LAUNCH_TIMEOUT,
+            Code::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+            Code::CUDA_ERROR_ASSERT,
+            Code::CUDA_ERROR_HARDWARE_STACK_ERROR,
+            Code::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+            Code::CUDA_ERROR_MISALIGNED_ADDRESS,
+            Code::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+            Code::CUDA_ERROR_INVALID_PC,
+            Code::CUDA_ERROR_LAUNCH_FAILED,
+            Code::CUDA_ERROR_TENSOR_MEMORY_LEAK,
+            Code::CUDA_ERROR_MPS_CLIENT_TERMINATED,
+            Code::CUDA_ERROR_EXTERNAL_DEVICE,
+        ];
+        for (code, number) in found.into_iter().zip(sticky) {
+            assert!(is_sticky(code) && code as u32 == number, "{code:?}");
+        }
+    }
 }

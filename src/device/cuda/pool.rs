@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::{Cuda, Stream};
-use crate::device::{Owner, Pooled};
+use crate::device::{Count, Owner, Pooled};
 use crate::error::{Error, Result};
 
 /// Memory for one purpose, which is counted and returned by itself.
@@ -63,6 +63,10 @@ impl Pool {
     /// Bytes that the driver holds for the pool.
     pub fn reserved(&self) -> Result<u64> {
         self.get(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
+    }
+
+    pub(in crate::device) fn count(&self) -> Result<Count> {
+        Ok(Count { used: self.used()?, held: self.reserved()? })
     }
 
     pub(super) fn told(&self) -> Result<Pooled> {

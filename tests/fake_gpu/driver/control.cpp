@@ -40,7 +40,7 @@ void count(const char* key, long long by) { gpu().counts[key] += by; }
 
 // Those after which the vendor says that the process must be started again.
 bool is_sticky(CUresult code) {
-  static const std::set<CUresult> all = {700, 702, 710, 714, 715, 716, 717, 718, 719};
+  static const std::set<CUresult> all = {226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911};
   return all.count(code) > 0;
 }
 

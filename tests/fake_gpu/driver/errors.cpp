@@ -22,6 +22,7 @@ static const std::map<CUresult, Told>& errors() {
       {214, {"CUDA_ERROR_ECC_UNCORRECTABLE", "memory of the device is damaged"}},
       {218, {"CUDA_ERROR_INVALID_PTX", "the PTX cannot be compiled"}},
       {222, {"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the PTX is newer than the driver"}},
+      {226, {"CUDA_ERROR_CONTAINED", "a fault of the hardware was contained, and the process with it"}},
       {304, {"CUDA_ERROR_OPERATING_SYSTEM", "the operating system refused"}},
       {400, {"CUDA_ERROR_INVALID_HANDLE", "no such object"}},
       {401, {"CUDA_ERROR_ILLEGAL_STATE", "not in this state"}},
@@ -40,10 +41,12 @@ static const std::map<CUresult, Told>& errors() {
       {716, {"CUDA_ERROR_MISALIGNED_ADDRESS", "a kernel touched an address that is not aligned"}},
       {719, {"CUDA_ERROR_LAUNCH_FAILED", "a kernel failed"}},
       {720, {"CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", "a cooperative launch does not fit at once"}},
+      {721, {"CUDA_ERROR_TENSOR_MEMORY_LEAK", "a kernel ended and left tensor memory allocated"}},
       {800, {"CUDA_ERROR_NOT_PERMITTED", "not permitted"}},
       {801, {"CUDA_ERROR_NOT_SUPPORTED", "not supported"}},
       {802, {"CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready"}},
       {803, {"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "the parts of the driver do not match"}},
+      {810, {"CUDA_ERROR_MPS_CLIENT_TERMINATED", "the server that shares the device has ended this client"}},
       {900, {"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "not while a stream captures"}},
       {901, {"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "the capture was broken by an earlier error"}},
       {902, {"CUDA_ERROR_STREAM_CAPTURE_MERGE", "two captures would become one"}},
@@ -53,6 +56,7 @@ static const std::map<CUresult, Told>& errors() {
       {906, {"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "the default stream would wait for a capture"}},
       {907, {"CUDA_ERROR_CAPTURED_EVENT", "the event was recorded in a capture"}},
       {908, {"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "another thread began this capture"}},
+      {911, {"CUDA_ERROR_EXTERNAL_DEVICE", "another device failed that this one waited for"}},
       {999, {"CUDA_ERROR_UNKNOWN", "unknown"}},
   };
   return all;
