@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::Kernel;
+use super::kernels::{Kernel, check_heads};
 use super::launch::{Arguments, Shape};
 use super::{Place, Tensor, failed};
 use crate::ops::{Grid, LayerNorm, Reduce, Segments, TokenTables};
@@ -102,7 +102,8 @@ pub(in crate::ops) fn self_attention(qkv: &Tensor, (segments, heads): (&Segments
         bail!("{rows} rows of {stride} for queries, keys and values of {heads} heads and {} tokens", segments.total());
     }
     let (width, each) = (stride / 3, stride / (3 * heads));
-    let (kernel, shape) = Shape::attention(plan.tiles(), heads, each, dtype)?;
+    check_heads(each, dtype, qkv.gpu().cuda.shared_per_block()).map_err(candle_core::Error::msg)?;
+    let (kernel, shape) = Shape::attention(plan.tiles(), heads, each, dtype);
     let out = qkv.beside(&[rows, width], dtype)?;
     let third = |number: usize| qkv.address() + (number * width * dtype.size_in_bytes()) as u64;
     let arguments = Arguments::default().address(third(0)).address(third(1)).address(third(2)).size(stride);

@@ -224,6 +224,11 @@ impl Place {
         self.dtype
     }
 
+    /// Whether `self_attention` of such heads can run here; why not.
+    pub fn check_heads(&self, each: usize) -> Result<(), String> {
+        kernels::check_heads(each, self.dtype, self.gpu.cuda.shared_per_block())
+    }
+
     /// Room for weights, in the order of their sizes, which the staging stream may write from here on. They are freed in the
     /// order of what uses them: on the stream of passes.
     pub fn rooms(&self, sizes: &[usize]) -> Result<Vec<Buffer>> {

@@ -20,6 +20,7 @@ static const std::map<std::string, long long>& defaults() {
       {"devices", 1},
       {"total", 4096ll << 20},           // bytes of device memory
       {"context_bytes", 527ll << 20},    // what a context takes of them, as measured on an H100
+      {"shared_optin", 227 << 10},       // bytes of shared memory that a block may be allowed: an H100's; 99 KiB on 8.6, 8.9 and 12
       {"copy_bytes_per_second", 0},      // 0: as fast as the host copies
       {"query_steps", 1},                // how many queued operations a query lets pass
       {"newest_first", 0},               // a synchronise of everything runs the streams in this order
