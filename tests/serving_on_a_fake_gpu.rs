@@ -2,6 +2,8 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "serving_on_a_fake_gpu/algorithms.rs"]
+mod algorithms;
 mod common;
 
 use std::fs;

@@ -24,6 +24,7 @@ mod recorded_step;
 mod scratch;
 mod step;
 mod tensor;
+mod trial;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
