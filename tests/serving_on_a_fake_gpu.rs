@@ -5,6 +5,8 @@
 #[path = "serving_on_a_fake_gpu/algorithms.rs"]
 mod algorithms;
 mod common;
+#[path = "serving_on_a_fake_gpu/heads.rs"]
+mod heads;
 
 use std::fs;
 use std::path::Path;
