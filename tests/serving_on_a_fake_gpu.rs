@@ -187,6 +187,7 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
             ("cuMemsetD8Async", 0),
             ("cuStreamSynchronize", 0),
             ("cuCtxSynchronize", 0),
+            ("cuStreamBeginCapture_v2", 0),
             ("allocations", 0),
             ("frees", 0),
         ] {
@@ -280,6 +281,7 @@ async fn a_step_is_one_copy_up_and_one_down_and_one_launch_where_all_go_on_by_a_
                 ("pageable_copies", 0),
                 ("cuMemsetD8Async", 0),
                 ("cuCtxSynchronize", 0),
+                ("cuStreamBeginCapture_v2", 0),
                 ("allocations", 0),
                 ("frees", 0),
             ] {
