@@ -29,7 +29,7 @@ pub(in crate::ops) fn embed_tokens(index: &Tensor, tables: &TokenTables) -> Resu
     let arguments = Arguments::new(index).size(tokens).size(width).address(words.address()).address(positions);
     let arguments = norm.add_to(arguments.address(types)).address(out.address());
     // `embed_tokens_T(const unsigned*, int, int, const T*, const T*, const T*, const T*, const T*, float, T*)`
-    run(index, (Kernel::EmbedTokens, dtype), Shape::warp_each(tokens), arguments)?;
+    run(index, (Kernel::EmbedTokens, dtype), Shape::embedding(tokens, width, dtype), arguments)?;
     Ok(out)
 }
 
