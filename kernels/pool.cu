@@ -9,6 +9,9 @@ namespace {
 
 constexpr int POOL_WARPS = 16;
 constexpr int POOL_THREADS = POOL_WARPS * WARP;
+// Rows that a lane has on their way at once, by the registers that there are (blocks of a multiprocessor, below): with three
+// blocks 48 KiB are on their way, with two 64.
+constexpr int POOL_WAITING = 2, NORMALIZE_WAITING = 4;
 constexpr float SHORTEST = 1e-12f;  // lengths below it are taken for it
 
 enum Reduce { MEAN, FIRST, MAX };
@@ -46,28 +49,45 @@ constexpr int ROWS_AT_ONCE = POOL_WARPS * (WARP / ROW_LANES);
 template <class T>
 constexpr int COLUMNS = ROW_LANES * Dtype<T>::VECTOR;
 
-// A lane's part of `columns` of a row: side by side where that may be read at once, else as many lanes apart.
-template <bool VECTORS, class T, int N>
-__device__ inline void read_part(const Sequence<T>& of, int row, int first, float (&to)[N]) {
-    const int lane = lane_of(threadIdx.x) % ROW_LANES;
-    if constexpr (VECTORS) {
-        const int column = first + lane * N;
-        if (column < of.width) load(of.row(row) + column, to);
-    } else {
+// A lane's part of the columns from `first` on, of any row, as it is stored, so that a load holds up nothing: side by side
+// where that may be read at once, else as many lanes apart.
+template <bool VECTORS, class T>
+struct Part {
+    static constexpr int N = Dtype<T>::VECTOR;
+    int column, width;
+
+    // A lane beyond the row's end reads what the first one reads anyway, and nobody looks at what it makes of that.
+    __device__ Part(int first, int width) : column(first + lane_of(threadIdx.x) % ROW_LANES * (VECTORS ? N : 1)), width(width) {
+        if (VECTORS && column >= width) column = first;
+    }
+
+    __device__ void read(const T* row, Values<T, N>& to) const {
+        if constexpr (VECTORS) {
+            to = *reinterpret_cast<const Values<T, N>*>(row + column);
+        } else {
 #pragma unroll
-        for (int k = 0; k < N; ++k) {
-            const int column = first + lane + k * ROW_LANES;
-            if (column < of.width) to[k] = Dtype<T>::widen(of.row(row)[column]);
+            for (int k = 0; k < N; ++k) {
+                if (column + k * ROW_LANES < width) to.at[k] = row[column + k * ROW_LANES];
+            }
         }
     }
+};
+
+template <int KIND, class T, int N>
+__device__ inline void join(float (&sum)[N], const Values<T, N>& read) {
+    float x[N];
+    widen(read, x);
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum[k] = joined<KIND>(sum[k], x[k]);
 }
 
 // What each warp makes of the columns, in shared memory.
 template <class T>
 using Parts = float[POOL_WARPS][COLUMNS<T>];
 
-// Reduces the columns from `first` on: one result for each thread below `COLUMNS`. All threads of the block come here.
-template <int KIND, bool VECTORS, class T>
+// Reduces the columns from `first` on: one result for each thread below `COLUMNS`. All threads of the block come here. A lane has
+// `WAITING` rows on their way at once, whose values are added in their order.
+template <int KIND, bool VECTORS, int WAITING, class T>
 __device__ float reduce_columns(const Sequence<T>& of, int first, Parts<T>& parts) {
     constexpr int N = Dtype<T>::VECTOR;
     const int warp = threadIdx.x / WARP, lane = lane_of(threadIdx.x) % ROW_LANES;
@@ -75,12 +95,23 @@ __device__ float reduce_columns(const Sequence<T>& of, int first, Parts<T>& part
     float sum[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) sum[k] = nothing;
-#pragma unroll 4
-    for (int row = threadIdx.x / ROW_LANES; row < of.rows; row += ROWS_AT_ONCE) {
-        float x[N] = {};
-        read_part<VECTORS>(of, row, first, x);
+    const Part<VECTORS, T> part(first, of.width);
+    constexpr int AT_ONCE = VECTORS ? WAITING : 1;
+    Values<T, N> read[AT_ONCE] = {};
+    int row = threadIdx.x / ROW_LANES;
+#pragma unroll 1
+    for (; row + (AT_ONCE - 1) * ROWS_AT_ONCE < of.rows; row += AT_ONCE * ROWS_AT_ONCE) {
 #pragma unroll
-        for (int k = 0; k < N; ++k) sum[k] = joined<KIND>(sum[k], x[k]);
+        for (int i = 0; i < AT_ONCE; ++i) part.read(of.row(row + i * ROWS_AT_ONCE), read[i]);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) join<KIND>(sum, read[i]);
+    }
+    if constexpr (AT_ONCE > 1) {
+#pragma unroll 1
+        for (; row < of.rows; row += ROWS_AT_ONCE) {
+            part.read(of.row(row), read[0]);
+            join<KIND>(sum, read[0]);
+        }
     }
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -98,7 +129,7 @@ __device__ float reduce_columns(const Sequence<T>& of, int first, Parts<T>& part
 }
 
 // What the thread's column from `first` on is reduced to.
-template <class T>
+template <int WAITING, class T>
 __device__ float reduce_by(int kind, const Sequence<T>& of, int first, Parts<T>& parts) {
     if (of.rows == 0) return NAN;
     if (kind == FIRST) {
@@ -106,9 +137,11 @@ __device__ float reduce_by(int kind, const Sequence<T>& of, int first, Parts<T>&
         return threadIdx.x < COLUMNS<T> && column < of.width ? Dtype<T>::widen(of.x[column]) : 0.f;
     }
     if (of.vectors()) {
-        return kind == MAX ? reduce_columns<MAX, true>(of, first, parts) : reduce_columns<MEAN, true>(of, first, parts);
+        return kind == MAX ? reduce_columns<MAX, true, WAITING>(of, first, parts)
+                           : reduce_columns<MEAN, true, WAITING>(of, first, parts);
     }
-    return kind == MAX ? reduce_columns<MAX, false>(of, first, parts) : reduce_columns<MEAN, false>(of, first, parts);
+    return kind == MAX ? reduce_columns<MAX, false, WAITING>(of, first, parts)
+                       : reduce_columns<MEAN, false, WAITING>(of, first, parts);
 }
 
 template <class T>
@@ -121,7 +154,7 @@ template <class T>
 __device__ void pool(const Sequence<T>& of, int kind, T* out) {
     __shared__ Parts<T> parts;
     for (int first = blockIdx.y * COLUMNS<T>; first < of.width; first += gridDim.y * COLUMNS<T>) {
-        const float value = reduce_by(kind, of, first, parts);
+        const float value = reduce_by<POOL_WAITING>(kind, of, first, parts);
         const int column = first + threadIdx.x;
         if (threadIdx.x < COLUMNS<T> && column < of.width) out[column] = Dtype<T>::round(value);
     }
@@ -145,7 +178,7 @@ __device__ void pool_normalize(const Sequence<T>& of, int kind, bool normalize, 
     const bool mine = threadIdx.x < COLUMNS<T>;
     float squares = 0.f;
     for (int first = 0; first < of.width; first += COLUMNS<T>) {
-        const float value = reduce_by(kind, of, first, parts);
+        const float value = reduce_by<NORMALIZE_WAITING>(kind, of, first, parts);
         const int column = first + threadIdx.x;
         if (mine && column < of.width) {
             out[column] = value;

@@ -2,7 +2,11 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "serving_on_a_fake_gpu/algorithms.rs"]
+mod algorithms;
 mod common;
+#[path = "serving_on_a_fake_gpu/heads.rs"]
+mod heads;
 
 use std::fs;
 use std::path::Path;
@@ -183,6 +187,7 @@ async fn a_batch_is_one_copy_up_and_one_down_and_waits_for_nothing_else() {
             ("cuMemsetD8Async", 0),
             ("cuStreamSynchronize", 0),
             ("cuCtxSynchronize", 0),
+            ("cuStreamBeginCapture_v2", 0),
             ("allocations", 0),
             ("frees", 0),
         ] {
@@ -276,6 +281,7 @@ async fn a_step_is_one_copy_up_and_one_down_and_one_launch_where_all_go_on_by_a_
                 ("pageable_copies", 0),
                 ("cuMemsetD8Async", 0),
                 ("cuCtxSynchronize", 0),
+                ("cuStreamBeginCapture_v2", 0),
                 ("allocations", 0),
                 ("frees", 0),
             ] {

@@ -159,7 +159,8 @@ def pass_of(size, lengths, dtype="bf16"):
     yield "product, attention's output", layers, product(dtype, tokens, hidden, hidden, adds=True)
     yield "layer_norm", 2 * layers, layer_norm(dtype, tokens, hidden)
     yield "product, up", layers, product(dtype, tokens, inner, hidden)
-    yield "bias_activate", layers, bias_activate(dtype, tokens, inner)
+    if dtype == "f32":  # of the others GELU is the product's own ending
+        yield "bias_activate", layers, bias_activate(dtype, tokens, inner)
     yield "product, down", layers, product(dtype, tokens, hidden, inner, adds=True)
     yield "pool", 1, pool(dtype, tokens, len(lengths), hidden)
     yield "l2_normalize", 1, l2_normalize(dtype, len(lengths), hidden)

@@ -169,11 +169,15 @@ def rows(bench, dtype, model, tokens, size=None):
     bench.time(f"add_layer_norm_{dtype}", what, grid, 128, *arguments, count=count, size=size)
     tables = (counts.VOCABULARY, counts.POSITIONS, 2)
     words, positions, types = (bench.array(dtype, n, width) for n in tables)
+    # positions as texts of their full length have them, one after the other
     index = np.stack([bench.random.integers(0, n, tokens) for n in tables])
+    index[1] = np.arange(tokens) % counts.POSITIONS
     count = counts.embed_tokens(dtype, tokens, width, len(np.unique(index[0])))
     index = bench.array("u32", 3, tokens, values=index)
     arguments = (index, tokens, width, words, positions, types, gamma, beta, 1e-12, out)
-    bench.time(f"embed_tokens_{dtype}", what, grid, 128, *arguments, count=count, size=size)
+    half = 256 // counts.BYTES[dtype]  # two rows share a warp (kernels/README.md)
+    shares = width <= 512 and width % half == 0 and width // half % 2 == 1
+    bench.time(f"embed_tokens_{dtype}", what, (ceil(tokens, 8 if shares else 4),), 128, *arguments, count=count, size=size)
     length = min(SEQUENCE, tokens)
     sequences = tokens // length
     offsets = bench.array("u32", sequences + 1, values=np.arange(sequences + 1) * length)

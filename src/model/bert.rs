@@ -205,6 +205,7 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
     let config = Config::read(spec)?;
+    config.encoder.check_on(spec, config.variant.keys[2], device)?;
     let mut checkpoint = Checkpoint::loaded(weights, config.variant.prefix, (device.keeping(), spec.f32_matmul));
     Ok(Model::Text(Box::new(Bert::build(spec, config, &mut checkpoint, device)?)))
 }

@@ -52,27 +52,21 @@ impl Lengths {
         }
     }
 
-    /// Sizes that together need whatever any batch needs looked up, of what is looked up for each power of two of rows.
+    /// Sizes that together need whatever any batch needs looked up, of what is looked up for each power of two of rows. What is found
+    /// suits the size itself best, so they are those that batches commonly have: full ones, and powers of two of inputs.
     pub(super) fn representatives(self) -> Vec<Frame> {
+        let powers_up_to = |most: usize| {
+            std::iter::successors(Some(1), |size| Some(size * 2)).take_while(move |size| *size < most).chain([most])
+        };
         match self {
             Lengths::UpTo(longest) => {
-                let most = TOKENS_PER_PASS.max(longest);
-                let below = std::iter::successors(Some(1), |rows| Some(rows * 2)).take_while(|rows| *rows < most);
-                below.chain([most]).map(|rows| Frame { tokens: rows, inputs: rows }).collect()
+                powers_up_to(TOKENS_PER_PASS.max(longest)).map(|rows| Frame { tokens: rows, inputs: rows }).collect()
             }
             Lengths::Of(each) => {
-                // Rows of inputs, of tokens, and of tokens beside those that a model adds to each.
-                let classes = |inputs: usize| {
-                    [1, each, each.saturating_sub(1)].map(|rows| (inputs * rows).checked_next_power_of_two())
-                };
+                // Whatever rows an input has, those of twice as many inputs are of the next power of two. So these have all powers of rows
+                // of inputs, of tokens, and of tokens beside those that a model adds to each.
                 let most = (TOKENS_PER_PASS / each.max(1)).max(1);
-                let new = |inputs: &usize| {
-                    classes(*inputs).iter().zip(classes(inputs - 1)).any(|(this, before)| *this != before)
-                };
-                (1..=most)
-                    .filter(|inputs| *inputs == 1 || new(inputs))
-                    .map(|inputs| Frame { tokens: inputs * each, inputs })
-                    .collect()
+                powers_up_to(most).map(|inputs| Frame { tokens: inputs * each, inputs }).collect()
             }
         }
     }
@@ -135,19 +129,24 @@ mod tests {
 
     #[test]
     fn representatives_cover_every_power_of_two_of_rows() {
-        for lengths in [Lengths::UpTo(512), Lengths::Of(197), Lengths::Of(17), Lengths::Of(1)] {
+        for lengths in (1..=300).map(Lengths::Of).chain([577, 8192, 9000].map(Lengths::Of)).chain([Lengths::UpTo(512)])
+        {
             let all = lengths.representatives();
-            let classes = |rows: fn(&Frame) -> usize| -> BTreeSet<usize> {
+            let classes = |rows: &dyn Fn(&Frame) -> usize| -> BTreeSet<usize> {
                 all.iter().map(|frame| rows(frame).next_power_of_two()).collect()
             };
-            let (tokens, inputs) = (classes(|frame| frame.tokens), classes(|frame| frame.inputs));
             let each = if let Lengths::Of(each) = lengths { each } else { 1 };
+            let (tokens, inputs) = (classes(&|frame| frame.tokens), classes(&|frame| frame.inputs));
+            let patches = classes(&|frame| frame.inputs * (each - 1));
             for count in 1..=TOKENS_PER_PASS / each {
                 assert!(inputs.contains(&count.next_power_of_two()), "{lengths:?}: {count} inputs");
                 assert!(tokens.contains(&(count * each).next_power_of_two()), "{lengths:?}: {count} of {each}");
+                assert!(patches.contains(&(count * (each - 1)).next_power_of_two()), "{lengths:?}: {count} of {each}");
             }
-            assert!(all.len() <= 45, "{lengths:?}: {}", all.len());
+            assert!(all.len() <= 14, "{lengths:?}: {}", all.len());
         }
+        let images: Vec<usize> = Lengths::Of(197).representatives().iter().map(|frame| frame.inputs).collect();
+        assert_eq!(images, [1, 2, 4, 8, 16, 32, 41]);
         let longer = Lengths::UpTo(10_000).representatives();
         assert_eq!(longer.last(), Some(&Frame { tokens: 10_000, inputs: 10_000 }));
     }

@@ -36,6 +36,9 @@ pub(super) const FAMILY: Family = Family {
 
 const PREFIX: &str = "vit.";
 
+/// Of `config.json`: hidden, layers, heads, intermediate, activation.
+const KEYS: [&str; 5] = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"];
+
 const BLOCKS: BlockNames = BlockNames {
     blocks: "encoder.layer",
     query: "attention.attention.query",
@@ -59,9 +62,8 @@ impl Config {
         if spec.task != Task::ImageClassify {
             return Err(spec.config_error("model_type", format!("a 'vit' model does not answer task '{}'", spec.task)));
         }
-        let keys = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"];
         let config = Config {
-            encoder: Encoder::read(spec, keys)?,
+            encoder: Encoder::read(spec, KEYS)?,
             grid: Grid {
                 image: height_and_width(spec, "image_size")?,
                 patch: height_and_width(spec, "patch_size")?,
@@ -116,8 +118,10 @@ fn footprint(spec: &Spec, index: &Index, keeping: Keeping) -> Result<Footprint> 
 }
 
 fn load(spec: &Spec, weights: Weights, device: &Device) -> Result<Model> {
+    let config = Config::read(spec)?;
+    config.encoder.check_on(spec, KEYS[2], device)?;
     let mut checkpoint = Checkpoint::loaded(weights, PREFIX, (device.keeping(), spec.f32_matmul));
-    Ok(Model::Image(Box::new(Vit::build(spec, Config::read(spec)?, &mut checkpoint, device)?)))
+    Ok(Model::Image(Box::new(Vit::build(spec, config, &mut checkpoint, device)?)))
 }
 
 /// The pooler, which the classifier does not use, and the token of masked pre-training.

@@ -76,6 +76,18 @@ impl Device {
         matches!(self, Device::Cpu)
     }
 
+    /// Whether [`super::self_attention`] takes heads of so many numbers here; why not.
+    pub fn check_heads(&self, each: usize) -> error::Result<(), String> {
+        match self {
+            Device::Cpu => {
+                let _ = each;
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(place) => place.check_heads(each),
+        }
+    }
+
     pub fn keeping(&self) -> Keeping {
         match self {
             Device::Cpu => Keeping::Cpu,

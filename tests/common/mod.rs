@@ -12,6 +12,7 @@ pub(crate) mod inputs;
 pub(crate) mod minilm;
 pub(crate) mod models;
 pub(crate) mod python;
+pub(crate) mod random_models;
 pub(crate) mod smollm2;
 pub(crate) mod streams;
 pub(crate) mod tensors;

@@ -46,6 +46,7 @@ pub struct Cuda {
     device: sys::CUdevice,
     context: sys::CUcontext,
     capability: (i32, i32),
+    shared: u32,
     health: Health,
     /// Those that live, in the order in which they were made.
     pools: Mutex<Vec<Weak<Pool>>>,
@@ -102,12 +103,14 @@ impl Cuda {
         if attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
             return Err(format!("{name}'s driver has no memory pools"));
         }
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let shared = u32::try_from(shared).unwrap_or(0);
         // SAFETY: as above; released once, when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) };
         let context = context.map_err(|error| told(&format!("{name} cannot be taken into use"), error))?;
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let (health, pools, held) = Default::default();
-        Ok(Arc::new(Cuda { number, ordinal, name, device, context, capability, health, pools, held }))
+        Ok(Arc::new(Cuda { number, ordinal, name, device, context, capability, shared, health, pools, held }))
     }
 
     pub fn name(&self) -> &str {
@@ -121,6 +124,11 @@ impl Cuda {
     /// Major and minor.
     pub fn capability(&self) -> (i32, i32) {
         self.capability
+    }
+
+    /// Bytes of shared memory that a block may have where its kernel was allowed them.
+    pub fn shared_per_block(&self) -> u32 {
+        self.shared
     }
 
     pub fn health(&self) -> &Health {

@@ -129,9 +129,17 @@ impl Event {
         Self::made(cuda, 0)
     }
 
+    /// As `new`, and it keeps the time.
+    pub fn timed(cuda: &Arc<Cuda>) -> Result<Event> {
+        Self::with(cuda, sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32)
+    }
+
     fn made(cuda: &Arc<Cuda>, how: u32) -> Result<Event> {
+        Self::with(cuda, how | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
+    }
+
+    fn with(cuda: &Arc<Cuda>, how: u32) -> Result<Event> {
         cuda.bind()?;
-        let how = how | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is where the driver writes the event, and the flags are its own.
         cuda.check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, how) }.result())?;
@@ -143,6 +151,13 @@ impl Event {
         let on = stream.bound()?;
         // SAFETY: both live.
         self.cuda.check("cuEventRecord", unsafe { result::event::record(self.raw, on) })
+    }
+
+    /// Milliseconds from what `earlier` marks to what this one does: of timed events that streams have come past.
+    pub fn since(&self, earlier: &Event) -> Result<f32> {
+        self.cuda.bind()?;
+        // SAFETY: both live; what they cannot tell is an error.
+        self.cuda.check("cuEventElapsedTime", unsafe { result::event::elapsed(earlier.raw, self.raw) })
     }
 
     /// Whether the stream has come there; what went wrong before is told here too.

@@ -52,6 +52,11 @@ impl Encoder {
         })
     }
 
+    /// Fails where passes could not run on this device; `heads_key` is what `config.json` calls the heads.
+    pub(in crate::model) fn check_on(&self, spec: &Spec, heads_key: &str, device: &Device) -> Result<()> {
+        device.check_heads(self.hidden / self.heads).map_err(|reason| spec.config_error(heads_key, reason))
+    }
+
     /// What a batch of inputs costs.
     pub(in crate::model) fn work<'a, I>(
         &self,

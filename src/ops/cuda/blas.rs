@@ -1,7 +1,13 @@
 //! Matrix products by cublasLt, with a bias, an activation or a residual applied to the product while it is at hand.
 //!
 //! Which algorithm suits a product is asked once for each width and each power of two of rows, and kept: asking takes
-//! longer than many products do. It can be asked before the first of them is needed ([`Blas::look_up`]).
+//! longer than many products do. It can be asked before the first of them is needed ([`Blas::look_up`]); then those of many rows
+//! are tried, and the fastest is kept (`trial`).
+//!
+//! What was kept is never changed, and belongs to the process: generations with products of the same shape, format and ending have
+//! the same algorithms for as long as they live, and so the same bits for the same weights and the same batch. From one process to
+//! another that holds for products of up to 512 rows, with the same library and device; of more rows time decides, and another
+//! process may sum in another order. Answers are then alike to the precision of their format, no further.
 //!
 //! Source: cuBLAS 13.0, "Using the cublasLt API".
 
@@ -9,26 +15,27 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::mem::MaybeUninit;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use candle_core::DType;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     cublasComputeType_t as ComputeType, cublasLtEpilogue_t as Ending, cublasLtHandle_t, cublasLtMatmulAlgo_t,
-    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute,
-    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t, cublasStatus_t as Status,
-    cudaDataType as Format, is_culib_present,
+    cublasLtMatmulAlgoGetHeuristic as ask, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute,
+    cublasLtMatmulHeuristicResult_t as Found, cublasLtMatmulPreferenceAttributes_t as Preference,
+    cublasLtMatrixLayout_t, cublasStatus_t as Status, cudaDataType as Format, is_culib_present,
 };
 
 use cudarc::driver::sys::CUstream;
 
-use crate::device::cuda::{Buffer, Cuda, Pool, Stream};
+use super::trial::{CANDIDATES, Tally, Trial, is_worth};
+use crate::device::cuda::{Buffer, Cuda, Event, Pool, Stream};
 use crate::error::{Error, Result};
 
 /// What algorithms may use beside operands; NVIDIA recommends this much for Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Products of more rows are not tried when they are looked up: they take the GPU's time.
-const TRIED_ROWS: usize = 512;
 
 /// `CUBLAS_OP_T` of `cublas_api.h`, which cudarc has elsewhere.
 const TRANSPOSED: i32 = 1;
@@ -81,7 +88,17 @@ pub(super) struct Blas {
     workspace: Buffer,
     /// Of those that are tried beside them.
     aside: Buffer,
-    chosen: Mutex<HashMap<Choice, cublasLtMatmulAlgo_t>>,
+    chosen: Mutex<Chosen>,
+    /// Trials that nobody has told of.
+    tally: Mutex<Tally>,
+}
+
+/// Entries are added, and stay as they are.
+#[derive(Debug, Default)]
+struct Chosen {
+    of_classes: HashMap<Choice, cublasLtMatmulAlgo_t>,
+    /// Of products that the algorithm of their class does not take, by their very number of rows.
+    apart: HashMap<Choice, cublasLtMatmulAlgo_t>,
 }
 
 // SAFETY: a handle may be used from any thread; what it is used with is guarded.
@@ -110,6 +127,11 @@ impl Choice {
         let (rows, added) = (product.rows.next_power_of_two(), product.residual.is_some());
         Choice { dtype, result, compute, rows, inner, columns, stride, added, then }
     }
+
+    /// For these rows only.
+    fn exactly(product: &Product) -> Choice {
+        Choice { rows: product.rows, ..Choice::of(product) }
+    }
 }
 
 impl Blas {
@@ -121,7 +143,10 @@ impl Blas {
         cuda.bind()?;
         let handle = result::create_handle().map_err(|error| failed("cublasLtCreate", &error))?;
         let room = || pool.allocate(WORKSPACE, stream);
-        let blas = |(workspace, aside)| Blas { handle, workspace, aside, chosen: Mutex::default() };
+        let blas = |(workspace, aside)| {
+            let (chosen, tally) = Default::default();
+            Blas { handle, workspace, aside, chosen, tally }
+        };
         room().and_then(|first| Ok((first, room()?))).map(blas).inspect_err(|_| {
             // SAFETY: just made, and used by nobody.
             let _ = unsafe { result::destroy_handle(handle) };
@@ -138,13 +163,14 @@ impl Blas {
         }
         let raw = stream.bound()?;
         let described = Described::of(product)?;
-        let (algorithm, _) = self.algorithm(Choice::of(product), &described)?;
+        let algorithm = self.algorithm(product, &described)?;
         let workspace = &self.workspace;
         // SAFETY: the caller's promise.
         match unsafe { self.run(raw, product, (&described, &algorithm), workspace) } {
             // Chosen for another number of rows, which it takes and these it does not.
             Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) => {
-                let algorithm = self.ask(&described)?;
+                let first = self.first(&described)?;
+                let algorithm = *self.chosen().apart.entry(Choice::exactly(product)).or_insert(first);
                 // SAFETY: as above.
                 unsafe { self.run(raw, product, (&described, &algorithm), workspace) }
             }
@@ -153,8 +179,8 @@ impl Blas {
         .map_err(|error| failed("cublasLtMatmul", &error))
     }
 
-    /// Asks for a product's algorithm where nobody has yet. A small one is then queued once, so that what the library loads for
-    /// it is there before it is needed, or recorded.
+    /// Asks for a product's algorithm where nobody has yet, and tries those that are offered where that is worth it. The product
+    /// is queued at least once, so that what the library loads for it is there before it is needed, or recorded.
     ///
     /// # Safety
     /// As for [`Blas::multiply`]; and products are looked up on one stream only.
@@ -164,13 +190,62 @@ impl Blas {
         }
         let raw = stream.bound()?;
         let described = Described::of(product)?;
-        let (algorithm, asked) = self.algorithm(Choice::of(product), &described)?;
-        if !asked || product.rows > TRIED_ROWS {
+        let choice = Choice::of(product);
+        if self.chosen().of_classes.contains_key(&choice) {
             return Ok(());
         }
+        let fastest = match is_worth(product.rows) {
+            // SAFETY: the caller's promise.
+            true => unsafe { self.fastest(stream, product, &described) }?,
+            false => self.first(&described)?,
+        };
+        // Somebody may have asked meanwhile, and uses what was found.
+        let algorithm = *self.chosen().of_classes.entry(choice).or_insert(fastest);
         // SAFETY: the caller's promise.
         let queued = unsafe { self.run(raw, product, (&described, &algorithm), &self.aside) };
         queued.map_err(|error| failed("cublasLtMatmul", &error))
+    }
+
+    /// The fastest of the algorithms that are offered for a product, by running it.
+    ///
+    /// # Safety
+    /// As for [`Blas::look_up`].
+    unsafe fn fastest(
+        &self,
+        stream: &Stream,
+        product: &Product,
+        described: &Described,
+    ) -> Result<cublasLtMatmulAlgo_t> {
+        let (began, raw) = (Instant::now(), stream.bound()?);
+        let (start, end) = (Event::timed(stream.cuda())?, Event::timed(stream.cuda())?);
+        let found = self.ask(described, CANDIDATES)?;
+        let mut trial = Trial::of(found.len());
+        while let Some(turn) = trial.next(began.elapsed()) {
+            let way = (described, &found[turn.candidate]);
+            start.record(stream)?;
+            // SAFETY: the caller's promise. Results are written over each other.
+            let ran = (0..turn.runs).try_for_each(|_| unsafe { self.run(raw, product, way, &self.aside) });
+            end.record(stream).and_then(|()| end.synchronize())?;
+            match ran {
+                Ok(()) => trial.took(&turn, Some(end.since(&start)?)),
+                Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) => trial.took(&turn, None),
+                Err(error) => return Err(failed("cublasLtMatmul", &error)),
+            }
+        }
+        let chosen =
+            trial.choice().ok_or_else(|| Error::internal("no algorithm that was offered takes its product"))?;
+        if found.len() > 1 {
+            let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.products += 1;
+            tally.changed += usize::from(chosen > 0);
+            tally.took += began.elapsed();
+        }
+        Ok(found[chosen])
+    }
+
+    /// What trials came to since this was last asked.
+    pub(super) fn tried(&self) -> Tally {
+        std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// # Safety
@@ -209,35 +284,62 @@ impl Blas {
         }
     }
 
-    /// And whether it had to be asked for.
-    fn algorithm(&self, choice: Choice, described: &Described) -> Result<(cublasLtMatmulAlgo_t, bool)> {
-        let chosen = || self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = chosen().get(&choice) {
-            return Ok((*algorithm, false));
+    fn chosen(&self) -> MutexGuard<'_, Chosen> {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn algorithm(&self, product: &Product, described: &Described) -> Result<cublasLtMatmulAlgo_t> {
+        let choice = Choice::of(product);
+        let known = {
+            let Chosen { of_classes, apart } = &*self.chosen();
+            let apart = if apart.is_empty() { None } else { apart.get(&Choice::exactly(product)) };
+            apart.or_else(|| of_classes.get(&choice)).copied()
+        };
+        if let Some(algorithm) = known {
+            return Ok(algorithm);
         }
         // Not under the lock: live traffic must not wait for what a candidate asks.
-        let algorithm = self.ask(described)?;
-        Ok((*chosen().entry(choice).or_insert(algorithm), true))
+        let algorithm = self.first(described)?;
+        Ok(*self.chosen().of_classes.entry(choice).or_insert(algorithm))
     }
 
     /// What cublasLt takes to be the fastest.
-    fn ask(&self, described: &Described) -> Result<cublasLtMatmulAlgo_t> {
+    fn first(&self, described: &Described) -> Result<cublasLtMatmulAlgo_t> {
+        self.ask(described, 1).map(|found| found[0])
+    }
+
+    /// At least one, at most so many, those before the others that cublasLt takes to be faster.
+    fn ask(&self, described: &Described, most: usize) -> Result<Vec<cublasLtMatmulAlgo_t>> {
         let Described { product, weight, x, out } = described;
         let preference =
             result::create_matmul_pref().map_err(|error| failed("cublasLtMatmulPreferenceCreate", &error))?;
-        let most = WORKSPACE;
-        // SAFETY: the preference was just made; everything else lives; the value is read at once and has the attribute's type.
+        let (workspace, mut count) = (WORKSPACE, 0);
+        let mut found: Vec<MaybeUninit<Found>> = vec![MaybeUninit::uninit(); most];
+        // SAFETY: the preference was just made; everything else lives; the value is read at once and has the attribute's type;
+        // there is room for as many answers as are asked for.
         let answer = unsafe {
             let which = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-            let set =
-                result::set_matmul_pref_attribute(preference, which, (&raw const most).cast(), size_of_val(&most));
-            let found = set.and_then(|()| {
-                result::get_matmul_algo_heuristic(self.handle, product.0, weight.0, x.0, out.0, out.0, preference)
+            let value = (&raw const workspace).cast();
+            let set = result::set_matmul_pref_attribute(preference, which, value, size_of_val(&workspace));
+            let asked = set.and_then(|()| {
+                let (first, asked) = (found.as_mut_ptr().cast(), most as i32);
+                let (handle, to) = (self.handle, out.0);
+                let counted = &raw mut count;
+                ask(handle, product.0, weight.0, x.0, to, to, preference, asked, first, counted).result()
             });
             let _ = result::destroy_matmul_pref(preference);
-            found
+            asked
         };
-        Ok(answer.map_err(|error| failed("cublasLtMatmulAlgoGetHeuristic", &error))?.algo)
+        answer.map_err(|error| failed("cublasLtMatmulAlgoGetHeuristic", &error))?;
+        let count = usize::try_from(count).unwrap_or(0);
+        // SAFETY: so many answers were written.
+        let found = found.into_iter().take(count).map(|found| unsafe { found.assume_init() });
+        let good: Vec<_> = found.filter(|found| found.state == Status::CUBLAS_STATUS_SUCCESS).collect();
+        if good.is_empty() {
+            let error = CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED);
+            return Err(failed("cublasLtMatmulAlgoGetHeuristic", &error));
+        }
+        Ok(good.iter().map(|found| found.algo).collect())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::kernels::Kernel;
+use super::kernels::{Kernel, check_heads};
 use super::launch::{Arguments, Shape};
 use super::{Place, Tensor, failed};
 use crate::ops::{Grid, LayerNorm, Reduce, Segments, TokenTables};
@@ -29,7 +29,7 @@ pub(in crate::ops) fn embed_tokens(index: &Tensor, tables: &TokenTables) -> Resu
     let arguments = Arguments::new(index).size(tokens).size(width).address(words.address()).address(positions);
     let arguments = norm.add_to(arguments.address(types)).address(out.address());
     // `embed_tokens_T(const unsigned*, int, int, const T*, const T*, const T*, const T*, const T*, float, T*)`
-    run(index, (Kernel::EmbedTokens, dtype), Shape::warp_each(tokens), arguments)?;
+    run(index, (Kernel::EmbedTokens, dtype), Shape::embedding(tokens, width, dtype), arguments)?;
     Ok(out)
 }
 
@@ -102,7 +102,8 @@ pub(in crate::ops) fn self_attention(qkv: &Tensor, (segments, heads): (&Segments
         bail!("{rows} rows of {stride} for queries, keys and values of {heads} heads and {} tokens", segments.total());
     }
     let (width, each) = (stride / 3, stride / (3 * heads));
-    let (kernel, shape) = Shape::attention(plan.tiles(), heads, each, dtype)?;
+    check_heads(each, dtype, qkv.gpu().cuda.shared_per_block()).map_err(candle_core::Error::msg)?;
+    let (kernel, shape) = Shape::attention(plan.tiles(), heads, each, dtype);
     let out = qkv.beside(&[rows, width], dtype)?;
     let third = |number: usize| qkv.address() + (number * width * dtype.size_in_bytes()) as u64;
     let arguments = Arguments::default().address(third(0)).address(third(1)).address(third(2)).size(stride);

@@ -185,7 +185,9 @@ impl Kernels {
         }
         for (kernel, width) in ATTENTION {
             for dtype in FORMATS {
-                allow_shared(cuda, kernels.get(kernel, dtype)?, attention_block(width, dtype).1)?;
+                // As much as there is, where that is less: wider heads are refused (`check_heads`).
+                let wanted = attention_block(width, dtype).1.min(cuda.shared_per_block());
+                allow_shared(cuda, kernels.get(kernel, dtype)?, wanted)?;
             }
         }
         for (kernel, width) in PAGED {
@@ -280,6 +282,20 @@ pub(super) fn paged_block(kernel: Kernel, width: usize) -> (u32, u32) {
     (128, (((queries + 2 * keys) * row + queries * keys) * size_of::<f32>()) as u32)
 }
 
+/// Whether blocks of a device have room for heads of this width, as an error that says what is missing.
+pub(super) fn check_heads(each: usize, dtype: DType, shared: u32) -> Result<(), String> {
+    if !(1..=256).contains(&each) {
+        return Err(format!("heads of {each} numbers: at most 256 on a GPU"));
+    }
+    let (_, needed) = attention_block(each, dtype);
+    if needed > shared {
+        return Err(format!(
+            "heads of {each} numbers need {needed} bytes of a block's shared memory, this GPU has {shared}"
+        ));
+    }
+    Ok(())
+}
+
 impl Drop for Kernels {
     fn drop(&mut self) {
         if self.cuda.bind().is_err() {
@@ -293,5 +309,25 @@ impl Drop for Kernels {
                 tracing::warn!(%error, "kernels stay loaded");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_refused_where_a_block_has_no_room_for_them() {
+        // Compute capability 9.0, 8.0, and 8.6, 8.9 and 12.
+        for (shared, widest) in [(232_448, 256), (166_912, 256), (101_376, 176)] {
+            for dtype in FORMATS {
+                for each in 1..=300 {
+                    assert_eq!(check_heads(each, dtype, shared).is_ok(), each <= widest, "{each} of {shared}");
+                }
+            }
+        }
+        let told = check_heads(200, DType::BF16, 101_376).unwrap_err();
+        assert!(told.contains("200") && told.contains("101376"), "{told}");
+        assert!(check_heads(0, DType::F32, 232_448).is_err());
     }
 }

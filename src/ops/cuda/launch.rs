@@ -36,6 +36,13 @@ impl Shape {
         Shape { grid: (rows.div_ceil(4) as u32, 1, 1), block: 128, shared: 0 }
     }
 
+    /// For `embed_tokens`: as `warp_each`, but two rows to a warp where they share one (`kernels/README.md`).
+    pub(super) fn embedding(rows: usize, width: usize, dtype: DType) -> Shape {
+        let half = 16 * 16 / dtype.size_in_bytes();
+        let shared = width <= 512 && width.is_multiple_of(half) && !(width / half).is_multiple_of(2);
+        Self::warp_each(if shared { rows.div_ceil(2) } else { rows })
+    }
+
     /// For `patches`: a block for each.
     pub(super) fn patches(count: usize) -> Shape {
         Shape { grid: (count as u32, 1, 1), block: 128, shared: 0 }
@@ -85,22 +92,16 @@ impl Shape {
         Shape { grid: (blocks as u32, kv_heads as u32, 1), block, shared }
     }
 
-    /// For attention over so many tiles, and which of its kernels has heads of this width.
-    pub(super) fn attention(
-        tiles: usize,
-        heads: usize,
-        each: usize,
-        dtype: DType,
-    ) -> candle_core::Result<(Kernel, Shape)> {
+    /// For attention over so many tiles, and which of its kernels has heads of this width: one that `check_heads` lets pass.
+    pub(super) fn attention(tiles: usize, heads: usize, each: usize, dtype: DType) -> (Kernel, Shape) {
         let kernel = match each {
             32 => Kernel::Attention32,
             64 => Kernel::Attention64,
             128 => Kernel::Attention128,
-            1..=256 => Kernel::AttentionAny,
-            _ => candle_core::bail!("heads of {each} numbers: at most 256 on a GPU"),
+            _ => Kernel::AttentionAny,
         };
         let (block, shared) = attention_block(each, dtype);
-        Ok((kernel, Shape { grid: (tiles as u32, heads as u32, 1), block, shared }))
+        (kernel, Shape { grid: (tiles as u32, heads as u32, 1), block, shared })
     }
 }
 

@@ -24,6 +24,7 @@ mod recorded_step;
 mod scratch;
 mod step;
 mod tensor;
+mod trial;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -222,6 +223,11 @@ impl Place {
 
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Whether `self_attention` of such heads can run here; why not.
+    pub fn check_heads(&self, each: usize) -> Result<(), String> {
+        kernels::check_heads(each, self.dtype, self.gpu.cuda.shared_per_block())
     }
 
     /// Room for weights, in the order of their sizes, which the staging stream may write from here on. They are freed in the

@@ -1,4 +1,5 @@
-//! A batch's segments as kernels read them: made on the host once a batch, and uploaded in one piece with what it begins with.
+//! A batch's segments as kernels read them: made on the host once a batch, and uploaded in one
+//! piece with what it begins with, or slot by slot where that is more than a slot holds.
 
 use candle_core::{DType, Result};
 

@@ -11,6 +11,7 @@ use candle_core::{Result, bail};
 
 use super::plan::{self, Plan};
 use super::tensor::Spot;
+use super::trial::Tally;
 use super::{Place, Tensor, bytes_of, failed};
 use crate::device::cuda::{Event, Graph, Stream};
 use crate::error::Error;
@@ -79,6 +80,21 @@ impl Recorder {
         let (rows, graph) = Graph::record(&stream, || work().map_err(Error::internal)).map_err(failed)?;
         graph.upload(&stream).and_then(|()| stream.synchronize()).map_err(failed)?;
         Ok(Recorded { graph, place: self.place.clone(), table: table_spot, given: given_spot, rows })
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let Tally { products, changed, took } = self.place.gpu.blas.tried();
+        if products > 0 {
+            let ms = took.as_secs_f64() * 1e3;
+            tracing::info!(
+                products,
+                changed,
+                ms,
+                "products of many rows were tried with every algorithm that is offered"
+            );
+        }
     }
 }
 

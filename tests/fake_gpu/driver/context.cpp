@@ -15,6 +15,8 @@ bool current_context_is_gone() { return !current.empty() && current.back() != gp
 
 static bool is_device(CUdevice device) { return device == 0 && setting("devices") > 0; }
 
+constexpr int SHARED_OPTIN = 97;  // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: a setting
+
 // What an H100 answers where the answer shapes code, in the numbers of the vendor's attributes.
 static const std::map<int, int>& attributes() {
   static const std::map<int, int> all = {
@@ -24,7 +26,7 @@ static const std::map<int, int>& attributes() {
       {32, 1},       {33, 0x1b},     {34, 0},       {35, 0},        {36, 2619000},   {37, 5120}, {38, 52428800},
       {39, 2048},    {40, 3},        {41, 1},       {50, 0},        {75, 9},         {76, 0},    {78, 1},
       {79, 1},       {80, 1},        {81, 233472},  {82, 65536},    {83, 1},         {86, 0},    {87, 2},
-      {88, 0},       {89, 1},        {90, 1},       {91, 1},        {95, 1},         {97, 232448}, {99, 1},
+      {88, 0},       {89, 1},        {90, 1},       {91, 1},        {95, 1},         {99, 1},
       {102, 1},      {106, 32},      {108, 32768000}, {109, 134217728}, {111, 1024}, {115, 1},   {119, 9},
       {120, 1},
   };
@@ -132,7 +134,8 @@ EXPORT CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device)
   if (!is_device(device)) return INVALID_DEVICE;
   if (attribute < 1 || attribute > 150) return misuse(INVALID_VALUE, "attribute %d", attribute);
   auto found = attributes().find(attribute);
-  *value = found == attributes().end() ? 0 : found->second;
+  if (attribute == SHARED_OPTIN) *value = int(setting("shared_optin"));
+  else *value = found == attributes().end() ? 0 : found->second;
   return SUCCESS;
 }
 

@@ -20,6 +20,7 @@ static const std::map<std::string, long long>& defaults() {
       {"devices", 1},
       {"total", 4096ll << 20},           // bytes of device memory
       {"context_bytes", 527ll << 20},    // what a context takes of them, as measured on an H100
+      {"shared_optin", 227 << 10},       // bytes of shared memory that a block may be allowed: an H100's; 99 KiB on 8.6, 8.9 and 12
       {"copy_bytes_per_second", 0},      // 0: as fast as the host copies
       {"query_steps", 1},                // how many queued operations a query lets pass
       {"newest_first", 0},               // a synchronise of everything runs the streams in this order
@@ -29,6 +30,10 @@ static const std::map<std::string, long long>& defaults() {
       {"fail_alloc_from", 0},            // and every one after it
       {"fail_alloc_kinds", 7},           // 1 device, 2 pinned, 4 growth of a pool
       {"fault_launch", 0},               // the N-th launch from now is an illegal address
+      {"algorithms", 1},                 // that cublasLt offers for a product
+      {"first_algorithm_ms", 0},         // what a product by the first takes longer, for events: nobody waits for it
+      {"columns_computed", 0},           // products of more columns leave poison in their result; 0: all are computed
+      {"picky_algorithms", 0},           // 1: an algorithm takes no other number of rows than it was asked for with
       {"stall_launch", 0},               // the N-th launch from now sets `stalling`, and does not end until that is 0 again
       {"stalling", 0},
   };
@@ -238,7 +243,7 @@ EXPORT long long fake_gpu_get(const char* key) {
   if (g.settings.count(name)) return g.settings[name];
   static const std::set<std::string> counters = {"allocations", "frees",        "launches",    "copies", "copied_bytes",
                                                  "memsets",     "matmuls",      "graph_launches", "pool_growths",
-                                                 "pinned_allocations", "calls_without_context"};
+                                                 "pinned_allocations", "calls_without_context", "matmuls_by_others"};
   if (!counters.count(name)) return -1;
   return g.counts.count(name) ? g.counts[name] : 0;
 }

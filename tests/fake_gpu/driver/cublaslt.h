@@ -43,7 +43,8 @@ struct Described {
 };
 
 struct Algo {
-  uint64_t magic, kind, workspace, alignment[4], unused;
+  uint64_t magic, kind, workspace, alignment[4];
+  uint32_t number, columns;  // which of those that were offered, and for how many columns of the result
 };
 static_assert(sizeof(Algo) == 64, "cublasLtMatmulAlgo_t");
 struct Heuristic {

@@ -6,7 +6,7 @@
 namespace fake {
 
 static double now_ms() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return gpu().ahead_ms + std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 static Event* find_event(CUevent handle, CUresult* result) {

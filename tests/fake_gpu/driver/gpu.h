@@ -185,6 +185,7 @@ struct Gpu {
   std::map<uint64_t, std::shared_ptr<Stream>> per_thread;
   std::unordered_map<uint64_t, Event> events;
   std::vector<std::shared_ptr<Capture>> captures;
+  double ahead_ms = 0;  // time that only events know of
 
   Arena arena;
   std::map<uint64_t, Region> regions;  // by base

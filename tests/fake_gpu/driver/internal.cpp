@@ -32,6 +32,8 @@ EXPORT void fake_gpu_count(const char* counter, long long by) {
   count(counter, by);
 }
 
+EXPORT void fake_gpu_take_longer(double ms) { gpu().ahead_ms += ms; }
+
 EXPORT void fake_gpu_misuse(const char* text) {
   std::lock_guard<std::mutex> hold(gpu().lock);
   misuse(0, "%s", text);

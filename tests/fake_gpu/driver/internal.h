@@ -13,6 +13,10 @@ extern "C" CUresult fake_gpu_enqueue(CUstream stream, const char* what, const ch
                                      void (*run)(void*), void (*drop)(void*), void* data);
 // Adds to a counter of the report.
 extern "C" void fake_gpu_count(const char* counter, long long by);
+// A setting, or a counter; not from within `run`.
+extern "C" long long fake_gpu_get(const char* key);
+// From within `run`: for events it takes so much longer.
+extern "C" void fake_gpu_take_longer(double ms);
 // Counts a misuse.
 extern "C" void fake_gpu_misuse(const char* text);
 // SUCCESS when the calling thread may use the device now; the failure on command that is meant for `name`, too.

@@ -109,6 +109,8 @@ struct Queued {
   Product product;
   const float *alpha, *beta;  // on the device, else null
   uint64_t workspace, workspace_bytes;
+  double longer_ms;  // than it takes, for events
+  int64_t poisoned;  // bytes from the result on that become poison in its place; 0: it is computed
 };
 
 static void run(void* data) {
@@ -117,7 +119,9 @@ static void run(void* data) {
   if (queued->beta) queued->product.beta = *queued->beta;
   // An algorithm may leave anything there: two products at once must not share it.
   if (queued->workspace_bytes) memset(reinterpret_cast<void*>(queued->workspace), 0xff, queued->workspace_bytes);
-  multiply(queued->product);
+  if (queued->poisoned) memset(reinterpret_cast<void*>(queued->product.d.at), 0xff, size_t(queued->poisoned));
+  else multiply(queued->product);
+  if (queued->longer_ms > 0) fake_gpu_take_longer(queued->longer_ms);
 }
 
 static const char* check_algo(const Problem& problem, const Algo& algo, uint64_t workspace, size_t workspace_bytes) {
@@ -161,11 +165,13 @@ EXPORT Status cublasLtMatmulAlgoGetHeuristic(uint64_t handle, uint64_t desc, uin
   if (Status status = read(call, handle, desc, layouts, problem)) return status;
   Heuristic result = {};
   result.workspace = std::min(uint64_t((*wanted)[PREF_WORKSPACE]), WORKSPACE);
-  result.algo = {MAGIC, problem.kind, result.workspace, {}, 0};
+  result.algo = {MAGIC, problem.kind, result.workspace, {}, 0, uint32_t(problem.product.n)};
   for (int i = 0; i < 4; ++i) result.algo.alignment[i] = uint64_t((*wanted)[PREF_ALIGN_A + i]);
   result.waves = 1.0f;
-  results[0] = result;
-  *got = 1;
+  for (*got = 0; *got < std::min(asked, std::max(1, int(fake_gpu_get("algorithms")))); ++*got) {
+    result.algo.number = uint32_t(*got);
+    results[*got] = result;
+  }
   return OK;
 }
 
@@ -190,6 +196,7 @@ EXPORT Status cublasLtMatmul(uint64_t handle, uint64_t desc, const void* alpha, 
   if (p.beta != 0 && !c) return wrong(BAD_VALUE, call, "beta is not 0 and c is null");
   if (p.has_bias && !p.bias) return wrong(BAD_VALUE, call, "an epilogue with a bias, and none is set");
   if (const char* why = algo ? check_algo(problem, *algo, workspace, workspace_bytes) : nullptr) return wrong(BAD_VALUE, call, why);
+  if (algo && algo->columns != uint32_t(p.n) && fake_gpu_get("picky_algorithms")) return UNSUPPORTED;
   if (const char* why = check_overlap(problem)) return wrong(BAD_VALUE, call, why);
   auto span = [&](int i) { return uint64_t(problem.span[i]); };
   std::vector<FakeTouch> touches = {{a, span(0), 0}, {b, span(1), 0}, {d, span(3), 1}};
@@ -197,7 +204,11 @@ EXPORT Status cublasLtMatmul(uint64_t handle, uint64_t desc, const void* alpha, 
   if (p.has_bias) touches.push_back({p.bias, uint64_t(p.m + (p.batch - 1) * p.bias_by_batch) * bytes_of(p.bias_type), 0});
   uint64_t taken = algo ? algo->workspace : std::min(uint64_t(workspace_bytes), WORKSPACE);
   if (taken > 0) touches.push_back({workspace, taken, 1});
-  auto* queued = new Queued{p, nullptr, nullptr, workspace, taken};
+  bool by_first = !algo || algo->number == 0;
+  if (!by_first) fake_gpu_count("matmuls_by_others", 1);
+  long long computed = fake_gpu_get("columns_computed");
+  auto* queued = new Queued{p, nullptr, nullptr, workspace, taken, by_first ? double(fake_gpu_get("first_algorithm_ms")) : 0,
+                            computed > 0 && p.n > computed ? problem.span[3] : 0};
   if (on_device) {
     queued->alpha = static_cast<const float*>(alpha);
     queued->beta = static_cast<const float*>(beta);

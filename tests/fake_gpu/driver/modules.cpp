@@ -263,7 +263,7 @@ EXPORT CUresult cuFuncSetAttribute(CUfunction handle, int attribute, int value) 
   if (call.refused()) return code;
   Function* function = find_function(handle, &code);
   if (!function) return code;
-  if (attribute == FUNCTION_MAX_DYNAMIC_SHARED && value >= 0 && value <= 227 << 10) {
+  if (attribute == FUNCTION_MAX_DYNAMIC_SHARED && value >= 0 && value <= setting("shared_optin")) {
     function->max_dynamic_shared = value;
   } else if (attribute == FUNCTION_CARVEOUT && value >= -1 && value <= 100) {
     function->carveout = value;

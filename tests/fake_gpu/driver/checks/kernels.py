@@ -81,6 +81,16 @@ def more_shared_memory_has_to_be_asked_for(g):
     assert value.value == 227 * 1024
 
 
+def a_smaller_device_allows_less_shared_memory_and_says_so(g):
+    value, poke = I32(), g.function("poke")
+    optin = lambda: (g.ok("cuDeviceGetAttribute", ctypes.byref(value), 97, 0), value.value)[1]
+    assert optin() == 227 * 1024
+    g.set("shared_optin", 99 * 1024)
+    assert optin() == 99 * 1024
+    g.fails(BAD, "cuFuncSetAttribute", poke, 8, 99 * 1024 + 1)
+    g.ok("cuFuncSetAttribute", poke, 8, 99 * 1024)
+
+
 def a_kernel_given_freed_memory_is_a_fault(g):
     s, pool, source = g.stream(), g.pool(), g.plain(4)
     to = g.pooled(pool, 4, s)

@@ -301,6 +301,51 @@ def what_is_not_modelled_is_not_supported(g):
     assert g("cublasLtMatmulDescSetAttribute", p.desc, 7, ctypes.byref(U64(1)), 8) == BAD_VALUE  # not of its size
 
 
+def as_many_algorithms_are_offered_as_was_told_and_the_first_takes_longer_where_it_shall(g):
+    p, got, room, ms = _Product(g, 4, 4, 4), I32(), ctypes.create_string_buffer(8 * 96), ctypes.c_float()
+
+    def offered(most):
+        g.ok("cublasLtMatmulAlgoGetHeuristic", p.lt, p.desc, *p.layouts, p.preference, most, room, ctypes.byref(got))
+        return got.value
+
+    def took(number):
+        p.algo = ctypes.create_string_buffer(room.raw[96 * number : 96 * (number + 1)], 96)
+        start = g.event(p.stream)
+        assert p.queue() == OK
+        end = g.event(p.stream)
+        g.sync(p.stream)
+        g.ok("cuEventElapsedTime_v2", ctypes.byref(ms), start, end)
+        return ms.value
+
+    assert offered(8) == 1
+    g.set("algorithms", 3)
+    assert [offered(2), offered(8)] == [2, 3]
+    g.set("first_algorithm_ms", 5000)
+    began = time.monotonic()
+    assert took(0) >= 5000 and took(2) < 5000 and took(1) < 5000 and time.monotonic() - began < 5
+    assert g.get("matmuls_by_others") == 2 and g.get("matmuls") == 3
+
+
+def a_picky_algorithm_is_for_one_number_of_columns(g):
+    p = _Product(g, 4, 4, 4)
+    assert p.heuristic() == OK
+    for layout in p.layouts[1:]:
+        p.layout_set(layout, 3, U64(3))
+    assert p.queue() == OK
+    g.set("picky_algorithms", 1)
+    assert p.queue() == UNSUPPORTED and g.get("misuses") == 0
+    assert p.heuristic() == OK and p.queue() == OK
+
+
+def products_of_too_many_columns_leave_poison(g):
+    p = _Product(g, 4, 4, 4)
+    assert p.heuristic() == OK
+    g.set("columns_computed", 4)
+    assert p.queue() == OK and p.got() == p.wanted()
+    g.set("columns_computed", 3)
+    assert p.queue() == OK and all(math.isnan(value) for value in p.got()[: 3 * p.lds[3] + 4])
+
+
 def handles_and_descriptors_are_counted(g):
     p = _Product(g, 4, 4, 4)
     told = g.report()
