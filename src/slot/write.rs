@@ -112,7 +112,6 @@ impl Admission {
                 _permit: Arc::clone(&permit),
                 ask: Arc::clone(&ask),
                 at,
-                of,
                 prompt: Arc::clone(prompt),
                 // Whatever is asked beside it, a prompt's answers are the same.
                 seed: ask.sampling.seed.wrapping_add(number as u64),
@@ -140,8 +139,6 @@ struct Task {
     ask: Arc<WriteAsk>,
     /// Which of the answers.
     at: usize,
-    /// To which of the prompts.
-    of: usize,
     prompt: Arc<[u32]>,
     seed: u64,
     max_new: usize,
@@ -271,24 +268,13 @@ impl Task {
         let Some(previous) = self.admission.failover().filter(|_| first && error.is_model_fault()) else {
             return Err(error);
         };
-        let same = previous.contract.tokenizer == self.generation.contract.tokenizer;
-        if !same && !self.written.is_empty() {
-            return Err(error);
-        }
+        // It has the same tokenizer: with another contract nobody fails over.
         tracing::warn!(
             model = &*self.generation.stamp.model, version = self.generation.version(), previous = previous.version(),
             written = self.written.len(), %error, "an answer failed; going on with it on the previous version"
         );
         self.generation.stats.spend(Stage::Failed, self.began.elapsed());
-        let previous = Arc::clone(previous);
-        if !same {
-            let writer = previous.processor.writer()?;
-            let tokens = writer.encode(&self.ask.prompts[self.of])?;
-            self.max_new = writer.room(tokens.len(), self.ask.max_new)?;
-            self.detokenizer = writer.detokenizer(&self.ask.prompts[self.of], &tokens, Specials::Skip);
-            self.prompt = tokens.into();
-        }
-        self.generation = previous;
+        self.generation = Arc::clone(previous);
         self.fault = Some(error);
         self.begin()
     }

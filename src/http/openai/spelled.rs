@@ -43,7 +43,7 @@ impl Characters {
         if token.silent {
             return before;
         }
-        let held = self.rest.len();
+        let mut held = self.rest.len();
         self.rest.extend_from_slice(&token.chosen.1);
         let mut begins = before;
         loop {
@@ -62,10 +62,11 @@ impl Characters {
                     };
                     self.count += 1;
                     // What was held was no beginning of a character after all: the token begins after it.
-                    if held > 0 && begins == before && valid == 0 && bad <= held {
+                    if valid == 0 && (1..=held).contains(&bad) {
                         begins = self.count;
                     }
                     self.rest.drain(..valid + bad);
+                    held = 0;
                 }
             }
         }
@@ -94,6 +95,7 @@ mod tests {
         assert_eq!(places(&[b"a\xf0", b"\x9f\x98", b"\x80b", b"c"]), [0, 1, 1, 3]);
         // What began is not gone on with.
         assert_eq!(places(&[b"a\xf0\x9f", b"b", b"c"]), [0, 2, 3]);
+        assert_eq!(places(&[b"\xc2", b"\x80\x80", b"x"]), [0, 0, 2]);
         assert_eq!(places(&[b"\xff", b"\xff\xc3", b"\xc3", b"x"]), [0, 1, 3, 4]);
         let mut characters = Characters::default();
         let special = Spelled { silent: true, ..token(b"<end>") };

@@ -25,7 +25,7 @@ pub(in crate::http) struct TokenizeRequest {
     /// A model, or `model@version`.
     model: String,
     prompt: Option<String>,
-    #[schema(schema_with = crate::http::openapi::openai_messages)]
+    #[schema(schema_with = crate::http::openapi::openai_messages_or_null)]
     messages: Option<Vec<Message>>,
     /// Whether the tokens that the version puts round a prompt are among them; they are.
     add_special_tokens: Option<bool>,

@@ -20,8 +20,8 @@ use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuild
 use super::routes::{Mounted, Routes};
 pub(super) use schemas::Input;
 pub(super) use schemas::inputs::{
-    deadline, nothing, nothings, openai_input, openai_messages, openai_prompt, openai_stop, openai_tokens, percentages,
-    tei_embed_inputs, tei_predict_inputs,
+    deadline, nothing, nothings, openai_input, openai_messages, openai_messages_or_null, openai_prompt, openai_stop,
+    openai_tokens, percentages, tei_embed_inputs, tei_predict_inputs,
 };
 pub(super) use schemas::oip::RepositoryParameters;
 

@@ -160,7 +160,7 @@ mod tests {
         let (trial, turns) = tried(&[Some(100.0), Some(1.0)], AT_MOST);
         assert_eq!((trial.choice(), turns), (Some(0), 1));
         // The first round, and one algorithm of the next.
-        let (trial, turns) = tried(&[Some(100.0), Some(1.0)], AT_MOST / 3);
+        let (trial, turns) = tried(&[Some(100.0), Some(1.0)], AT_MOST * 2 / 5);
         assert_eq!((trial.choice(), turns), (Some(0), 3));
         let (trial, turns) = tried(&[Some(100.0), Some(1.0)], AT_MOST / 4);
         assert_eq!((trial.choice(), turns), (Some(1), 4));

@@ -65,10 +65,19 @@ pub(in crate::http) fn openai_prompt() -> RefOr<Schema> {
 
 /// A chat so far.
 pub(in crate::http) fn openai_messages() -> RefOr<Schema> {
+    messages().into()
+}
+
+/// The same, or something else is given.
+pub(in crate::http) fn openai_messages_or_null() -> RefOr<Schema> {
+    messages().schema_type(SchemaType::from_iter([Type::Array, Type::Null])).into()
+}
+
+fn messages() -> ArrayBuilder {
     let role = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[A-Za-z0-9_.-]{1,64}$"));
     let message =
         ObjectBuilder::new().property("role", role).property("content", text()).required("role").required("content");
-    ArrayBuilder::new().items(message).min_items(Some(1)).description(Some("What was said so far")).into()
+    ArrayBuilder::new().items(message).min_items(Some(1)).description(Some("What was said so far"))
 }
 
 /// Tokens by their ids.
