@@ -74,7 +74,10 @@ pub(in crate::http) fn openai_messages_or_null() -> RefOr<Schema> {
 }
 
 fn messages() -> ArrayBuilder {
-    let role = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[A-Za-z0-9_.-]{1,64}$"));
+    // The last alternative: whatever else a chat template names.
+    let roles = "^(system|developer|user|assistant|tool|function|[A-Za-z0-9_.-]{1,64})$";
+    let what = "One of OpenAI's, or one that the model's chat template names";
+    let role = ObjectBuilder::new().schema_type(Type::String).pattern(Some(roles)).description(Some(what));
     let message =
         ObjectBuilder::new().property("role", role).property("content", text()).required("role").required("content");
     ArrayBuilder::new().items(message).min_items(Some(1)).description(Some("What was said so far"))
