@@ -21,7 +21,8 @@ async fn weights_that_were_taken_over_come_back_with_the_last_who_holds_them() {
     let site = texts();
     // Nothing of it is the tuned one's, whose second layer is another than the first one's: that of this one is not.
     let other = site.version("texts", "other", &fixture("bert-embed-mean"));
-    [".", "layer.1."].map(|part| make_others(&other, part));
+    make_others(&other, ".");
+    make_others(&other, "layer.1.");
     let (site, report) = on_fake_gpu(site);
     let server = site.start().await;
     let settled = async |version: &str| {
