@@ -35,7 +35,9 @@ impl Home {
     /// A repository that cannot be read.
     pub(super) fn of((kind, capacity): (Kind, u64), repository: &Repository, config: &ModelConfig) -> Result<Home> {
         let writes = |config: &ModelConfig| config.task == Task::Generate;
-        let writers = repository.scan()?.iter().filter(|entry| entry.config.as_ref().is_ok_and(writes)).count();
+        // One of which no version is here yet takes nothing.
+        let entries = repository.scan()?.into_iter().filter(|entry| !entry.versions.is_empty());
+        let writers = entries.filter(|entry| entry.config.as_ref().is_ok_and(writes)).count();
         let generations = match config.rollout.mode {
             Mode::Beside => 2,
             Mode::Replace => 1,
