@@ -44,4 +44,4 @@ until url=$(sed -n 's/^Cutover listens on \(http:[^ ]*\).*/\1/p' "$work/out") &&
 done
 realtime=""
 chrt -f 5 true 2>/dev/null && realtime=--realtime
-date -u +"%Y-%m-%d, commit $(git rev-parse --short HEAD), $(nproc) x $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)"
+benches/support/machine

@@ -61,8 +61,12 @@ impl Store {
             });
             !entries.is_empty()
         });
-        self.tensors.shrink_to_fit();
         held
+    }
+
+    /// Takes no more room than it needs.
+    pub(super) fn shrink(&mut self) {
+        self.tensors.shrink_to_fit();
     }
 
     pub(super) fn held(&self) -> HashMap<GenerationId, Held> {

@@ -177,7 +177,9 @@ impl Thread<'_> {
                 self.shadow.retain(|piece| piece.generation != generation);
                 drop(self.residents.remove(&generation));
                 let held = self.store.release(generation);
+                // What it held came out of its arena, and must not be used here for something that lives on.
                 flush_thread_cache();
+                self.store.shrink();
                 // Frees count once they were waited for; only then is there something to measure.
                 if let Err(error) = self.machine.synchronize() {
                     tracing::error!(%error, "what a generation held may be counted as held still");

@@ -100,4 +100,29 @@ mod tests {
         assert_eq!([0, 2, 100].map(|mib| blocks(Kind::Cuda, mib << 20, &short)), [32, 32, 32]);
         assert_eq!([0, 2, 100].map(|mib| blocks(Kind::Cpu, mib << 20, &short)), [4, 4, 4]);
     }
+
+    #[test]
+    fn models_that_write_share_what_is_planned_and_only_those_that_are_here() {
+        let (dir, capacity) = (tempfile::tempdir().unwrap(), 3600);
+        let model = |name: &str, lines: &str, versions: &[&str]| {
+            let home = dir.path().join(name);
+            std::fs::create_dir_all(&home).unwrap();
+            std::fs::write(home.join("model.toml"), lines).unwrap();
+            for version in versions {
+                std::fs::create_dir(home.join(version)).unwrap();
+                std::fs::write(home.join(version).join("config.json"), "{}").unwrap();
+            }
+        };
+        let part = |name: &str| {
+            let repository = Repository::open(dir.path()).unwrap();
+            let config = repository.model(name).unwrap().config.unwrap();
+            Home::of((Kind::Cpu, capacity), &repository, &config).unwrap().part
+        };
+        model("chat", "task = 'generate'\n", &["v1", "v2"]);
+        model("declared", "task = 'generate'\n", &[]);
+        model("words", "task = 'embed'\n", &["v1"]);
+        assert_eq!(part("chat"), Some(1620), "two generations of one model in nine tenths");
+        model("other", "task = 'generate'\n[rollout]\nmode = 'replace'\n", &["v1"]);
+        assert_eq!((part("chat"), part("other")), (Some(810), Some(1620)));
+    }
 }

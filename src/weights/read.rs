@@ -28,9 +28,7 @@ pub(super) struct Read<'a> {
     pub(super) dtype: DType,
     pub(super) layout: WeightLayout,
     pub(super) names: Vec<String>,
-    /// Where it goes on a GPU, and where it lies in host memory, if it is parked there.
-    #[cfg(feature = "cuda")]
-    pub(super) room: Option<crate::device::cuda::Buffer>,
+    /// Where it lies in host memory, if it is parked there.
     #[cfg(feature = "cuda")]
     pub(super) parked: Option<super::parked::Extent>,
 }
@@ -44,8 +42,6 @@ impl<'a> Read<'a> {
             dtype: wanted.dtype,
             layout: wanted.layout,
             names: Vec::new(),
-            #[cfg(feature = "cuda")]
-            room: None,
             #[cfg(feature = "cuda")]
             parked: None,
         })

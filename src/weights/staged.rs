@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::DType;
 
@@ -50,13 +50,10 @@ pub(super) fn upload(
     if from_files {
         unchanged(files)?;
     }
-    let sizes: Vec<usize> = reads.iter().map(Read::device_bytes).collect();
-    let rooms = place.rooms(&sizes)?;
     // A number for every part, so that it is known which of them is no number.
     let mut looked_at: Vec<(&TensorInfo, DType)> = Vec::new();
     let mut numbered = Vec::with_capacity(reads.len());
-    for (mut read, room) in reads.into_iter().zip(rooms) {
-        read.room = Some(room);
+    for read in reads {
         let first = looked_at.len();
         looked_at.extend(read.parts.iter().map(|part| (part.info, read.dtype)));
         numbered.push((first, read));
@@ -65,7 +62,7 @@ pub(super) fn upload(
     let device = Device::Cuda(place.clone());
     let (kept, reads): (Vec<_>, Vec<_>) = numbered.into_iter().partition(|(_, read)| read.parked.is_some());
     // The last is the first to be read.
-    let tensors = reads.into_iter().rev().map(Coming::of).collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<_> = reads.into_iter().rev().map(Coming::of).collect();
     let work = Work {
         finite: &finite,
         pieces: pieces_of(&tensors, place.gpu().staging().slot()),
@@ -86,7 +83,10 @@ pub(super) fn upload(
         }
     };
     // Whatever was sent must have arrived before its room may be freed, or read.
-    let arrived = waited_for(send, || place.gpu().staging().stream().synchronize());
+    let arrived = waited_for(send, || {
+        let copied = place.gpu().staging().stream().synchronize();
+        copied.and(finite.synchronize())
+    });
     if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
@@ -138,15 +138,32 @@ struct Coming<'a> {
     read: Read<'a>,
     /// The number of its first part.
     number: usize,
-    room: Arc<Buffer>,
+    /// Once somebody has asked the device for it; nothing where it could not be had, or nobody needs it any more.
+    room: OnceLock<Option<Arc<Buffer>>>,
     /// Pieces that were not sent yet.
     left: AtomicUsize,
 }
 
 impl<'a> Coming<'a> {
-    fn of((number, mut read): (usize, Read<'a>)) -> Result<Coming<'a>> {
-        let room = read.room.take().ok_or_else(|| Error::internal("a tensor without room on its device"))?;
-        Ok(Coming { read, number, room: Arc::new(room), left: AtomicUsize::new(0) })
+    fn of((number, read): (usize, Read<'a>)) -> Coming<'a> {
+        Coming { read, number, room: OnceLock::new(), left: AtomicUsize::new(0) }
+    }
+
+    /// Waits for its room. Why there is none is told by whoever could not have it.
+    fn room(&self) -> Result<&Arc<Buffer>> {
+        self.room.wait().as_ref().ok_or_else(|| Error::internal("a tensor without room on its device"))
+    }
+}
+
+/// Dropped, it lets nobody wait any longer for a room that nobody will ask for.
+struct Refused<'a, 'b>(&'a [Coming<'b>]);
+
+impl Drop for Refused<'_, '_> {
+    fn drop(&mut self) {
+        for coming in self.0 {
+            // Those that are there stay.
+            let _ = coming.room.set(None);
+        }
     }
 }
 
@@ -201,21 +218,37 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// With as many threads as it takes.
+    /// With as many threads as it takes, which begin as soon as there is room for the first tensor.
     fn read_all(&self, source: (&Index, &Progress), to: (&Place, &Device)) {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let readers = (processors * 3 / 4).clamp(1, READERS).min(self.pieces.len().max(1));
         // They have this thread's priority, and its share of the processors.
         let join = company();
         std::thread::scope(|scope| {
+            let refused = Refused(&self.tensors);
             for _ in 1..readers {
                 scope.spawn(|| {
                     join();
                     self.read(source, to);
                 });
             }
+            self.allocate(to.0, refused);
             self.read(source, to);
         });
+    }
+
+    /// Asks for room for one tensor after the other, in the order in which they are read: faster than they are, by far.
+    fn allocate(&self, place: &Place, refused: Refused<'_, '_>) {
+        for coming in refused.0 {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            match place.room(coming.read.device_bytes()) {
+                // Nobody else gives rooms.
+                Ok(room) => drop(coming.room.set(Some(Arc::new(room)))),
+                Err(error) => return self.fail(error),
+            }
+        }
     }
 
     /// Takes pieces until there are none, or until somebody failed.
@@ -242,7 +275,7 @@ impl<'a> Work<'a> {
     fn send(&self, reader: &mut Reader<'_>, place: &Place, piece: &Piece) -> Result<()> {
         let lost = || Error::internal("a piece of no tensor");
         let coming = self.tensors.get(piece.tensor).ok_or_else(lost)?;
-        let (read, room) = (&coming.read, &coming.room);
+        let (read, room) = (&coming.read, coming.room()?);
         let part = read.parts.get(piece.part).ok_or_else(lost)?;
         match read.packed() {
             Some(format) => {
@@ -265,9 +298,9 @@ impl<'a> Work<'a> {
     fn unpark(&self, place: &Place, parked: &Parked, kept: Vec<(usize, Read<'a>)>, progress: &Progress) -> Result<()> {
         let mut convoy = Convoy::new(place.gpu().staging(), parked.memory())?;
         for (number, mut read) in kept {
-            let missing = || Error::internal("a parked tensor without its memory, or without room on its device");
-            let (extent, room) = read.parked.take().zip(read.room.take()).ok_or_else(missing)?;
-            let room = Arc::new(room);
+            let extent = read.parked.take().ok_or_else(|| Error::internal("a parked tensor without its memory"))?;
+            // While what was sent before is copied.
+            let room = Arc::new(place.room(read.device_bytes())?);
             let tensor = on_device(place, &read, &room);
             let sent = match read.packed() {
                 Some(format) => read.parts.iter().enumerate().try_for_each(|(i, part)| {

@@ -47,7 +47,16 @@ impl Pool {
 
     /// `bytes`, at least one, of undefined content, to be used on `stream` and, once somebody has waited for it, on others.
     pub fn allocate(self: &Arc<Self>, bytes: usize, stream: &Arc<Stream>) -> Result<Buffer> {
-        let on = stream.bound()?;
+        self.allocate_for((stream, stream), bytes)
+    }
+
+    /// The same, to be used on one stream and, once somebody has waited for that, on another, where it will be freed.
+    pub fn allocate_for(
+        self: &Arc<Self>,
+        (first, stream): (&Arc<Stream>, &Arc<Stream>),
+        bytes: usize,
+    ) -> Result<Buffer> {
+        let on = first.bound()?;
         let bytes = bytes.max(1);
         // SAFETY: pool and stream live; nobody reads what is not written.
         let address = unsafe { result::mem_pool::alloc_async(self.raw, bytes, on) };
@@ -130,7 +139,7 @@ impl Buffer {
         self.bytes
     }
 
-    /// The stream that it was allocated for, and will be freed on.
+    /// The stream that it is used on in the end, and will be freed on.
     pub fn stream(&self) -> &Arc<Stream> {
         &self.stream
     }

@@ -1,11 +1,13 @@
 //! Whether values on a GPU are numbers, asked for many tensors and answered at once.
+//!
+//! What is written on the staging stream is looked at on a stream beside it, so that no copy waits for a look.
 
 use std::collections::HashSet;
 
 use super::kernels::Kernel;
 use super::launch::{Arguments, Shape, launch};
 use super::{FORMATS, Gpu, Place};
-use crate::device::cuda::Buffer;
+use crate::device::cuda::{Buffer, Event};
 use crate::error::Result;
 use crate::ops;
 
@@ -29,8 +31,7 @@ impl Finite {
     /// For so many tensors, none of them bad.
     pub fn of(place: &Place, count: usize) -> Result<Finite> {
         let words = count.div_ceil(32).max(1);
-        let mut rooms = place.rooms(&[words * size_of::<u32>()])?;
-        let flags = rooms.remove(0);
+        let flags = place.room(words * size_of::<u32>())?;
         let gpu = std::sync::Arc::clone(&place.gpu);
         gpu.staging.stream().clear(&flags)?;
         Ok(Finite { gpu, flags, words })
@@ -42,7 +43,8 @@ impl Finite {
         Ok(Mark { word, bit: 1 << (number % 32) })
     }
 
-    /// Queues a look at a tensor whose last piece was sent before.
+    /// Queues a look at a tensor whose last piece was sent before. It must not be freed before somebody has waited for that
+    /// (`synchronize`).
     pub fn look_at(&self, tensor: &ops::Tensor, number: usize) -> Result<()> {
         let ops::Tensor::Cuda(tensor) = tensor else { return Ok(()) };
         if !FORMATS.contains(&tensor.dtype()) {
@@ -50,15 +52,24 @@ impl Finite {
         }
         let Mark { word, bit } = self.mark(number)?;
         let function = self.gpu.kernels.get(Kernel::Finite, tensor.dtype())?;
+        let written = Event::new(&self.gpu.cuda)?;
+        written.record(self.gpu.staging.stream())?;
+        self.gpu.looks.wait_for(&written)?;
         let arguments = Arguments::new(tensor).count(tensor.count()).address(word).bits(bit);
         #[allow(unsafe_code)]
-        // SAFETY: `finite_T(const T*, long long, unsigned*, int)`, of a tensor that was written on the same stream.
+        // SAFETY: `finite_T(const T*, long long, unsigned*, int)`, of a tensor that is written once this runs, as are the flags,
+        // which it changes atomically.
         unsafe {
-            launch(self.gpu.staging.stream(), function, Shape::each(tensor.count()), arguments)
+            launch(&self.gpu.looks, function, Shape::each(tensor.count()), arguments)
         }
     }
 
-    /// The numbers of those that hold something else, once the stream has come past all looks.
+    /// Waits for every look that was queued.
+    pub fn synchronize(&self) -> Result<()> {
+        self.gpu.looks.synchronize()
+    }
+
+    /// The numbers of those that hold something else, once every look was waited for.
     pub fn bad(&self) -> Result<HashSet<usize>> {
         let mut flags = Vec::with_capacity(self.words);
         self.gpu.land_from(self.gpu.staging.stream(), (self.flags.address(), self.flags.bytes()), |bytes| {

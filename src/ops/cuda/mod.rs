@@ -54,7 +54,7 @@ pub(super) use self::step::{OfStep, parts_bytes};
 use self::tensor::Spot;
 pub use self::tensor::Tensor;
 use crate::device::Owner;
-use crate::device::cuda::{Buffer, Cuda, Event, Piece, Pinned, Pool, Priority, Staging, Stream};
+use crate::device::cuda::{Buffer, Cuda, Piece, Pinned, Pool, Priority, Staging, Stream};
 use crate::error::{Error, Result};
 
 /// What no slot holds comes down through pinned memory of this size, in as many turns as it needs.
@@ -88,6 +88,8 @@ pub struct Gpu {
     /// For inputs, on the stream of passes.
     sending: Staging,
     landings: landing::Slots,
+    /// What weights are looked at on while others are copied.
+    looks: Arc<Stream>,
     /// What passes are looked up and recorded on, by one generation at a time.
     aside: Mutex<Arc<Stream>>,
 }
@@ -104,6 +106,7 @@ impl Gpu {
         let between = Mutex::new(common.allocate(WEIGHTS_SLOT, staging.stream())?);
         let sending = Staging::on(Arc::clone(&stream), INPUT_SLOTS, INPUT_SLOT)?;
         let landings = landing::Slots::new(cuda)?;
+        let looks = Stream::new(cuda, Priority::Low)?;
         let aside = Mutex::new(Stream::new(cuda, Priority::Low)?);
         Ok(Arc::new(Gpu {
             cuda: Arc::clone(cuda),
@@ -115,6 +118,7 @@ impl Gpu {
             between,
             sending,
             landings,
+            looks,
             aside,
         }))
     }
@@ -230,15 +234,10 @@ impl Place {
         kernels::check_heads(each, self.dtype, self.gpu.cuda.shared_per_block())
     }
 
-    /// Room for weights, in the order of their sizes, which the staging stream may write from here on. They are freed in the
-    /// order of what uses them: on the stream of passes.
-    pub fn rooms(&self, sizes: &[usize]) -> Result<Vec<Buffer>> {
-        let rooms = sizes.iter().map(|bytes| self.pool.allocate(*bytes, &self.gpu.stream));
-        let rooms = rooms.collect::<Result<Vec<_>>>()?;
-        let allocated = Event::new(&self.gpu.cuda)?;
-        allocated.record(&self.gpu.stream)?;
-        self.gpu.staging.stream().wait_for(&allocated)?;
-        Ok(rooms)
+    /// Room for a weight, which the staging stream may write from here on, and others read once somebody has waited for that. It
+    /// is freed in the order of what uses it: on the stream of passes.
+    pub fn room(&self, bytes: usize) -> Result<Buffer> {
+        self.pool.allocate_for((self.gpu.staging.stream(), &self.gpu.stream), bytes)
     }
 
     /// A weight that a loader has filled, and waited for.
