@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -202,6 +202,16 @@ impl Decoding {
         self.scheduler.writes().then(|| self.chunks.writing().unwrap_or(0))
     }
 
+    /// How much of a text is scored in one turn, where those who write elsewhere or here wait so long for a step.
+    pub(super) fn tokens_to_score(&self, pace: Option<Nanos>) -> usize {
+        pace.map_or(Chunks::scored_alone(), |pace| self.chunks.scored(known(pace)))
+    }
+
+    /// A turn has scored so many tokens.
+    pub(super) fn scored(&mut self, took: Duration, tokens: usize) {
+        self.chunks.observe_scored(took.as_nanos() as u64, tokens);
+    }
+
     /// The next step, without those whose readers have left; how many these were. `elsewhere`: how long the others' steps take who wait
     /// for this one.
     pub(super) fn plan(&mut self, elsewhere: Option<Nanos>) -> (Option<Due>, u64) {
@@ -219,7 +229,6 @@ impl Decoding {
             Some(step) => Some(Due::OnItsWay(step)),
             None => {
                 let pace = self.pace().max(elsewhere);
-                let known = |pace: Nanos| Some(pace).filter(|pace| *pace > 0);
                 let prompts = pace.map_or(usize::MAX, |pace| self.chunks.prompts(known(pace)));
                 self.scheduler.plan_within(prompts).map(Due::Plan)
             }
@@ -363,6 +372,11 @@ impl Decoding {
             let _ = sequence.reader.send(Written::Failed(error));
         }
     }
+}
+
+/// Of what is zero nothing is known.
+fn known(pace: Nanos) -> Option<Nanos> {
+    Some(pace).filter(|pace| *pace > 0)
 }
 
 #[cfg(test)]

@@ -18,10 +18,6 @@ use crate::model::{Input, Model, Packed, Pending, Scoring};
 use crate::ops::Landed;
 use crate::schedule::{Batch, Batcher, Nanos, Queued};
 
-/// Tokens of a text that are scored in one turn: clients wait for it, and a step of a few tokens takes hardly longer than one of
-/// theirs, since it reads the same weights.
-const TOKENS_PER_TURN: usize = 32;
-
 /// Begins a pass of a model over a part of a batch, on the device's threads.
 pub(super) type Pass<'a> = dyn Fn(&mut Model, &Packed, Range<usize>) -> Result<Pending> + 'a;
 
@@ -263,9 +259,10 @@ impl Resident {
     }
 
     /// A turn of a piece of background work, which faults on purpose of its place may strike: its rows, once it was the last.
+    /// `pace`: how long the steps take of whoever writes meanwhile.
     pub(super) fn background(
         &mut self,
-        piece: &mut Piece,
+        (piece, pace): (&mut Piece, Option<Nanos>),
         (install, score): (&Pass<'_>, &Score<'_>),
     ) -> Result<Option<Rows>> {
         let begun = match piece.begun.take() {
@@ -283,7 +280,13 @@ impl Resident {
             }
         };
         let Begun { mut scoring, strike } = begun;
-        if !guarded(&self.name, || score(&mut self.model, &mut scoring, TOKENS_PER_TURN))? {
+        let tokens = self.decoding.as_ref().map_or(1, |decoding| decoding.tokens_to_score(pace));
+        let (began, before) = (Instant::now(), scoring.computed());
+        let is_over = guarded(&self.name, || score(&mut self.model, &mut scoring, tokens))?;
+        if let Some(decoding) = &mut self.decoding {
+            decoding.scored(began.elapsed(), scoring.computed() - before);
+        }
+        if !is_over {
             piece.begun = Some(Begun { scoring, strike });
             return Ok(None);
         }

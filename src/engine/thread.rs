@@ -349,6 +349,7 @@ impl Thread<'_> {
         if piece.reply.is_closed() {
             return;
         }
+        let pace = self.residents.values().filter_map(|resident| resident.decoding.as_ref()?.pace()).max();
         let started = self.now();
         let answer = match self.residents.get_mut(&piece.generation) {
             Some(resident) => {
@@ -356,7 +357,8 @@ impl Thread<'_> {
                 let pool = &self.pool;
                 let score =
                     |model: &mut Model, scoring: &mut Scoring, tokens| on(pool, || model.go_on(scoring, tokens));
-                resident.background(&mut piece, (&|model, packed, part| forward(pool, model, packed, part), &score))
+                resident
+                    .background((&mut piece, pace), (&|model, packed, part| forward(pool, model, packed, part), &score))
             }
             None => Err(Error::internal(format!("generation {} is not resident", piece.generation))),
         };

@@ -27,6 +27,8 @@ pub struct Scoring {
     /// What runs side by side, in a cache of its own.
     together: Option<(Vec<Case>, KvCache)>,
     rows: Vec<Vec<f32>>,
+    /// Tokens.
+    computed: usize,
 }
 
 impl Scoring {
@@ -40,7 +42,12 @@ impl Scoring {
             let (found, most) = (input.ids.len(), room * each);
             return Err(Error::bad_request(format!("a text of {found} tokens, the model scores {most} on its device")));
         }
-        Ok(Scoring { left: batch.iter().cloned().collect(), together: None, rows: Vec::with_capacity(batch.len()) })
+        Ok(Scoring {
+            left: batch.iter().cloned().collect(),
+            together: None,
+            rows: Vec::with_capacity(batch.len()),
+            computed: 0,
+        })
     }
 
     /// Computes so many tokens more, at most, and says whether that was all.
@@ -51,12 +58,17 @@ impl Scoring {
             self.together = Some(self.begin(model)?);
         }
         if let Some((cases, cache)) = &mut self.together {
-            step(model, cases, cache, tokens.clamp(1, TOKENS_PER_STEP))?;
+            self.computed += step(model, cases, cache, tokens.clamp(1, TOKENS_PER_STEP))?;
         }
         if let Some((cases, _)) = self.together.take_if(|(cases, _)| !cases.iter().any(Case::is_open)) {
             self.rows.extend(cases.into_iter().map(|case| case.row));
         }
         Ok(self.together.is_none() && self.left.is_empty())
+    }
+
+    /// Tokens that were computed so far.
+    pub fn computed(&self) -> usize {
+        self.computed
     }
 
     /// Those of the inputs that were not begun which fit one cache, and that.
@@ -143,7 +155,9 @@ impl Case {
     }
 }
 
-fn step(model: &mut dyn Decoder, cases: &mut [Case], cache: &mut KvCache, mut tokens: usize) -> Result<()> {
+/// How many tokens that were.
+fn step(model: &mut dyn Decoder, cases: &mut [Case], cache: &mut KvCache, mut tokens: usize) -> Result<usize> {
+    let most = tokens;
     let mut rows = ROWS_PER_STEP;
     let (mut sequences, mut whose) = (Vec::new(), Vec::new());
     for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.is_open()) {
@@ -159,5 +173,5 @@ fn step(model: &mut dyn Decoder, cases: &mut [Case], cache: &mut KvCache, mut to
     for (at, sequence) in whose.into_iter().zip(&input.sequences) {
         cases[at].take(sequence, &mut rows);
     }
-    Ok(())
+    Ok(most - tokens)
 }

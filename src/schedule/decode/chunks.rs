@@ -5,6 +5,9 @@
 //! longer (the stall-free batching of Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve",
 //! OSDI 2024, with a budget that is measured). Prompts lose what writing takes of such a step, a quarter at most.
 //!
+//! A text that is scored for a gate takes turns with their steps, each no longer than one of these: both together are still less than a
+//! step with prompts.
+//!
 //! Pure: it is told what steps took.
 
 /// Prompts may take so many times as long as a step in which all write.
@@ -16,6 +19,10 @@ const UNKNOWN: usize = 64;
 /// Less than this is not worth the step's own time.
 const LEAST: usize = 16;
 
+/// Tokens of a text that is scored in one turn: at least, where it is not known what one takes, and at most: a step of a few takes hardly
+/// longer than one of theirs who write, since it reads the same weights.
+const SCORED: (usize, usize, usize) = (8, 16, 32);
+
 /// The weight of the newest step.
 const NEWEST: f64 = 0.25;
 
@@ -26,6 +33,8 @@ pub struct Chunks {
     writing: Option<f64>,
     /// A token of a prompt, beside those who write.
     token: Option<f64>,
+    /// A token of a text that is scored.
+    scored: Option<f64>,
 }
 
 impl Chunks {
@@ -45,6 +54,13 @@ impl Chunks {
         }
     }
 
+    /// A turn took so long in which so many tokens of a text were scored.
+    pub fn observe_scored(&mut self, took: u64, tokens: usize) {
+        if tokens > 0 {
+            blend(&mut self.scored, took as f64 / tokens as f64);
+        }
+    }
+
     /// How long a step takes in which all write.
     pub fn writing(&self) -> Option<u64> {
         self.writing.map(|writing| writing as u64)
@@ -56,6 +72,20 @@ impl Chunks {
             (Some(writing), Some(token)) if token > 0.0 => ((TIMES * writing as f64 / token) as usize).max(LEAST),
             _ => UNKNOWN,
         }
+    }
+
+    /// Tokens of a text that is scored in a turn for which others wait that write, of whom a step takes so long.
+    pub fn scored(&self, writing: Option<u64>) -> usize {
+        let (least, unknown, most) = SCORED;
+        match (writing, self.scored) {
+            (Some(writing), Some(token)) if token > 0.0 => ((writing as f64 / token) as usize).clamp(least, most),
+            _ => unknown,
+        }
+    }
+
+    /// The same where nobody writes.
+    pub const fn scored_alone() -> usize {
+        SCORED.2
     }
 }
 
@@ -86,6 +116,25 @@ mod tests {
         // Those who wait are another generation's, and faster.
         assert_eq!(chunks.prompts(Some(4_000_000)), 24);
         assert_eq!(chunks.prompts(Some(1_000)), LEAST);
+    }
+
+    #[test]
+    fn a_turn_of_a_text_that_is_scored_takes_no_longer_than_a_step() {
+        let mut chunks = Chunks::default();
+        assert_eq!(chunks.scored(Some(10_000_000)), 16);
+        // Half a millisecond each, and eight to begin with.
+        let turn = |tokens: usize| 8_000_000 + tokens as u64 * 500_000;
+        for _ in 0..100 {
+            let tokens = chunks.scored(Some(20_000_000));
+            chunks.observe_scored(turn(tokens), tokens);
+        }
+        let tokens = chunks.scored(Some(20_000_000));
+        assert!((20..=24).contains(&tokens) && turn(tokens) <= 20_000_000, "{tokens}");
+        assert_eq!((chunks.scored(Some(1_000)), chunks.scored(Some(1_000_000_000))), (8, 32));
+        // None was computed: nothing is known of it.
+        let before = chunks;
+        chunks.observe_scored(5, 0);
+        assert_eq!((chunks, chunks.scored(None)), (before, 16));
     }
 
     proptest! {
