@@ -103,7 +103,7 @@ async fn what_happens_in_rollouts_is_told_to_every_kind_of_receiver() {
     let text = slack.body["text"].as_str().unwrap();
     assert!(text.starts_with("[warning] digits: v3 was refused") && text.contains("checks"), "{text}");
 
-    server.promote("v2", json!({})).await.expect(200);
+    let promoted = server.promote("v2", json!({})).await.expect(200).id();
     assert_eq!(receiving.next().await.body["what"], "switched");
     server.post("/admin/rollback", json!({ "reason": "as planned" })).await.expect(200);
     let back = receiving.next().await.body;
@@ -116,7 +116,9 @@ async fn what_happens_in_rollouts_is_told_to_every_kind_of_receiver() {
     let id = back["id"].as_i64().unwrap();
     let mut events = server.stream(reqwest::Method::GET, &format!("/admin/events?after={}", id - 1), Value::Null).await;
     assert_eq!(events.next().await.unwrap().name, "rolled_back");
-    // From a share of the requests too.
+    // From a share of the requests too, once its memory is back.
+    common::until("it is over", async || (server.rollout(&promoted).await["phase"] == "rolled_back").then_some(()))
+        .await;
     let canary = json!({ "canary": [50], "canary_step": "10m", "wait": "none" });
     let id = server.promote("v2", canary).await.expect(202).id();
     common::until("a canary", async || (server.rollout(&id).await["phase"] == "canary").then_some(())).await;

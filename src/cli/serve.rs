@@ -175,16 +175,18 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
     let doors = listeners.open(&app, &config, &secrets, stopped);
     let renewing = tokio::spawn(keep_fresh(secrets.renewed()));
     let announce = announce(Arc::clone(&app), starting, doorway);
-    tokio::pin!(announce);
+    let closed = doors.closed();
+    let mut signals = Signals::listen();
+    tokio::pin!(announce, closed);
     let reason = tokio::select! {
-        reason = signal() => reason,
+        reason = signals.next() => reason,
         reason = engine.fatal() => {
             tracing::error!(reason, "the device failed; ending the process for its supervisor");
             stop.send_replace(true);
             app.closing.send_replace(true);
             // A forward pass that never returns cannot be stopped any other way. Those who waited for it have
             // their errors now; they go out first.
-            if tokio::time::timeout(LAST_WORDS, doors.closed()).await.is_err() {
+            if tokio::time::timeout(LAST_WORDS, &mut closed).await.is_err() {
                 tracing::warn!("some connections were still open");
             }
             std::process::exit(EXIT_DEVICE)
@@ -196,8 +198,18 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
     stop.send_replace(true);
     supervisor.shut_down().await;
     app.closing.send_replace(true);
-    if tokio::time::timeout(config.drain_timeout, doors.closed()).await.is_err() {
-        tracing::warn!("connections were still open after the drain timeout");
+    let cut = tokio::select! {
+        () = &mut closed => None,
+        () = tokio::time::sleep(config.drain_timeout) => Some("the drain timeout"),
+        again = signals.next() => Some(again),
+    };
+    if let Some(cut) = cut {
+        // A text may be as long as the context, and whoever stops this process waits for no such time.
+        tracing::warn!(after = cut, "what is still being written ends where it is");
+        engine.cut_short(None)?;
+        if tokio::time::timeout(LAST_WORDS, closed).await.is_err() {
+            tracing::warn!("some connections were still open");
+        }
     }
     // Whatever the end itself is worth telling is among it.
     telling.stop(LAST_ALERTS).await;
@@ -301,15 +313,27 @@ async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()
     let _ = writeln!(std::io::stdout(), "{}", banner::text(&app.registry.slots(), &doorway));
 }
 
-async fn signal() -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        tracing::error!("signals cannot be listened to; only killing ends this process");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
+/// What asks this process to end. One that comes while nobody waits is kept.
+struct Signals(Option<[tokio::signal::unix::Signal; 2]>);
+
+impl Signals {
+    fn listen() -> Signals {
+        use tokio::signal::unix::{SignalKind, signal};
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(term), Ok(int)) => Signals(Some([term, int])),
+            _ => {
+                tracing::error!("signals cannot be listened to; only killing ends this process");
+                Signals(None)
+            }
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
+        let Some([term, int]) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        }
     }
 }
 

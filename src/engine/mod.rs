@@ -166,7 +166,7 @@ pub(crate) enum Message {
     Submit(lane::Submission),
     Write(GenerationId, Box<decoding::Commission>),
     /// Ends whatever a generation writes, where it is.
-    CutShort(GenerationId),
+    CutShort(Option<GenerationId>),
     Background(Piece),
     Lookup {
         generation: GenerationId,
@@ -258,8 +258,8 @@ impl Engine {
         self.ask(|reply| Message::Retire { generation, rest, reply }).await
     }
 
-    /// Ends whatever a generation still writes, as if it had come to its greatest length.
-    pub fn cut_short(&self, generation: GenerationId) -> Result<()> {
+    /// Ends whatever a generation still writes, or all of them do, as if it had come to its greatest length.
+    pub fn cut_short(&self, generation: Option<GenerationId>) -> Result<()> {
         self.send(Message::CutShort(generation))
     }
 

@@ -144,12 +144,10 @@ impl Thread<'_> {
                     }
                 }
             }
-            Message::CutShort(generation) => {
-                if let Some(decoding) =
-                    self.residents.get_mut(&generation).and_then(|resident| resident.decoding.as_mut())
-                {
-                    decoding.cut_short();
-                }
+            Message::CutShort(which) => {
+                let of = |id: &GenerationId| which.is_none_or(|which| which == *id);
+                let writing = self.residents.iter_mut().filter(|(id, _)| of(id));
+                writing.filter_map(|(_, resident)| resident.decoding.as_mut()).for_each(Decoding::cut_short);
             }
             Message::Background(piece) => match piece.class {
                 Class::Shadow => self.shadow.push_back(piece),

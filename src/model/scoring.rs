@@ -11,6 +11,7 @@ use super::decoder::{Decoder, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER
 use super::input::Tokens;
 use super::pass::{Pending, failed};
 use crate::error::{Error, Result};
+use crate::ops::logits;
 
 /// Tokens of one sequence that a step of scoring computes: each of them gives a row as wide as the vocabulary.
 const PIECE: usize = 128;
@@ -144,10 +145,9 @@ impl Case {
     fn take<'r>(&mut self, sequence: &StepSequence, rows: &mut impl Iterator<Item = &'r [f32]>) {
         let next = &self.input.ids[self.at + 1..];
         for (row, id) in rows.take(sequence.wants.rows(sequence.tokens.len())).zip(next) {
-            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|value| f64::from(value - best).exp()).sum();
-            // A row with a NaN in it has a NaN for a sum: what is scored by it says so.
-            let likeliest = -sum.ln() as f32;
+            // A row with something in it that is no number has no peak: what is scored by it says so.
+            let best = logits::peak(row).unwrap_or(f32::NAN);
+            let likeliest = -logits::exp_sum(row, best, 1.0).ln();
             let chosen = row.get(*id as usize).map_or(f32::NAN, |value| value - best + likeliest);
             self.row.extend([chosen, likeliest]);
         }

@@ -137,7 +137,7 @@ pub(super) async fn reclaim(engine: &Engine, lingering: &Lingering, mut resident
         tracing::warn!(version = resident.version, waited = ?resident.drain_timeout, alert = true,
             "requests still hold a version that is to be reclaimed; waiting on");
         if resident.on_drain_timeout == OnDrainTimeout::Length {
-            engine.cut_short(resident.id)?;
+            engine.cut_short(Some(resident.id))?;
         }
         resident.drained.wait().await;
     }

@@ -6,6 +6,7 @@
 mod common;
 
 mod bench;
+mod ending;
 mod gate;
 mod llama_cpp;
 mod metrics;

@@ -196,6 +196,7 @@ async fn chats_are_rendered_as_they_are_asked_and_counted_alike() {
         let error = server.post("/v1/chat/completions", asked).await.expect(400).body["error"].clone();
         assert_eq!(error["param"], param, "{error}");
     };
+    refused(json!({ "stream": true, "stream_options": { "continuous_usage_stats": true } }), "stream_options").await;
     refused(json!({ "tool_choice": "required" }), "tool_choice").await;
     refused(json!({ "response_format": { "type": "json_object" } }), "response_format").await;
     refused(json!({ "chat_template_kwargs": { "messages": [] } }), "chat_template_kwargs").await;
@@ -216,6 +217,11 @@ async fn what_has_no_effect_is_refused_unless_it_asks_for_nothing() {
         ("modalities", json!(["text", "audio"]), json!(["text"])),
         ("use_beam_search", json!(true), json!(false)),
         ("prompt_logprobs", json!(1), json!(null)),
+        ("tools", json!([{ "type": "function", "function": { "name": "f" } }]), json!([])),
+        ("include_stop_str_in_output", json!(true), json!(false)),
+        ("documents", json!([{ "text": "a" }]), json!([])),
+        ("echo", json!(true), json!(false)),
+        ("chat_template", json!("{{ 1 }}"), json!(null)),
     ] {
         let asked = |value: &Value| {
             let base = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });

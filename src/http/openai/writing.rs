@@ -68,22 +68,29 @@ pub(in crate::http) struct Shape {
 }
 
 /// What clients of OpenAI's and of other servers would miss if it had no effect. Any other field is taken and has none.
-const UNSUPPORTED: [&str; 19] = [
+const UNSUPPORTED: [&str; 26] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
+    "chat_template",
+    "documents",
+    "echo",
     "function_call",
     "functions",
     "guided_choice",
     "guided_grammar",
     "guided_json",
     "guided_regex",
+    "include_stop_str_in_output",
     "logits_processors",
     "min_tokens",
     "prediction",
     "prompt_logprobs",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
     "stop_token_ids",
     "structured_outputs",
+    "thinking_token_budget",
     "truncate_prompt_tokens",
     "typical_p",
     "use_beam_search",
@@ -101,6 +108,9 @@ pub(in crate::http) enum Stop {
 pub(in crate::http) struct StreamOptions {
     /// A last chunk tells what was used.
     pub(in crate::http) include_usage: Option<bool>,
+    /// Not supported: every chunk would tell it.
+    #[schema(ignore)]
+    pub(in crate::http) continuous_usage_stats: Option<bool>,
 }
 
 /// What a route has of its own.
@@ -164,6 +174,10 @@ impl Shape {
     fn refuse_others(&self) -> Result<()> {
         for field in UNSUPPORTED {
             refuse(field, &self.others.get(field).filter(|value| asks(value)).cloned())?;
+        }
+        if self.stream_options.is_some_and(|options| options.continuous_usage_stats == Some(true)) {
+            let message = "stream_options.continuous_usage_stats is not supported; the last chunk tells what was used";
+            return Err(Error::bad_param("stream_options", message));
         }
         let text = |wanted: &Value| wanted.as_array().is_some_and(|all| all.iter().all(|one| one == "text"));
         refuse("modalities", &self.others.get("modalities").filter(|wanted| !text(wanted)).cloned())

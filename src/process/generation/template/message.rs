@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 use super::super::control::Spellings;
 use crate::error::{Error, Result};
 
+const CALLS: &str = "tool_calls";
+
 /// The longest name of a role.
 const LONGEST_ROLE: usize = 64;
 
@@ -50,6 +52,19 @@ impl Message {
         Message { role: role.into(), content: Some(Content::Text(content.into())), rest: Map::new() }
     }
 
+    /// Whether it calls tools and says nothing beside.
+    pub(super) fn only_calls(&self) -> bool {
+        matches!(self.content, None | Some(Content::Null)) && self.rest.contains_key(CALLS)
+    }
+
+    /// The same, but that one which only calls tools says an empty text.
+    pub(super) fn spoken(&self) -> Message {
+        match self.only_calls() {
+            true => Message { content: Some(Content::Text(String::new())), ..self.clone() },
+            false => self.clone(),
+        }
+    }
+
     /// The text of its content: that of its parts line by line, as vLLM joins them.
     ///
     /// # Errors
@@ -78,7 +93,7 @@ impl Message {
     pub(super) fn marked(&self, at: usize, spellings: &Spellings) -> Result<Map<String, Value>> {
         self.check_role(at)?;
         let text = self.text(at)?;
-        if text.is_none() && !self.rest.contains_key("tool_calls") {
+        if text.is_none() && !self.only_calls() {
             return Err(refused(at, format!("it has no content (its role is '{}')", self.role)));
         }
         let mut fields = Map::new();

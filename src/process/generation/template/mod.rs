@@ -183,12 +183,34 @@ impl ChatTemplate {
         Ok(Cow::Owned(renamed))
     }
 
+    /// Whether any of the templates says something of the tools that may be called.
+    pub fn knows_tools(&self) -> bool {
+        self.environment.templates().any(|(_, template)| template.source().contains("tools"))
+    }
+
     /// Whether a template spells a role, as a string of its own.
     fn names(&self, role: &str) -> bool {
         let spelled = ["'", "\""].map(|quote| format!("{quote}{role}{quote}"));
         self.environment.templates().any(|(_, template)| spelled.iter().any(|word| template.source().contains(word)))
     }
 
+    /// As `render`, where a template knows messages that only call tools. Many do not, and add their content to a string all the same: for
+    /// these such a message says an empty text, as in vLLM.
+    ///
+    /// # Errors
+    /// As `render`'s.
+    pub fn render_calls(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        match self.render(messages, options) {
+            Err(_) if !options.continue_final_message && messages.iter().any(Message::only_calls) => {
+                let spoken: Vec<Message> = messages.iter().map(Message::spoken).collect();
+                self.render(&spoken, options)
+            }
+            rendered => rendered,
+        }
+    }
+
+    /// What transformers renders.
+    ///
     /// # Errors
     /// `BadRequest`: no messages; a message that has no content or content that is not text; options that exclude each
     /// other; what the template itself raises, in its words; a template that fails or goes on for ever, with its line.

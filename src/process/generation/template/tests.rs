@@ -164,6 +164,28 @@ fn messages_that_say_nothing_or_nobody_says_are_refused() {
 }
 
 #[test]
+fn a_message_that_only_calls_tools_says_nothing_where_a_template_knows_no_such_message() {
+    let call = json!([{"type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+    let null = json!({"role": "assistant", "content": null, "tool_calls": call});
+    let absent = json!({"role": "assistant", "tool_calls": call});
+    for (template, of_null, of_absent) in [
+        ("<{{ messages[0]['content'] + '!' }}>", "<!>", "<!>"),
+        // One that does is asked as it is.
+        ("{{ messages[0].content is none }} {{ messages[0].content is defined }}", "True True", "False False"),
+    ] {
+        for (message, want) in [(&null, of_null), (&absent, of_absent)] {
+            let message: Message = serde_json::from_value(message.clone()).unwrap();
+            let rendered = compiled(template).render_calls(&[message], &RenderOptions::default()).unwrap();
+            assert_eq!(rendered.text(), want, "{template}");
+        }
+    }
+    let silent: Message = serde_json::from_value(absent).unwrap();
+    let template = compiled("{{ raise_exception('no tools here') }}");
+    let raises = template.render_calls(&[silent], &RenderOptions::default());
+    assert!(raises.unwrap_err().to_string().contains("no tools here"));
+}
+
+#[test]
 fn roles_are_those_of_the_interface_or_that_a_template_names() {
     let template = compiled("{% for m in messages %}{% if m.role == 'critic' %}!{% endif %}{{ m.role }} {% endfor %}");
     let said = |roles: &[&str]| {
