@@ -165,9 +165,9 @@ pub struct Held {
 pub(crate) enum Message {
     Submit(lane::Submission),
     Write(GenerationId, Box<decoding::Commission>),
-    /// Ends whatever a generation writes, where it is.
+    /// Ends whatever a generation writes, or all of them, where it is.
     CutShort(Option<GenerationId>),
-    Background(Piece),
+    Background(Box<Piece>),
     Lookup {
         generation: GenerationId,
         keys: Vec<TensorKey>,
@@ -243,13 +243,13 @@ impl Engine {
 
     /// Runs one small forward pass when clients leave room for it, or scores a text in as many as that takes.
     pub async fn background(&self, generation: GenerationId, class: Class, inputs: Vec<Input>) -> Result<Timed> {
-        self.ask(|reply| Message::Background(Piece::new(generation, (class, None), inputs, reply))).await?
+        self.ask(|reply| Message::Background(Box::new(Piece::new(generation, (class, None), inputs, reply)))).await?
     }
 
     /// The gate's: the same, and faults on purpose strike as they would on a probation thread.
     pub async fn on_probation(&self, generation: GenerationId, inputs: Vec<Input>) -> Result<Timed> {
         let how = (Class::Validation, Some(At::Gate));
-        self.ask(|reply| Message::Background(Piece::new(generation, how, inputs, reply))).await?
+        self.ask(|reply| Message::Background(Box::new(Piece::new(generation, how, inputs, reply)))).await?
     }
 
     /// Drops a generation's model and tensors on the device's thread; `rest` is a model that was never installed.

@@ -150,8 +150,8 @@ impl Thread<'_> {
                 writing.filter_map(|(_, resident)| resident.decoding.as_mut()).for_each(Decoding::cut_short);
             }
             Message::Background(piece) => match piece.class {
-                Class::Shadow => self.shadow.push_back(piece),
-                Class::Client | Class::Validation => self.validation.push_back(piece),
+                Class::Shadow => self.shadow.push_back(*piece),
+                Class::Client | Class::Validation => self.validation.push_back(*piece),
             },
             Message::Lookup { generation, keys, reply } => {
                 let _ = reply.send(self.store.lookup(generation, keys));
