@@ -243,8 +243,10 @@ pub(super) async fn load(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
     let live = || easing::live(&ctx.registry);
     let mut eased = 0;
     let loaded = tokio::select! {
-        loaded = work => loaded,
+        // The valve is turned before anything is read.
+        biased;
         never = ease(live, setting, &progress, &mut eased) => match never {},
+        loaded = work => loaded,
     };
     match loaded {
         Ok((loaded, digest, was_parked)) => {
