@@ -29,6 +29,7 @@ mod pull;
 mod renew;
 mod rollout;
 mod serve;
+mod signals;
 mod sse;
 mod status;
 mod table;

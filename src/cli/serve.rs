@@ -1,7 +1,7 @@
 //! `cutover serve`: puts the rooms together, opens the doors, and closes them in order.
 //!
-//! Order of the end: readiness turns false, listeners stop accepting, rollouts end, admitted requests finish,
-//! the engine stops. A stall of the device ends the process at once instead, for its supervisor to start anew.
+//! Order of the end: readiness turns false, listeners stop accepting, rollouts end, admitted requests finish, or are cut short after a
+//! while where they write, the engine stops. A stall of the device ends the process at once instead, for its supervisor to start anew.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::ServeArgs;
 use super::banner::{self, Doorway};
 use super::renew::{Renewed, keep_fresh};
+use super::signals::Signals;
 use crate::config::{Config, Place};
 use crate::device::{self, Budget, DeviceSpec, HostMemory, Kind, Opened, Processors};
 use crate::engine::{Engine, EngineConfig, Stall};
@@ -311,30 +312,6 @@ async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()
     app.started.store(true, Ordering::Release);
     // Nobody reading standard output is no reason to stop serving.
     let _ = writeln!(std::io::stdout(), "{}", banner::text(&app.registry.slots(), &doorway));
-}
-
-/// What asks this process to end. One that comes while nobody waits is kept.
-struct Signals(Option<[tokio::signal::unix::Signal; 2]>);
-
-impl Signals {
-    fn listen() -> Signals {
-        use tokio::signal::unix::{SignalKind, signal};
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(term), Ok(int)) => Signals(Some([term, int])),
-            _ => {
-                tracing::error!("signals cannot be listened to; only killing ends this process");
-                Signals(None)
-            }
-        }
-    }
-
-    async fn next(&mut self) -> &'static str {
-        let Some([term, int]) = &mut self.0 else { return std::future::pending().await };
-        tokio::select! {
-            _ = term.recv() => "SIGTERM",
-            _ = int.recv() => "SIGINT",
-        }
-    }
 }
 
 /// Sockets that are bound and not served yet.

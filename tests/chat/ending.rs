@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::common::streams::{Streamed, order, streamed};
+use super::common::streams::{Streamed, begun, order};
 use super::common::{Server, Site, until};
 
 /// A text of a minute that has begun, on a server with these settings.
@@ -11,11 +11,7 @@ async fn writing(settings: &str) -> (Site, Server, tokio::task::JoinHandle<Strea
     site.add_writer("tiny");
     site.model("tiny", "task = 'generate'\nlive = 'a'\n");
     let server = site.start().await;
-    let (begun, has_begun) = tokio::sync::oneshot::channel();
-    let client = server.another();
-    let text =
-        tokio::spawn(async move { streamed(&client, order("tiny", "a", 200), move || begun.send(()).unwrap()).await });
-    has_begun.await.unwrap();
+    let text = begun(&server, order("tiny", "a", 200)).await;
     (site, server, text)
 }
 

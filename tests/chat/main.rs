@@ -18,7 +18,7 @@ mod slow_readers;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::streams::{Streamed, alone, order, streamed};
+use common::streams::{Streamed, alone, begun, order, streamed};
 use common::{Client, Server, Site, python, smollm2, until};
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -124,11 +124,7 @@ async fn what_takes_too_long_to_end_is_cut_short_where_that_is_wanted() {
                  [observe]\nwindow = '0s'\ndrain_timeout = '200ms'\non_drain_timeout = 'length'";
     site.model("tiny", rules);
     let server = site.start().await;
-    let (begun, has_begun) = tokio::sync::oneshot::channel();
-    let client = server.another();
-    let text =
-        tokio::spawn(async move { streamed(&client, order("tiny", "a", 200), move || begun.send(()).unwrap()).await });
-    has_begun.await.unwrap();
+    let text = begun(&server, order("tiny", "a", 200)).await;
     server.promote("tiny@b", json!({ "wait": "settled" })).await.expect(200);
     let text = text.await.unwrap();
     assert_eq!((text.version.as_str(), text.reason.as_deref(), text.done), ("a", Some("length"), true));

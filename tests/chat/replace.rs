@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use super::common::streams::{alone, order, streamed};
+use super::common::streams::{alone, begun, order, streamed};
 use super::common::{Server, Site};
 
 const RULES: &str = "task = 'generate'\nlive = 'a'\n[gate]\nmax_latency_ratio = 1000\n[rollout]\nmode = 'replace'\n\
@@ -23,13 +23,7 @@ async fn replacing(more: &str) -> (Site, Server) {
 async fn what_is_being_written_is_written_to_its_end_before_the_next_version_is_read() {
     let (_site, server) = replacing("").await;
     let whole = alone(&server, "tiny@a", "a long", 60).await;
-    let (begun, has_begun) = tokio::sync::oneshot::channel();
-    let client = server.another();
-    let text =
-        tokio::spawn(
-            async move { streamed(&client, order("tiny", "a long", 60), move || begun.send(()).unwrap()).await },
-        );
-    has_begun.await.unwrap();
+    let text = begun(&server, order("tiny", "a long", 60)).await;
     let mut events = server.follow("tiny@b", json!({ "wait": "settled" })).await;
     events.phase("draining").await;
     assert!(!text.is_finished(), "the drain began in the middle");
@@ -46,11 +40,7 @@ async fn what_is_being_written_is_written_to_its_end_before_the_next_version_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_end_in_time_is_cut_short_where_that_is_wanted() {
     let (_site, server) = replacing("drain_timeout = '200ms'\non_drain_timeout = 'length'\n").await;
-    let (begun, has_begun) = tokio::sync::oneshot::channel();
-    let client = server.another();
-    let text =
-        tokio::spawn(async move { streamed(&client, order("tiny", "a", 200), move || begun.send(()).unwrap()).await });
-    has_begun.await.unwrap();
+    let text = begun(&server, order("tiny", "a", 200)).await;
     server.promote("tiny@b", json!({ "wait": "settled" })).await.expect(200);
     let text = text.await.unwrap();
     assert_eq!((text.version.as_str(), text.reason.as_deref(), text.done), ("a", Some("length"), true));

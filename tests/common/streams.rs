@@ -23,6 +23,15 @@ pub(crate) fn order(model: &str, prompt: &str, most: usize) -> Value {
     json!({ "model": model, "prompt": prompt, "max_tokens": most, "temperature": 0, "ignore_eos": true, "stream": true })
 }
 
+/// Begins to read a stream, and comes back once the first piece is there.
+pub(crate) async fn begun(client: &Client, order: Value) -> tokio::task::JoinHandle<Streamed> {
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let client = client.another();
+    let text = tokio::spawn(async move { streamed(&client, order, move || begun.send(()).unwrap()).await });
+    has_begun.await.unwrap();
+    text
+}
+
 /// Reads a whole stream. `began` is told once the first piece is there.
 pub(crate) async fn streamed(client: &Client, order: Value, began: impl FnOnce()) -> Streamed {
     let response = client.request(Method::POST, "/v1/completions").json(&order).send().await.unwrap();
