@@ -104,13 +104,18 @@ async fn fill(ctx: &Arc<Context>, parking: &Parking, version: Version) -> Result
             let _ = sender.send(parked.map(Arc::new));
         }
     };
-    let spawned = std::thread::Builder::new().name("parker".into()).spawn(work);
-    spawned.map_err(|e| Error::internal(format!("could not start a thread to park a version: {e}")))?;
+    let parked = async {
+        let spawned = std::thread::Builder::new().name("parker".into()).spawn(work);
+        spawned.map_err(|e| Error::internal(format!("could not start a thread to park a version: {e}")))?;
+        ended(receiver, patience, parking).await.map_err(|reason| Error::unloadable(reference, reason))?
+    };
     let live = || easing::live(&ctx.registry);
     let mut eased = 0;
     tokio::select! {
-        parked = ended(receiver, patience, parking) => parked.map_err(|reason| Error::unloadable(reference, reason))?,
+        // The valve is turned before anything is read.
+        biased;
         never = ease(live, throttle, &parking.progress, &mut eased) => match never {},
+        parked = parked => parked,
     }
 }
 
