@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::common::streams::{Streamed, begun, order};
 use super::common::{Server, Site, until};
 
@@ -37,4 +39,30 @@ async fn a_second_signal_is_not_waited_after() {
     until("it has heard the first", async || server.log().contains("stopping").then_some(())).await;
     server.terminate();
     was_cut(server, text).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_only_memory_is_awaited_changes_nothing_of_how_a_rollout_ended() {
+    // A text that is being written holds the memory of the version that goes.
+    for (goes, path, phase, reason, live) in
+        [("c", "/admin/rollback", "rolled_back", "as tried", "a"), ("a", "/admin/settle", "settled", "friday", "c")]
+    {
+        let site = Site::new().fault(&format!("version = 'tiny@{goes}'\nkind = 'delay'\ndelay = '300ms'"));
+        site.add_writer("tiny");
+        let mut server = site.start().await;
+        let before = if goes == "a" { Some(begun(&server, order("tiny", "it", 200)).await) } else { None };
+        let promoted = server.promote("c", json!({ "observe": "1h", "reason": "friday" })).await.expect(200);
+        let after = if goes == "c" { Some(begun(&server, order("tiny", "it", 200)).await) } else { None };
+        let answer = server.post(path, json!({ "reason": "as tried", "wait": "switched" })).await.expect(200);
+        assert_eq!(answer.body["phase"], "reclaiming", "{}", answer.body);
+        server.kill();
+        before.or(after).unwrap().abort();
+
+        let server = site.no_faults().start().await;
+        assert_eq!(server.live("tiny").await, live);
+        let ended = server.rollout(&promoted.id()).await;
+        assert_eq!((ended["phase"].as_str(), ended["reason"].as_str()), (Some(phase), Some(reason)), "{ended}");
+        let figures = server.get("/admin/rollouts").await.expect(200).body["figures"].clone();
+        assert_eq!((&figures["ends"], &figures["rollbacks"]), (&json!({ phase: 1 }), &json!(u8::from(goes == "c"))));
+    }
 }

@@ -26,7 +26,10 @@ impl Controller {
             Action::Switch => return Some(self.switch().await),
             Action::StartWindow => return self.start_window(),
             Action::SwitchBack => self.switch_back().await,
-            Action::ReclaimPrevious => self.reclaim_previous(),
+            Action::ReclaimPrevious => {
+                self.reclaim_previous();
+                self.keep_settling().await;
+            }
             Action::ReclaimCandidate => self.reclaim_candidate().await,
             Action::RestoreLive => self.restore_live().await,
             Action::Finish(ending) => self.finish(ending).await,
@@ -246,6 +249,16 @@ impl Controller {
         self.end_shadow();
         let resident = self.previous.take();
         self.reclaim(resident, |rollout, result| Report::Reclaimed { rollout, result });
+    }
+
+    /// The version has passed its window, also where the process does not live to see the last one's memory come back.
+    async fn keep_settling(&mut self) {
+        let Some(active) = &self.active else { return };
+        let record = active.recorder.record();
+        let note = self.audit("phase", json!({ "phase": Phase::Reclaiming, "to": record.to }));
+        if let Err(error) = self.ctx.journal.save(record, note).await {
+            tracing::error!(%error, "that a version has passed its window could not be written to the ledger");
+        }
     }
 
     /// Replace mode: nothing is served from here until the candidate is live, or the old version is back.

@@ -6,11 +6,11 @@ use serde_json::json;
 
 use super::super::journal::{event, now_ms};
 use super::super::quiet::Urgency;
-use super::super::state::{Event, Phase};
+use super::super::state::Event;
 use super::super::steps;
 use super::{Controller, Options};
 use crate::error::{Error, Result};
-use crate::ledger::{Filter, Live, RolloutRecord};
+use crate::ledger::Live;
 use crate::slot::Route;
 
 /// What to serve at the start, and why.
@@ -89,73 +89,6 @@ impl Controller {
             }
         };
         Ok(Some(Start { version, digest: None, seed: true, crashed }))
-    }
-
-    /// Ends, in the ledger, what a crash cut off. Says whether a version was taken back for having crashed.
-    async fn end_interrupted(&self) -> Result<bool> {
-        let filter = Filter { model: Some(self.slot.name().to_owned()), limit: 100, open_only: true };
-        let open = self.ctx.journal.with(move |ledger| ledger.rollouts(&filter)).await?;
-        let mut crashed = false;
-        for record in open {
-            crashed |= self.end_one(record).await?;
-        }
-        Ok(crashed)
-    }
-
-    async fn end_one(&self, mut record: RolloutRecord) -> Result<bool> {
-        let (id, model) = (record.id.clone(), record.model.clone());
-        let (faults, live) = self
-            .ctx
-            .journal
-            .with(move |ledger| Ok((ledger.rollout_events(&id, "fault")?, ledger.live(&model)?)))
-            .await?;
-        // What is live is written down with the switch, or with going back; the rollout's own record follows, and a disk that
-        // was full may never have got it.
-        let was_live = live.is_some_and(|live| live.rollout.as_ref() == Some(&record.id) && live.version == record.to);
-        let guilty = was_live && !faults.is_empty() && record.from.is_some();
-        let (phase, reason) = match (guilty, was_live) {
-            (true, _) => (Phase::RolledBack, "crash".to_owned()),
-            (false, true) => {
-                (Phase::Interrupted, format!("the process died in the window; '{}' stays live", record.to))
-            }
-            (false, false) => (Phase::Interrupted, format!("the process died while it was {}", record.phase)),
-        };
-        tracing::warn!(
-            model = record.model,
-            rollout = record.id,
-            phase = phase.name(),
-            reason,
-            "ended what a crash cut off"
-        );
-        // As of every way back: from the version that is given up.
-        let (from, to) =
-            if guilty { (Some(&record.to), record.from.as_ref()) } else { (record.from.as_ref(), Some(&record.to)) };
-        let body = json!({ "reason": reason, "from": from, "to": to });
-        let note = event(&record.model, Some(&record.id), phase.name(), body);
-        record.phase = phase.name().into();
-        record.reason = Some(reason);
-        record.ended_ms = Some(now_ms());
-        if guilty {
-            let model = record.model.clone();
-            let version = record.from.clone().unwrap_or_default();
-            let manifest = {
-                let (model, version) = (model.clone(), version.clone());
-                self.ctx.journal.with(move |ledger| ledger.manifest(&model, &version)).await?
-            };
-            let digest = manifest.and_then(|m| m["digest"].as_str().map(str::to_owned)).unwrap_or_default();
-            record.kind = Some("cold".into());
-            let live =
-                Live { model, version, digest, rollout: Some(record.id.clone()), since_ms: now_ms(), previous: None };
-            self.ctx.journal.commit(live, note).await?;
-            self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await?;
-        } else {
-            // What was live stays so, written down already: that this cannot be (a full disk) is no reason not to serve it.
-            let id = record.id.clone();
-            if let Err(error) = self.ctx.journal.save(record, note).await {
-                tracing::error!(%error, rollout = id, "the end of a rollout could not be written to the ledger");
-            }
-        }
-        Ok(guilty)
     }
 
     /// Loads a version and makes it live, without a rollout: at the start, or to restore what was drained.

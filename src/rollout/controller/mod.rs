@@ -10,6 +10,7 @@ mod calm;
 mod commands;
 mod differing;
 mod messages;
+mod recovery;
 mod shadowing;
 mod sharing;
 mod shelf;

@@ -1,0 +1,188 @@
+//! What a crash cut off, ended in the ledger at the next start by what the ledger says of it.
+//!
+//! Must not know what is served then: that is what the ledger says is live.
+
+use serde_json::json;
+
+use super::super::journal::{event, now_ms};
+use super::super::state::Phase;
+use super::Controller;
+use crate::error::Result;
+use crate::ledger::{Event, Filter, Ledger, Live, NewEvent, RolloutRecord};
+
+/// What the ledger has of a rollout that is open in it, and that nobody is working on.
+struct Left {
+    record: RolloutRecord,
+    /// Its version is what is live. What is live is written down with the switch, or with going back; the rollout's own record
+    /// follows, and a disk that was full may never have got it.
+    is_live: bool,
+    /// A fault of the version was written down before the process ended.
+    fault: bool,
+    /// The version was taken back already, or its share of requests was.
+    taken_back: Option<Event>,
+}
+
+/// How it ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// Its version ended the process: the one before it is live again.
+    Guilty,
+    /// It had come to an end, and only memory was still awaited, which went with the process.
+    Was(Phase, Option<String>),
+    /// It had come to none.
+    Cut(String),
+}
+
+impl Left {
+    fn of(ledger: &Ledger, record: RolloutRecord) -> Result<Left> {
+        let id = &record.id;
+        let shares = ledger.rollout_events(id, "share")?.into_iter().filter(|share| share.body["taken_back"] == true);
+        let taken_back = ledger.rollout_events(id, "rolled_back")?.into_iter().chain(shares).next();
+        let live = ledger.live(&record.model)?;
+        let is_live = live.is_some_and(|live| live.rollout.as_ref() == Some(id) && live.version == record.to);
+        let fault = !ledger.rollout_events(id, "fault")?.is_empty();
+        Ok(Left { record, is_live, fault, taken_back })
+    }
+
+    fn end(&self) -> End {
+        let to = &self.record.to;
+        match &self.taken_back {
+            _ if self.is_live && self.fault && self.record.from.is_some() => End::Guilty,
+            _ if self.is_live && self.record.phase == Phase::Reclaiming.name() => End::Was(Phase::Settled, None),
+            _ if self.is_live => End::Cut(format!("the process died in the window; '{to}' stays live")),
+            Some(event) => End::Was(Phase::RolledBack, event.body["reason"].as_str().map(str::to_owned)),
+            None => End::Cut(format!("the process died while it was {}", self.record.phase)),
+        }
+    }
+}
+
+impl Controller {
+    /// Ends, in the ledger, what a crash cut off. Says whether a version was taken back for having crashed.
+    pub(super) async fn end_interrupted(&self) -> Result<bool> {
+        let filter = Filter { model: Some(self.slot.name().to_owned()), limit: 100, open_only: true };
+        let left = self.ctx.journal.with(move |ledger| {
+            let open = ledger.rollouts(&filter)?.into_iter();
+            open.map(|record| Left::of(ledger, record)).collect::<Result<Vec<_>>>()
+        });
+        let mut crashed = false;
+        for left in left.await? {
+            let end = left.end();
+            crashed |= end == End::Guilty;
+            self.end_one(left.record, end).await?;
+        }
+        Ok(crashed)
+    }
+
+    async fn end_one(&self, mut record: RolloutRecord, end: End) -> Result<()> {
+        let (from, to) = (record.from.clone(), record.to.clone());
+        let (phase, reason, kind, body) = match &end {
+            // As of every way back: from the version that is given up.
+            End::Guilty => {
+                let body = json!({ "reason": "crash", "from": to, "to": from });
+                (Phase::RolledBack, Some("crash".to_owned()), "rolled_back", body)
+            }
+            // That it was taken back is told already; this is its end.
+            End::Was(phase, reason) => {
+                (*phase, reason.clone(), "phase", json!({ "phase": phase, "to": to, "reason": reason }))
+            }
+            End::Cut(reason) => {
+                let body = json!({ "reason": reason, "from": from, "to": to });
+                (Phase::Interrupted, Some(reason.clone()), "interrupted", body)
+            }
+        };
+        let (model, rollout) = (&record.model, &record.id);
+        tracing::warn!(model, rollout, phase = phase.name(), reason, "ended what a crash cut off");
+        let note = event(model, Some(rollout), kind, body);
+        if phase == Phase::RolledBack {
+            record.kind = Some(if end == End::Guilty { "cold" } else { "instant" }.into());
+        }
+        let record = closed(record, phase, reason);
+        match end {
+            End::Guilty => self.back_to_the_one_before(record, note).await,
+            End::Was(..) | End::Cut(_) => {
+                // What was live stays so, written down already: that this cannot be (a full disk) is no reason not to serve it.
+                let id = record.id.clone();
+                if let Err(error) = self.ctx.journal.save(record, note).await {
+                    tracing::error!(%error, rollout = id, "the end of a rollout could not be written to the ledger");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn back_to_the_one_before(&self, record: RolloutRecord, note: NewEvent) -> Result<()> {
+        let (model, version) = (record.model.clone(), record.from.clone().unwrap_or_default());
+        let manifest = {
+            let (model, version) = (model.clone(), version.clone());
+            self.ctx.journal.with(move |ledger| ledger.manifest(&model, &version)).await?
+        };
+        let digest = manifest.and_then(|m| m["digest"].as_str().map(str::to_owned)).unwrap_or_default();
+        let rollout = Some(record.id.clone());
+        let live = Live { model, version, digest, rollout, since_ms: now_ms(), previous: None };
+        self.ctx.journal.commit(live, note).await?;
+        self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await
+    }
+}
+
+fn closed(mut record: RolloutRecord, phase: Phase, reason: Option<String>) -> RolloutRecord {
+    record.phase = phase.name().into();
+    record.ended_ms = Some(now_ms());
+    // Whoever promoted may have said why.
+    let given = if phase == Phase::RolledBack { record.reason.take() } else { None };
+    record.figures.extend(given.map(|given| ("promote_reason".to_owned(), given.into())));
+    record.reason = reason.or(record.reason);
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn left(phase: &str, from: Option<&str>) -> Left {
+        let record = RolloutRecord {
+            phase: phase.into(),
+            from: from.map(str::to_owned),
+            to: "v2".into(),
+            ..RolloutRecord::default()
+        };
+        Left { record, is_live: false, fault: false, taken_back: None }
+    }
+
+    fn taken_back(reason: Value) -> Option<Event> {
+        Some(Event {
+            seq: 7,
+            prev_hash: String::new(),
+            hash: String::new(),
+            model: "m".into(),
+            rollout: None,
+            kind: "rolled_back".into(),
+            at_ms: 0,
+            actor: None,
+            body: json!({ "reason": reason }),
+        })
+    }
+
+    #[test]
+    fn what_was_cut_off_ends_as_what_it_had_come_to() {
+        let back = || taken_back(json!("error_rate 0.5 > 0.01"));
+        let rolled_back = End::Was(Phase::RolledBack, Some("error_rate 0.5 > 0.01".into()));
+        // The record is as it was in the window: what is in force was written, its record was not.
+        assert_eq!(Left { taken_back: back(), ..left("observing", Some("v1")) }.end(), rolled_back);
+        assert_eq!(Left { taken_back: back(), ..left("canary", Some("v1")) }.end(), rolled_back);
+        let live = |phase, from| Left { is_live: true, ..left(phase, from) };
+        assert_eq!(live("reclaiming", Some("v1")).end(), End::Was(Phase::Settled, None));
+        assert_eq!(Left { fault: true, ..live("observing", Some("v1")) }.end(), End::Guilty);
+        assert_eq!(Left { fault: true, ..live("reclaiming", Some("v1")) }.end(), End::Guilty);
+        // With nothing to go back to, a fault is nobody's end.
+        for (left, words) in [
+            (Left { fault: true, ..live("observing", None) }, "in the window; 'v2' stays live"),
+            (live("warming", Some("v1")), "in the window; 'v2' stays live"),
+            (left("loading", Some("v1")), "died while it was loading"),
+            (Left { fault: true, ..left("validating", Some("v1")) }, "died while it was validating"),
+        ] {
+            assert!(matches!(left.end(), End::Cut(reason) if reason.contains(words)), "{words}");
+        }
+    }
+}
