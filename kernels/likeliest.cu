@@ -5,6 +5,8 @@
 // done puts together what all found, in their order: the same blocks give the same bits. Of tokens that are equally likely
 // it is the first. Logits of -∞ are tokens that may not be; where all are, the logarithm is -∞ and the token 0. The token is one of
 // the vocabulary whatever the logits are, numbers or not: the next step may read it before anybody looks at it.
+//
+// logit_of_f32: of each row of logits that of one token. Block 256, grid ceil(rows / 256), no dynamic shared memory.
 #include "tensor_cores.cuh"
 
 namespace {
@@ -138,4 +140,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) likeliest_f32(const float*
     to[1] = __float_as_uint(whole.best);
     to[2] = __float_as_uint(whole.token == 0xffffffffu ? -INFINITY : whole.best + log2f(whole.sum) * LN_2);
     to[3] = whole.bad == 0 ? 1u : 0u;
+}
+
+// `asked` is `[rows, 2]`: something that is nothing to this kernel, and the token. `out` is `[rows]`, NaN where there is no such token.
+extern "C" __global__ void __launch_bounds__(THREADS) logit_of_f32(const float* logits, int rows, int vocabulary,
+                                                                   const unsigned* asked, float* out) {
+    const int row = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
+    if (row >= rows) return;
+    const unsigned token = asked[2 * row + 1];
+    const bool is_there = token < static_cast<unsigned>(vocabulary);
+    out[row] = is_there ? logits[static_cast<long long>(row) * vocabulary + token] : __uint_as_float(0x7fc00000u);
 }

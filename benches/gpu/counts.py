@@ -79,6 +79,10 @@ def likely(rows, vocabulary, most):
     return 4 * rows * vocabulary + rows * (24 + 8 * most), 6 * rows * vocabulary
 
 
+def logit_of(rows):
+    return 16 * rows, 0
+
+
 def turns(rows, half):
     return 8 * rows * half + 4 * rows + 4 * half, 40 * rows * half
 

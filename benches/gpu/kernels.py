@@ -402,6 +402,9 @@ def likeliest(bench, rows_, size=None):
     pairs = bench.array("u32", rows_, most, 2)
     arguments, count = (logits, vocabulary, told, asked, most, sums, counted, pairs), counts.likely(rows_, vocabulary, 0)
     bench.time("likely_f32", what, (blocks, rows_), 256, *arguments, count=count, size=size or "llama-8b")
+    scored = bench.array("u32", rows_, 2, values=np.array([[0, 7]] * rows_)), bench.array("f32", rows_)
+    arguments, count = (logits, rows_, vocabulary, *scored), counts.logit_of(rows_)
+    bench.time("logit_of_f32", what, (ceil(rows_, 256),), 256, *arguments, count=count, size=size or "llama-8b")
     bench.forget()
 
 

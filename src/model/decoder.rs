@@ -11,7 +11,7 @@ use super::recordings::Warmth;
 use super::{KvCache, KvSpec};
 use crate::error::{Error, Result};
 use crate::ops::{Ask, Device, Tensor, Told, tell};
-pub use crate::ops::{Begun, Likeliest, Likely};
+pub use crate::ops::{Begun, Likeliest, Likely, Scored};
 use crate::weights::Progress;
 
 /// Tokens of all sequences that one step takes. It bounds a model's memory whatever the scheduler plans; products are as
@@ -103,7 +103,14 @@ impl StepInput {
 
     /// What is asked of each of those.
     pub(super) fn asks(&self) -> Vec<Ask> {
-        self.wants().map(Wants::ask).collect()
+        let asks = |StepSequence { tokens, wants, .. }: &StepSequence| -> Vec<Ask> {
+            let followed = |token: &u32| Ask::Scored { token: *token };
+            match wants {
+                Wants::Scored { .. } => tokens.iter().skip(1).map(followed).chain([wants.ask()]).collect(),
+                _ => vec![wants.ask(); wants.rows(tokens.len())],
+            }
+        };
+        self.sequences.iter().flat_map(asks).collect()
     }
 }
 
@@ -131,8 +138,10 @@ pub enum Wants {
     Likeliest,
     /// Only what is nearly always enough to draw what follows the last of them at a temperature, which is above 0.
     Likely { temperature: f32 },
-    /// What may follow each: the prompt itself is scored.
+    /// What may follow each, whole.
     Every,
+    /// How likely each is followed by what stands after it, the last of them by this one.
+    Scored { next: u32 },
 }
 
 impl Wants {
@@ -141,7 +150,7 @@ impl Wants {
         match self {
             Wants::Nothing => 0,
             Wants::Last | Wants::Likeliest | Wants::Likely { .. } => tokens.min(1),
-            Wants::Every => tokens,
+            Wants::Every | Wants::Scored { .. } => tokens,
         }
     }
 
@@ -150,6 +159,7 @@ impl Wants {
         match self {
             Wants::Likeliest => Ask::Likeliest,
             Wants::Likely { temperature } => Ask::Likely { temperature },
+            Wants::Scored { next } => Ask::Scored { token: next },
             Wants::Nothing | Wants::Last | Wants::Every => Ask::Nothing,
         }
     }
@@ -170,6 +180,7 @@ pub struct Logits {
     likeliest: Vec<Likeliest>,
     /// And of others again.
     likely: Vec<Likely>,
+    scored: Vec<Scored>,
 }
 
 impl Logits {
@@ -180,7 +191,7 @@ impl Logits {
             _ if !values.len().is_multiple_of(vocabulary) => {
                 Err(Error::internal(format!("{} numbers are no rows of {vocabulary}", values.len())))
             }
-            _ => Ok(Logits { values, vocabulary, likeliest: Vec::new(), likely: Vec::new() }),
+            _ => Ok(Logits { values, vocabulary, likeliest: Vec::new(), likely: Vec::new(), scored: Vec::new() }),
         }
     }
 
@@ -194,7 +205,7 @@ impl Logits {
     }
 
     /// Of as many rows, wherever they lie, and what was told of them: no more than is wanted of others comes from there.
-    pub(super) fn with(rows: &Tensor, step: &StepInput, Told { likeliest, likely }: Told) -> Result<Self> {
+    pub(super) fn with(rows: &Tensor, step: &StepInput, Told { likeliest, likely, scored }: Told) -> Result<Self> {
         let (_, vocabulary) = rows.dims2().map_err(failed)?;
         let wants: Vec<Wants> = step.wants().collect();
         let (mut values, mut next) = (Vec::new(), 0);
@@ -206,17 +217,17 @@ impl Logits {
             }
             next += stretch.len();
         }
-        Ok(Logits { likeliest, likely, ..Logits::new(values, vocabulary)? })
+        Ok(Logits { likeliest, likely, scored, ..Logits::new(values, vocabulary)? })
     }
 
     /// Of what was told of rows, none of which is wanted whole.
-    pub(super) fn told(Told { likeliest, likely }: Told, vocabulary: usize) -> Result<Self> {
-        Ok(Logits { likeliest, likely, ..Logits::new(Vec::new(), vocabulary)? })
+    pub(super) fn told(Told { likeliest, likely, scored }: Told, vocabulary: usize) -> Result<Self> {
+        Ok(Logits { likeliest, likely, scored, ..Logits::new(Vec::new(), vocabulary)? })
     }
 
     /// How many rows, whole or not.
     pub fn count(&self) -> usize {
-        self.values.len() / self.vocabulary + self.likeliest.len() + self.likely.len()
+        self.values.len() / self.vocabulary + self.likeliest.len() + self.likely.len() + self.scored.len()
     }
 
     /// Of the rows of which no more is wanted, in their order.
@@ -227,6 +238,11 @@ impl Logits {
     /// Of the rows that are drawn from, in their order.
     pub fn likely(&self) -> &[Likely] {
         &self.likely
+    }
+
+    /// Of the rows by which tokens are scored, in their order.
+    pub fn scored(&self) -> &[Scored] {
+        &self.scored
     }
 
     /// Of those that came whole, as all that follows.

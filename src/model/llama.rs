@@ -136,7 +136,7 @@ impl Llama {
         if tokens > TOKENS_PER_STEP || rows > ROWS_PER_STEP {
             return Err(Error::internal(format!("a step of {tokens} tokens and {rows} rows of logits")));
         }
-        for StepSequence { tokens, from, .. } in &step.sequences {
+        for StepSequence { tokens, from, wants, .. } in &step.sequences {
             if tokens.is_empty() {
                 return Err(Error::internal("a sequence without a token in a step"));
             }
@@ -144,7 +144,8 @@ impl Llama {
             if length > context {
                 return Err(Error::bad_request(format!("a sequence of {length} tokens, the model takes {context}")));
             }
-            if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            let scored = if let Wants::Scored { next } = wants { Some(next) } else { None };
+            if let Some(id) = tokens.iter().chain(scored).find(|&&id| id as usize >= vocabulary) {
                 return Err(Error::bad_request(format!("token id {id}, the model knows {vocabulary}")));
             }
         }
@@ -230,7 +231,8 @@ impl Llama {
     /// What a recorded step tells, where there is one for these rows.
     fn run_recorded(&self, runs: &Runs<'_>, kv: &KvCache) -> Option<Told> {
         let asks = &runs.given().asks;
-        let is_short = runs.total() == asks.len() && !asks.contains(&Ask::Nothing);
+        let told = |ask: &Ask| matches!(ask, Ask::Likeliest | Ask::Likely { .. });
+        let is_short = runs.total() == asks.len() && asks.iter().all(told);
         is_short.then(|| self.recorded.run(asks.len(), |step| step.run(runs, (&self.form(), kv))))?
     }
 
@@ -251,7 +253,7 @@ fn wanted_rows(step: &StepInput) -> Vec<usize> {
         match sequence.wants {
             Wants::Nothing => next..next,
             Wants::Last | Wants::Likeliest | Wants::Likely { .. } => next - 1..next,
-            Wants::Every => first..next,
+            Wants::Every | Wants::Scored { .. } => first..next,
         }
     });
     rows.collect()

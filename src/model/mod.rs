@@ -22,8 +22,8 @@ mod vit;
 use std::ops::Range;
 
 pub use self::decoder::{
-    Begun, Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, SEQUENCES, StepInput, StepSequence, TOKENS_PER_STEP,
-    Wants,
+    Begun, Decoder, Likeliest, Likely, Logits, ROWS_PER_STEP, SEQUENCES, Scored, StepInput, StepSequence,
+    TOKENS_PER_STEP, Wants,
 };
 pub use self::input::{Input, Pixels, Tokens};
 pub use self::packed::Packed;

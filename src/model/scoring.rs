@@ -11,9 +11,9 @@ use super::decoder::{Decoder, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER
 use super::input::Tokens;
 use super::pass::{Pending, failed};
 use crate::error::{Error, Result};
-use crate::ops::logits;
+use crate::ops::Scored;
 
-/// Tokens of one sequence that a step of scoring computes: each of them gives a row as wide as the vocabulary.
+/// Tokens of one sequence that a step of scoring computes: each of them makes a row as wide as the vocabulary, where it is computed.
 const PIECE: usize = 128;
 
 /// Texts that are scored, and how far that has come: what a turn of it leaves stays here for the next.
@@ -133,24 +133,19 @@ impl Case {
     fn next(&self, tokens: usize, rows: usize) -> Option<StepSequence> {
         let left = self.input.ids.len() - 1 - self.at;
         // Up to where rows begin to be wanted, none are.
-        let (most, wants) = match self.first - 1 > self.at {
-            true => ((self.first - 1 - self.at).min(tokens), Wants::Nothing),
-            false => (left.min(rows).min(tokens), Wants::Every),
+        let is_scored = self.first - 1 <= self.at;
+        let most = if is_scored { left.min(rows) } else { self.first - 1 - self.at };
+        let count = left.min(most).min(tokens).min(PIECE);
+        let wants = match self.input.ids.get(self.at + count) {
+            Some(next) if is_scored => Wants::Scored { next: *next },
+            _ => Wants::Nothing,
         };
-        let count = left.min(most).min(PIECE);
         let tokens = self.input.ids[self.at..self.at + count].to_vec();
         (count > 0).then(|| StepSequence { tokens, from: self.at, blocks: self.blocks.clone(), wants })
     }
 
-    fn take<'r>(&mut self, sequence: &StepSequence, rows: &mut impl Iterator<Item = &'r [f32]>) {
-        let next = &self.input.ids[self.at + 1..];
-        for (row, id) in rows.take(sequence.wants.rows(sequence.tokens.len())).zip(next) {
-            // A row with something in it that is no number has no peak: what is scored by it says so.
-            let best = logits::peak(row).unwrap_or(f32::NAN);
-            let likeliest = -logits::exp_sum(row, best, 1.0).ln();
-            let chosen = row.get(*id as usize).map_or(f32::NAN, |value| value - best + likeliest);
-            self.row.extend([chosen, likeliest]);
-        }
+    fn take(&mut self, sequence: &StepSequence, rows: &mut impl Iterator<Item = Scored>) {
+        self.row.extend(rows.take(sequence.wants.rows(sequence.tokens.len())).flat_map(|row| row.logarithms()));
         self.at += sequence.tokens.len();
     }
 }
@@ -169,7 +164,7 @@ fn step(model: &mut dyn Decoder, cases: &mut [Case], cache: &mut KvCache, mut to
     }
     let input = StepInput { sequences };
     let logits = model.step(&input, cache)?;
-    let mut rows = logits.rows();
+    let mut rows = logits.scored().iter().copied();
     for (at, sequence) in whose.into_iter().zip(&input.sequences) {
         cases[at].take(sequence, &mut rows);
     }

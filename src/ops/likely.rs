@@ -43,12 +43,14 @@ pub(super) struct Found {
     pub(super) likeliest: Likeliest,
     pub(super) sum: f64,
     pub(super) tokens: Option<Vec<(u32, f32)>>,
+    /// Of a token that is scored.
+    pub(super) logit: f32,
 }
 
 impl Found {
     /// With the row itself, by its number in `logits`.
     pub(super) fn of_row(self, logits: &Tensor, (row, temperature): (usize, f32)) -> Result<Likely> {
-        let Found { likeliest, sum, tokens } = self;
+        let Found { likeliest, sum, tokens, .. } = self;
         let floor = likeliest.logit - asked(temperature).1;
         Ok(Likely { likeliest, sum, floor, tokens, row: logits.narrow_rows(row, 1)? })
     }
@@ -81,12 +83,12 @@ pub fn likely(logits: &Tensor, temperatures: &[Option<f32>]) -> Result<Vec<Likel
 fn found_of(row: &[f32], (scale, below): Asked) -> Found {
     let likeliest = of_row(row);
     if !likeliest.sound || likeliest.logit == f32::NEG_INFINITY {
-        return Found { likeliest, sum: 0.0, tokens: Some(Vec::new()) };
+        return Found { likeliest, sum: 0.0, tokens: Some(Vec::new()), logit: f32::NAN };
     }
     let mut ids = Vec::new();
     between(row, likeliest.logit - below, f32::INFINITY, &mut ids);
     let tokens = (ids.len() <= MOST).then(|| ids.iter().map(|id| (*id, row[*id as usize])).collect());
-    Found { likeliest, sum: f64::from(exp_sum(row, likeliest.logit, scale)), tokens }
+    Found { likeliest, sum: f64::from(exp_sum(row, likeliest.logit, scale)), tokens, logit: f32::NAN }
 }
 
 #[cfg(test)]

@@ -56,4 +56,4 @@ pub use rms_norm::{RmsNorm, rms_norm};
 pub use rotary::Rotary;
 pub use segments::Segments;
 pub use tensor::{Device, Keeping, Landed, Landing, Machine, Tensor};
-pub use told::{Ask, Told, tell};
+pub use told::{Ask, Scored, Told, tell};

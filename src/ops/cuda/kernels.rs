@@ -134,10 +134,11 @@ pub(super) struct Kernels {
     functions: Vec<[sys::CUfunction; FORMATS.len()]>,
     /// From one format to another.
     casts: HashMap<(DType, DType), sys::CUfunction>,
-    /// Of f32 only, these three.
+    /// Of f32 only, these four.
     turns: sys::CUfunction,
     likeliest: sys::CUfunction,
     likely: sys::CUfunction,
+    logit_of: sys::CUfunction,
     quantized: Functions,
 }
 
@@ -159,6 +160,7 @@ impl Kernels {
             turns: std::ptr::null_mut(),
             likeliest: std::ptr::null_mut(),
             likely: std::ptr::null_mut(),
+            logit_of: std::ptr::null_mut(),
             quantized: Functions::default(),
         };
         let mut by_file = HashMap::new();
@@ -197,6 +199,7 @@ impl Kernels {
         }
         kernels.turns = find(cuda, module("place_heads")?, "turns_f32")?;
         kernels.likeliest = find(cuda, module("likeliest")?, "likeliest_f32")?;
+        kernels.logit_of = find(cuda, module("likeliest")?, "logit_of_f32")?;
         kernels.likely = find(cuda, module("likely")?, "likely_f32")?;
         kernels.quantized = Functions::load(|file, name| find(cuda, module(file)?, name))?;
         for from in FORMATS.into_iter().chain([DType::F64]) {
@@ -226,6 +229,10 @@ impl Kernels {
 
     pub(super) fn likely(&self) -> sys::CUfunction {
         self.likely
+    }
+
+    pub(super) fn logit_of(&self) -> sys::CUfunction {
+        self.logit_of
     }
 
     pub(super) fn quantized(&self) -> &Functions {

@@ -74,6 +74,11 @@ impl Shape {
         Shape { grid: (blocks as u32, rows as u32, 1), block: 256, shared: 0 }
     }
 
+    /// For `logit_of`: a thread for each row.
+    pub(super) fn thread_each(rows: usize) -> Shape {
+        Shape { grid: (rows.div_ceil(256) as u32, 1, 1), block: 256, shared: 0 }
+    }
+
     /// For `take_rows`: a block for each row.
     pub(super) fn block_each(rows: usize) -> Shape {
         Shape { grid: (rows as u32, 1, 1), block: 128, shared: 0 }

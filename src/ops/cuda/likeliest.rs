@@ -18,9 +18,23 @@ fn blocks(vocabulary: usize) -> usize {
     vocabulary.div_ceil(EACH).max(1)
 }
 
+/// What is asked of rows beside their likeliest tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Beside {
+    /// Some are drawn from.
+    pub(super) draws: bool,
+    /// By some a token is scored.
+    pub(super) scores: bool,
+}
+
+/// Of what is recorded.
+pub(super) const DRAWS: Beside = Beside { draws: true, scores: false };
+
 /// Bytes that so many rows take while they are looked at.
 pub(in crate::ops) fn likeliest_bytes(rows: usize, vocabulary: usize) -> u64 {
-    let (told, looked) = (Told { rows, blocks: blocks(vocabulary) }, WORDS * blocks(vocabulary) + 1 + 2);
+    let beside = Beside { draws: true, scores: true };
+    let told = Told { rows, blocks: blocks(vocabulary), beside };
+    let looked = WORDS * blocks(vocabulary) + 1 + 2;
     ((told.words() + rows * looked) * size_of::<u32>()) as u64
 }
 
@@ -37,20 +51,21 @@ impl Planned {
     pub(in crate::ops) fn tell(&self, logits: &Tensor, asks: &[Ask]) -> Result<Vec<Found>> {
         match asks.iter().all(|ask| *ask == Ask::Nothing) {
             true => Ok(Vec::new()),
-            false => self.ask(logits, draws(asks))?.read(asks),
+            false => self.ask(logits, Beside::of(asks))?.read(asks),
         }
     }
 
-    /// Queues what finds the likeliest token of each row and, where some are drawn from, those that are not much less likely.
-    pub(super) fn ask(&self, logits: &Tensor, draws: bool) -> Result<Answers> {
+    /// Queues what finds the likeliest token of each row and, where some are drawn from, those that are not much less likely, and where
+    /// tokens are scored, their logits.
+    pub(super) fn ask(&self, logits: &Tensor, beside: Beside) -> Result<Answers> {
         let (rows, vocabulary) = logits.matrix("logits", DType::F32)?;
         if rows != self.step.logits {
             bail!("{rows} rows of logits of a step that wants {}", self.step.logits);
         }
-        let told = Told { rows, blocks: blocks(vocabulary) };
-        let words = logits.beside(&[if draws { told.words() } else { told.counts() }], DType::U32)?;
+        let told = Told { rows, blocks: blocks(vocabulary), beside };
+        let words = logits.beside(&[told.words()], DType::U32)?;
         let at = |word: usize| words.address() + (word * size_of::<u32>()) as u64;
-        let counts = if draws { at(told.counts()) } else { 0 };
+        let counts = if beside.draws { at(told.counts()) } else { 0 };
         let parts = logits.beside(&[rows * told.blocks, WORDS], DType::F32)?;
         let arguments = Arguments::new(logits).size(vocabulary).address(parts.address());
         let arguments = arguments.address(self.at(self.step.counts)).address(at(0)).address(counts);
@@ -59,7 +74,7 @@ impl Planned {
         // SAFETY: `likeliest_f32(const float*, int, float*, unsigned*, unsigned*, unsigned*)`, of new memory that has room for what
         // every block of every row finds, and of counts that came up as 0.
         unsafe { logits.launch(function, Shape::parts(told.blocks, rows), arguments) }?;
-        if draws {
+        if beside.draws {
             let arguments = Arguments::new(logits).size(vocabulary).address(at(0)).address(self.at(self.step.asked));
             let arguments = arguments.size(MOST).address(at(told.sums())).address(counts).address(at(told.tokens()));
             let function = logits.gpu().kernels.likely();
@@ -69,18 +84,32 @@ impl Planned {
             // kernel before has set counts to 0.
             unsafe { logits.launch(function, Shape::parts(told.blocks, rows), arguments) }?;
         }
+        if beside.scores {
+            let arguments = Arguments::new(logits).size(rows).size(vocabulary).address(self.at(self.step.asked));
+            let arguments = arguments.address(at(told.scored()));
+            let function = logits.gpu().kernels.logit_of();
+            #[allow(unsafe_code)]
+            // SAFETY: `logit_of_f32(const float*, int, int, const unsigned*, float*)`, of two words for each row and new memory that has
+            // room for a number of every row.
+            unsafe { logits.launch(function, Shape::thread_each(rows), arguments) }?;
+        }
         Ok(Answers { told, words })
     }
 }
 
-fn draws(asks: &[Ask]) -> bool {
-    asks.iter().any(|ask| ask.temperature().is_some())
+impl Beside {
+    fn of(asks: &[Ask]) -> Beside {
+        Beside {
+            draws: asks.iter().any(|ask| ask.temperature().is_some()),
+            scores: asks.iter().any(|ask| ask.scored().is_some()),
+        }
+    }
 }
 
 impl Answers {
-    /// Those that lie in `words` about so many rows of logits of a vocabulary.
+    /// Those of a recorded step that lie in `words` about so many rows of logits of a vocabulary.
     pub(super) fn of(words: Tensor, (rows, vocabulary): (usize, usize)) -> Answers {
-        Answers { told: Told { rows, blocks: blocks(vocabulary) }, words }
+        Answers { told: Told { rows, blocks: blocks(vocabulary), beside: DRAWS }, words }
     }
 
     /// Words about so many rows of which the likeliest token is asked.
@@ -100,14 +129,23 @@ impl Answers {
 
     /// About the first rows, of which this was asked, once everything before has run.
     pub(super) fn read(&self, asks: &[Ask]) -> Result<Vec<Found>> {
-        let needed = match draws(asks) {
+        let wanted = Beside::of(asks);
+        if wanted.scores && !self.told.beside.scores {
+            bail!("tokens are scored by rows of which that was not asked");
+        }
+        let needed = match wanted.draws {
+            _ if wanted.scores => self.told.words(),
             true => self.told.tokens() + asks.len() * MOST * 2,
             false => asks.len() * WORDS,
         };
         let words = self.words.narrow_rows(0, needed)?.to_words()?;
         let found = |(row, ask): (usize, &Ask)| match ask.temperature() {
             Some(_) => self.told.read(&words, row),
-            None => Ok(Found { likeliest: read_row(&words, row)?, sum: 0.0, tokens: None }),
+            None => {
+                let logit = words.get(self.told.scored() + row).filter(|_| wanted.scores).copied();
+                let logit = f32::from_bits(logit.unwrap_or(f32::NAN.to_bits()));
+                Ok(Found { likeliest: read_row(&words, row)?, sum: 0.0, tokens: None, logit })
+            }
         };
         asks.iter().enumerate().map(found).collect()
     }
@@ -120,11 +158,13 @@ fn read_row(words: &[u32], row: usize) -> Result<Likeliest> {
 }
 
 /// What comes down of rows that are drawn from, in words: of all rows their likeliest tokens, then how many tokens each has, then the
-/// blocks' sums, then tokens and logits.
+/// blocks' sums, then tokens and logits. Where none is drawn from only the first of these; and, where tokens are scored, their logits
+/// after all.
 #[derive(Debug, Clone, Copy)]
 struct Told {
     rows: usize,
     blocks: usize,
+    beside: Beside,
 }
 
 impl Told {
@@ -140,8 +180,12 @@ impl Told {
         self.sums() + self.rows * self.blocks
     }
 
+    fn scored(self) -> usize {
+        if self.beside.draws { self.tokens() + self.rows * MOST * 2 } else { self.counts() }
+    }
+
     fn words(self) -> usize {
-        self.tokens() + self.rows * MOST * 2
+        self.scored() + if self.beside.scores { self.rows } else { 0 }
     }
 
     fn read(self, words: &[u32], row: usize) -> Result<Found> {
@@ -164,6 +208,6 @@ impl Told {
             }
             false => None,
         };
-        Ok(Found { likeliest, sum, tokens })
+        Ok(Found { likeliest, sum, tokens, logit: f32::NAN })
     }
 }

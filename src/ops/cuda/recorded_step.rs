@@ -11,7 +11,7 @@ use candle_core::{DType, Result, bail};
 use super::kernels::Kernel;
 use super::landing::Copied;
 use super::launch::{Arguments, Shape};
-use super::likeliest::Answers;
+use super::likeliest::{Answers, DRAWS};
 use super::paged::Planned;
 use super::recorded::{Recorder, locked};
 use super::step::{Heads, OfStep, Step, parts_bytes, table_words};
@@ -85,7 +85,7 @@ impl Recorder {
             planned.turn(rotary)?;
             let (planned, logits) = pass(planned)?;
             let logits = logits.on_gpu("a step's logits")?;
-            Result::Ok((planned.ask(logits, true)?.words.spot()?, logits.spot()?))
+            Result::Ok((planned.ask(logits, DRAWS)?.words.spot()?, logits.spot()?))
         };
         let ((answers, logits), graph) = Graph::record(&stream, || work().map_err(Error::internal)).map_err(failed)?;
         graph.upload(&stream).and_then(|()| stream.synchronize()).map_err(failed)?;

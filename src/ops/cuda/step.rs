@@ -223,10 +223,10 @@ fn place(run: &Run<'_>, position: usize) -> u32 {
     run.blocks[position / KvSpec::BLOCK_TOKENS] * KvSpec::BLOCK_TOKENS as u32 + (position % KvSpec::BLOCK_TOKENS) as u32
 }
 
-/// What `likely_f32` reads of a row.
+/// What `likely_f32` reads of a row; of one by which a token is scored, of which that asks nothing, what `logit_of_f32` does.
 fn bits_of(ask: Ask) -> [u32; 2] {
     let (scale, below) = ask.temperature().map_or((0.0, 0.0), asked);
-    [scale.to_bits(), below.to_bits()]
+    [scale.to_bits(), ask.scored().unwrap_or(below.to_bits())]
 }
 
 /// A launch that has no place in the table yet.

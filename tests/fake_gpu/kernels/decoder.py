@@ -223,6 +223,24 @@ def likeliest(kernels, dtype, random):
 
 
 @op
+def logit_of(kernels, dtype, random):
+    """Of one type only."""
+    if dtype != "f32":
+        return
+    for rows, vocabulary in (1, 1), (32, 128256), (300, 97), (5, 1004):
+        values = random.normal(size=(rows, vocabulary)).astype(np.float32)
+        asked = random.integers(0, vocabulary, (rows, 2)).astype(np.uint32)
+        asked[0, 1] = vocabulary - 1
+        if rows > 1:
+            asked[1, 1] = vocabulary  # no token of it
+            values[2, asked[2, 1]] = -np.inf
+        out = output("f32", (rows,))
+        kernels.launch("logit_of_f32", (-(-rows // 256),), 256, given("f32", values), rows, vocabulary, given("u32", asked), out)
+        wanted = np.append(values, np.full((rows, 1), np.nan), axis=1)[np.arange(rows), np.minimum(asked[:, 1], vocabulary)]
+        yield "logit_of_f32", f"{rows} of {vocabulary}", out.read(), wanted.astype(np.float64)
+
+
+@op
 def likely(kernels, dtype, random):
     """Of one type only."""
     if dtype != "f32":
