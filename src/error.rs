@@ -15,6 +15,9 @@ pub enum Error {
     BadRequest { message: String, param: Option<String> },
     #[error("{what} is {got}, the limit is {limit}")]
     TooLarge { what: &'static str, got: u64, limit: u64 },
+    /// `message` has the numbers.
+    #[error("{message}")]
+    ContextExceeded { message: String, param: Option<&'static str> },
     #[error("{}", line(.reason))]
     Unsupported { reason: String },
     #[error("{reason}")]
@@ -23,6 +26,10 @@ pub enum Error {
     Forbidden { reason: String },
     #[error("no model or version is called '{}'{}", line(.reference), known_list(.known))]
     Unknown { reference: String, known: Vec<String> },
+    #[error(
+        "'{model}' has no version yet: put the folder of one beside its model.toml (models/fetch brings those of the models that come with Cutover)"
+    )]
+    NoVersions { model: String },
     #[error("no {what} '{}'", line(.id))]
     NotFound { what: &'static str, id: String },
     #[error("no model for the task '{task}'{}", known_list(.known))]
@@ -109,12 +116,14 @@ impl Error {
     /// The one match from facts to kind.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::BadRequest { .. } => Kind::BadRequest,
+            Error::BadRequest { .. } | Error::ContextExceeded { .. } => Kind::BadRequest,
             Error::TooLarge { .. } => Kind::TooLarge,
             Error::Unsupported { .. } => Kind::Unsupported,
             Error::Unauthorised { .. } => Kind::Unauthorised,
             Error::Forbidden { .. } => Kind::Forbidden,
-            Error::Unknown { .. } | Error::NotFound { .. } | Error::NoModelFor { .. } => Kind::NotFound,
+            Error::Unknown { .. } | Error::NoVersions { .. } | Error::NotFound { .. } | Error::NoModelFor { .. } => {
+                Kind::NotFound
+            }
             Error::Ambiguous { .. } | Error::Conflict { .. } => Kind::Conflict,
             Error::Unloadable { .. } | Error::Gate { .. } | Error::Config { .. } => Kind::Refused,
             Error::Overloaded { .. } => Kind::Overloaded,
@@ -149,6 +158,7 @@ impl Error {
         use serde_json::json;
         match self {
             Error::BadRequest { param: Some(param), .. } => json!({ "param": param }),
+            Error::ContextExceeded { param, .. } => json!({ "param": param }),
             Error::TooLarge { what, got, limit } => json!({ "what": what, "got": got, "limit": limit }),
             Error::Unknown { known, .. } => json!({ "known": known }),
             Error::Ambiguous { candidates, .. } => json!({ "candidates": candidates }),

@@ -198,15 +198,6 @@ async fn an_admin_listener_of_its_own_lists_models_to_whoever_may_change_them() 
     admin.promote("v2", json!({})).await.expect(200);
 }
 
-/// `cutover` as a client of this server, with these arguments; its exit code and what it said.
-fn cutover(server: &Server, args: &[&str]) -> (i32, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
-    command.args(args).args(["--url", &server.url]).current_dir(common::root());
-    let output = command.env_remove("CUTOVER_API_KEY_FILE").output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    (output.status.code().unwrap_or(-1), text)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_sends_a_key_and_a_token() {
     let Guarded { site, token, .. } = guarded();
@@ -215,20 +206,20 @@ async fn the_command_line_sends_a_key_and_a_token() {
     fs::write(&key, format!("{ALICE}\n")).unwrap();
     let (key, token) = (["--api-key-file", key.to_str().unwrap()], ["--token-file", token.to_str().unwrap()]);
     let bench = ["bench", "serve", "--model", "digits", "--clients", "1", "--requests", "20", "--warmup", "100ms"];
-    let (code, said) = cutover(&server, &bench);
+    let (code, said) = server.cutover(&bench);
     assert!(code == 1 && said.contains("API key"), "{code}: {said}");
-    let (code, said) = cutover(&server, &[&bench[..], &key].concat());
+    let (code, said) = server.cutover(&[&bench[..], &key].concat());
     assert_eq!(code, 0, "{said}");
-    let (code, said) = cutover(&server, &[&["status"], &key[..]].concat());
+    let (code, said) = server.cutover(&[&["status"], &key[..]].concat());
     assert_eq!(code, 0, "{said}");
-    let (code, said) = cutover(&server, &[&["promote", "v2"], &key[..]].concat());
+    let (code, said) = server.cutover(&[&["promote", "v2"], &key[..]].concat());
     assert!(code == 1 && said.contains("admin token"), "{code}: {said}");
-    let (code, said) = cutover(&server, &[&["promote", "v2"], &token[..]].concat());
+    let (code, said) = server.cutover(&[&["promote", "v2"], &token[..]].concat());
     assert_eq!(code, 0, "{said}");
     let swap = ["bench", "swap", "--model", "digits", "--versions", "v2,v1", "--switches", "2", "--rate", "20"];
     let brief = ["--warmup", "100ms", "--steady", "200ms", "--requests", "20", "--hold", "50ms", "--pause", "50ms"];
-    cutover(&server, &[&["settle", "digits"], &token[..]].concat());
-    let (code, said) = cutover(&server, &[&swap[..], &brief, &key, &token].concat());
+    server.cutover(&[&["settle", "digits"], &token[..]].concat());
+    let (code, said) = server.cutover(&[&swap[..], &brief, &key, &token].concat());
     assert_eq!(code, 0, "{said}");
     assert_eq!(server.image("digits", &digit(1)).await.status, 401);
 }

@@ -255,7 +255,8 @@ impl Api {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        Failure::Unreachable { url: self.base.clone(), reason: chain(error) }
+        let hint = if error.is_connect() { "; --url, or CUTOVER_URL, says where the server is" } else { "" };
+        Failure::Unreachable { url: self.base.clone(), reason: format!("{}{hint}", chain(error)) }
     }
 
     pub(super) fn protocol(&self, reason: &str) -> Failure {
@@ -379,6 +380,11 @@ mod tests {
             Connection { url: parse_url(&url).unwrap(), token_file: None, api_key_file: None, ca_cert: None };
         let api = Api::new(&url_only).unwrap();
         let message = api.get("/models").await.unwrap_err().to_string();
-        assert!(message.contains(&url) && message.contains("refused"), "{message}");
+        assert!(
+            message.contains(&url)
+                && message.contains("refused")
+                && message.ends_with("--url, or CUTOVER_URL, says where the server is"),
+            "{message}"
+        );
     }
 }

@@ -32,7 +32,7 @@ pub enum ExperimentCommand {
 pub struct StartArgs {
     /// What it is called
     pub name: String,
-    /// The live version and one other, each with its percent of requests, such as v1=70 v2=30
+    /// The live version and one other, each with its percent of requests, such as v1=70 v2=30; or digits@v1=70
     #[arg(required = true, num_args = 2, value_name = "VERSION=PERCENT", value_parser = parse_weight)]
     pub weights: Vec<Weight>,
     /// Which model; needed when the server has several
@@ -94,22 +94,38 @@ impl ExperimentArgs {
     }
 }
 
-async fn start(args: &StartArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let twice = args
-        .weights
-        .iter()
-        .enumerate()
-        .find(|(at, weight)| args.weights[..*at].iter().any(|earlier| earlier.version == weight.version));
-    if let Some((_, Weight { version, .. })) = twice {
-        return Err(Failure::Usage(format!("'{version}' is named twice, expected two versions")));
+impl StartArgs {
+    /// The model, and each version's percent: what is named `model@version` names both.
+    fn named(&self) -> Result<(Option<&str>, Map<String, Value>), Failure> {
+        let (mut model, mut weights) = (self.model.as_deref(), Map::new());
+        for Weight { version, percent } in &self.weights {
+            let (of, version) = match version.split_once('@') {
+                Some((of, version)) => (Some(of), version),
+                None => (None, version.as_str()),
+            };
+            match (model, of) {
+                (Some(model), Some(of)) if model != of => {
+                    return Err(Failure::Usage(format!(
+                        "'{model}' and '{of}' are two models, expected one's versions"
+                    )));
+                }
+                _ => model = of.or(model),
+            }
+            if weights.insert(version.to_owned(), (*percent).into()).is_some() {
+                return Err(Failure::Usage(format!("'{version}' is named twice, expected two versions")));
+            }
+        }
+        Ok((model, weights))
     }
-    let weights: Map<String, Value> =
-        args.weights.iter().map(|weight| (weight.version.clone(), weight.percent.into())).collect();
+}
+
+async fn start(args: &StartArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let (model, weights) = args.named()?;
     let mut body = Map::new();
     body.insert("name".to_owned(), args.name.as_str().into());
     body.insert("weights".to_owned(), weights.into());
-    if let Some(model) = &args.model {
-        body.insert("model".to_owned(), model.as_str().into());
+    if let Some(model) = model {
+        body.insert("model".to_owned(), model.into());
     }
     if let Some(sticky) = &args.sticky {
         body.insert("sticky".to_owned(), sticky.to_string().into());
@@ -216,6 +232,33 @@ mod tests {
         assert_eq!(parse_weight("a=b=12.5%"), of("a=b", 12.5));
         for wrong in ["v1", "=5", "v1=", "v1=many", "v1=nan"] {
             assert!(parse_weight(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn versions_may_be_named_with_their_model() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: StartArgs,
+        }
+        let named = |line: &str| {
+            let words = format!("start tone {line}");
+            let args = <Line as clap::Parser>::try_parse_from(words.split(' ')).unwrap().args;
+            let named = args.named().map(|(model, weights)| (model.map(str::to_owned), Value::Object(weights)));
+            named.map_err(|error| error.to_string())
+        };
+        let weights = json!({ "v1": 70.0, "v2": 30.0 });
+        assert_eq!(named("v1=70 v2=30"), Ok((None, weights.clone())));
+        for line in ["digits@v1=70 digits@v2=30", "v1=70 digits@v2=30", "digits@v1=70 v2=30 --model digits"] {
+            assert_eq!(named(line), Ok((Some("digits".into()), weights.clone())), "{line}");
+        }
+        for (line, told) in [
+            ("digits@v1=70 minilm@v2=30", "two models"),
+            ("digits@v1=70 v2=30 --model minilm", "two models"),
+            ("v1=70 digits@v1=30", "'v1' is named twice"),
+        ] {
+            assert!(named(line).unwrap_err().contains(told), "{line}");
         }
     }
 

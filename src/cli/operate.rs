@@ -32,7 +32,7 @@ pub struct SettleArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct AbortArgs {
-    /// The rollout's id
+    /// The rollout's id, or the model whose rollout goes on
     #[arg(value_name = "ROLLOUT", value_parser = super::client::parse_reference)]
     pub id: String,
     #[command(flatten)]
@@ -59,8 +59,25 @@ pub(super) async fn settle(args: &SettleArgs, out: &mut dyn Write) -> Result<(),
 }
 
 pub(super) async fn abort(args: &AbortArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let path = format!("/admin/rollouts/{}/abort", segment(&args.id));
-    ask(&path, None, &args.account, &args.client, out).await
+    let told = async |id: &str, out: &mut dyn Write| {
+        ask(&format!("/admin/rollouts/{}/abort", segment(id)), None, &args.account, &args.client, out).await
+    };
+    match told(&args.id, out).await {
+        Err(Failure::Refused(refusal)) if refusal.status == 404 => match goes_on(args).await? {
+            Some(id) => told(&id, out).await,
+            None => Err(Failure::Refused(refusal)),
+        },
+        told => told,
+    }
+}
+
+/// The rollout that goes on for the model of that name, if there is such a model.
+async fn goes_on(args: &AbortArgs) -> Result<Option<String>, Failure> {
+    match Api::new(&args.client.connection)?.get(&model_path(&args.id, "")).await {
+        Ok(model) => Ok(model["candidate"]["rollout"].as_str().map(str::to_owned)),
+        Err(Failure::Refused(refusal)) if refusal.status == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Files are never touched, and what is live stays: the server says so.

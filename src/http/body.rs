@@ -207,13 +207,22 @@ fn too_large(got: u64, limit: u64) -> Error {
 
 /// Parses a JSON object; the error says where it broke.
 pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|e| Error::bad_request(format!("the body is not UTF-8 (at byte {})", e.valid_up_to())))?;
+    let text = std::str::from_utf8(bytes).map_err(|e| no_text(bytes, e.valid_up_to()))?;
     // Without this an array would be taken for the fields in their order.
     if !text.trim_start().starts_with('{') {
         return Err(Error::bad_request("the body is not a JSON object"));
     }
     serde_json::from_str(text).map_err(|e| Error::bad_request(format!("the body is not what was expected: {e}")))
+}
+
+fn no_text(bytes: &[u8], at: usize) -> Error {
+    let image = [(b"\x89PNG\r\n".as_slice(), "image/png"), (b"\xff\xd8\xff", "image/jpeg")];
+    Error::bad_request(match image.iter().find(|(begins, _)| bytes.starts_with(begins)) {
+        Some((_, kind)) => {
+            format!("the body is an image, not JSON; where one is taken it comes with 'content-type: {kind}'")
+        }
+        None => format!("the body is not UTF-8 (at byte {at})"),
+    })
 }
 
 /// Parses JSON where no body at all means the default.
@@ -239,6 +248,14 @@ mod tests {
         for body in [b"\t".as_slice(), b" \n", b"null", b"[]"] {
             assert!(read(body).is_err(), "{body:?}");
         }
+    }
+
+    #[test]
+    fn an_image_where_json_was_expected_is_told_from_noise() {
+        let told = |body: &[u8]| json::<serde_json::Value>(body).unwrap_err().to_string();
+        assert!(told(b"\x89PNG\r\n\x1a\n").ends_with("'content-type: image/png'"));
+        assert!(told(b"\xff\xd8\xff\xe0").ends_with("'content-type: image/jpeg'"));
+        assert_eq!(told(b"{\xff}"), "the body is not UTF-8 (at byte 1)");
     }
 
     #[tokio::test]

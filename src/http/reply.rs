@@ -86,6 +86,17 @@ fn openai_words(kind: Kind) -> (&'static str, Option<&'static str>) {
     }
 }
 
+/// OpenAI's `code` where that of the kind says less, or speaks of models.
+fn openai_code(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::NotFound { what: ROUTE, .. } => Some("unknown_url"),
+        Error::NotFound { .. } => Some("not_found"),
+        // Clients shorten their conversation by it.
+        Error::ContextExceeded { .. } => Some("context_length_exceeded"),
+        _ => None,
+    }
+}
+
 /// text-embeddings-inference's `error_type` for a kind.
 fn tei_word(kind: Kind) -> &'static str {
     match kind {
@@ -157,10 +168,9 @@ impl IntoResponse for Failure {
             dialect => {
                 let mut body = body(dialect, kind, &message, details);
                 if dialect == Dialect::OpenAi
-                    && let Error::NotFound { what, .. } = &self.error
+                    && let Some(code) = openai_code(&self.error)
                 {
-                    // The kind's own code speaks of models.
-                    body["error"]["code"] = if *what == ROUTE { "unknown_url" } else { "not_found" }.into();
+                    body["error"]["code"] = code.into();
                 }
                 (status(dialect, kind), Json(body)).into_response()
             }

@@ -23,7 +23,7 @@ use crate::value::{Output, RawInput, Task};
 
 pub use finish::FinishOptions;
 pub use generation::{Detokenizer, Message, RenderOptions, Specials, StopStrings, TextDecoder};
-pub use sampling::{Choice, Sampler, SamplingOptions};
+pub use sampling::{Choice, MOST_LOGPROBS, Sampler, SamplingOptions};
 pub use writer::{RawPrompt, Writer};
 
 /// How a request wants its inputs prepared.

@@ -110,7 +110,8 @@ impl Writer {
                 let missing =
                     || Error::bad_param("messages", "this version has no chat template; ask for a completion");
                 let template = self.template.as_ref().ok_or_else(missing)?;
-                if options.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !template.knows_tools() {
+                let calls = !options.tools_rest && options.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+                if calls && !template.knows_tools() {
                     let message = "the chat template of this version knows no tools: they would have no effect";
                     return Err(Error::bad_param("tools", message));
                 }

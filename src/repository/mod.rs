@@ -111,6 +111,9 @@ impl Repository {
         if name::check(version).is_ok() && dir.is_dir() {
             return Ok(dir);
         }
+        if entry.versions.is_empty() {
+            return Err(Error::NoVersions { model: model.to_owned() });
+        }
         let known = entry.versions.iter().map(|version| format!("{model}@{version}")).collect();
         Err(Error::Unknown { reference: format!("{model}@{version}"), known })
     }

@@ -73,7 +73,10 @@ impl Registry {
             // Without its folder nobody can say which versions it had; that it does not serve is the answer then.
             let gone = slot.versions().is_empty() && !slot.is_ready();
             if !gone && !slot.versions().iter().any(|known| known == version) && !is_resident(slot, version) {
-                return Err(Error::Unknown { reference: reference.into(), known: full_names(slot) });
+                return Err(match slot.versions().is_empty() {
+                    true => Error::NoVersions { model: model.into() },
+                    false => Error::Unknown { reference: reference.into(), known: full_names(slot) },
+                });
             }
             return Ok(Target { slot: Arc::clone(slot), version: Some(version.into()) });
         }

@@ -268,6 +268,15 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
+    /// `cutover` as its client, with these arguments; the exit code and what it said.
+    pub(crate) fn cutover(&self, args: &[&str]) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
+        command.args(args).args(["--url", &self.url]).current_dir(root());
+        let output = command.env_remove("CUTOVER_API_KEY_FILE").output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code().unwrap_or(-1), text)
+    }
+
     /// Ends it as a power cut would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();

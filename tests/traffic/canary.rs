@@ -172,7 +172,12 @@ async fn who_waits_for_a_switch_that_was_taken_back_is_told() {
     let kept = server.request(Method::DELETE, "/models/digits@v2").send().await.unwrap();
     assert_eq!(kept.status(), 409);
     assert!(kept.text().await.unwrap().contains("answers in a canary"));
-    server.post(&format!("/admin/rollouts/{id}/abort"), json!({})).await.expect(200);
+    // By its model, as by its id.
+    let (code, said) = server.cutover(&["abort", "digits"]);
+    assert_eq!(code, 0, "{said}");
+    in_phase(&server, &id, "aborted").await;
+    let (code, said) = server.cutover(&["abort", "digits"]);
+    assert!(code != 0 && said.contains("no rollout 'digits'"), "{said}");
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
 
     // Asking again joins it; with no steps the rest of them is skipped.

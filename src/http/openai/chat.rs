@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
 use crate::http::{App, body};
-use crate::process::{Message, RawPrompt, RenderOptions};
+use crate::process::{MOST_LOGPROBS, Message, RawPrompt, RenderOptions};
 
 /// OpenAI's request for a chat; other fields of theirs are taken and have no effect.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -95,17 +95,23 @@ impl ChatRequest {
             (false, Some(_)) => Err(Error::bad_param("top_logprobs", "top_logprobs needs logprobs to be true")),
             (true, most) => {
                 let most = most.unwrap_or(0);
-                let wrong =
-                    |_| Error::bad_param("top_logprobs", format!("top_logprobs is {most}; 0 to 20 are possible"));
-                usize::try_from(most).map(Some).map_err(wrong)
+                let possible = usize::try_from(most).ok().filter(|most| *most <= MOST_LOGPROBS);
+                let wrong = || {
+                    Error::bad_param(
+                        "top_logprobs",
+                        format!("top_logprobs is {most}; 0 to {MOST_LOGPROBS} are possible"),
+                    )
+                };
+                possible.map(Some).ok_or_else(wrong)
             }
         }
     }
 
     fn prompt(self) -> RawPrompt {
         let ChatRequest { tools, continue_final_message, add_generation_prompt, chat_template_kwargs, .. } = self;
+        let tools_rest = self.tool_choice.is_some_and(|choice| choice.as_str() == Some("none"));
         let options = rendered((continue_final_message, add_generation_prompt), tools, chat_template_kwargs);
-        RawPrompt::Chat { messages: self.messages, options }
+        RawPrompt::Chat { messages: self.messages, options: RenderOptions { tools_rest, ..options } }
     }
 }
 
@@ -121,6 +127,7 @@ pub(super) fn rendered(
         add_generation_prompt: begins.unwrap_or(!continue_final_message),
         continue_final_message,
         tools,
+        tools_rest: false,
         variables: variables.unwrap_or_default(),
         now: now.as_secs() as i64,
     }

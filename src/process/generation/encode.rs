@@ -122,14 +122,14 @@ impl PromptEncoder {
         let context = self.limits.context;
         let left = context.saturating_sub(prompt);
         match asked {
-            Some(asked) if asked > left => Err(Error::bad_param(
-                "max_tokens",
-                format!(
+            Some(asked) if asked > left => {
+                let message = format!(
                     "this model's context is {context} tokens, but {} were requested ({prompt} in the prompt, {asked} \
                      for the answer)",
                     prompt.saturating_add(asked)
-                ),
-            )),
+                );
+                Err(Error::ContextExceeded { message, param: Some("max_tokens") })
+            }
             Some(asked) => Ok(asked),
             None if left == 0 => Err(too_long(context, prompt)),
             None => Ok(left),
@@ -166,7 +166,8 @@ impl PromptEncoder {
 }
 
 fn too_long(context: usize, prompt: usize) -> Error {
-    Error::bad_request(format!("this model's context is {context} tokens, but the prompt is {prompt} tokens long"))
+    let message = format!("this model's context is {context} tokens, but the prompt is {prompt} tokens long");
+    Error::ContextExceeded { message, param: None }
 }
 
 /// What the post-processor puts before and after a text, found out with a text of one token.

@@ -19,7 +19,7 @@ use super::Context;
 use super::judge::Verdict;
 use super::quiet::{Urgency, quietly};
 use crate::engine::Timed;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::generation::{GenerationId, Observed, Stats};
 use crate::model::{Input, Tokens};
 use crate::process::{FinishOptions, PrepareOptions, Processor};
@@ -311,5 +311,5 @@ impl Worker {
 
 /// Whether an error is what the other version would have answered a client, rather than its absence.
 fn is_answer(error: &Error) -> bool {
-    error.is_model_fault() || matches!(error, Error::BadRequest { .. } | Error::TooLarge { .. })
+    error.is_model_fault() || matches!(error.kind(), Kind::BadRequest | Kind::TooLarge)
 }

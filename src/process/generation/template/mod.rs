@@ -62,6 +62,8 @@ pub struct RenderOptions {
     /// Ends within the last message, which the model goes on with.
     pub continue_final_message: bool,
     pub tools: Option<Vec<Value>>,
+    /// They are not to be called: a template that knows no tools leaves nothing out.
+    pub tools_rest: bool,
     /// More variables for the template (`enable_thinking`).
     pub variables: Map<String, Value>,
     /// Seconds since 1970, for `strftime_now` (in UTC).

@@ -52,6 +52,7 @@ fn options(conversation: &Conversation, way: &str) -> RenderOptions {
         add_generation_prompt: way == "begin",
         continue_final_message: way == "continue",
         tools: conversation.tools.clone(),
+        tools_rest: false,
         variables: conversation.variables.clone(),
         now: NOW,
     }
