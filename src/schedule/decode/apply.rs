@@ -37,7 +37,7 @@ impl<S: BuildHasher> DecodeScheduler<S> {
             }
             // Where none was chosen of one that nobody waits for, nobody has said whether its keys are numbers.
             if !(sequence.over && matches!(sample, Some(None))) {
-                sequence.publish(&mut self.blocks, self.limits.block_tokens);
+                sequence.publish(&mut self.blocks, self.limits.block_tokens, is_ahead);
             }
             if is_ahead && !sequence.over && matches!(sample, Some(Some(_))) {
                 sequence.plan(1);

@@ -32,6 +32,9 @@ pub(super) struct Sequence {
     published: usize,
     /// Blocks from the head of the table that were there when a token was last chosen.
     vouched: usize,
+    /// Others were put in the place of its blocks while a step was out that was planned with those: what is chosen after that step
+    /// says nothing of the others.
+    reads_former: bool,
     /// No further block of it can be published: another chain has the hash of one, or one of them was forgotten.
     unpublishable: bool,
     /// It is complete or nobody wants it any more: it leaves as soon as no plan is out.
@@ -55,6 +58,7 @@ impl Sequence {
             found: 0,
             published: 0,
             vouched: 0,
+            reads_former: false,
             unpublishable: false,
             over: false,
         }
@@ -147,7 +151,7 @@ impl Sequence {
         // Held before others are taken, which would evict them.
         found.iter().for_each(|block| blocks.hold(*block));
         (self.found, self.published, self.vouched) = (found.len(), found.len(), 0);
-        (self.computed, self.unpublishable) = (found.len() * block_tokens, false);
+        (self.computed, self.unpublishable, self.reads_former) = (found.len() * block_tokens, false, false);
         // Nothing is moved when it grows.
         self.tokens.reserve_exact(self.prompt + self.max_new - self.tokens.len());
         found.reserve_exact(blocks_needed(self.prompt, self.max_new, block_tokens) - found.len());
@@ -241,15 +245,20 @@ impl Sequence {
     }
 
     /// Makes the blocks findable that are full of computed tokens.
-    pub(super) fn publish<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
+    ///
+    /// `is_ahead`: its next step is out already.
+    pub(super) fn publish<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize, is_ahead: bool) {
         while !self.unpublishable && (self.published + 1) * block_tokens <= self.computed {
-            self.publish_next(blocks, block_tokens);
+            self.reads_former |= self.publish_next(blocks, block_tokens) && is_ahead;
         }
     }
 
     /// A token was chosen after all that is computed, so there are numbers in the blocks that are full of it. Before `publish`,
     /// which may put others in their place.
     pub(super) fn vouch<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
+        if std::mem::take(&mut self.reads_former) {
+            return;
+        }
         let full = self.computed / block_tokens;
         self.table[self.vouched.min(full)..full].iter().for_each(|block| blocks.vouch(*block));
         self.vouched = full;
@@ -272,11 +281,13 @@ impl Sequence {
         }
     }
 
-    fn publish_next<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) {
+    /// Whether another one took the block's place.
+    fn publish_next<S: BuildHasher>(&mut self, blocks: &mut Blocks<S>, block_tokens: usize) -> bool {
         let at = self.published;
         let (parent, block) = (at.checked_sub(1).map(|at| self.table[at]), self.table[at]);
         let tokens = &self.tokens[at * block_tokens..(at + 1) * block_tokens];
-        match blocks.publish(parent, tokens, block) {
+        let published = blocks.publish(parent, tokens, block);
+        match published {
             Published::Here => self.published += 1,
             Published::Already(there) => {
                 blocks.hold(there);
@@ -287,6 +298,7 @@ impl Sequence {
             }
             Published::Never => self.unpublishable = true,
         }
+        matches!(published, Published::Already(_))
     }
 }
 

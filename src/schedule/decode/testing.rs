@@ -74,6 +74,8 @@ pub(super) struct World<S> {
     pub(super) allowed: usize,
     /// Sequences that failed for it.
     pub(super) condemned: Vec<u64>,
+    /// Those whose row of a plan ahead, by its number, came out as no numbers.
+    failed_ahead: Vec<(u64, u64)>,
 }
 
 const EMPTY: u32 = u32::MAX;
@@ -92,6 +94,7 @@ impl<S: BuildHasher + Default> World<S> {
             poisoned: false,
             allowed: usize::MAX,
             condemned: Vec::new(),
+            failed_ahead: Vec::new(),
         }
     }
 
@@ -213,6 +216,10 @@ impl<S: BuildHasher + Default> World<S> {
                 let own = [self.so_far(run.key), vec![token]].concat();
                 assert_eq!(seen(self, run.from + 1), own, "{} reads what is not its own", run.key);
             }
+            if broken {
+                self.failed_ahead.push((plan.number, run.key));
+                continue;
+            }
             let (token, stop) = next(&seen(self, run.from + 1));
             sampled.push(Sampled { key: run.key, token, stop });
         }
@@ -265,6 +272,14 @@ impl<S: BuildHasher + Default> World<S> {
 
     pub(super) fn apply(&mut self, plan: Plan, sampled: &[Sampled]) -> Vec<Effect> {
         self.computed += plan.tokens;
+        // What a plan ahead came to is known only now.
+        for (number, key) in std::mem::take(&mut self.failed_ahead) {
+            match number == plan.number {
+                true if !self.asked[&key].cancelled && self.asked[&key].finish.is_none() => self.condemn(key),
+                true => {}
+                false => self.failed_ahead.push((number, key)),
+            }
+        }
         for run in plan.runs.iter().filter(|run| run.wants == Wants::Every) {
             let rows = &mut self.asked.get_mut(&run.key).unwrap().rows;
             rows[run.from..run.from + run.tokens.len()].iter_mut().for_each(|count| *count += 1);
