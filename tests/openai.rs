@@ -4,14 +4,13 @@
 
 mod common;
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::inputs::{distance, embedding};
-use common::{Client, Server, Site, fixture, minilm, python, until};
+use common::{Client, Server, Site, minilm, python, until};
 use serde_json::{Value, json};
 
 /// A server with minilm; none where it cannot be had.
@@ -32,14 +31,6 @@ async fn the_official_python_client_gets_what_it_expects() {
     assert!(said.is_none_or(|said| said.ends_with("all passed\n")));
 }
 
-/// Inputs with the embeddings that sentence-transformers gives.
-fn reference() -> Vec<(String, Vec<f64>)> {
-    let file: Value = serde_json::from_slice(&fs::read(fixture("minilm-reference.json")).unwrap()).unwrap();
-    let cases = file["cases"].as_array().unwrap().iter();
-    let floats = |value: &Value| value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-    cases.map(|case| (case["input"].as_str().unwrap().to_owned(), floats(&case["output"]))).collect()
-}
-
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
@@ -55,7 +46,7 @@ fn assert_reference(got: &[f64], want: &[f64], what: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn embeddings_over_http_are_those_of_sentence_transformers() {
     let Some(server) = serve().await else { return };
-    let cases = reference();
+    let cases = minilm::reference();
     assert!(cases.len() >= 20);
     for (text, want) in &cases {
         let native = server.texts("minilm", &[text]).await.expect(200);

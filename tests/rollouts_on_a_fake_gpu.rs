@@ -91,28 +91,27 @@ async fn minilm_changes_its_precision_and_its_memory_comes_back_to_the_byte() {
     if !common::minilm::is_here() {
         return;
     }
-    let (cpu, gpu) = (Site::new(), Site::new());
-    cpu.add_minilm();
-    gpu.add_minilm();
+    let site = Site::new();
+    site.add_minilm();
     // What loads try beyond what is asked here would take the processor minutes.
-    let (site, report) = on_fake_gpu(gpu.variable("FAKE_GPU_COLUMNS_COMPUTED", "512"));
-    let (cpu, gpu) = (cpu.start().await, site.start().await);
-    let texts = ["a boat in the harbour", "quarterly revenue rose, said the company in its report to investors"];
-    let ask = async |server: &Server| {
-        let answer = server.texts("minilm", &texts).await.expect(200);
-        (answer.version().to_owned(), inputs::embedding(&answer.body))
+    let (site, report) = on_fake_gpu(site.variable("FAKE_GPU_COLUMNS_COMPUTED", "512"));
+    let gpu = site.start().await;
+    let cases = common::minilm::reference();
+    let ask = async |wanted: &str, most: f64| {
+        for (text, want) in &cases[..4] {
+            let answer = gpu.texts("minilm", &[text]).await.expect(200);
+            let away = inputs::distance(want, &inputs::embedding(&answer.body));
+            assert!(answer.version() == wanted && away < most, "{text}: {away} away by {}", answer.version());
+        }
     };
-    let (_, want) = ask(&cpu).await;
-    let (version, got) = ask(&gpu).await;
-    assert!(version == "f32" && inputs::distance(&want, &got) < 1e-5);
+    ask("f32", 1e-5).await;
     let before = gpu.memory().await;
     let [common, f32] = pools(&before).try_into().unwrap();
     assert_eq!((common.0.as_str(), f32.0.as_str()), ("shared by all", "minilm@f32"), "{before:#}");
     // 90 MB of weights and room for activations.
     assert!(f32.1 > 90_000_000 && f32.2 >= f32.1, "{before:#}");
     gpu.promote("f16", json!({ "observe": "0s" })).await.expect(200);
-    let (version, got) = ask(&gpu).await;
-    assert!(version == "f16" && inputs::distance(&want, &got) < 2e-3);
+    ask("f16", 2e-3).await;
     let reclaim = common::until("f32 is reclaimed", async || {
         let memory = gpu.memory().await;
         memory["last_reclaims"]["minilm"].is_object().then(|| memory["last_reclaims"]["minilm"].clone())

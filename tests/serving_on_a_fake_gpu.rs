@@ -338,7 +338,7 @@ async fn texts_are_the_same_with_recorded_steps_and_without_alone_and_side_by_si
 /// What is being written when another version takes over ends where it began, and neither leaves anything behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_writes_is_changed_in_mid_sentence() {
-    let site = Site::new().fault("version = 'tiny@a'\nkind = 'delay'\ndelay = '20ms'");
+    let site = Site::new().fault("version = 'tiny@a'\nkind = 'delay'\ndelay = '80ms'");
     site.add_writer("tiny");
     let (site, report) = on_fake_gpu(site);
     let server = site.start().await;

@@ -44,6 +44,10 @@ pub(super) struct Found {
     pub(super) sum: f64,
     pub(super) tokens: Option<Vec<(u32, f32)>>,
     /// Of a token that is scored.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "rows that are here are looked at for it by themselves")
+    )]
     pub(super) logit: f32,
 }
 

@@ -228,6 +228,9 @@ mod tests {
         assert_eq!(repository.version_dir("m", "v1").unwrap(), dir.path().join("m/v1"));
         fs::remove_dir_all(dir.path().join("m/v1")).unwrap();
         let gone = repository.version_dir("m", "v1").unwrap_err();
+        assert!(matches!(gone, Error::NoVersions { .. }), "{gone}");
+        write(dir.path(), "m/v2/config.json", "{}");
+        let gone = repository.version_dir("m", "v1").unwrap_err();
         assert!(matches!(gone, Error::Unknown { .. }), "{gone}");
     }
 
