@@ -158,7 +158,7 @@ impl Error {
         use serde_json::json;
         match self {
             Error::BadRequest { param: Some(param), .. } => json!({ "param": param }),
-            Error::ContextExceeded { param, .. } => json!({ "param": param }),
+            Error::ContextExceeded { param: Some(param), .. } => json!({ "param": param }),
             Error::TooLarge { what, got, limit } => json!({ "what": what, "got": got, "limit": limit }),
             Error::Unknown { known, .. } => json!({ "known": known }),
             Error::Ambiguous { candidates, .. } => json!({ "candidates": candidates }),

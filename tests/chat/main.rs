@@ -157,6 +157,9 @@ async fn what_cannot_be_written_is_told_why() {
     let refused = async |path: &str, order: Value, status: u16, what: &str| {
         let answer = server.post(path, order).await.expect(status);
         assert!(answer.body["error"]["message"].as_str().unwrap().contains(what), "{what}: {}", answer.body);
+        // Clients of OpenAI's shorten a conversation by its code.
+        let exceeds = answer.body["error"]["code"] == "context_length_exceeded";
+        assert_eq!(exceeds, what == "context", "{what}: {}", answer.body);
     };
     let text = |more: Value| {
         let mut order = json!({ "model": "tiny", "prompt": "a" });
