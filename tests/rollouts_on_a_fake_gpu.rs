@@ -191,7 +191,7 @@ async fn whichever_allocation_fails_blue_serves_on_and_nothing_is_lost() {
             // It says so, and comes up when it is asked to: there is room again.
             refused_blue += 1;
             assert!(failing <= start && blue.status == 503, "{failing} of {start}: {}", blue.body);
-            assert!(server.log().contains("out of memory"), "{failing}: {}", server.log());
+            server.says("out of memory").await;
             server.promote("mean", settled.clone()).await.expect(200);
         }
         let blue = server.texts("texts", &["a boat"]).await.expect(200);

@@ -180,13 +180,7 @@ async fn receivers_that_hang_delay_no_rollout_and_are_given_up_with_a_line_in_th
     let server = site.start().await;
     server.promote("v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
     assert_eq!(receiving.next().await.body["what"], "switched");
-    let began = std::time::Instant::now();
-    while !server.log().contains("an alert was not told") {
-        assert!(began.elapsed() < PATIENCE, "{}", server.log());
-        // Lines of a log say when they are there, and nothing else does.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let log = server.log();
+    let log = server.says("an alert was not told").await;
     assert!(
         log.contains("it did not answer within 0.2 s") && log.contains("deaf") && !log.contains("secret-path"),
         "{log}"

@@ -298,5 +298,5 @@ async fn a_broken_model_toml_refuses_promotes_by_file_and_key_and_leaves_the_res
     drop(server);
     let server = site.start().await;
     assert_eq!(server.image("numbers", &digit(2)).await.expect(200).version(), "v2");
-    assert!(server.log().contains("digits/model.toml"), "{}", server.log());
+    server.says("digits/model.toml").await;
 }

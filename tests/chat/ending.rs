@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::common::streams::{Streamed, begun, order};
-use super::common::{Server, Site, until};
+use super::common::{Server, Site};
 
 /// A text of a minute that has begun, on a server with these settings.
 async fn writing(settings: &str) -> (Site, Server, tokio::task::JoinHandle<Streamed>) {
@@ -36,7 +36,7 @@ async fn what_is_still_written_after_the_drain_timeout_ends_where_it_is() {
 async fn a_second_signal_is_not_waited_after() {
     let (_site, server, text) = writing("[server]\ndrain_timeout = '10m'\n").await;
     server.terminate();
-    until("it has heard the first", async || server.log().contains("stopping").then_some(())).await;
+    server.says("stopping").await;
     server.terminate();
     was_cut(server, text).await;
 }

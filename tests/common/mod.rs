@@ -22,6 +22,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -216,9 +217,12 @@ impl Site {
         let mut child = self.command().spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (found, url) = oneshot::channel();
-        gather(child.stdout.take().unwrap(), Arc::clone(&log), Some(found));
-        gather(child.stderr.take().unwrap(), Arc::clone(&log), None);
-        let mut server = Server { child, log, client: Client::new(""), status: None, _dir: Arc::clone(&self.dir) };
+        let gathering = vec![
+            gather(child.stdout.take().unwrap(), Arc::clone(&log), Some(found)),
+            gather(child.stderr.take().unwrap(), Arc::clone(&log), None),
+        ];
+        let mut server =
+            Server { child, log, gathering, client: Client::new(""), status: None, _dir: Arc::clone(&self.dir) };
         match tokio::time::timeout(PATIENCE, url).await {
             Ok(Ok(url)) => server.client = Client::new(&url),
             _ => return Err(server),
@@ -245,6 +249,8 @@ impl Site {
 pub(crate) struct Server {
     child: Child,
     log: Arc<Mutex<String>>,
+    /// They end with what the server's pipes hold.
+    gathering: Vec<JoinHandle<()>>,
     client: Client,
     status: Option<ExitStatus>,
     /// The site's folder lives as long as its servers.
@@ -264,8 +270,18 @@ impl Server {
         self.child.id()
     }
 
+    /// What has been read of what the server wrote: all of it once it has ended, and perhaps not its last lines before.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until the log says this; what it says then.
+    pub(crate) async fn says(&self, what: &str) -> String {
+        until(&format!("the log says '{what}'"), async || {
+            let log = self.log();
+            log.contains(what).then_some(log)
+        })
+        .await
     }
 
     /// `cutover` as its client, with these arguments; the exit code and what it said.
@@ -294,6 +310,9 @@ impl Server {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 self.status = Some(status);
+                for gathering in self.gathering.drain(..) {
+                    gathering.join().unwrap();
+                }
                 return status.code().unwrap_or(-1);
             }
             assert!(Instant::now() < until, "the server did not end");
@@ -331,7 +350,11 @@ impl Drop for Server {
 }
 
 /// Keeps what the server writes, and finds the line that says where it listens.
-fn gather(pipe: impl Read + Send + 'static, log: Arc<Mutex<String>>, mut found: Option<oneshot::Sender<String>>) {
+fn gather(
+    pipe: impl Read + Send + 'static,
+    log: Arc<Mutex<String>>,
+    mut found: Option<oneshot::Sender<String>>,
+) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines() {
             let Ok(line) = line else { return };
@@ -345,7 +368,7 @@ fn gather(pipe: impl Read + Send + 'static, log: Arc<Mutex<String>>, mut found: 
             log.push_str(&line);
             log.push('\n');
         }
-    });
+    })
 }
 
 pub(crate) fn copy_folder(from: &Path, to: &Path) {

@@ -21,7 +21,7 @@ fn without_a_gpu_it_says_so_and_auto_falls_back() {
 async fn auto_serves_from_the_cpu_where_there_is_no_gpu_and_says_why() {
     let server = Site::digits().device("auto").start().await;
     assert_eq!(server.memory().await["device"], "cpu");
-    assert!(server.log().contains("no NVIDIA driver"), "{}", server.log());
+    server.says("no NVIDIA driver").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,7 +30,7 @@ async fn auto_serves_from_the_gpu_where_there_is_one() {
     let server = site.device("auto").start().await;
     let device = server.memory().await["device"].clone();
     assert!(device.as_str().unwrap().starts_with("cuda:0 ("), "{device}");
-    assert!(server.log().contains("serving from a GPU"), "{}", server.log());
+    server.says("serving from a GPU").await;
     server.image("digits", &digit(3)).await.expect(200);
     let report = nothing_is_left(server, &report).await;
     assert!(report["counts"]["launches"].as_u64().unwrap() > 0, "{report:#}");
@@ -62,7 +62,7 @@ async fn auto_serves_from_the_cpu_where_a_gpu_cannot_compute_and_says_why_and_on
         let site = site.device("auto");
         let server: Server = site.start().await;
         assert_eq!(server.memory().await["device"], json!("cpu"), "{what}");
-        let log = server.log();
+        let log = server.says("serving from").await;
         let told: Vec<&str> = log.lines().filter(|line| line.contains("serving from")).collect();
         assert!(told.len() == 1 && told[0].contains("serving from the cpu") && told[0].contains(why), "{what}: {log}");
         server.image("digits", &digit(3)).await.expect(200);

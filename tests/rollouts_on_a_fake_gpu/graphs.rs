@@ -98,7 +98,7 @@ async fn a_writers_steps_that_cannot_be_recorded_run_op_by_op() {
         let (site, report) = writers("");
         let server = site.variable("FAKE_GPU_FAIL", fails).start().await;
         assert_eq!(some_texts(&server).await, want, "{fails}");
-        assert!(server.log().contains(says), "{fails}: {}", server.log());
+        server.says(says).await;
         let report = nothing_is_left(server, &report).await;
         assert_eq!(count(&report, "cuGraphInstantiateWithFlags") > 0, !fails.contains("Begin"), "{fails}: {report:#}");
     }
@@ -154,7 +154,7 @@ async fn what_cannot_be_recorded_runs_op_by_op_and_no_version_is_refused_for_it(
         let (site, report) = on_fake_gpu(texts());
         let server = site.variable("FAKE_GPU_FAIL", fails).start().await;
         let got = [embedding(&server).await, of_several(&server).await];
-        assert!(server.log().contains(says), "{fails}: {}", server.log());
+        server.says(says).await;
         // What fails once does not for the next version.
         server.promote("tuned", AT_ONCE()).await.expect(200);
         embedding(&server).await;

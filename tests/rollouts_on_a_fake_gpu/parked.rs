@@ -153,7 +153,7 @@ async fn where_host_memory_is_not_to_be_had_the_rollout_settles_and_going_back_i
     let failed = event(&server, "park_failed").await;
     assert_eq!(failed["version"], "mean");
     assert!(failed["reason"].as_str().unwrap().contains("out of memory"), "{failed}");
-    assert!(server.log().contains("not kept in host memory"), "{}", server.log());
+    server.says("not kept in host memory").await;
     assert_eq!(server.memory().await["parked"], json!([]));
     assert_eq!(gone_back(&server).await["kind"], "cold");
     assert_eq!(embedding(&server).await, want);

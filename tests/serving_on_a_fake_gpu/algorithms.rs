@@ -73,7 +73,7 @@ async fn the_fastest_algorithm_is_taken_and_what_one_version_has_found_is_the_ne
             server.promote("tuned", json!({})).await.expect(200);
         }
         server.texts("texts", &[TEXT]).await.expect(200);
-        let log = server.log();
+        let log = server.says("were tried with every algorithm").await;
         (trials(&log), nothing_is_left(server, &report).await)
     };
     // Four products of a layer, of each of four powers of two of rows, tried once whatever has the same shapes.

@@ -52,7 +52,8 @@ async fn a_model_whose_toml_broke_is_down_until_it_is_mended_and_promoted() {
     for _ in 0..5 {
         server.get("/models").await.expect(200);
     }
-    assert_eq!(server.log().matches("its model.toml cannot be used").count(), 1, "{}", server.log());
+    let log = server.says("its model.toml cannot be used").await;
+    assert_eq!(log.matches("its model.toml cannot be used").count(), 1, "{log}");
 
     site.model("digits", "task = 'image-classify'\n[gate]\nmax_latency_ratio = 1000\n");
     assert_eq!(server.promote("digits@v2", json!({})).await.expect(200).body["to"], "v2");
@@ -67,7 +68,7 @@ async fn a_model_whose_folder_is_gone_is_down_until_it_is_back_or_forgotten() {
     fs::rename(&here, &away).unwrap();
     let mut server = site.start().await;
     down(&server, &["digits@v2", "folder is gone"]).await;
-    assert!(server.log().contains("folder is gone"), "{}", server.log());
+    server.says("folder is gone").await;
     server.kill();
 
     fs::rename(&away, &here).unwrap();

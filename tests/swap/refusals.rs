@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::assert_back;
 use super::common::inputs::digit;
-use super::common::{DIGITS, Site, fixture};
+use super::common::{DIGITS, Site, fixture, until};
 
 pub(super) const TEXT: &str =
     "task = 'embed'\nlive = 'mean'\n[gate]\nmax_latency_ratio = 1000\n[observe]\nwindow = '1h'\n";
@@ -57,7 +57,8 @@ async fn on_a_cpu_nothing_is_kept_in_host_memory_and_that_is_said_once() {
     site.model("digits", &parks);
     site.model("more", &parks);
     let server = site.start().await;
-    assert_eq!(server.log().matches("means nothing here").count(), 1, "{}", server.log());
+    let log = server.says("means nothing here").await;
+    assert_eq!(log.matches("means nothing here").count(), 1, "{log}");
     let refused = server.post("/models/digits@v2/stage", json!({ "park": "host" })).await.expect(409);
     assert!(refused.message().contains("only for a GPU"), "{}", refused.body);
     server.promote("digits@v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
@@ -73,9 +74,13 @@ async fn a_choice_for_gpus_means_nothing_on_a_cpu_and_that_is_said_of_each_versi
     site.model("digits", &format!("{DIGITS}[gpu]\nf32_matmul = 'tf32'\n"));
     let server = site.start().await;
     server.post("/models/v2/stage", json!({})).await.expect(200);
-    let log = server.log();
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("means nothing here: a CPU has no TF32")).collect();
-    assert!(lines.len() == 2 && lines[0].contains("digits@v1") && lines[1].contains("digits@v2"), "{log}");
+    let lines = until("both versions are named", async || {
+        let of_a_gpu = |line: &&str| line.contains("means nothing here: a CPU has no TF32");
+        let lines: Vec<String> = server.log().lines().filter(of_a_gpu).map(str::to_owned).collect();
+        (lines.len() > 1).then_some(lines)
+    })
+    .await;
+    assert!(lines.len() == 2 && lines[0].contains("digits@v1") && lines[1].contains("digits@v2"), "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,8 +91,8 @@ async fn a_panic_in_loading_is_told_as_one_and_armed_faults_are_logged() {
     let server = site.start().await;
     let refused = server.promote("v2", json!({})).await.expect(422);
     assert!(refused.message().contains("loading panicked: a fault on purpose"), "{}", refused.body);
-    let log = server.log();
-    assert!(log.contains("a fault on purpose is armed") && log.contains("there is no such version"), "{log}");
+    server.says("a fault on purpose is armed").await;
+    server.says("there is no such version").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
