@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::common::streams::{Streamed, begun, order};
-use super::common::{Server, Site};
+use super::common::{Server, Site, until};
 
 /// A text of a minute that has begun, on a server with these settings.
 async fn writing(settings: &str) -> (Site, Server, tokio::task::JoinHandle<Streamed>) {
@@ -62,7 +62,31 @@ async fn a_crash_while_only_memory_is_awaited_changes_nothing_of_how_a_rollout_e
         assert_eq!(server.live("tiny").await, live);
         let ended = server.rollout(&promoted.id()).await;
         assert_eq!((ended["phase"].as_str(), ended["reason"].as_str()), (Some(phase), Some(reason)), "{ended}");
+        assert_eq!(ended["figures"]["promote_reason"], if goes == "c" { json!("friday") } else { json!(null) });
         let figures = server.get("/admin/rollouts").await.expect(200).body["figures"].clone();
         assert_eq!((&figures["ends"], &figures["rollbacks"]), (&json!({ phase: 1 }), &json!(u8::from(goes == "c"))));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_aborted_stays_aborted_where_the_process_dies_before_its_memory_is_back() {
+    let site = Site::new().fault("version = 'tiny@c'\nkind = 'delay'\ndelay = '300ms'");
+    site.add_writer("tiny");
+    let mut server = site.start().await;
+    let staged = server.post("/models/tiny@c/stage", json!({ "reason": "friday" })).await.expect(200).id();
+    let text = begun(&server, order("tiny@c", "it", 200)).await;
+    // It is answered once the memory is back, which the text holds.
+    let (client, path) = (server.another(), format!("/admin/rollouts/{staged}/abort"));
+    let aborted = tokio::spawn(async move { client.post(&path, json!({ "reason": "as tried" })).await });
+    until("only memory is awaited", async || (server.rollout(&staged).await["phase"] == "reclaiming").then_some(()))
+        .await;
+    server.kill();
+    text.abort();
+    aborted.abort();
+
+    let server = site.no_faults().start().await;
+    assert_eq!(server.live("tiny").await, "a");
+    let ended = server.rollout(&staged).await;
+    let told = [&ended["phase"], &ended["reason"], &ended["figures"]["promote_reason"]];
+    assert_eq!(told, [&json!("aborted"), &json!("as tried"), &json!("friday")], "{ended:#}");
 }

@@ -28,9 +28,12 @@ impl Controller {
             Action::SwitchBack => self.switch_back().await,
             Action::ReclaimPrevious => {
                 self.reclaim_previous();
-                self.keep_settling().await;
+                self.keep_ending().await;
             }
-            Action::ReclaimCandidate => self.reclaim_candidate().await,
+            Action::ReclaimCandidate => {
+                self.reclaim_candidate().await;
+                self.keep_ending().await;
+            }
             Action::RestoreLive => self.restore_live().await,
             Action::Finish(ending) => self.finish(ending).await,
         }
@@ -251,13 +254,17 @@ impl Controller {
         self.reclaim(resident, |rollout, result| Report::Reclaimed { rollout, result });
     }
 
-    /// The version has passed its window, also where the process does not live to see the last one's memory come back.
-    async fn keep_settling(&mut self) {
+    /// What the rollout has come to, also where the process does not live to see the memory come back. That a version was
+    /// taken back is written by what took it back, and whoever asked for that waits for no second writing.
+    async fn keep_ending(&mut self) {
         let Some(active) = &self.active else { return };
+        let Some(ending) = active.state.ending.as_ref().filter(|end| end.phase != Phase::RolledBack) else { return };
         let record = active.recorder.record();
-        let note = self.audit("phase", json!({ "phase": Phase::Reclaiming, "to": record.to }));
+        let body =
+            json!({ "phase": Phase::Reclaiming, "to": record.to, "ends": ending.phase, "reason": ending.reason });
+        let note = self.audit("phase", body);
         if let Err(error) = self.ctx.journal.save(record, note).await {
-            tracing::error!(%error, "that a version has passed its window could not be written to the ledger");
+            tracing::error!(%error, "what a rollout has come to could not be written to the ledger");
         }
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Must not know what is served then: that is what the ledger says is live.
 
+use serde::Deserialize;
 use serde_json::json;
 
 use super::super::journal::{event, now_ms};
-use super::super::state::Phase;
+use super::super::state::{Ending, Phase};
 use super::Controller;
 use crate::error::Result;
 use crate::ledger::{Event, Filter, Ledger, Live, NewEvent, RolloutRecord};
@@ -20,6 +21,8 @@ struct Left {
     fault: bool,
     /// The version was taken back already, or its share of requests was.
     taken_back: Option<Event>,
+    /// What it had come to, written when only memory was still awaited.
+    ending: Option<Ending>,
 }
 
 /// How it ends.
@@ -28,9 +31,16 @@ enum End {
     /// Its version ended the process: the one before it is live again.
     Guilty,
     /// It had come to an end, and only memory was still awaited, which went with the process.
-    Was(Phase, Option<String>),
+    Was(Ending),
     /// It had come to none.
     Cut(String),
+}
+
+/// How a version is taken back that ended the process.
+const COLD: &str = "cold";
+
+fn reason_of(event: &Event) -> Option<String> {
+    event.body["reason"].as_str().map(str::to_owned)
 }
 
 impl Left {
@@ -41,17 +51,35 @@ impl Left {
         let live = ledger.live(&record.model)?;
         let is_live = live.is_some_and(|live| live.rollout.as_ref() == Some(id) && live.version == record.to);
         let fault = !ledger.rollout_events(id, "fault")?.is_empty();
-        Ok(Left { record, is_live, fault, taken_back })
+        let phases = ledger.rollout_events(id, "phase")?;
+        let ending = phases.iter().rev().find_map(|phase| {
+            let ends = Phase::deserialize(phase.body.get("ends")?).ok()?;
+            Some(Ending { phase: ends, reason: reason_of(phase) })
+        });
+        Ok(Left { record, is_live, fault, taken_back, ending })
     }
 
     fn end(&self) -> End {
         let to = &self.record.to;
         match &self.taken_back {
             _ if self.is_live && self.fault && self.record.from.is_some() => End::Guilty,
-            _ if self.is_live && self.record.phase == Phase::Reclaiming.name() => End::Was(Phase::Settled, None),
-            _ if self.is_live => End::Cut(format!("the process died in the window; '{to}' stays live")),
-            Some(event) => End::Was(Phase::RolledBack, event.body["reason"].as_str().map(str::to_owned)),
-            None => End::Cut(format!("the process died while it was {}", self.record.phase)),
+            Some(event) if !self.is_live => End::Was(Ending { phase: Phase::RolledBack, reason: reason_of(event) }),
+            _ => match &self.ending {
+                Some(ending) => End::Was(ending.clone()),
+                None if self.is_live => End::Cut(format!("the process died in the window; '{to}' stays live")),
+                None => End::Cut(format!("the process died while it was {}", self.record.phase)),
+            },
+        }
+    }
+
+    /// How the version was taken back, where it was: also by an earlier start that died before it had written that down.
+    fn kind(&self, end: &End) -> Option<String> {
+        match (end, &self.taken_back) {
+            (End::Guilty, _) => Some(COLD.to_owned()),
+            (End::Was(Ending { phase: Phase::RolledBack, .. }), Some(event)) => {
+                Some(event.body["kind"].as_str().unwrap_or("instant").to_owned())
+            }
+            _ => self.record.kind.clone(),
         }
     }
 }
@@ -68,21 +96,22 @@ impl Controller {
         for left in left.await? {
             let end = left.end();
             crashed |= end == End::Guilty;
-            self.end_one(left.record, end).await?;
+            let kind = left.kind(&end);
+            self.end_one(RolloutRecord { kind, ..left.record }, end).await?;
         }
         Ok(crashed)
     }
 
-    async fn end_one(&self, mut record: RolloutRecord, end: End) -> Result<()> {
+    async fn end_one(&self, record: RolloutRecord, end: End) -> Result<()> {
         let (from, to) = (record.from.clone(), record.to.clone());
         let (phase, reason, kind, body) = match &end {
             // As of every way back: from the version that is given up.
             End::Guilty => {
-                let body = json!({ "reason": "crash", "from": to, "to": from });
+                let body = json!({ "reason": "crash", "from": to, "to": from, "kind": COLD });
                 (Phase::RolledBack, Some("crash".to_owned()), "rolled_back", body)
             }
             // That it was taken back is told already; this is its end.
-            End::Was(phase, reason) => {
+            End::Was(Ending { phase, reason }) => {
                 (*phase, reason.clone(), "phase", json!({ "phase": phase, "to": to, "reason": reason }))
             }
             End::Cut(reason) => {
@@ -93,13 +122,10 @@ impl Controller {
         let (model, rollout) = (&record.model, &record.id);
         tracing::warn!(model, rollout, phase = phase.name(), reason, "ended what a crash cut off");
         let note = event(model, Some(rollout), kind, body);
-        if phase == Phase::RolledBack {
-            record.kind = Some(if end == End::Guilty { "cold" } else { "instant" }.into());
-        }
         let record = closed(record, phase, reason);
         match end {
             End::Guilty => self.back_to_the_one_before(record, note).await,
-            End::Was(..) | End::Cut(_) => {
+            End::Was(_) | End::Cut(_) => {
                 // What was live stays so, written down already: that this cannot be (a full disk) is no reason not to serve it.
                 let id = record.id.clone();
                 if let Err(error) = self.ctx.journal.save(record, note).await {
@@ -128,7 +154,7 @@ fn closed(mut record: RolloutRecord, phase: Phase, reason: Option<String>) -> Ro
     record.phase = phase.name().into();
     record.ended_ms = Some(now_ms());
     // Whoever promoted may have said why.
-    let given = if phase == Phase::RolledBack { record.reason.take() } else { None };
+    let given = if reason.is_some() { record.reason.take() } else { None };
     record.figures.extend(given.map(|given| ("promote_reason".to_owned(), given.into())));
     record.reason = reason.or(record.reason);
     record
@@ -147,7 +173,7 @@ mod tests {
             to: "v2".into(),
             ..RolloutRecord::default()
         };
-        Left { record, is_live: false, fault: false, taken_back: None }
+        Left { record, is_live: false, fault: false, taken_back: None, ending: None }
     }
 
     fn taken_back(reason: Value) -> Option<Event> {
@@ -167,14 +193,28 @@ mod tests {
     #[test]
     fn what_was_cut_off_ends_as_what_it_had_come_to() {
         let back = || taken_back(json!("error_rate 0.5 > 0.01"));
-        let rolled_back = End::Was(Phase::RolledBack, Some("error_rate 0.5 > 0.01".into()));
+        let was = |phase, reason: Option<&str>| End::Was(Ending { phase, reason: reason.map(str::to_owned) });
+        let rolled_back = was(Phase::RolledBack, Some("error_rate 0.5 > 0.01"));
         // The record is as it was in the window: what is in force was written, its record was not.
         assert_eq!(Left { taken_back: back(), ..left("observing", Some("v1")) }.end(), rolled_back);
-        assert_eq!(Left { taken_back: back(), ..left("canary", Some("v1")) }.end(), rolled_back);
+        let canary = Left { taken_back: back(), ..left("canary", Some("v1")) };
+        assert_eq!((canary.kind(&canary.end()).as_deref(), canary.end()), (Some("instant"), rolled_back));
         let live = |phase, from| Left { is_live: true, ..left(phase, from) };
-        assert_eq!(live("reclaiming", Some("v1")).end(), End::Was(Phase::Settled, None));
+        let come_to = |phase, reason: Option<&str>| Some(Ending { phase, reason: reason.map(str::to_owned) });
+        let settled = Left { ending: come_to(Phase::Settled, None), ..live("reclaiming", Some("v1")) };
+        assert_eq!(settled.end(), was(Phase::Settled, None));
+        for phase in [Phase::Refused, Phase::Failed, Phase::Aborted] {
+            let left = Left { ending: come_to(phase, Some("so it is")), ..left("reclaiming", Some("v1")) };
+            assert_eq!(left.end(), was(phase, Some("so it is")));
+        }
         assert_eq!(Left { fault: true, ..live("observing", Some("v1")) }.end(), End::Guilty);
-        assert_eq!(Left { fault: true, ..live("reclaiming", Some("v1")) }.end(), End::Guilty);
+        let guilty = Left { fault: true, ..live("reclaiming", Some("v1")) };
+        assert_eq!((guilty.kind(&End::Guilty).as_deref(), guilty.end()), (Some("cold"), End::Guilty));
+        // The start that took it back died before the rollout had its end.
+        let mut event = taken_back(json!("crash"));
+        event.as_mut().unwrap().body["kind"] = json!(COLD);
+        let twice = Left { taken_back: event, fault: true, ..left("observing", Some("v1")) };
+        assert_eq!(twice.kind(&twice.end()).as_deref(), Some("cold"));
         // With nothing to go back to, a fault is nobody's end.
         for (left, words) in [
             (Left { fault: true, ..live("observing", None) }, "in the window; 'v2' stays live"),
