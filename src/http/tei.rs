@@ -59,7 +59,7 @@ pub(super) struct EmbedRequest {
 
 /// Texts, or texts as token ids, which are taken literally: one or several.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "inputs is a string, a list of strings, a list of token ids, or a list of such lists")]
+#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
 enum EmbedInputs {
     One(String),
     Many(Vec<String>),
@@ -90,7 +90,7 @@ pub(super) struct PredictRequest {
 #[derive(Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "inputs is a string, a pair of strings, or a batch: a list of lists of one or two strings"
+    expecting = "expected a string, a pair of strings, or a batch: a list of lists of one or two strings"
 )]
 enum PredictInputs {
     One(String),

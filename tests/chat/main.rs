@@ -177,7 +177,7 @@ async fn what_cannot_be_written_is_told_why() {
     refused("/v1/completions", text(json!({ "logit_bias": { "x": 1 } })), 400, "logit_bias").await;
     refused("/v1/completions", text(json!({ "echo": true, "logprobs": 1 })), 400, "echo").await;
     refused("/v1/completions", text(json!({ "max_tokens": 0 })), 400, "max_tokens").await;
-    refused("/v1/completions", text(json!({ "prompt": ["a", "b", [1]] })), 400, "prompt is").await;
+    refused("/v1/completions", text(json!({ "prompt": ["a", "b", [1]] })), 400, "prompt: expected").await;
     refused("/v1/completions", text(json!({ "prompt": ["a", "b ".repeat(5_000)] })), 400, "context").await;
     refused("/v1/completions", text(json!({ "prompt": vec!["a"; 3_000] })), 413, "number of inputs").await;
     refused("/v1/completions", text(json!({ "best_of": 2 })), 400, "best_of").await;

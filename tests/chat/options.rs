@@ -202,6 +202,11 @@ async fn chats_are_rendered_as_they_are_asked_and_counted_alike() {
     refused(json!({ "chat_template_kwargs": { "messages": [] } }), "chat_template_kwargs").await;
     refused(json!({ "continue_final_message": true, "add_generation_prompt": true }), "continue_final_message").await;
     refused(json!({ "logprobs": false, "top_logprobs": 2 }), "top_logprobs").await;
+    // Values of other types, too, wherever they are.
+    refused(json!({ "temperature": "hot" }), "temperature").await;
+    refused(json!({ "stop": 7 }), "stop").await;
+    refused(json!({ "stream_options": { "include_usage": "yes" } }), "stream_options.include_usage").await;
+    refused(json!({ "messages": [{ "role": "user", "content": 7 }] }), "messages[0].content").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,7 +318,8 @@ async fn a_deadline_ends_an_answer_that_has_begun() {
     let site = Site::new().fault("version = 'tiny@a'\nkind = 'delay'\ndelay = '10ms'");
     site.add_writer("tiny");
     let server = site.start().await;
-    let parameters = json!({ "deadline_ms": 300, "max_tokens": 400 });
+    // Drawn by chance, one in so many answers would end before its deadline.
+    let parameters = json!({ "deadline_ms": 300, "max_tokens": 400, "temperature": 0 });
     let asked = json!({ "inputs": ["a b c"], "parameters": parameters });
     let began = std::time::Instant::now();
     let answer = server.post("/models/tiny/infer", asked).await.expect(504);

@@ -62,7 +62,7 @@ pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Reques
 async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
     let received = Received::of(app, request).await.map_err(plain)?;
-    let request: ChatRequest = body::json(&received.body).map_err(plain)?;
+    let request: ChatRequest = body::json_with::<_, Shape>(&received.body).map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
     request.check().map_err(plain)?;
     let (streams, usage) = (request.shape.streams(), request.shape.tells_usage());

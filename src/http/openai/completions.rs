@@ -47,7 +47,7 @@ pub(in crate::http) struct CompletionRequest {
 
 /// A prompt as a text or as token ids, or several of either.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "prompt is a string, a list of token ids, or a list of strings or of such lists")]
+#[serde(untagged, expecting = "expected a string, a list of token ids, or a list of strings or of such lists")]
 enum Prompt {
     One(String),
     Tokens(Vec<u32>),
@@ -76,7 +76,7 @@ pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Reques
 async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
     let received = Received::of(app, request).await.map_err(plain)?;
-    let request: CompletionRequest = body::json(&received.body).map_err(plain)?;
+    let request: CompletionRequest = body::json_with::<_, Shape>(&received.body).map_err(plain)?;
     request.check().map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
     let echo = request.echo();

@@ -40,7 +40,7 @@ pub(in crate::http) struct EmbeddingsRequest {
 
 /// Texts, or texts as token ids: one or several.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "input is a string, a list of strings, a list of token ids, or a list of such lists")]
+#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
 enum Input {
     One(String),
     Many(Vec<String>),
@@ -180,7 +180,7 @@ mod tests {
         assert!(parse(r#"{"model":"m","input":""}"#).unwrap_err().contains("empty"));
         assert!(parse(r#"{"model":"m","input":[]}"#).unwrap_err().contains("1 to 2048"));
         assert!(parse(r#"{"model":"m","input":["a",""]}"#).unwrap_err().contains("input 1"));
-        assert!(parse(r#"{"model":"m","input":{"a":1}}"#).unwrap_err().contains("input is a string"));
+        assert!(parse(r#"{"model":"m","input":{"a":1}}"#).unwrap_err().starts_with("input: expected a string"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Source: OpenAI API reference, "Models".
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use axum::Json;
 use axum::extract::State;
@@ -27,6 +28,11 @@ pub(super) async fn one(State(app): State<Arc<App>>, Named(reference): Named) ->
 }
 
 fn card(id: &str, slot: &Slot) -> Value {
-    let version = slot.route().map(|route| route.live.version().to_owned());
-    json!({ "id": id, "object": "model", "created": 0, "owned_by": "cutover", "task": slot.task(), "version": version })
+    let route = slot.route();
+    let version = route.as_ref().map(|route| route.live.version());
+    // Of a model that serves nothing there is nothing yet.
+    let since = route.as_ref().and_then(|route| route.live.resident_since.duration_since(UNIX_EPOCH).ok());
+    let created = since.unwrap_or_default().as_secs();
+    let task = slot.task();
+    json!({ "id": id, "object": "model", "created": created, "owned_by": "cutover", "task": task, "version": version })
 }

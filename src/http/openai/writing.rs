@@ -98,7 +98,7 @@ const UNSUPPORTED: [&str; 26] = [
 ];
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged, expecting = "stop is a string or a list of strings")]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
 pub(in crate::http) enum Stop {
     One(String),
     Several(Vec<String>),

@@ -26,7 +26,7 @@ pub struct Message {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged, expecting = "the content of a message is a string or a list of parts")]
+#[serde(untagged, expecting = "expected a string or a list of parts")]
 pub enum Content {
     Text(String),
     Parts(Vec<Part>),
