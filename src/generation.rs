@@ -12,6 +12,7 @@ mod stats;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
@@ -68,6 +69,7 @@ pub struct Generation {
     pub lane: Lane,
     pub limits: Limits,
     pub stats: Arc<Stats>,
+    pub resident_since: SystemTime,
     /// Heavy inputs that may be prepared at once: as many as there are processors for models. More would take no less time,
     /// and each decoded image takes memory of its own.
     pub preparing: Arc<Semaphore>,
@@ -108,6 +110,7 @@ impl Generation {
             lane: parts.lane,
             limits: parts.limits,
             stats: Arc::new(Stats::new()),
+            resident_since: SystemTime::now(),
             preparing: Arc::new(Semaphore::new(parts.preparing)),
             drained: Some(sender),
         };

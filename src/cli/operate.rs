@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::client::{Api, ClientArgs, model_path, segment};
-use super::output::{Failure, printable};
+use super::output::{Failure, Refusal, printable};
 use super::promote::Account;
 use super::rollout::Rollout;
 
@@ -64,17 +64,21 @@ pub(super) async fn abort(args: &AbortArgs, out: &mut dyn Write) -> Result<(), F
     };
     match told(&args.id, out).await {
         Err(Failure::Refused(refusal)) if refusal.status == 404 => match goes_on(args).await? {
-            Some(id) => told(&id, out).await,
+            Some(Some(id)) => told(&id, out).await,
+            Some(None) => {
+                let message = format!("no rollout of '{}' goes on", args.id);
+                Err(Failure::Refused(Box::new(Refusal { message, ..*refusal })))
+            }
             None => Err(Failure::Refused(refusal)),
         },
         told => told,
     }
 }
 
-/// The rollout that goes on for the model of that name, if there is such a model.
-async fn goes_on(args: &AbortArgs) -> Result<Option<String>, Failure> {
+/// The rollout that goes on for the model of that name, if one does; if there is such a model.
+async fn goes_on(args: &AbortArgs) -> Result<Option<Option<String>>, Failure> {
     match Api::new(&args.client.connection)?.get(&model_path(&args.id, "")).await {
-        Ok(model) => Ok(model["candidate"]["rollout"].as_str().map(str::to_owned)),
+        Ok(model) => Ok(Some(model["candidate"]["rollout"].as_str().map(str::to_owned))),
         Err(Failure::Refused(refusal)) if refusal.status == 404 => Ok(None),
         Err(error) => Err(error),
     }

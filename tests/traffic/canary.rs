@@ -177,7 +177,7 @@ async fn who_waits_for_a_switch_that_was_taken_back_is_told() {
     assert_eq!(code, 0, "{said}");
     in_phase(&server, &id, "aborted").await;
     let (code, said) = server.cutover(&["abort", "digits"]);
-    assert!(code != 0 && said.contains("no rollout 'digits'"), "{said}");
+    assert!(code != 0 && said.contains("no rollout of 'digits' goes on"), "{said}");
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
 
     // Asking again joins it; with no steps the rest of them is skipped.

@@ -242,6 +242,7 @@ struct OpenAiModel {
     id: String,
     #[schema(pattern = "^model$")]
     object: String,
+    /// When the live one came to be in memory; seconds since 1970, and 0 where there is none.
     created: u64,
     owned_by: String,
     task: Task,
