@@ -108,9 +108,9 @@ BEYOND_SCHEMAS = [
 # The same, of one path or one kind of body.
 BEYOND_ALONE = {
     # It takes what its model's task takes.
-    "/": [r"inputs is a string", r"`inputs` cannot be empty"],
+    "/": [r"inputs: expected a string", r"`inputs` cannot be empty"],
     # Bytes need a header that says how many of them are JSON, and then that JSON; the header needs such a body.
-    "application/octet-stream": [r"the body is not", r"a text that is not UTF-8"],
+    "application/octet-stream": [r"the body is not", r": invalid type", r"a text that is not UTF-8"],
     JSON_BYTES: [r"the body is not", r"a body without JSON is for models with one input"],
 }
 
