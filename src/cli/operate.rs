@@ -63,23 +63,19 @@ pub(super) async fn abort(args: &AbortArgs, out: &mut dyn Write) -> Result<(), F
         ask(&format!("/admin/rollouts/{}/abort", segment(id)), None, &args.account, &args.client, out).await
     };
     match told(&args.id, out).await {
-        Err(Failure::Refused(refusal)) if refusal.status == 404 => match goes_on(args).await? {
-            Some(Some(id)) => told(&id, out).await,
-            Some(None) => {
-                let message = format!("no rollout of '{}' goes on", args.id);
-                Err(Failure::Refused(Box::new(Refusal { message, ..*refusal })))
-            }
-            None => Err(Failure::Refused(refusal)),
-        },
+        Err(Failure::Refused(refusal)) if refusal.status == 404 => told(&goes_on(args, *refusal).await?, out).await,
         told => told,
     }
 }
 
-/// The rollout that goes on for the model of that name, if one does; if there is such a model.
-async fn goes_on(args: &AbortArgs) -> Result<Option<Option<String>>, Failure> {
+/// The rollout that goes on for the model of that name; `unknown` as it is where there is no such model either.
+async fn goes_on(args: &AbortArgs, unknown: Refusal) -> Result<String, Failure> {
     match Api::new(&args.client.connection)?.get(&model_path(&args.id, "")).await {
-        Ok(model) => Ok(Some(model["candidate"]["rollout"].as_str().map(str::to_owned))),
-        Err(Failure::Refused(refusal)) if refusal.status == 404 => Ok(None),
+        Ok(model) => model["candidate"]["rollout"].as_str().map(str::to_owned).ok_or_else(|| {
+            let message = format!("no rollout of '{}' goes on", args.id);
+            Failure::Refused(Box::new(Refusal { message, ..unknown }))
+        }),
+        Err(Failure::Refused(refusal)) if refusal.status == 404 => Err(Failure::Refused(Box::new(unknown))),
         Err(error) => Err(error),
     }
 }
