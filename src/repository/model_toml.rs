@@ -184,6 +184,8 @@ pub struct RolloutConfig {
     pub load_timeout: Duration,
     /// How fast it may be read beside live traffic.
     pub throttle: LoadThrottle,
+    /// Whether weights go past the page cache on their way to a GPU. On a CPU this means nothing.
+    pub direct_reads: bool,
     /// Where the version that was live before is kept once its memory on the device is given back.
     #[serde(deserialize_with = "one_of")]
     pub park: Park,
@@ -265,7 +267,7 @@ impl Default for Limits {
 impl Default for RolloutConfig {
     fn default() -> Self {
         let (mode, load_timeout) = (Mode::Beside, Duration::from_secs(60));
-        RolloutConfig { mode, load_timeout, throttle: LoadThrottle::Auto, park: Park::None }
+        RolloutConfig { mode, load_timeout, throttle: LoadThrottle::Auto, direct_reads: false, park: Park::None }
     }
 }
 

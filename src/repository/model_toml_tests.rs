@@ -20,6 +20,7 @@ fn a_task_alone_is_enough_and_gives_the_documented_defaults() {
     assert_eq!(config.observe.window, Duration::from_secs(300));
     assert_eq!(config.batch.max_wait, Duration::ZERO);
     assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Beside, Park::None));
+    assert!(!config.rollout.direct_reads);
     assert_eq!(config.gpu.f32_matmul, F32Matmul::F32);
 }
 
@@ -75,6 +76,7 @@ fn every_key_is_read() {
             mode = "beside"
             load_timeout = "4s"
             throttle = "2GB/s"
+            direct_reads = true
             park = "host"
             [gpu]
             f32_matmul = "tf32"
@@ -101,7 +103,7 @@ fn every_key_is_read() {
     assert_eq!((share, min_agreement, min_samples, keep_inputs), (0.25, Some(0.9), 7, false));
     assert_eq!((config.batch.max_tokens, config.batch.max_items), (Some(10), Some(11)));
     assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Beside, Park::Host));
-    assert_eq!(config.rollout.throttle, LoadThrottle::Rate(2_000_000_000));
+    assert_eq!((config.rollout.throttle, config.rollout.direct_reads), (LoadThrottle::Rate(2_000_000_000), true));
     assert_eq!(config.gpu.f32_matmul, F32Matmul::Tf32);
     let written = toml::to_string(&config).unwrap();
     assert_eq!(ModelConfig::parse(&written, "m").unwrap(), config);

@@ -69,7 +69,8 @@ impl Survey {
         let problems = &mut self.problems;
         self.family = kept(model::family(spec), problems);
         self.index = kept(Index::open(&self.dir, &spec.all_weight_files()), problems);
-        if let (Some(family), Some(index)) = (self.family, &self.index) {
+        if let (Some(family), Some(index)) = (self.family, &mut self.index) {
+            index.direct_reads = config.rollout.direct_reads && home.kind == Kind::Cuda;
             self.keeping = match home.kind {
                 Kind::Cpu => Keeping::Cpu,
                 Kind::Cuda => Keeping::Cuda(index.main_format()),

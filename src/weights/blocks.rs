@@ -3,7 +3,8 @@
 //! Both keep what they read last, since a tensor is read from its start on in pieces that know nothing of blocks and heads.
 
 use super::cast::{CastFrom, Element, numbers_mut};
-use super::read::{Part, Read, Reader, Seen, Source, reserve};
+use super::read::{Part, Read, Reader, Seen, reserve};
+use super::source::Source;
 use super::{CHUNK, quoted};
 use crate::error::{Error, Result};
 use crate::ops::{QuantFormat, Tensor};

@@ -43,6 +43,8 @@ pub struct Index {
     pub dir: PathBuf,
     /// Relative to `dir`, `/` between parts.
     pub files: Vec<String>,
+    /// Whether weights are read past the page cache where memory and file system allow it.
+    pub direct_reads: bool,
     headers: Vec<HeaderId>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -84,7 +86,8 @@ impl Index {
     /// not supported, a name that is there twice, in one file or two, a shard index that says otherwise, and of GGUF files
     /// what [`crate::gguf::open`] refuses, architectures and tensors without a name there, and a file beside others.
     pub fn open(dir: &Path, files: &[PathBuf]) -> Result<Index> {
-        let mut index = Index { dir: dir.to_owned(), files: Vec::new(), headers: Vec::new(), tensors: BTreeMap::new() };
+        let (headers, tensors) = (Vec::new(), BTreeMap::new());
+        let mut index = Index { dir: dir.to_owned(), files: Vec::new(), direct_reads: false, headers, tensors };
         if files.is_empty() {
             return Err(Error::unloadable(index.label(""), "there are no weight files"));
         }

@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::super::CHUNK;
 use super::super::fixtures::{Folder, Given, f32s, given, serialised};
-use super::super::read::Source;
+use super::super::source::Source;
 use super::*;
 
 const CPU: Device = Device::Cpu;
@@ -198,7 +198,7 @@ fn cancelling_stops_between_chunks() {
     let (index, manifest) = folder.indexed();
     let wanted = [want("large", &[CHUNK / 4, 4], DType::F32)];
     let progress = Progress::new();
-    let mut source = Source { index: &index, progress: &progress, open: None, heads: Default::default(), paid: 0 };
+    let mut source = Source::new(&index, &progress);
     let info = index.get("large").unwrap();
     let part = Part { info, digest: manifest.tensors["large"].as_str(), first: 0 };
     let mut piece = vec![0; CHUNK];

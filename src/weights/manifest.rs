@@ -3,16 +3,18 @@
 //! The manifest is the version's identity: recorded at first sight, compared with afterwards, and what every tensor
 //! is held against while it is read.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CHUNK, Index, Progress};
+use super::digests::{Digests, Hashed, digests};
+use super::index::HeaderId;
+use super::{Index, Progress, TensorInfo};
 use crate::error::{Error, Result};
-use crate::repository::Fingerprint;
+use crate::repository::{FileStat, Fingerprint};
 
 /// What every digest of a version begins with, so that a change of the scheme changes every digest.
 const SCHEME: &[u8] = b"cutover version digest 1\n";
@@ -38,7 +40,7 @@ pub struct FileDigest {
 }
 
 impl Manifest {
-    /// Reads every file below `dir` once, in pieces of 1 MiB. `index` must be of the same folder.
+    /// Reads every file below `dir` once. `index` must be of the same folder.
     pub fn compute(dir: &Path, index: &Index) -> Result<Manifest> {
         Self::compute_watched(dir, index, &Progress::new())
     }
@@ -46,23 +48,24 @@ impl Manifest {
     /// [`Manifest::compute`] that tells how far it is and can be cancelled.
     pub fn compute_watched(dir: &Path, index: &Index, progress: &Progress) -> Result<Manifest> {
         let fingerprint = Fingerprint::of(dir)?;
-        let paths: Vec<&str> = fingerprint.files().iter().map(|file| file.path.as_str()).collect();
-        if let Some(missing) = index.files.iter().find(|file| !paths.contains(&file.as_str())) {
+        let found = fingerprint.files();
+        if let Some(missing) = index.files.iter().find(|file| !found.iter().any(|found| found.path == **file)) {
             return Err(Error::unloadable(index.label(missing), "the weight file is gone"));
         }
-        let mut pass = Pass { dir, index, progress, buffer: vec![0; CHUNK], tensors: BTreeMap::new() };
-        progress.begin(fingerprint.files().iter().map(|file| file.size).sum());
-        let mut files = BTreeMap::new();
-        for path in paths {
-            let digest = match index.files.iter().position(|file| file == path) {
-                Some(number) => pass.weight_file(path, number)?,
-                None => pass.plain_file(path)?,
-            };
-            files.insert(path.to_owned(), digest);
-        }
-        let tensors = pass.tensors;
+        progress.begin(found.iter().map(|file| file.size).sum());
+        let sheets: Vec<Sheet<'_>> = found.iter().map(|file| Sheet::of(index, file)).collect::<Result<_>>()?;
+        let hashed: Vec<Hashed> = sheets.iter().map(|sheet| sheet.hashed(dir)).collect();
+        let unreadable = |file: usize, error| unreadable(index, found.get(file), &error);
+        let digests = digests(&hashed, progress, unreadable)?;
         if Fingerprint::of(dir)? != fingerprint {
             return Err(Error::unloadable(index.label(""), "the folder changed while its digests were computed"));
+        }
+        let (mut files, mut tensors) = (BTreeMap::new(), BTreeMap::new());
+        for (sheet, digests) in sheets.iter().zip(digests) {
+            tensors.extend(sheet.tensors(index, &digests)?);
+            let Digests { whole, .. } = digests;
+            let digest = FileDigest { size: sheet.file.size, blake3: whole.to_hex().to_string() };
+            files.insert(sheet.file.path.clone(), digest);
         }
         Ok(Manifest { digest: identity(&files), files, tensors, fingerprint })
     }
@@ -99,88 +102,68 @@ fn identity(files: &BTreeMap<String, FileDigest>) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// One pass over a folder.
-struct Pass<'a> {
-    dir: &'a Path,
-    index: &'a Index,
-    progress: &'a Progress,
-    buffer: Vec<u8>,
-    tensors: BTreeMap<String, String>,
+fn unreadable(index: &Index, file: Option<&FileStat>, error: &io::Error) -> Error {
+    let label = index.label(file.map_or("", |file| file.path.as_str()));
+    match error.kind() {
+        ErrorKind::UnexpectedEof => Error::unloadable(label, ENDED_EARLY),
+        _ => Error::unloadable(label, format!("cannot read it: {error}")),
+    }
 }
 
-impl Pass<'_> {
-    fn unreadable(&self, path: &str, error: std::io::Error) -> Error {
-        let changed = "the file ended early: it changed while its digest was computed";
-        match error.kind() {
-            ErrorKind::UnexpectedEof => Error::unloadable(self.index.label(path), changed),
-            _ => Error::unloadable(self.index.label(path), format!("cannot read it: {error}")),
-        }
-    }
+const ENDED_EARLY: &str = "the file ended early: it changed while its digest was computed";
 
-    fn open(&self, path: &str) -> Result<File> {
-        File::open(self.dir.join(path)).map_err(|error| self.unreadable(path, error))
-    }
+/// A file of the folder, and what of it has digests of its own.
+struct Sheet<'a> {
+    file: &'a FileStat,
+    weights: Option<WeightFile<'a>>,
+}
 
-    fn plain_file(&mut self, path: &str) -> Result<FileDigest> {
-        let mut file = self.open(path)?;
-        let mut hasher = blake3::Hasher::new();
-        // How long a file is comes out when it ends: what was read last is waited for.
-        let mut last = 0;
-        loop {
-            self.progress.before_chunk(last)?;
-            let read = match file.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(self.unreadable(path, error)),
-            };
-            hasher.update(&self.buffer[..read]);
-            last = read as u64;
-            self.progress.advance(last);
-        }
-        Ok(FileDigest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
-    }
+struct WeightFile<'a> {
+    header: &'a HeaderId,
+    /// In the order of their bytes. The index has checked that they tile the file, but for padding.
+    tensors: Vec<&'a TensorInfo>,
+}
 
-    /// The header, then tensor after tensor: the index has checked that they tile the file, but for padding.
-    fn weight_file(&mut self, path: &str, number: usize) -> Result<FileDigest> {
-        let index = self.index;
-        let changed = || Error::unloadable(index.label(path), "the file changed after its header was read");
+impl<'a> Sheet<'a> {
+    fn of(index: &'a Index, file: &'a FileStat) -> Result<Sheet<'a>> {
+        let Some(number) = index.files.iter().position(|path| *path == file.path) else {
+            return Ok(Sheet { file, weights: None });
+        };
         let header = index.header(number).ok_or_else(|| Error::internal("an index without a header"))?;
-        let mut file = self.open(path)?;
-        let mut whole = blake3::Hasher::new();
-        if self.section(path, &mut file, header.len, &mut whole)? != header.digest {
-            return Err(changed());
+        match file.size.cmp(&header.file_len) {
+            Ordering::Less => Err(Error::unloadable(index.label(&file.path), ENDED_EARLY)),
+            Ordering::Greater => Err(changed(index, file)),
+            Ordering::Equal => {
+                let tensors = index.tensors_of(number);
+                Ok(Sheet { file, weights: Some(WeightFile { header, tensors }) })
+            }
         }
-        for tensor in index.tensors_of(number) {
-            let padding = tensor.offset.saturating_sub(whole.count());
-            self.section(path, &mut file, padding, &mut whole)?;
-            let digest = self.section(path, &mut file, tensor.len, &mut whole)?;
-            self.tensors.insert(tensor.name.clone(), digest.to_hex().to_string());
-        }
-        let rest = header.file_len.saturating_sub(whole.count());
-        self.section(path, &mut file, rest, &mut whole)?;
-        let past_the_end = file.read(&mut [0]).map_err(|error| self.unreadable(path, error))?;
-        if past_the_end != 0 {
-            return Err(changed());
-        }
-        Ok(FileDigest { size: whole.count(), blake3: whole.finalize().to_hex().to_string() })
     }
 
-    /// Hashes the next `len` bytes, by themselves and as part of the whole file.
-    fn section(&mut self, path: &str, file: &mut File, len: u64, whole: &mut blake3::Hasher) -> Result<blake3::Hash> {
-        let mut own = blake3::Hasher::new();
-        let mut left = len;
-        while left > 0 {
-            let piece = left.min(CHUNK as u64) as usize;
-            self.progress.before_chunk(piece as u64)?;
-            file.read_exact(&mut self.buffer[..piece]).map_err(|error| self.unreadable(path, error))?;
-            own.update(&self.buffer[..piece]);
-            whole.update(&self.buffer[..piece]);
-            self.progress.advance(piece as u64);
-            left -= piece as u64;
-        }
-        Ok(own.finalize())
+    /// Of a weight file: the header, then tensor after tensor.
+    fn hashed(&self, dir: &Path) -> Hashed {
+        let tensors = |weights: &WeightFile<'_>| {
+            let tensors = weights.tensors.iter().map(|tensor| tensor.offset..tensor.offset + tensor.len);
+            std::iter::once(0..weights.header.len).chain(tensors).collect()
+        };
+        let stretches = self.weights.as_ref().map(tensors).unwrap_or_default();
+        Hashed { path: dir.join(&self.file.path), len: self.file.size, stretches }
     }
+
+    fn tensors(&self, index: &Index, digests: &Digests) -> Result<Vec<(String, String)>> {
+        let Some(WeightFile { header, tensors }) = &self.weights else { return Ok(Vec::new()) };
+        match digests.stretches.split_first() {
+            Some((first, rest)) if *first == header.digest => {
+                let named = tensors.iter().zip(rest);
+                Ok(named.map(|(tensor, digest)| (tensor.name.clone(), digest.to_hex().to_string())).collect())
+            }
+            _ => Err(changed(index, self.file)),
+        }
+    }
+}
+
+fn changed(index: &Index, file: &FileStat) -> Error {
+    Error::unloadable(index.label(&file.path), "the file changed after its header was read")
 }
 
 #[cfg(test)]

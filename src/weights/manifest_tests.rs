@@ -1,3 +1,4 @@
+use super::super::CHUNK;
 use super::super::fixtures::{Folder, f32s, serialised};
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Weight files: what they hold (`index`), what their bytes are (`manifest`), how they become tensors (`load`),
+//! Weight files: what they hold (`index`), what their bytes are (`manifest`, by `digests`), how they become tensors (`load`),
 //! how they are kept ready for a GPU in host memory (`parked`),
 //! and in what two versions differ (`difference`, `distance`).
 //!
@@ -12,6 +12,7 @@ mod blocks;
 mod cast;
 mod copy;
 mod difference;
+mod digests;
 mod distance;
 mod gguf;
 mod header;
@@ -23,6 +24,7 @@ mod packed;
 mod parked;
 mod progress;
 mod read;
+mod source;
 #[cfg(feature = "cuda")]
 mod staged;
 mod throttle;

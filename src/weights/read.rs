@@ -3,16 +3,13 @@
 //!
 //! Every byte goes by the hasher and every value is looked at once. Must not know which tensors are wanted, nor by whom.
 
-use std::fs::File;
-use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
-
 use candle_core::DType;
 use half::{bf16, f16};
 
-use super::blocks::{Blocks, Heads};
+use super::blocks::Blocks;
 use super::cast::{Buffer, CastFrom, Element, bytes_mut, numbers_mut};
 use super::load::parts;
+use super::source::Source;
 use super::{CHUNK, Index, Manifest, Progress, SourceDtype, TensorInfo, Wanted, quoted};
 use crate::error::{Error, Result};
 #[cfg(feature = "cuda")]
@@ -238,7 +235,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new((index, progress): (&'a Index, &'a Progress), device: &'a Device) -> Self {
-        let source = Source { index, progress, open: None, heads: Heads::default(), paid: 0 };
+        let source = Source::new(index, progress);
         Reader { source, buffer: Buffer::new(CHUNK), blocks: Blocks::default(), device }
     }
 }
@@ -376,84 +373,4 @@ pub(super) fn reserve<T>(read: &Read<'_>) -> Result<Vec<T>> {
         Error::NoRoom { sum, details: serde_json::json!({ "tensor": read.name(), "bytes": bytes }) }
     })?;
     Ok(values)
-}
-
-/// The files of an index, read at given offsets.
-pub(super) struct Source<'a> {
-    pub(super) index: &'a Index,
-    pub(super) progress: &'a Progress,
-    /// The file of the last read: most reads come in file order, so one is enough.
-    pub(super) open: Option<(usize, File)>,
-    /// The head of the last read, where heads have their rows in another order.
-    pub(super) heads: Heads,
-    /// Bytes that are still to be read and were waited for already.
-    pub(super) paid: u64,
-}
-
-impl Source<'_> {
-    pub(super) fn refused(&self, part: &Part<'_>, reason: String) -> Error {
-        Error::unloadable(self.index.label_of(part.info), reason)
-    }
-
-    /// Waits for the turn of what is read next, before anything is taken that others wait for.
-    #[cfg(feature = "cuda")]
-    pub(super) fn pay_ahead(&mut self, bytes: u64) -> Result<()> {
-        self.progress.before_chunk(bytes)?;
-        self.paid += bytes;
-        Ok(())
-    }
-
-    /// The tensor's bytes from `at`, as many as `piece` has, each row in its place.
-    ///
-    /// A tensor is read from its start on, each byte once.
-    pub(super) fn fill(
-        &mut self,
-        part: &Part<'_>,
-        at: usize,
-        piece: &mut [u8],
-        hasher: Option<&mut blake3::Hasher>,
-    ) -> Result<()> {
-        match part.info.heads {
-            None => self.stored(part, at, piece, hasher),
-            Some(heads) => self.turned((part, heads), at, piece, hasher),
-        }
-    }
-
-    /// As the file has them.
-    pub(super) fn stored(
-        &mut self,
-        part: &Part<'_>,
-        at: usize,
-        piece: &mut [u8],
-        hasher: Option<&mut blake3::Hasher>,
-    ) -> Result<()> {
-        let bytes = piece.len() as u64;
-        let paid = bytes.min(self.paid);
-        self.paid -= paid;
-        self.progress.before_chunk(bytes - paid)?;
-        let offset = part.info.offset + at as u64;
-        let result = self.file(part)?.read_exact_at(piece, offset);
-        result.map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => self.refused(part, "the file ended early: it changed".to_owned()),
-            _ => self.refused(part, format!("cannot read it: {error}")),
-        })?;
-        if let Some(hasher) = hasher {
-            hasher.update(piece);
-        }
-        self.progress.advance(bytes);
-        Ok(())
-    }
-
-    fn file(&mut self, part: &Part<'_>) -> Result<&File> {
-        let number = part.info.file;
-        let file = match self.open.take() {
-            Some((open, file)) if open == number => file,
-            _ => {
-                let name = self.index.files.get(number).ok_or_else(|| Error::internal("an index without its file"))?;
-                File::open(self.index.dir.join(name))
-                    .map_err(|error| self.refused(part, format!("cannot open it: {error}")))?
-            }
-        };
-        Ok(&self.open.insert((number, file)).1)
-    }
 }

@@ -19,6 +19,7 @@ use candle_core::DType;
 use super::packed::Packed;
 use super::parked::{Parked, runs};
 use super::read::{Part, Read, Reader, Seen};
+use super::source::only_cached;
 use super::{Index, Manifest, Progress, TensorInfo, quoted};
 use crate::device::company;
 use crate::device::cuda::{Buffer, Convoy};
@@ -49,6 +50,9 @@ pub(super) fn upload(
     let from_files = reads.iter().any(|read| read.parked.is_none());
     if from_files {
         unchanged(files)?;
+        if let Some(why) = only_cached(files.0) {
+            tracing::info!("direct_reads means nothing for {}: {why}", files.0.label(""));
+        }
     }
     // A number for every part, so that it is known which of them is no number.
     let mut looked_at: Vec<(&TensorInfo, DType)> = Vec::new();

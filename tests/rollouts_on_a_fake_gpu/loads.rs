@@ -1,6 +1,7 @@
 //! Loads that something comes between: a throttle, an abort, another load, a file that changes, the end of the device.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -82,6 +83,38 @@ async fn a_throttle_holds_copies_to_a_gpu_back() {
     let back = settled(&server, "mean").await;
     let took = back["figures"]["weights_ms"].as_f64().unwrap();
     assert!(took < least, "{back:#}");
+    nothing_is_left(server, &report).await;
+}
+
+/// Bytes that a server had storage fetch: of files that lie in the page cache none, but where they are read past it.
+fn fetched(server: &Server) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", server.pid())).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_are_read_past_the_page_cache_where_that_is_asked_for() {
+    let site = held_back(&["texts"], "none").await;
+    let weights = site.models().join("texts/tuned/model.safetensors");
+    let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(&weights).is_ok();
+    // What was just written is fetched from nowhere.
+    File::open(&weights).unwrap().sync_all().unwrap();
+    let (site, report) = on_fake_gpu(site);
+    let server = site.start().await;
+    let promoted = async |version: &str, setting: &str| {
+        site.model("texts", &format!("{TEXTS}[rollout]\n{setting}\n"));
+        let before = fetched(&server);
+        let loaded = settled(&server, version).await["figures"]["loaded_bytes"].as_u64().unwrap();
+        (fetched(&server) - before, loaded, embedding(&server).await)
+    };
+    let (fetched, loaded, cached) = promoted("tuned", "direct_reads = false").await;
+    assert!(fetched < loaded / 4, "{fetched} of {loaded}");
+    promoted("mean", "direct_reads = false").await;
+    let (fetched, loaded, past) = promoted("tuned", "direct_reads = true").await;
+    assert_eq!(past, cached);
+    let said = server.log().contains("direct_reads means nothing for texts/tuned: the file system does not do it");
+    assert_eq!(direct, !said, "{}", server.log());
+    assert!(!direct || fetched > loaded * 3 / 4, "{fetched} of {loaded}");
     nothing_is_left(server, &report).await;
 }
 
