@@ -1,6 +1,6 @@
 """Fuzzes a real server's HTTP routes with schemathesis, by the server's own description of them.
 
-Runs in a Python that has what requirements.txt pins (`run` makes one, and so does tests/schemathesis.rs). A round is one
+Runs in a Python that has what requirements.txt pins (`run` makes one, and so does tests/interfaces/schemathesis.rs). A round is one
 server, with models of every task in a folder of its own, and one run of schemathesis against it: promotes, rollbacks and
 drops are meant and happen. Rounds alternate between a server that lets everybody in and one that asks for an admin token
 and an API key (or are all of one kind: `--server`). A round fails when schemathesis has found something, when the server said that something went wrong

@@ -52,6 +52,10 @@ pub(super) async fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<(
     let rollouts: Vec<Rollout> = rollouts.iter().map(Rollout::read).collect::<Result<_, _>>()?;
     let rollouts: Vec<&Rollout> =
         rollouts.iter().filter(|rollout| args.model.as_ref().is_none_or(|model| *model == rollout.model)).collect();
+    if let Some(model) = args.model.as_ref().filter(|_| rollouts.is_empty()) {
+        // A name that is no model's has none either: the server says which there are.
+        api.get(&format!("/models/{}", segment(model))).await?;
+    }
     write_rollouts(&rollouts, out)?;
     if answer["figures"].is_object() {
         writeln!(out)?;

@@ -401,6 +401,8 @@ mod tests {
         }
         let (told, _) = run(&mock, "history --model digits").await;
         assert!(!told.contains("minilm"), "{told}");
+        let (_, refused) = run(&mock, "history --model nope").await;
+        assert_eq!(refused.unwrap_err().to_string(), "no model or version is called 'nope'");
         let (_, refused) = run(&mock, "settle digits").await;
         assert_eq!(refused.unwrap_err().to_string(), "nothing to settle");
         let (_, refused) = run(&mock, "promote v9").await;

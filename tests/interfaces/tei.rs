@@ -1,13 +1,10 @@
 //! text-embeddings-inference's dialect, through the real `huggingface_hub` client and by raw HTTP.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use common::inputs::{distance, embedding};
-use common::{Answer, Client, Site, fixture, minilm, python, until};
+use crate::common::inputs::{distance, embedding};
+use crate::common::{Answer, Client, Site, fixture, minilm, python, until};
 use serde_json::{Value, json};
 
 fn floats(value: &Value) -> Vec<f64> {

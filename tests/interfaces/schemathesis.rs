@@ -1,10 +1,7 @@
 //! The HTTP routes under schemathesis, by the server's own `/openapi.json`: the short run of `fuzz/http`, which also has
 //! the long one and says what is held against what.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::python;
+use crate::common::python;
 
 /// Cases by chance for each operation and phase: there are many operations, and each case is dozens of requests.
 const EXAMPLES: &str = "2";

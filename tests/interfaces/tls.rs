@@ -1,8 +1,5 @@
 //! TLS against the real binary: who trusts it, who is sent away, and certificates that are exchanged under open
 //! connections.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,9 +9,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::http::answered;
-use common::inputs::digit;
-use common::{PATIENCE, Server, Site, until};
+use crate::common::http::answered;
+use crate::common::inputs::digit;
+use crate::common::{PATIENCE, Server, Site, until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -241,7 +238,7 @@ async fn both_listeners_speak_tls_and_the_command_line_checks_who_it_speaks_to()
     fs::write(&foreign, Authority::new("foreign").issuer.pem()).unwrap();
     let cutover = |url: &str, ca: &Path, args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
-        command.args(args).args(["--url", url, "--ca-cert", ca.to_str().unwrap()]).current_dir(common::root());
+        command.args(args).args(["--url", url, "--ca-cert", ca.to_str().unwrap()]).current_dir(crate::common::root());
         let output = command.output().unwrap();
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         (output.status.code().unwrap_or(-1), text)

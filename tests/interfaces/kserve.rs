@@ -1,10 +1,7 @@
 //! The Open Inference Protocol through the real KServe SDK, over HTTP and over gRPC.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::inputs::{distance, embedding};
-use common::{Site, fixture, python, until};
+use crate::common::inputs::{distance, embedding};
+use crate::common::{Site, fixture, python, until};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]

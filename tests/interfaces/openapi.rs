@@ -1,17 +1,14 @@
 //! `/openapi.json` against a real server: every answer that is seen here is as the document says it is, and every field
 //! of it is one that the document names.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-#[path = "openapi/models.rs"]
 mod models;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::LazyLock;
 
-use common::inputs::digit;
-use common::{Server, Site, fixture, root};
+use crate::common::inputs::digit;
+use crate::common::{Server, Site, fixture, root};
 use jsonschema::Validator;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -244,14 +241,17 @@ async fn comparing(server: &mut Told) {
     let (_, staged) = server.post("/models/digits@v1/stage", json!({ "shadow": 1.0 })).await;
     let shadow = format!("/admin/rollouts/{}/shadow", staged["id"].as_str().unwrap());
     server.ask(Method::POST, "/models/digits/infer", Ask::Image(digit(3).to_vec())).await;
-    common::until("the shadow has seen it", async || {
+    crate::common::until("the shadow has seen it", async || {
         let seen = server.server.get(&shadow).await.expect(200).body;
         (seen["samples"] == 1).then_some(())
     })
     .await;
     assert_eq!(server.get(&shadow).await.1["worst"][0]["agreement"].as_f64().map(|value| value > 0.0), Some(true));
     let plot = format!("/admin/plots/agreement?rollout={}", staged["id"].as_str().unwrap());
-    common::until("the record has it too", async || (server.server.get(&plot).await.status == 200).then_some(())).await;
+    crate::common::until("the record has it too", async || {
+        (server.server.get(&plot).await.status == 200).then_some(())
+    })
+    .await;
     assert_eq!(server.get(&plot).await.0, 200);
     assert_eq!(server.get("/admin/rollouts/nothing/shadow").await.0, 404);
 
@@ -365,7 +365,7 @@ async fn some_events(server: &mut Told) {
     let whole = &text[..text.rfind("\n\n").unwrap()];
     assert!(server.told("Event", whole).values().sum::<usize>() >= 20);
     server.seen.insert(("GET".into(), "/admin/events".into(), 200));
-    let mut live = common::Events::open(server.server.request(Method::GET, "/admin/live")).await;
+    let mut live = crate::common::Events::open(server.server.request(Method::GET, "/admin/live")).await;
     let overview = live.next().await.unwrap();
     assert_eq!(overview.name, "overview");
     let models = json!({ "models": overview.data["models"] });

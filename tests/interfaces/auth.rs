@@ -1,15 +1,12 @@
 //! API keys: models answer only to those who bear one, whatever the dialect; the admin token is something else.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::http::answered;
-use common::inputs::digit;
-use common::{Answer, Server, Site, fixture, until};
+use crate::common::http::answered;
+use crate::common::inputs::digit;
+use crate::common::{Answer, Server, Site, fixture, until};
 use reqwest::Method;
 use serde_json::json;
 
@@ -189,7 +186,7 @@ async fn an_admin_listener_of_its_own_lists_models_to_whoever_may_change_them() 
     let site = site.arg("--admin-listen").arg(&format!("127.0.0.1:{port}"));
     let server = site.start().await;
     ask(&server, Method::GET, "/models", &[]).await.expect(401);
-    let admin = common::Client::new(&format!("http://127.0.0.1:{port}"));
+    let admin = crate::common::Client::new(&format!("http://127.0.0.1:{port}"));
     admin.get("/models").await.expect(200);
     admin.promote("v2", json!({})).await.expect(200);
 }

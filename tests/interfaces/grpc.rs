@@ -1,15 +1,12 @@
 //! The Open Inference Protocol over gRPC, through the real `tritonclient[grpc]` and by raw HTTP/2.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
+use crate::common::inputs::{digit, distance, embedding};
+use crate::common::{PATIENCE, Server, Site, fixture, python, until};
 use base64::Engine as _;
-use common::inputs::{digit, distance, embedding};
-use common::{PATIENCE, Server, Site, fixture, python, until};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 

@@ -1,13 +1,10 @@
 //! The page: its files without a browser, its stream, and a whole rollout driven by clicks in a real Chromium.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::inputs::digit;
-use common::{Client, Events, Server, Site, python, root, skipped};
+use crate::common::inputs::digit;
+use crate::common::{Client, Events, Server, Site, python, root, skipped};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -16,7 +13,7 @@ const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 /// All of the page, and what it asks for until it shows everything.
 const MOST_BYTES: u64 = 150_000;
 
-fn policy(answer: &common::Answer) -> String {
+fn policy(answer: &crate::common::Answer) -> String {
     answer.headers["content-security-policy"].to_str().unwrap().to_owned()
 }
 
@@ -73,7 +70,7 @@ async fn the_stream_tells_of_a_switch_within_a_second_and_of_what_is_asked() {
     assert_eq!(first["models"][0]["live"]["version"], "v1");
     assert!(first["memory"]["reserved"].as_u64().unwrap() > 0);
     server.image("digits", &digit(7)).await.expect(200);
-    let counted = |event: &common::http::Event| event.data["models"][0]["generations"][0]["answered"] == 1;
+    let counted = |event: &crate::common::http::Event| event.data["models"][0]["generations"][0]["answered"] == 1;
     let told = live.until("a request is counted", counted).await;
     let generation = &told.data["models"][0]["generations"][0];
     assert!(generation["p99_ms"].as_f64().unwrap() > 0.0, "{generation}");
@@ -82,7 +79,7 @@ async fn the_stream_tells_of_a_switch_within_a_second_and_of_what_is_asked() {
     live.until("the switch is told", |event| event.data["models"][0]["live"]["version"] == "v2").await;
     assert!(switched.elapsed() < Duration::from_secs(1), "{:?}", switched.elapsed());
     // Sampled once a second; a line takes two samples.
-    common::until("the plot shows what was answered", async || {
+    crate::common::until("the plot shows what was answered", async || {
         server.image("digits", &digit(7)).await.expect(200);
         let plot = server.get("/admin/plots/latency?model=digits").await.expect(200);
         plot.body.as_str().unwrap().contains("var(--p99)").then_some(())

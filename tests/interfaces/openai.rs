@@ -1,16 +1,13 @@
 //! all-MiniLM-L6-v2 as clients meet it: through the real `openai` package, with the numbers that sentence-transformers
 //! gives, and while half precision takes over from full.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::common::inputs::{distance, embedding};
+use crate::common::{Client, Server, Site, minilm, python, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::inputs::{distance, embedding};
-use common::{Client, Server, Site, minilm, python, until};
 use serde_json::{Value, json};
 
 /// A server with minilm; none where it cannot be had.

@@ -1,17 +1,14 @@
 //! What a running server tells others: alerts to webhooks, traces to a collector. The receivers are in this process.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::fs;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use crate::common::inputs::digit;
+use crate::common::{PATIENCE, Server, Site, disk};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
-use common::inputs::digit;
-use common::{PATIENCE, Server, Site, disk};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -117,11 +114,13 @@ async fn what_happens_in_rollouts_is_told_to_every_kind_of_receiver() {
     let mut events = server.stream(reqwest::Method::GET, &format!("/admin/events?after={}", id - 1), Value::Null).await;
     assert_eq!(events.next().await.unwrap().name, "rolled_back");
     // From a share of the requests too, once its memory is back.
-    common::until("it is over", async || (server.rollout(&promoted).await["phase"] == "rolled_back").then_some(()))
-        .await;
+    crate::common::until("it is over", async || {
+        (server.rollout(&promoted).await["phase"] == "rolled_back").then_some(())
+    })
+    .await;
     let canary = json!({ "canary": [50], "canary_step": "10m", "wait": "none" });
     let id = server.promote("v2", canary).await.expect(202).id();
-    common::until("a canary", async || (server.rollout(&id).await["phase"] == "canary").then_some(())).await;
+    crate::common::until("a canary", async || (server.rollout(&id).await["phase"] == "canary").then_some(())).await;
     server.post("/admin/rollback", json!({ "reason": "not that one" })).await.expect(200);
     assert_eq!(receiving.next().await.body["message"], "digits: v2 was rolled back to v1: not that one");
     for target in ["slack-2", "pager"] {

@@ -1,16 +1,13 @@
 //! The files that operators take from `deploy/`, held against the metrics of a running server: no rule and no panel names one that
 //! is not there. Their syntax is `promtool`'s to check, where it is installed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::inputs::digit;
-use common::{PATIENCE, Site, root};
+use crate::common::inputs::digit;
+use crate::common::{PATIENCE, Site, root};
 use serde_json::{Value, json};
 
 /// What Prometheus has of every scrape.

@@ -1,11 +1,8 @@
 //! The Open Inference Protocol, through the real `tritonclient` and by raw HTTP.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
+use crate::common::inputs::{distance, embedding};
+use crate::common::{Server, Site, fixture, python};
 use base64::Engine as _;
-use common::inputs::{distance, embedding};
-use common::{Server, Site, fixture, python};
 use serde_json::{Value, json};
 
 /// What a script with the real client prints.
@@ -59,7 +56,7 @@ async fn the_real_client_embeds_as_the_native_route_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_client_classifies_images_and_changes_versions() {
     let server = Site::digits().start().await;
-    let image = common::inputs::digit(7);
+    let image = crate::common::inputs::digit(7);
     let encoded = format!("base64:{}", base64::engine::general_purpose::STANDARD.encode(&image));
     let ask = async || {
         let arguments = [&address(&server), "digits", "image", "binary"];
