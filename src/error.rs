@@ -42,7 +42,7 @@ pub enum Error {
     // what a version may get wrong
     #[error("{}: {}", line(.file), line(.reason))]
     Unloadable { file: String, reason: String },
-    #[error("the gate refused {version}: {failed} of {checks} checks failed")]
+    #[error("the gate refused {version}: {failed} of {checks} checks failed{}", first_failed(.details))]
     Gate { version: String, failed: usize, checks: usize, details: serde_json::Value },
 
     // what the moment may not allow
@@ -212,6 +212,17 @@ fn line(text: &str) -> String {
 
 fn keyed(key: &str) -> String {
     if key.is_empty() { String::new() } else { format!("{}: ", line(key)) }
+}
+
+/// The first check that failed, in words: who only hears of it in a log looks nowhere else.
+fn first_failed(details: &serde_json::Value) -> String {
+    const LONGEST: usize = 240;
+    let Some(check) = details["failed"].get(0) else { return String::new() };
+    let text = |field: &str| check[field].as_str().unwrap_or_default();
+    let case = check["case"].as_str().map_or(String::new(), |case| format!(" of '{case}'"));
+    let told = line(&format!("{}{case}: {}", text("check"), text("message")));
+    let shown: String = told.chars().take(LONGEST).collect();
+    format!("; the first: {shown}{}", if shown.len() < told.len() { "…" } else { "" })
 }
 
 fn known_list(known: &[String]) -> String {

@@ -381,6 +381,9 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     page.one("rollouts", "counter", "deployments that have ended, however they did", counts.deployments as f64);
     page.one("switches", "counter", "deployments that went live", counts.switches as f64);
     page.one("rollbacks", "counter", "times that the version before was made live again", counts.rollbacks as f64);
+    let (writable, what) =
+        (supervisor.ledger_can_be_written().await?, "1 where what happens can be written to the ledger");
+    page.one("ledger_writable", "gauge", what, f64::from(u8::from(writable)));
     let ledger = supervisor.ledger_bytes().await?;
     page.one("ledger_bytes", "gauge", "the ledger on disk, with what waits to be merged into it", ledger as f64);
     Ok(())

@@ -245,7 +245,8 @@ impl Api {
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(&e))? {
+        let lost = |error| Failure::Lost { url: self.base.clone(), reason: chain(&error) };
+        while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
                 return Err(self.protocol("an answer larger than 256 MiB"));
             }
@@ -279,7 +280,7 @@ impl Events {
             if let Some(event) = self.parser.next() {
                 return Ok(Some(event));
             }
-            let lost = |reason| Failure::Unreachable { url: self.url.clone(), reason };
+            let lost = |reason| Failure::Lost { url: self.url.clone(), reason };
             let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
             let chunk = chunk.map_err(|_| lost(format!("nothing came for {} s", SILENCE.as_secs())))?;
             let chunk = chunk.map_err(|e| lost(chain(&e)))?;

@@ -60,12 +60,15 @@ fn verify(state: &Path, json: bool) -> Result<bool> {
     if json {
         println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
     } else if report.ok {
-        println!("the ledger is whole: {} events, chain verified", report.events);
+        match (report.events, report.pruned_before) {
+            (0, 1) => println!("the ledger is empty: nothing was ever recorded in it"),
+            (events, _) => println!("the ledger is whole: {events} events, chain verified"),
+        }
     } else {
         if let Some(bad) = &report.first_bad {
             println!("event {} is not what was recorded: {}", bad.seq, bad.reason);
         }
-        report.bad_rows.iter().for_each(|row| println!("{row} is not what was recorded"));
+        report.bad_rows.iter().for_each(|row| println!("{row}"));
     }
     Ok(report.ok)
 }

@@ -16,6 +16,12 @@ pub enum Failure {
     /// No answer, or not one in HTTP.
     #[error("cannot reach {url}: {reason}")]
     Unreachable { url: String, reason: String },
+    /// The connection broke before the answer was whole.
+    #[error(
+        "the connection to {url} broke ({reason}): what was ordered may have happened, or go on; `cutover status` and \
+         `cutover history` say"
+    )]
+    Lost { url: String, reason: String },
     /// The server answered with something that this client does not understand.
     #[error("unexpected answer from {url}: {reason}")]
     Protocol { url: String, reason: String },

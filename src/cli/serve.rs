@@ -218,7 +218,12 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
         traces.stop(LAST_ALERTS).await;
     }
     engine.stop();
-    tokio::task::spawn_blocking(move || engine_thread.join().is_ok())
+    let joined = move || {
+        let _ended = engine_thread.join();
+        // A copy of the file alone has it all.
+        ledger.fold();
+    };
+    tokio::task::spawn_blocking(joined)
         .await
         .map_err(|e| Error::internal(format!("waiting for the engine failed: {e}")))?;
     tracing::info!("stopped");
@@ -310,6 +315,11 @@ async fn announce(app: Arc<App>, starting: Vec<tokio::sync::oneshot::Receiver<()
     // Starting takes room that serving does not need: files of tokenizers as text, for one.
     device::trim_everything();
     app.started.store(true, Ordering::Release);
+    if let Some(name) = app.tei_model.as_deref().filter(|name| app.registry.resolve(name).is_err()) {
+        tracing::warn!(
+            "[tei] model is '{name}' in cutover.toml, and there is no such model: its routes will answer nobody"
+        );
+    }
     // Nobody reading standard output is no reason to stop serving.
     let _ = writeln!(std::io::stdout(), "{}", banner::text(&app.registry.slots(), &doorway));
 }

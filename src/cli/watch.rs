@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::client::{Api, ClientArgs, Events};
+use super::client::{Api, ClientArgs, Events, segment};
 use super::output::{Failure, human_field, note, printable};
 use panel::Panel;
 
@@ -31,6 +31,10 @@ pub(super) async fn watch(args: &WatchArgs, out: &mut dyn Write) -> Result<(), F
     let api = Api::new(&args.client.connection)?;
     let panel = (!args.client.json && std::io::stdout().is_terminal()).then(Panel::new);
     let mut follower = Follower { args, panel };
+    if let Some(model) = &args.model {
+        // Else nothing would be told of it for ever.
+        api.get(&format!("/models/{}", segment(model))).await?;
+    }
     // The first connection must succeed: a wrong address or token is a mistake, not an outage.
     let mut stream = api.events("/admin/events", None).await?;
     loop {
@@ -47,7 +51,7 @@ pub(super) async fn watch(args: &WatchArgs, out: &mut dyn Write) -> Result<(), F
                 Ok(Some(overview)) if of_now => follower.overview(&overview)?,
                 Ok(Some(event)) => follower.show(&event, out)?,
                 Ok(None) => break "the server ended the stream".to_owned(),
-                Err(Failure::Unreachable { reason, .. }) => break reason,
+                Err(Failure::Unreachable { reason, .. } | Failure::Lost { reason, .. }) => break reason,
                 Err(failure) => return Err(failure),
             }
         };
@@ -110,8 +114,10 @@ async fn reconnect(api: &Api, last_id: Option<&str>) -> Result<super::client::Ev
     loop {
         tokio::time::sleep(pause).await;
         match api.events("/admin/events", last_id).await {
-            Err(failure @ Failure::Unreachable { .. }) if began.elapsed() > GIVE_UP_AFTER => return Err(failure),
-            Err(Failure::Unreachable { .. }) => pause = (pause * 2).min(RETRY_TO),
+            Err(failure @ (Failure::Unreachable { .. } | Failure::Lost { .. })) if began.elapsed() > GIVE_UP_AFTER => {
+                return Err(failure);
+            }
+            Err(Failure::Unreachable { .. } | Failure::Lost { .. }) => pause = (pause * 2).min(RETRY_TO),
             other => return other,
         }
     }

@@ -128,6 +128,7 @@ async fn write(
         let ask = shape.ask(writer, prompts, rules)?;
         Ok(WriteAsk { deadline: deadline_ms.map(Duration::from_millis), ..ask })
     })
+    .await
     .map_err(|failure| *failure)?;
     let begun = (Vec::new(), answers.stamp.clone());
     let (texts, stamp) = openai::collect(app, &mut answers, begun).await.map_err(|(error, stamp)| Failure {

@@ -65,7 +65,7 @@ pub struct VerifyReport {
     pub events: u64,
     /// Where the chain breaks first.
     pub first_bad: Option<BadEvent>,
-    /// Rows of other tables that are not what was written, named.
+    /// Rows of other tables that are not what was written or are gone, and what is wrong with each.
     pub bad_rows: Vec<String>,
     /// Events with a smaller number are gone by rule; 1 when none are.
     pub pruned_before: i64,
@@ -81,7 +81,7 @@ pub struct BadEvent {
 impl VerifyReport {
     pub(super) fn first_problem(&self) -> Option<String> {
         let event = self.first_bad.as_ref().map(|bad| format!("event {}: {}", bad.seq, bad.reason));
-        event.or_else(|| self.bad_rows.first().map(|row| format!("{row} is not what was recorded")))
+        event.or_else(|| self.bad_rows.first().cloned())
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) enum Fault {
     Damaged(String),
     /// Another process has it, as far as is known which.
     InUse(String),
+    /// The file that is open is not the one that is there any more.
+    Gone,
     /// It is not for this program.
     Foreign(String),
     /// The caller asked for nonsense.
@@ -52,6 +54,12 @@ impl Fault {
             Fault::InUse(holder) => {
                 (format!("another server is using it{holder}"), Some("stop that one, or give this one its own --state"))
             }
+            Fault::Gone => (
+                "its file was deleted or replaced while this server has it open".to_owned(),
+                Some(
+                    "nothing can be recorded until the server is started again; put the file back before that, if it can be had",
+                ),
+            ),
             Fault::Foreign(what) => (what.clone(), None),
             Fault::Misused(what) => return Error::internal(format!("ledger: cannot {doing}: {what}")),
         };

@@ -190,7 +190,7 @@ pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         if let (live, false) = Live::of(row)? {
-            bad.push(live.row_name());
+            bad.push(format!("{} is not what was recorded", live.row_name()));
         }
     }
     let mut statement = connection.prepare_cached("SELECT model, version, manifest, seal FROM manifests")?;
@@ -199,7 +199,7 @@ pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
         let (model, version, text, seal): (String, String, String, String) =
             (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
         if digest(MANIFEST_SCHEME, &[Some(&model), Some(&version), Some(&text)]) != seal {
-            bad.push(manifest_name(&model, &version));
+            bad.push(format!("{} is not what was recorded", manifest_name(&model, &version)));
         }
     }
     bad.extend(gone(connection)?.iter().map(gone_name));

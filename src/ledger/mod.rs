@@ -18,7 +18,9 @@ mod time;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +42,10 @@ pub struct Ledger {
     path: PathBuf,
     // Before the lock, so that it is closed before another server may open the file.
     connection: Mutex<Connection>,
+    /// Which file that is.
+    file: Option<(u64, u64)>,
+    /// The last write failed.
+    failing: AtomicBool,
     _lock: Option<File>,
 }
 
@@ -69,18 +75,43 @@ impl Ledger {
             false => Err(fault),
         });
         let connection = connection.map_err(told)?;
-        let ledger = Ledger { path: path.to_owned(), connection: Mutex::new(connection), _lock: Some(lock) };
+        let ledger = Ledger::with(path, connection, Some(lock));
         let report = ledger.verify()?;
         match report.first_problem() {
             Some(problem) => Err(told(Fault::Damaged(problem))),
-            None => Ok(ledger),
+            None => {
+                ledger.fold();
+                Ok(ledger)
+            }
         }
+    }
+
+    fn with(path: &Path, connection: Connection, lock: Option<File>) -> Ledger {
+        let (file, failing) = (identity(path), AtomicBool::new(false));
+        Ledger { path: path.to_owned(), connection: Mutex::new(connection), file, failing, _lock: lock }
     }
 
     /// Opens an existing ledger to look at it, also while a server writes it, and also one whose [`Ledger::verify`] fails.
     pub fn open_read_only(path: &Path) -> Result<Ledger> {
         let connection = schema::connect_read_only(path).map_err(|fault| fault.told(path, "open it"))?;
-        Ok(Ledger { path: path.to_owned(), connection: Mutex::new(connection), _lock: None })
+        Ok(Ledger::with(path, connection, None))
+    }
+
+    /// Merges the write-ahead log into the file, so that a copy of the file alone has it all. (SQLite, "Write-Ahead Logging",
+    /// 2.1.) Where that cannot be, as on a full disk, what is recorded is as durable as before.
+    pub fn fold(&self) {
+        let folded = self.connection().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        match folded {
+            Ok(0) => {}
+            Ok(_) => tracing::debug!("somebody reads the ledger: its log is merged later"),
+            Err(error) => tracing::debug!(%error, "the ledger's log is not merged"),
+        }
+    }
+
+    /// Whether what happens can be recorded. Where the last write failed, another one that changes nothing is tried.
+    pub fn can_be_written(&self) -> bool {
+        let try_to = |transaction: &Transaction<'_>| Ok(transaction.execute("UPDATE chain SET only = only", [])?);
+        !self.failing.load(Ordering::Relaxed) || self.write("write to it", try_to).is_ok()
     }
 
     /// What the ledger takes on disk, its write-ahead log included.
@@ -96,7 +127,14 @@ impl Ledger {
 
     /// Runs `act` as one transaction that is there whole, on disk, when this returns `Ok`, and not at all otherwise.
     fn write<T>(&self, doing: &str, act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T> {
-        self.transact(TransactionBehavior::Immediate, act).map_err(|fault| fault.told(&self.path, doing))
+        let written = match identity(&self.path) {
+            there if there == self.file => self.transact(TransactionBehavior::Immediate, act),
+            // It would be written to a file that no start finds.
+            _ => Err(Fault::Gone),
+        };
+        let failing = !matches!(&written, Ok(_) | Err(Fault::Misused(_)));
+        self.failing.store(failing, Ordering::Relaxed);
+        written.map_err(|fault| fault.told(&self.path, doing))
     }
 
     /// Runs `act` on one unchanging state of the ledger.
@@ -162,6 +200,11 @@ fn lock_soon(file: &File) -> Result<(), TryLockError> {
             outcome => return outcome,
         }
     }
+}
+
+/// What tells a file from another of the same name; nothing where there is none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// A path that ends in something more.

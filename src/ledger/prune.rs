@@ -27,7 +27,8 @@ impl Ledger {
                     AND id NOT IN (SELECT rollout FROM live WHERE rollout IS NOT NULL)
                     AND number NOT IN (SELECT number FROM rollouts WHERE ended_ms IS NOT NULL
                         ORDER BY started_ms DESC, number DESC LIMIT ?)",
-                [bounded(keep)],
+                // At least one: a ledger that has events and no rollout has lost some.
+                [bounded(keep.max(1))],
             )?;
             let events = prune_events(transaction, bounded(keep_events))?;
             Ok(Pruned { rollouts: rollouts as u64, events })

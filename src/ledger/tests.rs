@@ -141,7 +141,8 @@ fn what_is_live_is_the_last_commit_for_each_model() {
 
 #[test]
 fn an_event_of_another_model_cannot_make_a_version_live() {
-    let ledger = Ledger::open(&place().path).unwrap();
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
     let error = ledger.commit_live(&live("digits", "v1"), &event("other", "switched", None)).unwrap_err();
     assert!(matches!(error, Error::Internal { .. }), "{error}");
     assert_eq!((ledger.all_live().unwrap(), ledger.last_seq().unwrap()), (vec![], 0));
@@ -149,7 +150,8 @@ fn an_event_of_another_model_cannot_make_a_version_live() {
 
 #[test]
 fn whoever_writes_late_of_a_rollout_overwrites_nothing() {
-    let ledger = Ledger::open(&place().path).unwrap();
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
     let open = rollout("r1", "a", 10, None);
     ledger.save_rollout(&open).unwrap();
     let mut found = open.clone();
@@ -166,7 +168,8 @@ fn whoever_writes_late_of_a_rollout_overwrites_nothing() {
 
 #[test]
 fn rollouts_are_replaced_by_id_and_listed_newest_first() {
-    let ledger = Ledger::open(&place().path).unwrap();
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
     for (id, model, started) in [("r1", "a", 10), ("r2", "b", 30), ("r3", "a", 20), ("r4", "a", 20)] {
         ledger.save_rollout(&rollout(id, model, started, None)).unwrap();
     }
@@ -201,7 +204,8 @@ fn a_rollout_has_the_names_that_tools_rely_on() {
 
 #[test]
 fn a_manifest_is_recorded_at_first_sight_only() {
-    let ledger = Ledger::open(&place().path).unwrap();
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
     assert_eq!(ledger.manifest("m", "v").unwrap(), None);
     ledger.record_manifest("m", "v", &json!({"digest": "first", "n": 1.5e-7})).unwrap();
     ledger.record_manifest("m", "v", &json!({"digest": "second"})).unwrap();
@@ -274,7 +278,7 @@ fn pruning_keeps_a_chain_that_verifies_and_goes_on() {
     let report = ledger.verify().unwrap();
     assert_eq!((report.ok, report.events, report.pruned_before), (true, 4, 8));
     assert_eq!(ledger.append(&event("a", "phase", None)).unwrap().seq, 12);
-    assert_eq!(ledger.prune(0, 0).unwrap(), Pruned { rollouts: 3, events: 5 });
+    assert_eq!(ledger.prune(0, 0).unwrap(), Pruned { rollouts: 2, events: 5 });
     assert_eq!(ledger.append(&event("a", "phase", None)).unwrap().seq, 13);
     drop(ledger);
     let ledger = Ledger::open(&place.path).unwrap();
@@ -287,13 +291,15 @@ fn pruning_keeps_a_chain_that_verifies_and_goes_on() {
 
 #[test]
 fn an_open_rollout_and_its_events_are_never_pruned() {
-    let ledger = Ledger::open(&place().path).unwrap();
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
     ledger.append(&event("a", "phase", Some("old"))).unwrap();
     ledger.save_rollout(&rollout("old", "a", 1, Some(2))).unwrap();
     let first = ledger.append(&event("a", "phase", Some("open"))).unwrap();
     ledger.save_rollout(&rollout("open", "a", 2, None)).unwrap();
     ledger.append(&event("b", "alert", None)).unwrap();
-    assert_eq!(ledger.prune(0, 0).unwrap(), Pruned { rollouts: 1, events: 1 });
+    // Nor is the newest that has ended.
+    assert_eq!(ledger.prune(0, 0).unwrap(), Pruned { rollouts: 0, events: 1 });
     assert_eq!(ledger.events(0, None, 10).unwrap()[0], first);
     assert!(ledger.rollout("open").unwrap().is_some());
     assert!(ledger.verify().unwrap().ok);
@@ -388,6 +394,39 @@ fn a_ledger_that_did_not_note_where_the_chain_ended_is_read_and_noted_from_then_
 }
 
 #[test]
+fn what_was_folded_is_in_the_file_alone() {
+    let (place, elsewhere) = (place(), place());
+    let ledger = Ledger::open(&place.path).unwrap();
+    for number in 0..20 {
+        ledger.append(&event("a", &format!("phase {number}"), None)).unwrap();
+    }
+    ledger.fold();
+    fs::create_dir_all(elsewhere.path.parent().unwrap()).unwrap();
+    fs::copy(&place.path, &elsewhere.path).unwrap();
+    assert_eq!(Ledger::open(&elsewhere.path).unwrap().last_seq().unwrap(), 20);
+}
+
+#[test]
+fn a_file_that_is_deleted_or_replaced_takes_no_more_and_is_said_to() {
+    let (place, other) = (filled(), filled());
+    let ledger = Ledger::open(&place.path).unwrap();
+    assert!(ledger.can_be_written());
+    let away = place.path.with_extension("away");
+    for replaced in [false, true] {
+        fs::rename(&place.path, &away).unwrap();
+        if replaced {
+            fs::copy(&other.path, &place.path).unwrap();
+        }
+        let refused = ledger.commit_live(&live("digits", "v2"), &event("digits", "switched", None));
+        assert!(reason(refused).contains("deleted or replaced"), "replaced: {replaced}");
+        assert!(!ledger.can_be_written());
+        fs::rename(&away, &place.path).unwrap();
+        assert!(ledger.can_be_written());
+    }
+    ledger.commit_live(&live("digits", "v2"), &event("digits", "switched", None)).unwrap();
+}
+
+#[test]
 fn rows_that_were_deleted_are_missed() {
     for (delete, told) in [
         ("DELETE FROM live", "the live version of 'a' is gone: event 2"),
@@ -411,8 +450,24 @@ fn rows_that_were_deleted_are_missed() {
         });
         assert!(reason(refused).contains(told), "{delete}");
     }
+    // A rollout whose record is gone, but for the oldest, which may have gone by rule.
+    let begun = |at_ms| NewEvent { at_ms, body: json!({ "phase": "reserving" }), ..event("a", "phase", None) };
+    for (delete, told) in [("r1", None), ("r2", Some("r2")), ("r3", Some("r3")), ("%", Some("r1"))] {
+        let place = place();
+        let ledger = Ledger::open(&place.path).unwrap();
+        for (id, at) in [("r1", 10_000), ("r2", 20_000), ("r3", 30_000)] {
+            let began = NewEvent { rollout: Some(id.to_owned()), ..begun(at) };
+            ledger.save_rollout_with(&rollout(id, "a", at, Some(at + 5)), &began).unwrap();
+        }
+        drop(ledger);
+        let delete = format!("DELETE FROM rollouts WHERE id LIKE '{delete}'");
+        Connection::open(&place.path).unwrap().execute_batch(&delete).unwrap();
+        let found = Ledger::open_read_only(&place.path).unwrap().verify().unwrap().bad_rows;
+        assert_eq!(found.first(), told.map(|id| format!("rollout '{id}' is gone")).as_ref(), "{delete}: {found:?}");
+    }
     // A model that was forgotten has no row, and that is right.
-    let ledger = Ledger::open(&place().path).unwrap();
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
     ledger.commit_live(&live("a", "v1"), &event("a", "seeded", None)).unwrap();
     ledger.forget(&event("a", "forgotten", None)).unwrap();
     assert!(ledger.verify().unwrap().ok && ledger.live("a").unwrap().is_none());

@@ -150,6 +150,14 @@ impl Processor {
     }
 
     /// Of the tokenizer, where that does not follow from the bytes of one file.
+    /// Which chats its template takes, of a version that writes ([`Contract::chats`](crate::repository::Contract::chats)).
+    pub fn chats(&self) -> Option<Vec<String>> {
+        match &self.inputs {
+            Inputs::Prompt(writer) => Some(writer.chats()),
+            _ => None,
+        }
+    }
+
     pub fn tokenizer_digest(&self) -> Option<&str> {
         match &self.inputs {
             Inputs::Prompt(writer) => Some(writer.digest()),

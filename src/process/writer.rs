@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::generation::{
     Around, ChatTemplate, Detokenizer, EndSources, Message, PromptEncoder, PromptLimits, Reading, RenderOptions,
@@ -118,6 +118,26 @@ impl Writer {
                 self.encoder.chat(&template.render_calls(&template.known_roles(messages)?, options)?)
             }
         }
+    }
+
+    /// Which chats are taken, by name: a question alone, one with an answer before it, one after a system's word, and with tools.
+    pub(super) fn chats(&self) -> Vec<String> {
+        let said = |role: &str| json!({ "role": role, "content": "Good morning." });
+        let taken = |roles: &[&str]| {
+            let messages: Vec<Value> = roles.iter().map(|role| said(role)).collect();
+            let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+            // What clients write is read in the same way.
+            let messages = serde_json::from_value(Value::Array(messages));
+            messages.is_ok_and(|messages| self.encode(&RawPrompt::Chat { messages, options }).is_ok())
+        };
+        let tools = self.template.as_ref().is_some_and(ChatTemplate::knows_tools);
+        let chats = [
+            ("user", taken(&["user"])),
+            ("turns", taken(&["user", "assistant", "user"])),
+            ("system", taken(&["system", "user"])),
+            ("tools", tools),
+        ];
+        chats.into_iter().filter(|(_, taken)| *taken).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// A text and nothing else: no token is added, and no spelling is a special token.

@@ -29,6 +29,9 @@ pub struct Contract {
     pub normalize: Option<bool>,
     /// The longest input that is not cut off; `None` is no limit.
     pub max_tokens: Option<usize>,
+    /// Of a version that writes, the chats that its template takes: of `user`, `turns`, `system`, `tools`.
+    #[serde(default)]
+    pub chats: Option<Vec<String>>,
 }
 
 /// One term that is not what it was.
@@ -68,17 +71,21 @@ impl Contract {
             pooling: spec.embedding.as_ref().map(|embedding| embedding.pooling.name().to_owned()),
             normalize: spec.embedding.as_ref().map(|embedding| embedding.normalize),
             max_tokens,
+            chats: None,
         })
     }
 
     /// What a client of `live` would find changed; empty when this version can take its place unseen.
-    /// Taking longer inputs is no change, taking only shorter ones is.
+    /// Taking longer inputs, or more kinds of chats, is no change; taking only shorter ones, or fewer, is.
     pub fn changes_from(&self, live: &Contract) -> Vec<ContractChange> {
         let shorter = match (live.max_tokens, self.max_tokens) {
             (_, None) => false,
             (None, Some(_)) => true,
             (Some(live), Some(now)) => now < live,
         };
+        let no_chats = Vec::new();
+        let [was, is] = [live, self].map(|contract| contract.chats.as_ref().unwrap_or(&no_chats));
+        let fewer = was.iter().any(|chat| !is.contains(chat));
         let terms = [
             ("task", self.task != live.task, json!(live.task), json!(self.task)),
             ("dimension", self.dimension != live.dimension, json!(live.dimension), json!(self.dimension)),
@@ -87,6 +94,7 @@ impl Contract {
             ("pooling", self.pooling != live.pooling, json!(live.pooling), json!(self.pooling)),
             ("normalize", self.normalize != live.normalize, json!(live.normalize), json!(self.normalize)),
             ("max_tokens", shorter, json!(live.max_tokens), json!(self.max_tokens)),
+            ("chats", fewer, json!(live.chats), json!(self.chats)),
         ];
         let changed = terms.into_iter().filter(|(_, differs, ..)| *differs);
         changed.map(|(field, _, from, to)| ContractChange { field, from, to }).collect()
@@ -129,6 +137,7 @@ mod tests {
             pooling: Some("mean".to_owned()),
             normalize: Some(true),
             max_tokens: Some(128),
+            chats: None,
         }
     }
 
@@ -159,6 +168,17 @@ mod tests {
         assert!(changed_fields(&live, |c| c.max_tokens = None).is_empty());
         let unlimited = Contract { max_tokens: None, ..contract() };
         assert_eq!(changed_fields(&unlimited, |c| c.max_tokens = Some(1)), ["max_tokens"]);
+    }
+
+    #[test]
+    fn only_chats_that_are_not_taken_any_more_are_a_change() {
+        let chats = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let live = Contract { chats: chats(&["user", "system"]), ..contract() };
+        for fewer in [chats(&["user"]), chats(&["system", "turns"]), chats(&[]), None] {
+            assert_eq!(changed_fields(&live, |c| c.chats.clone_from(&fewer)), ["chats"], "{fewer:?}");
+        }
+        assert!(changed_fields(&live, |c| c.chats = chats(&["system", "tools", "user"])).is_empty());
+        assert!(changed_fields(&contract(), |c| c.chats = chats(&["user"])).is_empty());
     }
 
     #[test]

@@ -135,6 +135,7 @@ pub fn contracts(before: &Contract, now: &Contract) -> Compared {
         ("tokenizer", before.tokenizer.is_some() && before.tokenizer == now.tokenizer),
         ("pooling", before.pooling.is_some() && before.pooling == now.pooling),
         ("max_tokens", was.is_some() && was == is),
+        ("chats", before.chats.is_some() && before.chats == now.chats),
     ];
     compared.same.extend(shared.into_iter().filter(|(_, same)| *same).map(|(what, _)| what.to_owned()));
     compared
@@ -196,6 +197,19 @@ fn sentence(change: &ContractChange) -> String {
             format!("inputs are cut at {} tokens, and were taken whole", change.to)
         }
         "max_tokens" => format!("inputs are cut at {} tokens, and were at {}", change.to, change.from),
+        "chats" => {
+            let is = list(&change.to);
+            let lost: Vec<Value> = list(&change.from).into_iter().filter(|chat| !is.contains(chat)).collect();
+            let kind = |chat: &Value| match chat.as_str() {
+                Some("user") => "a question".to_owned(),
+                Some("turns") => "a conversation".to_owned(),
+                Some("system") => "a system message".to_owned(),
+                Some("tools") => "tools".to_owned(),
+                _ => brief(chat),
+            };
+            let lost = lost.iter().map(kind).collect::<Vec<_>>().join(", ");
+            format!("its chat template does not take any more: {lost}")
+        }
         _ => change.to_string(),
     }
 }

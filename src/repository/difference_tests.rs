@@ -14,6 +14,7 @@ fn contract() -> Contract {
         pooling: None,
         normalize: None,
         max_tokens: Some(128),
+        chats: None,
     }
 }
 

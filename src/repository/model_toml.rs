@@ -73,6 +73,7 @@ pub struct Limits {
     /// Inputs waiting for the engine.
     #[serde(deserialize_with = "at_least_one")]
     pub queue: usize,
+    /// Of a request, or of its first token where a model writes.
     #[serde(serialize_with = "duration::serialize", deserialize_with = "longer_than_zero")]
     pub deadline: Duration,
     /// Pixels of one image, judged from its header before it is decoded.
@@ -250,6 +251,10 @@ pub enum Mode {
     Replace,
 }
 
+/// The deadline of the first token, where it is not said: a prompt as long as a context of 8,192 tokens takes a CPU more than
+/// half a minute, and nobody is served by an end just before the answer begins.
+const FIRST_TOKEN: Duration = Duration::from_secs(5 * 60);
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -346,12 +351,16 @@ impl ModelConfig {
             let tasks = "one of embed, classify, rerank, generate, image-classify";
             return Err(config_error(label, "task", format!("is missing, expected {tasks}")));
         }
-        let config: ModelConfig = toml::from_str(text).map_err(|e| {
+        let mut config: ModelConfig = toml::from_str(text).map_err(|e| {
             let span = e.span().unwrap_or(0..0);
             let key = key_at(table.get_ref(), span.start).unwrap_or_else(|| "(file)".to_owned());
             let line = line_of(text, span.start);
             config_error(label, &key, format!("{} (line {line})", one_line(e.message())))
         })?;
+        let limits = table.get_ref().get("limits").and_then(|limits| limits.get_ref().as_table());
+        if config.task == Task::Generate && !limits.is_some_and(|limits| limits.contains_key("deadline")) {
+            config.limits.deadline = FIRST_TOKEN;
+        }
         config.observe.check().map_err(|(key, reason)| config_error(label, &key, reason))?;
         config.check_mode().map_err(|(key, reason)| config_error(label, key, reason))?;
         Ok(config)

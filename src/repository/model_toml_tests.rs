@@ -20,6 +20,11 @@ fn a_task_alone_is_enough_and_gives_the_documented_defaults() {
     assert_eq!(config.observe.window, Duration::from_secs(300));
     assert_eq!(config.batch.max_wait, Duration::ZERO);
     assert_eq!((config.rollout.mode, config.rollout.park), (Mode::Beside, Park::None));
+    // A prompt may take longer than any input of another task.
+    let deadline = |text: &str| ModelConfig::parse(text, "m").unwrap().limits.deadline.as_secs();
+    assert_eq!(deadline("task = 'generate'\n[limits]\nqueue = 3"), 300);
+    assert_eq!(deadline("task = 'generate'\nlimits.deadline = '30s'"), 30);
+    assert_eq!(deadline("task = 'embed'"), 30);
     assert!(!config.rollout.direct_reads);
     assert_eq!(config.gpu.f32_matmul, F32Matmul::F32);
 }

@@ -179,12 +179,13 @@ impl Journal {
     /// Records how a rollout ended, now or as soon as it can be written: what stays open in the ledger would be taken
     /// for interrupted at the next start.
     pub async fn save_end(&self, record: RolloutRecord) {
-        let first = record.clone();
-        if let Err(error) = self.with(move |ledger| ledger.save_rollout(&first)).await {
+        // Nobody waits for what follows, so that the file alone has it all from now on.
+        let save = |record: RolloutRecord| move |ledger: &Ledger| ledger.save_rollout(&record).map(|()| ledger.fold());
+        if let Err(error) = self.with(save(record.clone())).await {
             tracing::error!(%error, rollout = record.id, "the end of a rollout could not be written to the ledger yet");
             self.until_done("the end of a rollout", move |journal| {
                 let record = record.clone();
-                async move { journal.with(move |ledger| ledger.save_rollout(&record)).await }
+                async move { journal.with(save(record)).await }
             });
         }
     }

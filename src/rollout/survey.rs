@@ -91,7 +91,9 @@ impl Survey {
             self.tokens_per_image = kept(family.tokens_per_image.map_or(Ok(1), |count| count(spec)), problems);
         }
         if let Some(processor) = &self.processor {
-            self.contract = kept(Contract::of(spec, processor.max_tokens(), processor.tokenizer_digest()), problems);
+            let contract = Contract::of(spec, processor.max_tokens(), processor.tokenizer_digest());
+            let contract = contract.map(|contract| Contract { chats: processor.chats(), ..contract });
+            self.contract = kept(contract, problems);
         }
     }
 

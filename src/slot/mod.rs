@@ -19,7 +19,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 pub use registry::{Registry, Target};
 pub use route::Route;
-pub use serve::{Answer, Ask};
+pub use serve::{Answer, Ask, heavy};
 pub use shadow::{Mirrored, Shadow};
 pub use split::{Asker, Share, Split};
 pub use tally::{Arm, Heard, Tally, Told};

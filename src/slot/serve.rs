@@ -13,7 +13,7 @@ use crate::value::{Output, RawInput, Task};
 
 /// Inputs of a request that are more than this together are prepared off the threads that serve connections: a text of so
 /// many bytes takes one of them for about a millisecond.
-const HEAVY_TEXT_BYTES: usize = 4 << 10;
+pub(super) const HEAVY_TEXT_BYTES: usize = 4 << 10;
 const HEAVY_PIXELS: u64 = 128 * 128;
 
 /// What a client asks.
@@ -218,6 +218,20 @@ async fn prepare_heavy(
     drop(asked);
     prepared.sort_by_key(|(place, _)| *place);
     prepared.into_iter().map(|(_, one)| one).collect()
+}
+
+/// What `work` makes of a generation, off the threads that serve connections, in turn with what else is heavy.
+pub async fn heavy<T: Send + 'static>(
+    generation: &Arc<Generation>,
+    work: impl FnOnce(&Generation) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let turn = Arc::clone(&generation.preparing).acquire_owned().await.map_err(Error::internal)?;
+    let generation = Arc::clone(generation);
+    let work = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(&generation)
+    });
+    work.await.map_err(|e| Error::internal(format!("preparing inputs failed: {e}")))?
 }
 
 /// Whether preparing takes long enough to be kept off the threads that serve connections.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::serve::{HEAVY_TEXT_BYTES, heavy};
 use super::{Admission, Mirrored};
 use crate::engine::{self, Permit, Prompt, Written};
 use crate::error::{Error, Result};
@@ -80,7 +81,7 @@ pub enum EndReason {
 
 impl Admission {
     /// Begins to write. What of the request cannot be right is told here, before anything is written.
-    pub fn write(self, ask: WriteAsk) -> Result<Answers> {
+    pub async fn write(self, ask: WriteAsk) -> Result<Answers> {
         let generation = Arc::clone(self.generation());
         let most = generation.limits.max_inputs;
         if ask.prompts.len() > most {
@@ -90,18 +91,20 @@ impl Admission {
         let count = ask.prompts.len() * ask.count;
         let permit = Arc::new(generation.lane.permit(count)?);
         let began = Instant::now();
+        let ask = Arc::new(ask);
+        let encoded = match is_heavy(&ask.prompts) {
+            true => {
+                let ask = Arc::clone(&ask);
+                heavy(&generation, move |generation| encoded(generation, &ask)).await?
+            }
+            false => encoded(&generation, &ask)?,
+        };
         let writer = generation.processor.writer()?;
-        let encoded = ask.prompts.iter().map(|prompt| {
-            let tokens = writer.encode(prompt)?;
-            let max_new = writer.room(tokens.len(), ask.max_new)?;
-            Ok((Arc::<[u32]>::from(tokens), max_new))
-        });
-        let encoded = encoded.collect::<Result<Vec<_>>>()?;
         generation.stats.spend(Stage::Prepared, began.elapsed());
         ask.sampling.validate(writer.vocabulary())?;
         let stops = StopStrings::new(&ask.stop)?;
         let prompt_tokens = encoded.iter().map(|(tokens, _)| tokens.len()).sum();
-        let (admission, ask) = (Arc::new(self), Arc::new(ask));
+        let admission = Arc::new(self);
         let (out, events) = mpsc::unbounded_channel();
         for at in 0..count {
             let (of, number) = (at / ask.count, at % ask.count);
@@ -128,6 +131,28 @@ impl Admission {
         let stamp = generation.stamp.clone();
         Ok(Answers { stamp, prompt_tokens, decoder: Arc::clone(writer.decoder()), count, events })
     }
+}
+
+/// Whether prompts take long enough to be made tokens of to be kept off the threads that serve connections. A chat is,
+/// however short: how long its template takes is the version's affair.
+fn is_heavy(prompts: &[RawPrompt]) -> bool {
+    let text = |prompt: &RawPrompt| match prompt {
+        RawPrompt::Text(text) => text.len(),
+        RawPrompt::Tokens(_) => 0,
+        RawPrompt::Chat { .. } => HEAVY_TEXT_BYTES + 1,
+    };
+    prompts.iter().map(text).sum::<usize>() > HEAVY_TEXT_BYTES
+}
+
+/// Each prompt's tokens, and how many may be written after them.
+fn encoded(generation: &Generation, ask: &WriteAsk) -> Result<Vec<(Arc<[u32]>, usize)>> {
+    let writer = generation.processor.writer()?;
+    let encoded = ask.prompts.iter().map(|prompt| {
+        let tokens = writer.encode(prompt)?;
+        let max_new = writer.room(tokens.len(), ask.max_new)?;
+        Ok((Arc::<[u32]>::from(tokens), max_new))
+    });
+    encoded.collect()
 }
 
 /// One answer on its way.

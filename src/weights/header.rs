@@ -178,6 +178,13 @@ pub(super) fn read(mut source: impl Read, file_len: u64) -> Result<Header, Strin
     source.read_exact(&mut prefix).map_err(|error| format!("cannot read its header: {error}"))?;
     let json_len = u64::from_le_bytes(prefix);
     if json_len > LONGEST_HEADER {
+        // What comes in place of weights most often.
+        if &prefix == b"version " {
+            return Err("a pointer of Git LFS, not the weights: fetch them with `git lfs pull`".to_owned());
+        }
+        if prefix.trim_ascii_start().first() == Some(&b'<') {
+            return Err("not safetensors: it begins with '<', as a web page does".to_owned());
+        }
         return Err(format!("not safetensors: its header claims {json_len} bytes, the limit is {LONGEST_HEADER}"));
     }
     let len = LENGTH_BYTES + json_len;

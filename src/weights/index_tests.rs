@@ -119,4 +119,13 @@ fn a_bad_header_is_told_with_its_file() {
     let error = folder.open_files(&["model.safetensors"]).unwrap_err();
     assert_eq!(error.kind(), crate::error::Kind::Refused);
     assert!(error.to_string().starts_with("model/v1/model.safetensors: not safetensors"), "{error}");
+    // What comes in place of weights most often.
+    for (text, told) in [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "a pointer of Git LFS"),
+        ("<!DOCTYPE html><title>404</title>", "as a web page does"),
+    ] {
+        folder.write("model.safetensors", text.as_bytes());
+        let error = folder.open_files(&["model.safetensors"]).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
 }

@@ -148,3 +148,41 @@ async fn a_version_that_is_slow_at_its_tokens_is_refused() {
         assert_eq!(failed(&refused), [check], "{}", refused.body);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_takes_fewer_chats_is_refused_and_serves_where_that_is_accepted() {
+    let site = Site::new();
+    site.add_writer("tiny");
+    let template = |name: &str, text: Option<&str>| {
+        version(&site, name, |_, _| ());
+        let path = site.models().join("tiny").join(name).join("tokenizer_config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert!(config["chat_template"].is_string(), "{config}");
+        config["chat_template"] = text.map_or(Value::Null, Value::from);
+        fs::write(path, config.to_string()).unwrap();
+    };
+    template("fails", Some("{{ raise_exception('no way') }}"));
+    template("loops", Some("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}"));
+    template("none", None);
+    template(
+        "alone",
+        Some("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"),
+    );
+    site.model("tiny", "task = 'generate'\nlive = 'b'\n[gate]\nmax_latency_ratio = 1000\nlatency_rounds = 2");
+    let server = site.start().await;
+    for (name, lost) in [
+        ("fails", "a question, a conversation, a system message"),
+        ("loops", "a question, a conversation, a system message"),
+        ("none", "a question, a conversation, a system message"),
+        ("alone", "a system message"),
+    ] {
+        let refused = server.promote(&format!("tiny@{name}"), json!({})).await.expect(422);
+        assert_eq!(failed(&refused), ["contract"], "{name}: {}", refused.body);
+        assert!(refused.message().contains("chats changes from"), "{name}: {}", refused.message());
+        let told = server.get(&format!("/models/tiny@{name}/diff")).await.expect(200).body.to_string();
+        assert!(told.contains(&format!("its chat template does not take any more: {lost}")), "{name}: {told}");
+    }
+    server.promote("tiny@alone", json!({ "accept_contract_change": true })).await.expect(200);
+    let chat = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+    server.post("/v1/chat/completions", chat).await.expect(200);
+}

@@ -227,6 +227,13 @@ async fn what_has_no_effect_is_refused_unless_it_asks_for_nothing() {
         ("documents", json!([{ "text": "a" }]), json!([])),
         ("echo", json!(true), json!(false)),
         ("chat_template", json!("{{ 1 }}"), json!(null)),
+        ("guided_json", json!({}), json!(null)),
+        ("grammar", json!("root ::= \"yes\""), json!("")),
+        ("format", json!("json"), json!(null)),
+        ("max_new_tokens", json!(1), json!(null)),
+        ("repeat_penalty", json!(1.3), json!(null)),
+        ("options", json!({ "temperature": 0 }), json!({})),
+        ("skip_special_tokens", json!(false), json!(true)),
     ] {
         let asked = |value: &Value| {
             let base = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });

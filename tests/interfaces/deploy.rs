@@ -153,7 +153,8 @@ fn series(page: &str) -> BTreeMap<String, BTreeSet<String>> {
             }
         } else if !line.starts_with('#') {
             let (name, labels) = line.split_once(['{', ' ']).unwrap();
-            let labels = labels.split_once('}').map_or("", |(labels, _)| labels);
+            // A route has braces of its own.
+            let labels = labels.rsplit_once('}').map_or("", |(labels, _)| labels);
             let keys = labels.split("\",").filter_map(|label| Some(label.split_once('=')?.0.trim().to_owned()));
             series.entry(name.to_owned()).or_default().extend(keys);
         }

@@ -42,6 +42,31 @@ async fn rollback_in_the_window_is_instant_and_keeps_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rollback_goes_where_it_was_told_to_and_twice_is_once() {
+    let site = Site::digits();
+    let server = site.start().await;
+    server.promote("v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+    let back = async |order| server.post("/admin/rollback", order).await;
+    // What is live already has been had, and another version than the one before is no way back.
+    assert_eq!(back(json!({ "model": "digits@v2" })).await.expect(200).body["unchanged"], true);
+    let elsewhere = back(json!({ "model": "digits@v3" })).await.expect(409);
+    assert!(elsewhere.message().contains("'digits' goes back to 'v1', not to 'v3'"), "{}", elsewhere.message());
+    let refused = server.post("/admin/settle", json!({ "model": "digits@v3" })).await.expect(409);
+    assert!(refused.message().contains("'v3' is not live and cannot be settled: 'v2' is"), "{}", refused.message());
+    assert_eq!(server.live("digits").await, "v2");
+    let first = back(json!({ "model": "digits@v1" })).await.expect(200);
+    // The network broke, or two were on call.
+    for again in [json!({ "model": "digits@v1" }), json!({ "model": "digits" }), json!({})] {
+        let again = back(again).await.expect(200);
+        assert_eq!((again.id(), again.phase()), (first.id(), "observing"));
+        assert_eq!(server.live("digits").await, "v1");
+    }
+    // Whoever wants the other one says so.
+    assert_eq!(back(json!({ "model": "digits@v2" })).await.expect(200).id(), first.id());
+    assert_eq!(server.live("digits").await, "v2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rollback_with_nothing_to_go_back_to_is_a_conflict() {
     let site = Site::digits();
     let server = site.start().await;
@@ -61,8 +86,8 @@ async fn rollback_after_settling_loads_the_previous_version_again() {
         (&json!("cold"), &json!("v1"), &json!("v2"))
     );
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
-    // It is in a window of its own: going back from there is instant again.
-    let again = server.post("/admin/rollback", json!({ "wait": "settled" })).await.expect(200);
+    // It is in a window of its own: going back from there is instant again, for whoever says where to.
+    let again = server.post("/admin/rollback", json!({ "model": "digits@v2", "wait": "settled" })).await.expect(200);
     assert_eq!((again.id(), again.phase(), &again.body["kind"]), (back.id(), "rolled_back", &json!("instant")));
     assert_eq!(server.live("digits").await, "v2");
     // Both count as rollbacks, each with its time; the first rollout is the only deployment.

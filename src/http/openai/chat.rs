@@ -71,6 +71,7 @@ async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
         let shape = request.shape.clone();
         shape.ask(writer, vec![request.prompt()], Rules { logprobs, ..Rules::default() })
     })
+    .await
     .map_err(|failure| *failure)?;
     let manner = Manner { streams, tells_usage: usage, tells_logprobs: logprobs.is_some(), echoes: Vec::new() };
     Ok(respond(app, answers, &CHAT, manner).await)

@@ -90,6 +90,7 @@ async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
         }
         shape.ask(writer, prompts, Rules { default_most: Some(DEFAULT_MOST), may_be_none: echo, logprobs })
     })
+    .await
     .map_err(|failure| *failure)?;
     let manner = Manner { streams, tells_usage, tells_logprobs: logprobs.is_some(), echoes };
     Ok(respond(app, answers, &COMPLETION, manner).await)

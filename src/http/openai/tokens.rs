@@ -17,6 +17,7 @@ use crate::generation::Generation;
 use crate::http::reply::{Dialect, Failure, put_stamp};
 use crate::http::{App, body};
 use crate::process::{Message, RawPrompt, Writer};
+use crate::slot::heavy;
 use crate::value::Task;
 
 /// A text, or a chat.
@@ -63,11 +64,11 @@ fn told(answer: Result<Response, Failure>) -> Response {
 }
 
 /// What the version that serves a reference makes of a request.
-async fn asked<T: serde::de::DeserializeOwned>(
+async fn asked<T: serde::de::DeserializeOwned + Send + 'static>(
     app: &App,
     request: Request,
     model: impl Fn(&T) -> &String,
-    answer: impl FnOnce(T, &Writer) -> Result<Value>,
+    answer: impl FnOnce(T, &Writer) -> Result<Value> + Send + 'static,
 ) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
     let bytes = body::read(request, app.limits.bounds(app.limits.max_body_bytes)).await.map_err(plain)?;
@@ -75,9 +76,11 @@ async fn asked<T: serde::de::DeserializeOwned>(
     let target = app.registry.resolve(model(&request)).map_err(plain)?;
     super::does(Task::Generate, "write text")(&target).map_err(plain)?;
     let admission = target.slot.admit(target.version.as_deref(), None).map_err(plain)?;
-    let generation: &Generation = admission.generation();
+    let generation = admission.generation();
     let stamp = generation.stamp.clone();
-    let body = generation.processor.writer().and_then(|writer| answer(request, writer));
+    let told = move |generation: &Generation| answer(request, generation.processor.writer()?);
+    // A chat's template may take long, however short it is: as everything here, it is kept off the threads that serve connections.
+    let body = heavy(generation, told).await;
     let body = body.map_err(|error| Failure { error, dialect: Dialect::OpenAi, stamp: Some(stamp.clone()) })?;
     let mut response = Json(body).into_response();
     put_stamp(&mut response, &stamp);

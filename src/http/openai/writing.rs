@@ -1,6 +1,7 @@
 //! What chats and completions ask for alike, and how it becomes an order to write.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -57,6 +58,9 @@ pub(in crate::http) struct Shape {
     pub(in crate::http) ignore_eos: Option<bool>,
     /// Not OpenAI's: lower goes first, as vLLM has it.
     pub(in crate::http) priority: Option<i32>,
+    /// Not OpenAI's: milliseconds that the whole answer may take.
+    #[schema(schema_with = crate::http::openapi::deadline)]
+    pub(in crate::http) deadline_ms: Option<u64>,
     #[serde(default)]
     pub(in crate::http) stream: Option<bool>,
     #[schema(inline)]
@@ -68,22 +72,27 @@ pub(in crate::http) struct Shape {
 }
 
 /// What clients of OpenAI's and of other servers would miss if it had no effect. Any other field is taken and has none.
-const UNSUPPORTED: [&str; 26] = [
+const UNSUPPORTED: [&str; 32] = [
     "allowed_token_ids",
     "audio",
     "bad_words",
     "chat_template",
     "documents",
+    "dry_multiplier",
     "echo",
+    "format",
     "function_call",
     "functions",
+    "grammar",
     "guided_choice",
     "guided_grammar",
     "guided_json",
     "guided_regex",
     "include_stop_str_in_output",
+    "json_schema",
     "logits_processors",
     "min_tokens",
+    "mirostat",
     "prediction",
     "prompt_logprobs",
     "return_token_ids",
@@ -95,6 +104,19 @@ const UNSUPPORTED: [&str; 26] = [
     "typical_p",
     "use_beam_search",
     "web_search_options",
+    "xtc_probability",
+];
+
+/// What other servers call what is called otherwise here.
+const OTHER_NAMES: [(&str, &str); 8] = [
+    ("max_length", "max_tokens"),
+    ("max_new_tokens", "max_tokens"),
+    ("n_predict", "max_tokens"),
+    ("n_probs", "logprobs"),
+    ("num_predict", "max_tokens"),
+    ("options", "its fields by themselves"),
+    ("repeat_penalty", "repetition_penalty"),
+    ("stop_sequences", "stop"),
 ];
 
 #[derive(Debug, Clone, Deserialize)]
@@ -167,13 +189,25 @@ impl Shape {
             stop,
             ignore_ends: self.ignore_eos.unwrap_or(false),
             priority,
-            deadline: None,
+            deadline: self.deadline_ms.map(Duration::from_millis),
         })
     }
 
     fn refuse_others(&self) -> Result<()> {
+        // An empty schema asks for JSON, too.
+        let is_schema = |field: &str, value: &Value| field.ends_with("json") && value.is_object();
         for field in UNSUPPORTED {
-            refuse(field, &self.others.get(field).filter(|value| asks(value)).cloned())?;
+            let asked = self.others.get(field).filter(|value| asks(value) || is_schema(field, value));
+            refuse(field, &asked.cloned())?;
+        }
+        for (field, here) in OTHER_NAMES {
+            if self.others.get(field).is_some_and(asks) {
+                return Err(Error::bad_param(field, format!("{field} means nothing here; what is known is {here}")));
+            }
+        }
+        if self.others.get("skip_special_tokens") == Some(&Value::Bool(false)) {
+            let message = "skip_special_tokens is always true: special tokens are never in what is written";
+            return Err(Error::bad_param("skip_special_tokens", message));
         }
         if self.stream_options.is_some_and(|options| options.continuous_usage_stats == Some(true)) {
             let message = "stream_options.continuous_usage_stats is not supported; the last chunk tells what was used";
@@ -234,7 +268,7 @@ pub(super) fn refuse(field: &'static str, value: &Option<Value>) -> Result<()> {
 }
 
 /// Admits, and begins to write. Of a request that was refused nobody need know more than why.
-pub(in crate::http) fn begin(
+pub(in crate::http) async fn begin(
     app: &App,
     dialect: Dialect,
     (reference, received): (&str, Received),
@@ -254,5 +288,5 @@ pub(in crate::http) fn begin(
         return Err(stamped(Error::TooLarge { what: "request body in bytes", got, limit }));
     }
     let ask = generation.processor.writer().and_then(ask).map_err(stamped)?;
-    admission.write(ask).map_err(stamped)
+    admission.write(ask).await.map_err(stamped)
 }

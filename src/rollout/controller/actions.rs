@@ -338,14 +338,14 @@ impl Controller {
         self.downtime().await;
         let Some(active) = &mut self.active else { return };
         let record = active.recorder.record();
-        tracing::info!(
-            model = record.model,
-            version = record.to,
-            rollout = record.id,
-            end = ending.phase.name(),
-            reason = ending.reason,
-            "the rollout has ended"
-        );
+        let (model, version, rollout) = (&record.model, &record.to, &record.id);
+        let (end, reason) = (ending.phase.name(), &ending.reason);
+        match ending.phase {
+            Phase::Failed | Phase::Refused => {
+                tracing::warn!(model, version, rollout, end, reason, "the rollout has ended")
+            }
+            _ => tracing::info!(model, version, rollout, end, reason, "the rollout has ended"),
+        }
         self.ctx.journal.save_end(record).await;
         if let Some(active) = &self.active {
             active.recorder.publish();

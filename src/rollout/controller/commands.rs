@@ -23,12 +23,12 @@ impl Controller {
                 let answer = self.promote(version, options).await;
                 let _ = reply.send(answer);
             }
-            Command::Rollback(options, reply) => {
-                let answer = self.rollback(options).await;
+            Command::Rollback(to, options, reply) => {
+                let answer = self.rollback(to.as_deref(), options).await;
                 let _ = reply.send(answer);
             }
-            Command::Settle(reply) => {
-                let answer = self.settle().await;
+            Command::Settle(version, reply) => {
+                let answer = self.settle(version.as_deref()).await;
                 let _ = reply.send(answer);
             }
             Command::Compare(version, named, options, reply) => {
@@ -104,7 +104,7 @@ impl Controller {
                     );
                     return Err(Error::conflict(message));
                 }
-                self.rollback(options).await
+                self.rollback(Some(&version), options).await
             }
             Some((to, phase)) if to == version && phase != Phase::Reclaiming => {
                 let event = self.reshape(phase, &options)?;
@@ -126,19 +126,30 @@ impl Controller {
         }
     }
 
-    async fn rollback(&mut self, options: Options) -> Result<Answer> {
+    /// Goes back to what was live before. Whoever says it twice, or names what is live already, has had it.
+    async fn rollback(&mut self, wanted: Option<&str>, options: Options) -> Result<Answer> {
         let reason = options.reason.clone().unwrap_or_else(|| "an operator asked for it".into());
         match self.going() {
+            Some((to, Phase::Observing | Phase::Reclaiming))
+                if wanted.is_some_and(|wanted| wanted == to && self.is_live(wanted)) =>
+            {
+                self.joined()
+            }
             Some((_, Phase::Observing)) => {
-                if self.previous.is_none() {
-                    return Err(nothing_to_go_back_to(self.slot.name()));
+                let Some(previous) = &self.previous else { return Err(nothing_to_go_back_to(self.slot.name())) };
+                if wanted.is_none() && self.active.as_ref().is_some_and(|active| active.cold_rollback) {
+                    return self.joined();
                 }
+                self.goes_back_to(&previous.version, wanted)?;
                 self.asked_for(&options);
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
             }
             // Its share goes back at once.
             Some((_, Phase::Canary | Phase::Experiment)) => {
+                if let Some(live) = &self.live {
+                    self.goes_back_to(&live.version, wanted)?;
+                }
                 self.asked_for(&options);
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
@@ -148,11 +159,36 @@ impl Controller {
                 let model = self.slot.name().to_owned();
                 let live = self.ctx.journal.with(move |ledger| ledger.live(&model)).await?;
                 match live.and_then(|live| live.previous) {
-                    Some(previous) if !self.is_live(&previous) => self.open(previous, options, Goal::Live, true).await,
+                    _ if wanted.is_some_and(|wanted| self.is_live(wanted)) => {
+                        Ok(self.already(wanted.unwrap_or_default().to_owned()))
+                    }
+                    Some(previous) if !self.is_live(&previous) => {
+                        self.goes_back_to(&previous, wanted)?;
+                        self.open(previous, options, Goal::Live, true).await
+                    }
+                    _ if self.live.is_none() => Err(self.serves_nothing()),
                     _ => Err(nothing_to_go_back_to(self.slot.name())),
                 }
             }
         }
+    }
+
+    /// An error where somebody wants another version than the one that going back leads to.
+    fn goes_back_to(&self, to: &str, wanted: Option<&str>) -> Result<()> {
+        match wanted {
+            Some(wanted) if wanted != to => Err(Error::conflict(format!(
+                "'{}' goes back to '{to}', not to '{wanted}': nothing has changed; promote '{wanted}' for that",
+                self.slot.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn serves_nothing(&self) -> Error {
+        let (model, versions) = (self.slot.name(), self.slot.versions().join(", "));
+        Error::conflict(format!(
+            "'{model}' serves nothing that could be gone back from; promote the version that it is to serve, of {versions}"
+        ))
     }
 
     /// Somebody wants to go back: no rule of the server's.
@@ -163,7 +199,11 @@ impl Controller {
         active.recorder.figure("rollback_actor", options.actor.clone());
     }
 
-    async fn settle(&mut self) -> Result<Answer> {
+    async fn settle(&mut self, wanted: Option<&str>) -> Result<Answer> {
+        if let (Some(wanted), Some(live)) = (wanted.filter(|wanted| !self.is_live(wanted)), &self.live) {
+            let live = &live.version;
+            return Err(Error::conflict(format!("'{wanted}' is not live and cannot be settled: '{live}' is")));
+        }
         match self.going() {
             Some((_, Phase::Observing)) => {
                 self.feed(Event::Settle).await?;
@@ -261,6 +301,15 @@ impl Controller {
         let (mut recorder, _) = Recorder::new(opening, first);
         if cold_rollback {
             recorder.figure("cold_rollback", true);
+        }
+        let alone = self.live.is_none() || mode == Mode::Replace;
+        if alone && options.observe.is_some_and(|length| !length.is_zero()) {
+            let why = "no other version is in memory then";
+            recorder.warn(format!("\"observe\" has no effect: there is nothing to go back to at once, since {why}"));
+        }
+        if self.live.is_none() && options.canary.as_ref().is_some_and(|steps| !steps.is_empty()) {
+            recorder
+                .warn("\"canary\" has no effect: no version is live that could answer the other requests".to_owned());
         }
         if config.shadow.share == 0.0 && config.judges_agreement() {
             recorder.warn(

@@ -46,8 +46,10 @@ pub enum Answer {
 pub(in crate::rollout) enum Command {
     Stage(String, Options, oneshot::Sender<Result<Answer>>),
     Promote(String, Options, oneshot::Sender<Result<Answer>>),
-    Rollback(Options, oneshot::Sender<Result<Answer>>),
-    Settle(oneshot::Sender<Result<Answer>>),
+    /// To this version, where that is said.
+    Rollback(Option<String>, Options, oneshot::Sender<Result<Answer>>),
+    /// This one, where that is said.
+    Settle(Option<String>, oneshot::Sender<Result<Answer>>),
     /// Has a staged version answer a share for as long as is wanted.
     Compare(String, Named, Options, oneshot::Sender<Result<Answer>>),
     /// Ends that by its name; the version stays staged.

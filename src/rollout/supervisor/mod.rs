@@ -209,14 +209,27 @@ impl Supervisor {
         self.registry.get(model).is_some_and(|slot| slot.versions().iter().any(|known| known == version))
     }
 
-    pub async fn rollback(&self, model: Option<&str>, options: Options) -> Result<Answer> {
-        let model = self.one_model(model).await?;
-        self.order(&model, |reply| Command::Rollback(options, reply)).await
+    /// `named`: a model, or a version of one, which then must be the one that going back leads to.
+    pub async fn rollback(&self, named: Option<&str>, options: Options) -> Result<Answer> {
+        let (model, version) = self.meant(named).await?;
+        self.order(&model, |reply| Command::Rollback(version, options, reply)).await
     }
 
-    pub async fn settle(&self, model: Option<&str>) -> Result<Answer> {
-        let model = self.one_model(model).await?;
-        self.order(&model, Command::Settle).await
+    /// `named`: a model, or a version of one, which then must be the live one.
+    pub async fn settle(&self, named: Option<&str>) -> Result<Answer> {
+        let (model, version) = self.meant(named).await?;
+        self.order(&model, |reply| Command::Settle(version, reply)).await
+    }
+
+    /// A model, and the version if one was named.
+    async fn meant(&self, named: Option<&str>) -> Result<(String, Option<String>)> {
+        match named {
+            Some(reference) => {
+                let Target { slot, version } = self.resolve(reference).await?;
+                Ok((slot.name().to_owned(), version))
+            }
+            None => Ok((self.one_model(None).await?, None)),
+        }
     }
 
     /// Has two versions share a model's requests by these percentages, for as long as is wanted. The one that is not live is staged
@@ -316,6 +329,8 @@ impl Supervisor {
             controllers.iter().filter(|(_, reins)| reins.slot.route().is_some()).map(|(name, _)| name).collect();
         match serving.as_slice() {
             [only] => Ok((*only).clone()),
+            // Whoever wants it to serve again need not name the only one.
+            [] if controllers.len() == 1 => Ok(controllers.keys().next().cloned().unwrap_or_default()),
             [] => Err(Error::conflict("no model is serving")),
             several => {
                 let names: Vec<&str> = several.iter().map(|name| name.as_str()).collect();

@@ -110,8 +110,8 @@ impl Supervisor {
         let filter = Filter { model, limit, open_only: false };
         let mut records = self.ctx.journal.with(move |ledger| ledger.rollouts(&filter)).await?;
         let controllers = self.controllers.lock().await;
-        let now = controllers.values().filter_map(|reins| Some(reins.status.handle.load_full()?.now()));
-        for view in now.filter(|view| !view.phase.is_end()) {
+        // One that has ended may not have been written down yet.
+        for view in controllers.values().filter_map(|reins| Some(reins.status.handle.load_full()?.now())) {
             if let Some(record) =
                 records.iter_mut().find(|record| record.id == view.record.id && record.ended_ms.is_none())
             {
@@ -129,6 +129,11 @@ impl Supervisor {
     /// oldest goes at each start, which would be taken for as many new ones.
     pub async fn counts(&self) -> Result<Counts> {
         Ok(self.figures(None).await?.counts().since(self.counted_before))
+    }
+
+    /// Whether the ledger takes what happens.
+    pub async fn ledger_can_be_written(&self) -> Result<bool> {
+        self.ctx.journal.with(|ledger| Ok(ledger.can_be_written())).await
     }
 
     /// What the ledger takes on disk.
