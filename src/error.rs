@@ -13,7 +13,7 @@ pub enum Error {
     // what a client may get wrong
     #[error("{}", line(.message))]
     BadRequest { message: String, param: Option<String> },
-    #[error("{what} is {got}, the limit is {limit}")]
+    #[error("{what} is {got}, the limit is {limit}{}", limited_by(.what))]
     TooLarge { what: &'static str, got: u64, limit: u64 },
     /// `message` has the numbers.
     #[error("{message}")]
@@ -212,6 +212,16 @@ fn line(text: &str) -> String {
 
 fn keyed(key: &str) -> String {
     if key.is_empty() { String::new() } else { format!("{}: ", line(key)) }
+}
+
+/// Which key of `model.toml` a limit is, where it is one.
+fn limited_by(what: &str) -> &'static str {
+    match what {
+        "number of inputs" => " ([limits] max_inputs)",
+        "number of inputs or answers" => " ([limits] queue)",
+        "text in bytes" => " ([limits] max_text_bytes)",
+        _ => "",
+    }
 }
 
 /// The first check that failed, in words: who only hears of it in a log looks nowhere else.

@@ -113,7 +113,8 @@ impl Lane {
     pub fn permit(&self, inputs: usize) -> Result<Permit> {
         let count = u32::try_from(inputs).unwrap_or(u32::MAX);
         if inputs > self.limit {
-            return Err(Error::TooLarge { what: "number of inputs", got: inputs as u64, limit: self.limit as u64 });
+            let (got, limit) = (inputs as u64, self.limit as u64);
+            return Err(Error::TooLarge { what: "number of inputs or answers", got, limit });
         }
         match Arc::clone(&self.room).try_acquire_many_owned(count) {
             Ok(room) => Ok(Permit { _room: room }),

@@ -24,8 +24,10 @@ pub struct WriteAsk {
     pub prompts: Vec<RawPrompt>,
     /// Answers to each, from seeds of their own that follow the first's.
     pub count: usize,
-    /// Tokens to write at most; what the context leaves when it is not said.
+    /// Tokens to write at most.
     pub max_new: Option<usize>,
+    /// And where that is not said, if the context leaves as many.
+    pub usual_new: Option<usize>,
     pub sampling: SamplingOptions,
     pub stop: Vec<String>,
     /// Tokens that would end the answer do not.
@@ -149,8 +151,9 @@ fn encoded(generation: &Generation, ask: &WriteAsk) -> Result<Vec<(Arc<[u32]>, u
     let writer = generation.processor.writer()?;
     let encoded = ask.prompts.iter().map(|prompt| {
         let tokens = writer.encode(prompt)?;
-        let max_new = writer.room(tokens.len(), ask.max_new)?;
-        Ok((Arc::<[u32]>::from(tokens), max_new))
+        let room = writer.room(tokens.len(), ask.max_new)?;
+        let usual = ask.usual_new.filter(|_| ask.max_new.is_none());
+        Ok((Arc::<[u32]>::from(tokens), usual.map_or(room, |usual| usual.min(room))))
     });
     encoded.collect()
 }

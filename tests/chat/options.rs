@@ -274,7 +274,12 @@ async fn a_cache_that_is_shorter_than_the_context_is_the_context() {
     let server = site.start().await;
     let told = server.post("/tokenize", json!({ "model": "tiny", "prompt": "a" })).await.expect(200).body;
     assert_eq!(told["max_model_len"], 64);
+    let card = server.get("/v1/models/tiny").await.expect(200).body;
+    assert_eq!(card["max_model_len"], 64, "{card}");
     // All that there is room for, where nothing is said.
+    let near = json!({ "model": "tiny", "prompt": vec![5; 60], "ignore_eos": true });
+    let usage = server.post("/v1/completions", near).await.expect(200).body["usage"].clone();
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(60), &json!(4)), "{usage}");
     let chat = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }], "ignore_eos": true });
     let usage = server.post("/v1/chat/completions", chat).await.expect(200).body["usage"].clone();
     assert_eq!(usage["total_tokens"], 64, "{usage}");

@@ -34,5 +34,10 @@ fn card(id: &str, slot: &Slot) -> Value {
     let since = route.as_ref().and_then(|route| route.live.resident_since.duration_since(UNIX_EPOCH).ok());
     let created = since.unwrap_or_default().as_secs();
     let task = slot.task();
-    json!({ "id": id, "object": "model", "created": created, "owned_by": "cutover", "task": task, "version": version })
+    let mut card = json!({ "id": id, "object": "model", "created": created, "owned_by": "cutover", "task": task, "version": version });
+    // As vLLM tells it.
+    if let Some(writer) = route.as_ref().and_then(|route| route.live.processor.writer().ok()) {
+        card["max_model_len"] = json!(writer.context());
+    }
+    card
 }

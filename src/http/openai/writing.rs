@@ -170,7 +170,7 @@ impl Shape {
         let most = match (self.max_completion_tokens, self.max_tokens) {
             (Some(most), _) => Some(whole("max_completion_tokens", most, least)?),
             (None, Some(most)) => Some(whole("max_tokens", most, least)?),
-            (None, None) => rules.default_most,
+            (None, None) => None,
         };
         let stop = match self.stop.clone() {
             None => Vec::new(),
@@ -185,6 +185,7 @@ impl Shape {
             prompts,
             count,
             max_new: most,
+            usual_new: rules.default_most,
             sampling,
             stop,
             ignore_ends: self.ignore_eos.unwrap_or(false),

@@ -249,6 +249,8 @@ struct OpenAiModel {
     /// The live one.
     #[schema(required)]
     version: Option<String>,
+    /// Tokens of prompt and answer together, where the live one writes; only there.
+    max_model_len: Option<u64>,
 }
 
 #[derive(ToSchema)]

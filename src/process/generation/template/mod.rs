@@ -299,7 +299,7 @@ fn failed(error: &minijinja::Error) -> Error {
     let mut cause = error.source();
     while let Some(source) = cause {
         if let Some(Raised(message)) = source.downcast_ref() {
-            return Error::bad_param("messages", message.clone());
+            return Error::bad_param("messages", format!("the chat template refuses it: {message}"));
         }
         cause = source.source();
     }

@@ -70,7 +70,9 @@ fn transformers_renders_the_same_to_the_byte() {
                 let got = template.render(&conversation.messages, &options(&conversation, way));
                 let right = match (&got, want.get("text"), want.get("error")) {
                     (Ok(got), Some(text), _) => Some(&got.text) == text.as_ref(),
-                    (Err(error), _, Some(Some(raised))) => error.to_string() == *raised,
+                    (Err(error), _, Some(Some(raised))) => {
+                        error.to_string() == format!("the chat template refuses it: {raised}")
+                    }
                     (Err(error), _, Some(None)) => error.kind() == Kind::BadRequest,
                     _ => false,
                 };
@@ -215,8 +217,11 @@ fn templates_that_fail_raise_or_do_not_end_are_told_as_what_they_are() {
         assert_eq!(error.kind(), Kind::BadRequest, "{error}");
         error.to_string()
     };
-    assert_eq!(told("{{ raise_exception('no cats, please') }}"), "no cats, please");
-    assert_eq!(told("{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}"), "deep");
+    assert_eq!(told("{{ raise_exception('no cats, please') }}"), "the chat template refuses it: no cats, please");
+    assert_eq!(
+        told("{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}"),
+        "the chat template refuses it: deep"
+    );
     assert!(told("\n{{ nobody.name }}").contains("the chat template fails: undefined value"));
     assert!(told("\n{{ nobody.name }}").contains("(line 2)"));
     assert!(told("{{ 'a'.explode() }}").contains("unknown method"));
