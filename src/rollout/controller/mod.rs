@@ -5,6 +5,7 @@
 //! a version in host memory, and `differing` measures what a rollout changes.
 
 mod actions;
+mod back;
 mod boot;
 mod calm;
 mod commands;
