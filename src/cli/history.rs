@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::Value;
 
-use super::client::{Api, ClientArgs, parse_reference, segment};
+use super::client::{Api, ClientArgs, model_path, parse_reference, segment};
 use super::output::{Failure, human_field};
 use super::rollout::Rollout;
 use super::status::write_tree;
@@ -54,7 +54,7 @@ pub(super) async fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<(
         rollouts.iter().filter(|rollout| args.model.as_ref().is_none_or(|model| *model == rollout.model)).collect();
     if let Some(model) = args.model.as_ref().filter(|_| rollouts.is_empty()) {
         // A name that is no model's has none either: the server says which there are.
-        api.get(&format!("/models/{}", segment(model))).await?;
+        api.get(&model_path(model, "")).await?;
     }
     write_rollouts(&rollouts, out)?;
     if answer["figures"].is_object() {

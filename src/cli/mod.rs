@@ -14,6 +14,7 @@ pub mod bench;
 mod client;
 mod convert;
 mod diff;
+mod doors;
 mod experiment;
 mod golden;
 mod history;

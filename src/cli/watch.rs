@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::client::{Api, ClientArgs, Events, segment};
+use super::client::{Api, ClientArgs, Events, model_path};
 use super::output::{Failure, human_field, note, printable};
 use panel::Panel;
 
@@ -33,7 +33,7 @@ pub(super) async fn watch(args: &WatchArgs, out: &mut dyn Write) -> Result<(), F
     let mut follower = Follower { args, panel };
     if let Some(model) = &args.model {
         // Else nothing would be told of it for ever.
-        api.get(&format!("/models/{}", segment(model))).await?;
+        api.get(&model_path(model, "")).await?;
     }
     // The first connection must succeed: a wrong address or token is a mistake, not an outage.
     let mut stream = api.events("/admin/events", None).await?;

@@ -97,14 +97,13 @@ impl Ledger {
         Ok(Ledger::with(path, connection, None))
     }
 
-    /// Merges the write-ahead log into the file, so that a copy of the file alone has it all. (SQLite, "Write-Ahead Logging",
-    /// 2.1.) Where that cannot be, as on a full disk, what is recorded is as durable as before.
+    /// Merges the write-ahead log into the file, so that a copy of the file alone has it all, as far as nobody reads an older
+    /// state: it waits for no reader, since a switch would wait with it. (SQLite, "PRAGMA wal_checkpoint", PASSIVE.) Where that
+    /// cannot be, as on a full disk, what is recorded is as durable as before.
     pub fn fold(&self) {
-        let folded = self.connection().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        match folded {
-            Ok(0) => {}
-            Ok(_) => tracing::debug!("somebody reads the ledger: its log is merged later"),
-            Err(error) => tracing::debug!(%error, "the ledger's log is not merged"),
+        let folded = self.connection().query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        if let Err(error) = folded {
+            tracing::debug!(%error, "the ledger's log is not merged");
         }
     }
 

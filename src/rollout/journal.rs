@@ -179,7 +179,7 @@ impl Journal {
     /// Records how a rollout ended, now or as soon as it can be written: what stays open in the ledger would be taken
     /// for interrupted at the next start.
     pub async fn save_end(&self, record: RolloutRecord) {
-        // Nobody waits for what follows, so that the file alone has it all from now on.
+        // From here on the file alone has it all.
         let save = |record: RolloutRecord| move |ledger: &Ledger| ledger.save_rollout(&record).map(|()| ledger.fold());
         if let Err(error) = self.with(save(record.clone())).await {
             tracing::error!(%error, rollout = record.id, "the end of a rollout could not be written to the ledger yet");

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 
-use super::{CHUNK, Progress};
+use super::{CHUNK, Progress, readers};
 use crate::device::{company, give_way};
 use crate::error::{Error, Result};
 
@@ -26,8 +26,6 @@ const BLOCK: u64 = 128 << 10;
 /// What is read at once is a piece, and the rest of blocks that begin in it.
 const PIECE: u64 = CHUNK as u64;
 const _: () = assert!(BLOCK.is_power_of_two() && PIECE.is_multiple_of(BLOCK));
-/// A thread hashes some GB/s, twice, and more than so many are beyond what files are read with.
-const THREADS: usize = 12;
 
 /// A file to read.
 pub(super) struct Hashed {
@@ -45,15 +43,14 @@ pub(super) struct Digests {
     pub(super) stretches: Vec<Hash>,
 }
 
-/// Reads each file once. `unreadable` tells of a file, by its number, that could not be read.
+/// Reads each file once, but for blocks that go past the end of a piece. `unreadable` tells of a file, by its number, that could not be read.
 pub(super) fn digests(
     files: &[Hashed],
     progress: &Progress,
     unreadable: impl Fn(usize, io::Error) -> Error + Sync,
 ) -> Result<Vec<Digests>> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    // As many as read a version for a GPU: the others answer clients, and before these.
-    digests_on((processors * 3 / 4).clamp(1, THREADS), files, progress, unreadable)
+    let pieces = files.iter().map(|file| file.len.div_ceil(PIECE) as usize).sum();
+    digests_on(readers(pieces), files, progress, unreadable)
 }
 
 fn digests_on(
@@ -88,7 +85,7 @@ fn digests_on(
     // They have this thread's priority, and its share of the processors.
     let join = company();
     std::thread::scope(|scope| {
-        for _ in 1..threads.min(pieces.len()) {
+        for _ in 1..threads {
             scope.spawn(|| {
                 join();
                 work();

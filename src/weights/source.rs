@@ -97,8 +97,9 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What reads past the page cache begin and end with, in the file and in memory: no device has larger blocks.
-const PAGE: usize = 4096;
+/// What the page cache keeps files in, and what reads past it begin and end with, in the file and in memory: no device has
+/// larger blocks.
+pub(super) const PAGE: usize = 4096;
 
 /// A file to read at offsets.
 struct Open {

@@ -19,21 +19,14 @@ use candle_core::DType;
 use super::packed::Packed;
 use super::parked::{Parked, runs};
 use super::read::{Part, Read, Reader, Seen};
-use super::source::only_cached;
-use super::{Index, Manifest, Progress, TensorInfo, quoted};
+use super::source::{PAGE, only_cached};
+use super::{Index, Manifest, Progress, TensorInfo, quoted, readers};
 use crate::device::company;
 use crate::device::cuda::{Buffer, Convoy};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{Finite, Place};
 use crate::ops::{Device, Tensor};
 use crate::repository::Fingerprint;
-
-/// Threads that read: each copies 7 GB/s out of the page cache, and twelve of them fill the bus where eight reach four fifths of
-/// it (measured on an H100: `staging` of `benches/gpu/probe`). At most three of four processors: the others answer clients, and
-/// before these.
-const READERS: usize = 12;
-/// What the page cache keeps files in.
-const PAGE: usize = 4096;
 
 /// A tensor under the names that it goes by.
 type Named = (Vec<String>, Tensor);
@@ -224,13 +217,11 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     /// With as many threads as it takes, which begin as soon as there is room for the first tensor.
     fn read_all(&self, source: (&Index, &Progress), to: (&Place, &Device)) {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let readers = (processors * 3 / 4).clamp(1, READERS).min(self.pieces.len().max(1));
         // They have this thread's priority, and its share of the processors.
         let join = company();
         std::thread::scope(|scope| {
             let refused = Refused(&self.tensors);
-            for _ in 1..readers {
+            for _ in 1..readers(self.pieces.len()) {
                 scope.spawn(|| {
                     join();
                     self.read(source, to);
