@@ -34,6 +34,11 @@ fn ledger(site: &Site) -> Ledger {
 /// answered yet, what that would make of it.
 type Belief = Arc<Mutex<Vec<&'static str>>>;
 
+/// The version that a rollback's answer says is live after it.
+fn led_to(rollout: &Value) -> &str {
+    rollout[if rollout["kind"] == "cold" { "to" } else { "from" }].as_str().unwrap()
+}
+
 /// Promotes, settles and goes back at random until the connection breaks.
 async fn operate(client: Client, belief: Belief, mut dice: StdRng) {
     loop {
@@ -49,7 +54,10 @@ async fn operate(client: Client, belief: Belief, mut dice: StdRng) {
         let Ok(answer) = common::http::answered(asked).await else { return };
         // 409: another rollout's end is awaited, or there is nothing to settle or to go back to. Nothing changed then.
         assert!([200, 409].contains(&answer.status), "{path}: {}", answer.body);
-        *belief.lock().unwrap() = vec![if answer.status == 200 { after } else { live }];
+        // Going back twice is going back once: where a cold way back is in its window, asking again changes nothing,
+        // and the answer says where it leads.
+        let stayed = answer.status == 409 || path == "/admin/rollback" && led_to(&answer.body) == live;
+        *belief.lock().unwrap() = vec![if stayed { live } else { after }];
     }
 }
 
