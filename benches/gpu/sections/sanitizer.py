@@ -20,7 +20,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 ALL = 450
 # Where one tool takes longer than its share, the next ones still have theirs.
 SHARE = 110
-TEST = "every_fixture_gives_the_reference_outputs_in_every_format"
+TEST = "encoders::every_fixture_gives_the_reference_outputs_in_every_format"
 REHEARSED = ("finite",)
 # How each tool begins what it found: no summary comes of a run that was ended.
 FINDING = re.compile(r"^========= (?:Invalid|Uninitialized|Error|Program hit|(?:Error: |Warning: )?Race|Potential)", re.M)

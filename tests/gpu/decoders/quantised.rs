@@ -15,7 +15,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::*;
 
 /// Writes GGUF files.
-#[path = "../../src/gguf/writer.rs"]
+#[path = "../../../src/gguf/writer.rs"]
 #[allow(dead_code, reason = "it writes wrong ones too")]
 mod writer;
 use writer::Writer;

@@ -1,58 +1,25 @@
 //! Models that generate on a GPU: against what transformers answered, against themselves in other steps, and the memory they take.
-//!
-//! Where there is no GPU the tests say that they were skipped; then the last one runs them all the same, on a driver that
-//! only keeps books and kernels that the processor runs (`tests/fake_gpu`).
-#![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-#[path = "decoders_on_a_gpu/quantised.rs"]
+#[path = "decoders/quantised.rs"]
 mod quantised;
-#[path = "decoders_on_a_gpu/recorded.rs"]
+#[path = "decoders/recorded.rs"]
 mod recorded;
-#[path = "decoders_on_a_gpu/told.rs"]
+#[path = "decoders/told.rs"]
 mod told;
-
-use std::sync::OnceLock;
 
 use candle_core::DType;
 use common::decoders::{Fixture, Running, assert_near, names};
-use common::fake_gpu::{all_again, counted};
 use common::models::{Version, assert_alike};
-use common::skipped;
-use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
+use cutover::device::{Memory, Opened, Owner};
 use cutover::error::Kind;
 use cutover::model::{Input, KvCache, Model, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
 use cutover::ops::{Keeping, Machine};
 use cutover::weights::Progress;
 use serde_json::json;
 
+use super::{common, gpu, loaded};
+
 const FORMATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
-/// The GPU, for all tests of the process.
-fn gpu() -> Option<&'static (Opened, Machine)> {
-    static GPU: OnceLock<Option<(Opened, Machine)>> = OnceLock::new();
-    let opened = GPU.get_or_init(|| match device::open(DeviceSpec::Cuda(0)) {
-        Ok(opened) => {
-            let machine = Machine::start(&opened).unwrap();
-            Some((opened, machine))
-        }
-        Err(error) => {
-            skipped(&format!("no GPU: {error}"));
-            None
-        }
-    });
-    opened.as_ref()
-}
-
-/// A version on the GPU in a number format, with the memory that it has there.
-fn loaded(version: &Version, (opened, machine): &(Opened, Machine), format: DType) -> (Model, Memory) {
-    let keeping = Keeping::Cuda(format);
-    let footprint = version.footprint_for(keeping).unwrap();
-    let memory = Memory::acquire(opened, footprint.weight_bytes(), Owner::default()).unwrap();
-    let device = machine.device(&memory, (footprint.workspace, keeping)).unwrap();
-    (version.load_on(&device), memory)
-}
 
 fn running(version: &Version, gpu: &(Opened, Machine), format: DType) -> (Running, Memory) {
     let (model, memory) = loaded(version, gpu, format);
@@ -346,15 +313,4 @@ fn run_largest_steps(model: Model, name: &str) {
         assert!(logits.count() == step.rows() && logits.rows().flatten().all(|value| value.is_finite()), "{name}");
     }
     drop(scored);
-}
-
-/// The tests above, in processes that find the fake driver.
-#[test]
-fn the_same_holds_on_a_fake_driver() {
-    if device::open(DeviceSpec::Cuda(0)).is_ok() {
-        // A real one, or this is that process.
-        return;
-    }
-    let reports = all_again(25);
-    assert!(counted(&reports, "launches") > 1000, "{reports:#?}");
 }
