@@ -57,6 +57,8 @@ pub struct Config {
     pub listen_limits: ListenLimits,
     /// Answers text-embeddings-inference's routes, which name no model.
     pub tei_model: Option<String>,
+    /// How long everybody is still served, by a server that says that it is not ready, before it stops.
+    pub lame_duck: Duration,
     /// How long admitted requests may take to finish when the server stops.
     pub drain_timeout: Duration,
     pub log: LogFormat,
@@ -178,6 +180,7 @@ impl Config {
             read_timeout,
             listen_limits,
             tei_model: file.tei.model,
+            lame_duck: file.server.lame_duck.unwrap_or_default(),
             drain_timeout: file.server.drain_timeout.unwrap_or(Duration::from_secs(30)),
             log: args.log.or(file.log.format).unwrap_or(LogFormat::Text),
             log_filter: log_filter().or(file.log.filter).unwrap_or_else(|| "info".into()),
@@ -246,9 +249,11 @@ mod tests {
 
     #[test]
     fn the_command_line_goes_before_the_file() {
-        let file = "[server]\nlisten = \"127.0.0.1:1\"\n[device]\nthreads = 3\n";
+        let file =
+            "[server]\nlisten = \"127.0.0.1:1\"\nmax_body_bytes = \"1MiB\"\n[device]\nthreads = 3\nmemory = \"24GB\"\n";
         let config = load(&["--listen", "127.0.0.1:2"], Some(file)).unwrap();
         assert_eq!((config.listen.port(), config.threads), (2, 3));
+        assert_eq!((config.memory, config.max_body_bytes), (Some(24_000_000_000), 1 << 20));
     }
 
     #[test]
@@ -262,6 +267,11 @@ mod tests {
             ("[server]\nread_timeout = \"soon\"\n", "read_timeout"),
             ("[server]\napi_key_file = 5\n", "a path, or a list of paths"),
             ("[limits]\nmax_connections = 0\n", "limits.max_connections: expected at least 1"),
+            (
+                "[device]\nmemory = \"much\"\n",
+                "no whole number in \"much\", expected bytes as a whole number, or a size such as",
+            ),
+            ("[ledger]\nkeep_events = \"all\"\n", "expected a whole number"),
             ("[server]\nmax_body_bytes = 0\n", "server.max_body_bytes: expected at least 1"),
             ("[server]\nread_timeout = \"0s\"\n", "server.read_timeout: expected more than 0s"),
             ("[device]\nthreads = 100000\n", "device.threads: expected at least 1 and, with"),

@@ -4,12 +4,14 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::inputs::digit;
-use common::{Client, Site, until};
+use common::{Client, PATIENCE, Site, until};
 use cutover::ledger::{Filter, Ledger};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Method;
@@ -237,6 +239,74 @@ async fn sigterm_answers_every_request_that_was_admitted() {
         let answer = request.await.unwrap().expect("an answer").expect(200);
         assert_eq!(answer.label(), n.to_string());
     }
+    assert_eq!(server.ended().await, 0, "{}", server.log());
+}
+
+/// Asks on a connection that is kept, and gives the whole answer, of which the body has a length; empty where there was none.
+fn asks_again(connection: &mut TcpStream, path: &str) -> String {
+    connection.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).unwrap();
+    let (mut answer, mut byte) = (Vec::new(), [0]);
+    let mut left = usize::MAX;
+    while left > 0 && connection.read(&mut byte).unwrap() == 1 {
+        answer.push(byte[0]);
+        left = left.saturating_sub(1);
+        if answer.ends_with(b"\r\n\r\n") && left > 1 << 30 {
+            let head = String::from_utf8_lossy(&answer).to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            left = length.parse().unwrap();
+        }
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_breaks_no_request_of_a_client_that_keeps_its_connection() {
+    let site = Site::digits();
+    let mut server = site.start().await;
+    let clients: Vec<_> = (0..8)
+        .map(|nth| {
+            let mut connection = TcpStream::connect(server.address()).unwrap();
+            connection.set_read_timeout(Some(PATIENCE)).unwrap();
+            std::thread::spawn(move || {
+                // One after another, or with a pause in which a server that is in a hurry would close.
+                loop {
+                    let answer = asks_again(&mut connection, "/health");
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+                    if answer.contains("\r\nconnection: close\r\n") {
+                        return connection.read(&mut [0]).unwrap();
+                    }
+                    std::thread::sleep(Duration::from_millis(nth * 40));
+                }
+            })
+        })
+        .collect();
+    server.terminate();
+    for client in clients {
+        assert_eq!(tokio::task::spawn_blocking(|| client.join()).await.unwrap().unwrap(), 0);
+    }
+    assert_eq!(server.ended().await, 0, "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lame_duck_is_not_ready_and_serves_everybody_until_its_time_or_a_second_signal() {
+    let site = Site::digits().config("[server]\nlame_duck = '10m'");
+    let mut server = site.start().await;
+    server.get("/ready").await.expect(200);
+    server.terminate();
+    server.says("not ready any more").await;
+    server.get("/ready").await.expect(503);
+    server.get("/health").await.expect(200);
+    assert_eq!(server.another().image("digits", &digit(5)).await.expect(200).version(), "v1");
+    let mut connection = TcpStream::connect(server.address()).unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    let answer = asks_again(&mut connection, "/models");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    server.terminate();
+    assert_eq!(server.ended().await, 0, "{}", server.log());
+
+    let site = Site::digits().config("[server]\nlame_duck = '300ms'");
+    let mut server = site.start().await;
+    server.terminate();
     assert_eq!(server.ended().await, 0, "{}", server.log());
 }
 

@@ -14,7 +14,7 @@ use super::renew::Renewed;
 use crate::config::{Config, Place};
 use crate::device;
 use crate::error::Result;
-use crate::http::{self, Access, ApiKeys, App, Door, Guard, ListenLimits, Protocol, Serves, Tls};
+use crate::http::{self, Access, ApiKeys, App, Door, Guard, ListenLimits, Protocol, Serves, Stage, Tls};
 
 /// Connections that may wait to be accepted; the system may allow fewer.
 const QUEUE: u32 = 4096;
@@ -62,7 +62,7 @@ impl Listeners {
         app: &Arc<App>,
         config: &Config,
         secrets: &Secrets,
-        stopped: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
     ) -> Doors {
         let access = Access::new(config.admin_token.as_deref(), secrets.keys.clone());
         let several = u64::from(self.admin.is_some()) + u64::from(self.grpc.is_some());
@@ -74,7 +74,7 @@ impl Listeners {
                 Protocol::Http2 => http::grpc_router(Arc::clone(app), serves, guard),
             };
             let door = Door { listener, router, limits: limits.clone(), protocol, tls: secrets.tls.clone() };
-            tokio::spawn(door.serve(stopped.clone()))
+            tokio::spawn(door.serve(stage.clone()))
         };
         let serves = if self.admin.is_some() { Serves::Inference } else { Serves::Everything };
         let mut tasks = vec![door(self.main, Protocol::Http1, serves, config.listen)];

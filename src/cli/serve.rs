@@ -1,7 +1,8 @@
 //! `cutover serve`: puts the rooms together, opens the doors, and closes them in order.
 //!
-//! Order of the end: readiness turns false, listeners stop accepting, rollouts end, admitted requests finish, or are cut short after a
-//! while where they write, the engine stops. A stall of the device ends the process at once instead, for its supervisor to start anew.
+//! Order of the end: readiness turns false, clients have a while to look away (`lame_duck`), listeners stop accepting, rollouts
+//! end, admitted requests finish, or are cut short after a while where they write, the engine stops. A stall of the device ends
+//! the process at once instead, for its supervisor to start anew.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::device::{self, Budget, DeviceSpec, HostMemory, Kind, Opened, Processors};
 use crate::engine::{Engine, EngineConfig, Stall};
 use crate::error::{Error, Result};
-use crate::http::{App, HttpLimits, Room};
+use crate::http::{App, HttpLimits, Room, Stage};
 use crate::ledger::{Ledger, NewEvent};
 use crate::ops::Machine;
 use crate::repository::Repository;
@@ -149,7 +150,7 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
         .spawn(starting)
         .await
         .map_err(|e| Error::internal(format!("the supervisor could not start: {e}")))??;
-    let (stop, stopped) = watch::channel(false);
+    let (stage, staged) = watch::channel(Stage::Open);
     let app = Arc::new(App {
         registry,
         supervisor: Arc::clone(&supervisor),
@@ -162,22 +163,37 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
             room: Room::new(config.max_buffered_bytes),
         },
         tei_model: config.tei_model.clone(),
-        stop: stopped.clone(),
+        stage: staged.clone(),
         started: AtomicBool::new(false),
         closing: watch::Sender::new(false),
     });
     let doorway = listeners.doorway(&config);
-    let doors = listeners.open(&app, &config, &secrets, stopped);
+    let doors = listeners.open(&app, &config, &secrets, staged);
     let renewing = tokio::spawn(keep_fresh(secrets.renewed()));
     let announce = announce(Arc::clone(&app), starting, doorway);
     let closed = doors.closed();
     let mut signals = Signals::listen();
     tokio::pin!(announce, closed);
+    let serving = async {
+        let reason = tokio::select! {
+            reason = signals.next() => reason,
+            never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
+        };
+        stage.send_replace(Stage::Leaving);
+        if !config.lame_duck.is_zero() {
+            tracing::info!(reason, lame_duck = ?config.lame_duck, "not ready any more, and still serving");
+            tokio::select! {
+                () = tokio::time::sleep(config.lame_duck) => {}
+                again = signals.next() => tracing::info!(reason = again, "stopping sooner"),
+            }
+        }
+        reason
+    };
     let reason = tokio::select! {
-        reason = signals.next() => reason,
+        reason = serving => reason,
         reason = engine.fatal() => {
             tracing::error!(reason, "the device failed; ending the process for its supervisor");
-            stop.send_replace(true);
+            stage.send_replace(Stage::Closed);
             app.closing.send_replace(true);
             // A forward pass that never returns cannot be stopped any other way. Those who waited for it have
             // their errors now; they go out first.
@@ -186,11 +202,10 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
             }
             std::process::exit(EXIT_DEVICE)
         }
-        never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
     renewing.abort();
-    stop.send_replace(true);
+    stage.send_replace(Stage::Closed);
     supervisor.shut_down().await;
     app.closing.send_replace(true);
     let cut = tokio::select! {

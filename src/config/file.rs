@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::cli::LogFormat;
 use crate::error::{Error, Result};
-use crate::repository::duration;
+use crate::repository::{duration, size};
 use crate::telling::{AlertTarget, TelemetryTarget};
 
 /// Read when `--config` names no other.
@@ -45,18 +45,23 @@ pub(super) struct Server {
     pub(super) tls_key: Option<PathBuf>,
     #[serde(alias = "api_key_file")]
     pub(super) api_key_files: OneOrMany,
+    #[serde(deserialize_with = "optional_size")]
     pub(super) max_body_bytes: Option<usize>,
     #[serde(deserialize_with = "optional_duration")]
     pub(super) read_timeout: Option<Duration>,
     #[serde(deserialize_with = "optional_duration")]
     pub(super) drain_timeout: Option<Duration>,
+    #[serde(deserialize_with = "optional_duration")]
+    pub(super) lame_duck: Option<Duration>,
 }
 
 /// What connections may cost.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Limits {
+    #[serde(deserialize_with = "optional_whole")]
     pub(super) max_connections: Option<usize>,
+    #[serde(deserialize_with = "optional_size")]
     pub(super) max_buffered_bytes: Option<usize>,
     #[serde(deserialize_with = "optional_duration")]
     pub(super) keep_alive: Option<Duration>,
@@ -93,9 +98,11 @@ impl OneOrMany {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Device {
     pub(super) device: Option<String>,
+    #[serde(deserialize_with = "optional_whole")]
     pub(super) threads: Option<usize>,
-    /// Bytes.
+    #[serde(deserialize_with = "optional_bytes")]
     pub(super) memory: Option<u64>,
+    #[serde(deserialize_with = "optional_whole")]
     pub(super) batch_tokens: Option<usize>,
     pub(super) graphs: Option<bool>,
     #[serde(deserialize_with = "optional_duration")]
@@ -112,7 +119,9 @@ pub(super) struct Log {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct LedgerFile {
+    #[serde(deserialize_with = "optional_whole")]
     pub(super) keep_rollouts: Option<usize>,
+    #[serde(deserialize_with = "optional_whole")]
     pub(super) keep_events: Option<usize>,
 }
 
@@ -144,6 +153,18 @@ fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result
 
 fn optional_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     duration::deserialize(deserializer).map(Some)
+}
+
+fn optional_bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size::deserialize(deserializer).map(Some)
+}
+
+fn optional_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    size::deserialize(deserializer).and_then(size::fits).map(Some)
+}
+
+fn optional_whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    size::whole_usize(deserializer).map(Some)
 }
 
 impl File {

@@ -24,7 +24,7 @@ use super::safetensors::completed;
 use crate::device::{self, Budget, DeviceSpec, Health, Processors};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Error, Kind, Result};
-use crate::http::{Access, App, Guard, HttpLimits, Room, Serves, grpc_router, router};
+use crate::http::{Access, App, Guard, HttpLimits, Room, Serves, Stage, grpc_router, router};
 use crate::ledger::Ledger;
 use crate::ops::Machine;
 use crate::repository::Repository;
@@ -193,7 +193,7 @@ async fn start() -> Result<(Router, Router)> {
         up.await.map_err(Error::internal)?;
     }
     assert!(registry.slots().values().all(|slot| slot.route().is_some()), "not every model came up");
-    let (_, stop) = watch::channel(false);
+    let (_, stage) = watch::channel(Stage::Open);
     let app = Arc::new(App {
         registry,
         supervisor,
@@ -202,7 +202,7 @@ async fn start() -> Result<(Router, Router)> {
         traces: None,
         limits: HttpLimits { max_body_bytes: MOST_BODY, read_timeout: PATIENCE, room: Room::new(MOST_BODY) },
         tei_model: Some("embed".into()),
-        stop,
+        stage,
         started: AtomicBool::new(true),
         closing: watch::Sender::new(false),
     });

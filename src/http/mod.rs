@@ -37,7 +37,7 @@ use tokio::sync::watch;
 pub use auth::{Access, ApiKeys};
 pub use body::Room;
 pub use guard::Guard;
-pub use listen::{Door, ListenLimits, Protocol, Tls};
+pub use listen::{Door, ListenLimits, Protocol, Stage, Tls};
 pub use reply::Dialect;
 
 /// What fuzzers reach of the dialects.
@@ -61,8 +61,8 @@ pub struct App {
     pub limits: HttpLimits,
     /// Answers text-embeddings-inference's routes, which name no model.
     pub tei_model: Option<String>,
-    /// True when the server begins to stop: readiness turns false, admitted requests finish.
-    pub stop: watch::Receiver<bool>,
+    /// Readiness turns false with the first sign of the end.
+    pub stage: watch::Receiver<Stage>,
     /// Set when all models were brought up once.
     pub started: AtomicBool,
     /// Told once every rollout has ended and the server only waits for its connections: streams that would go on
@@ -89,7 +89,7 @@ impl HttpLimits {
 
 impl App {
     pub fn is_ready(&self) -> bool {
-        self.started.load(Ordering::Acquire) && !*self.stop.borrow() && self.supervisor.is_ready()
+        self.started.load(Ordering::Acquire) && *self.stage.borrow() == Stage::Open && self.supervisor.is_ready()
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer as _, Visitor};
 use serde::{Deserialize, Serializer};
 
-use super::{duration, name};
+use super::{duration, name, size};
 
 /// A name from a fixed list. TOML would also take an enum as a table; here it is a string or an error.
 pub(super) fn one_of<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
@@ -27,16 +27,26 @@ pub(super) fn some_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 }
 
 pub(super) fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    match usize::deserialize(deserializer)? {
-        0 => Err(D::Error::custom("0, expected a whole number of at least 1")),
-        n => Ok(n),
-    }
+    at_least_one_u64(deserializer).and_then(size::fits)
 }
 
 pub(super) fn at_least_one_u64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    match u64::deserialize(deserializer)? {
-        0 => Err(D::Error::custom("0, expected a whole number of at least 1")),
-        n => Ok(n),
+    some_of(size::whole(deserializer)?)
+}
+
+/// Bytes, with a unit where one is wanted.
+pub(super) fn at_least_one_byte<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    some_of(size::deserialize(deserializer)?)
+}
+
+pub(super) fn at_least_one_byte_usize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    at_least_one_byte(deserializer).and_then(size::fits)
+}
+
+fn some_of<E: serde::de::Error>(number: u64) -> Result<u64, E> {
+    match number {
+        0 => Err(E::custom("0, expected a whole number of at least 1")),
+        number => Ok(number),
     }
 }
 
@@ -59,8 +69,33 @@ pub(super) fn write_some_duration<S: Serializer>(value: &Option<Duration>, seria
     }
 }
 
+/// A number, whole or not; the library's own message names a type of this program's.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    struct Number;
+    impl Visitor<'_> for Number {
+        type Value = f64;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a number")
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<f64, E> {
+            Ok(number as f64)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<f64, E> {
+            Ok(number as f64)
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<f64, E> {
+            Ok(number)
+        }
+    }
+    deserializer.deserialize_any(Number)
+}
+
 pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let value = f64::deserialize(deserializer)?;
+    let value = number(deserializer)?;
     // `contains` is false for NaN, which TOML can spell
     if (0.0..=1.0).contains(&value) {
         Ok(value)
@@ -70,7 +105,7 @@ pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D
 }
 
 pub(super) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let value = f64::deserialize(deserializer)?;
+    let value = number(deserializer)?;
     if value.is_finite() && value > 0.0 {
         Ok(value)
     } else {

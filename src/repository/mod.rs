@@ -19,6 +19,7 @@ mod rate;
 pub mod rules;
 mod sentence_transformers;
 pub mod sharing;
+pub mod size;
 pub mod spec;
 
 use std::io::ErrorKind;

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use super::fields::{
-    at_least_one, at_least_one_u64, longer_than_zero, one_of, positive, positive_f32, share, some_at_least_one,
-    some_positive, some_text, some_version,
+    at_least_one, at_least_one_byte, at_least_one_byte_usize, at_least_one_u64, longer_than_zero, one_of, positive,
+    positive_f32, share, some_at_least_one, some_positive, some_text, some_version,
 };
 use super::rules::{Metric, RuleConfig};
-use super::{CanaryConfig, LoadThrottle, ShadowConfig, duration, files};
+use super::{CanaryConfig, LoadThrottle, ShadowConfig, duration, files, size};
 use crate::error::{Error, Result};
 use crate::value::Task;
 
@@ -66,9 +66,9 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_at_least_one")]
     pub max_tokens: Option<usize>,
     /// Bytes of one text. Tokenizing takes time in proportion, however little of it the model can take.
-    #[serde(deserialize_with = "at_least_one")]
+    #[serde(deserialize_with = "at_least_one_byte_usize")]
     pub max_text_bytes: usize,
-    #[serde(deserialize_with = "at_least_one_u64")]
+    #[serde(deserialize_with = "at_least_one_byte")]
     pub max_body_bytes: u64,
     /// Inputs waiting for the engine.
     #[serde(deserialize_with = "at_least_one")]
@@ -125,11 +125,13 @@ pub struct ObserveConfig {
     #[serde(with = "duration")]
     pub window: Duration,
     /// Below this many requests the rates are not judged.
+    #[serde(deserialize_with = "size::whole")]
     pub min_requests: u64,
     /// A rate of faults that is shown to be above this is a breach.
     #[serde(deserialize_with = "share")]
     pub max_error_rate: f64,
     /// More answers of NaN than this are one.
+    #[serde(deserialize_with = "size::whole")]
     pub max_nonfinite: u64,
     /// And a p99 that is shown to be above so many times the previous version's.
     #[serde(deserialize_with = "positive")]

@@ -36,7 +36,7 @@ fn every_key_is_read() {
             family = "vit"
             live = "v1"
             description = "digits"
-            limits = { max_inputs = 3, max_tokens = 77, max_text_bytes = 6, max_body_bytes = 9, queue = 5, deadline = "1s", max_image_pixels = 8 }
+            limits = { max_inputs = 3, max_tokens = 77, max_text_bytes = '6kB', max_body_bytes = '9 MiB', queue = 5, deadline = "1s", max_image_pixels = 8 }
             [gate]
             min_pass = 0.9
             max_latency_ratio = 3
@@ -123,8 +123,11 @@ fn a_wrong_value_names_the_key_and_what_was_expected() {
         ("task = { embed = 1 }", "task", "expected a string"),
         ("task = 'embed'\nlive = 'a/b'", "live", "version folder"),
         ("task = 'embed'\nfamily = ' '", "family", "expected a name"),
-        ("task = 'embed'\n[limits]\nmax_inputs = 'many'", "limits.max_inputs", "expected usize"),
-        ("task = 'embed'\n[limits]\nmax_inputs = -1", "limits.max_inputs", "expected usize"),
+        ("task = 'embed'\n[limits]\nmax_inputs = 'many'", "limits.max_inputs", "expected a whole number"),
+        ("task = 'embed'\n[limits]\nmax_inputs = -1", "limits.max_inputs", "expected a whole number"),
+        ("task = 'embed'\n[limits]\nmax_body_bytes = '0MB'", "limits.max_body_bytes", "at least 1"),
+        ("task = 'embed'\n[limits]\nmax_text_bytes = '1k'", "limits.max_text_bytes", "a size such as"),
+        ("task = 'embed'\n[gate]\nmin_pass = 'all'", "gate.min_pass", "expected a number"),
         ("task = 'embed'\n[limits]\nqueue = 0", "limits.queue", "at least 1"),
         ("task = 'embed'\nlimits = { max_tokens = 0 }", "limits.max_tokens", "at least 1"),
         ("task = 'embed'\nlimits.deadline = '0s'", "limits.deadline", "a longer one"),

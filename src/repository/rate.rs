@@ -4,9 +4,11 @@ use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
+use super::size;
+
 /// What it looks like, for error messages.
 const EXPECTED: &str = "\"auto\", \"none\", or a rate such as \"800MB/s\" or \"4GB/s\"";
-const UNITS: [(&str, u64); 2] = [("GB/s", 1_000_000_000), ("MB/s", 1_000_000)];
+const MEGABYTE: u64 = 1_000_000;
 /// Bytes a second: more than any bus carries.
 const MOST: u64 = 1_000_000_000_000;
 
@@ -28,11 +30,7 @@ impl LoadThrottle {
             "none" => return Some(LoadThrottle::None),
             _ => {}
         }
-        let (digits, unit) = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let rate = digits.parse::<u64>().ok()?.checked_mul(*unit)?;
+        let rate = size::parse(text.strip_suffix("/s")?).ok()?;
         (1..=MOST).contains(&rate).then_some(LoadThrottle::Rate(rate))
     }
 }
@@ -42,8 +40,10 @@ impl Serialize for LoadThrottle {
         match self {
             LoadThrottle::Auto => serializer.serialize_str("auto"),
             LoadThrottle::None => serializer.serialize_str("none"),
-            // Made of millions only.
-            LoadThrottle::Rate(rate) => serializer.collect_str(&format_args!("{}MB/s", rate / 1_000_000)),
+            LoadThrottle::Rate(rate) if rate.is_multiple_of(MEGABYTE) => {
+                serializer.collect_str(&format_args!("{}MB/s", rate / MEGABYTE))
+            }
+            LoadThrottle::Rate(rate) => serializer.collect_str(&format_args!("{rate}B/s")),
         }
     }
 }
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(LoadThrottle::parse("auto"), Some(LoadThrottle::Auto));
         assert_eq!(LoadThrottle::parse("none"), Some(LoadThrottle::None));
         assert_eq!(LoadThrottle::parse("4GB/s"), Some(LoadThrottle::Rate(4_000_000_000)));
-        assert_eq!(LoadThrottle::parse("800MB/s"), Some(LoadThrottle::Rate(800_000_000)));
+        assert_eq!(LoadThrottle::parse("800 MiB/s"), Some(LoadThrottle::Rate(800 << 20)));
         for wrong in [
             "",
             "4",
@@ -73,7 +73,8 @@ mod tests {
             "-1GB/s",
             "+1GB/s",
             "1.5GB/s",
-            "4 GB/s",
+            "4GB",
+            "4/s",
             "2000GB/s",
             "99999999999999999999GB/s",
             "Auto",

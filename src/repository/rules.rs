@@ -321,7 +321,13 @@ impl<'de> Deserialize<'de> for Threshold {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Threshold, E> {
-                duration::parse(text).map(Threshold::Time).map_err(E::custom)
+                let percent: Option<f64> = text.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+                match percent {
+                    Some(percent) => Err(E::custom(format!("{text:?}, expected it as a share: {}", percent / 100.0))),
+                    None => duration::parse(text)
+                        .map(Threshold::Time)
+                        .map_err(|_| E::custom(format!("{text:?}, expected a number, or {}", duration::EXPECTED))),
+                }
             }
         }
         deserializer.deserialize_any(Either)

@@ -100,6 +100,11 @@ fn a_bad_rule_names_its_key_and_what_was_expected() {
         ("name = 'a'\nmetric = 'timeouts'\nthreshold = '1s'", "observe.rule[0].threshold", "a share of all requests"),
         ("name = 'a'\nmetric = 'error_rate'\nthreshold = nan", "observe.rule[0].threshold", "a finite number"),
         ("name = 'a'\nmetric = 'error_rate'\nthreshold = true", "observe.rule[0].threshold", "a number, or a duration"),
+        (
+            "name = 'a'\nmetric = 'error_rate'\nthreshold = '5%'",
+            "observe.rule[0].threshold",
+            "expected it as a share: 0.05",
+        ),
         ("name = 'a'\nmetric = 'p99'\nthreshold = 'soon'", "observe.rule[0].threshold", "a duration such as"),
         (
             "name = 'a'\nmetric = 'error_rate'\ncomparison = 'relative'\nthreshold = -1",

@@ -2,13 +2,14 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{Request, Response, StatusCode};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Response, StatusCode};
 use futures_util::future::Either;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -21,9 +22,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
-use super::crowd::{Seat, Turn};
+use super::crowd::{Doing, Seat, Turn};
 use super::patience::{Punctual, Unstalled};
-use super::{ListenLimits, Protocol, Tls, turned_away};
+use super::{FAREWELL, ListenLimits, Protocol, Stage, Tls, closed, turned_away};
 
 /// Bytes of a request's head, all headers with it; also what is read or written at once. (Answered with 431.)
 pub(super) const MOST_HEAD_BYTES: usize = 64 << 10;
@@ -39,8 +40,7 @@ pub(super) struct Connection {
     pub(super) limits: ListenLimits,
     pub(super) protocol: Protocol,
     pub(super) tls: Option<Arc<Tls>>,
-    /// Told when the server stops; connections of HTTP/1 know it by their `Watcher`.
-    pub(super) stopped: watch::Receiver<bool>,
+    pub(super) stage: watch::Receiver<Stage>,
 }
 
 impl Connection {
@@ -85,31 +85,54 @@ impl Connection {
         }
     }
 
+    /// Serves until the client ends it, it has to go, or the server closes; `graceful` keeps the server from ending before.
+    ///
+    /// A server that closes an idle connection at once breaks the request that is on its way to it (RFC 9112, 9.3.1), and
+    /// that most clients do not send again. Whoever is idle then has a moment, and one answer more.
     async fn http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, seat: &Seat, graceful: Watcher) {
-        let stream = Punctual::new(stream, seat.place.clone(), self.limits);
-        let router = TowerToHyperService::new(self.router);
+        let Connection { router, limits, mut stage, .. } = self;
+        let stream = Punctual::new(stream, seat.place.clone(), limits);
+        let router = TowerToHyperService::new(router);
+        let told = stage.clone();
         let service = service_fn(|request: Request<Incoming>| {
             let turn = seat.place.turn();
             let answer = match too_long(&request) {
                 None => Either::Left(router.call(request)),
                 Some(refusal) => Either::Right(ready(Ok(refusal))),
             };
+            let told = told.clone();
             async move {
-                let response = answer.await?;
+                let mut response: Response<_> = answer.await?;
+                if *told.borrow() > Stage::Open {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| Attended { body, held: turn }))
             }
         });
         let mut builder = http1::Builder::new();
         // Heads have their time in `Punctual`, which also knows idle connections.
         builder.header_read_timeout(None).max_buf_size(MOST_HEAD_BYTES).max_headers(MOST_HEADERS);
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
-        tokio::select! {
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let farewell = async {
+            closed(&mut stage).await;
+            if seat.place.look().doing != Doing::Busy {
+                tokio::time::sleep(FAREWELL).await;
+            }
+        };
+        let mut ended = tokio::select! {
             biased;
-            () = seat.place.asked_to_leave() => tracing::debug!("an idle connection made room for a new one"),
-            ended = connection => if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended with an error");
-            },
+            () = seat.place.asked_to_leave() => return tracing::debug!("an idle connection made room for a new one"),
+            ended = &mut connection => Some(ended),
+            () = farewell => None,
+        };
+        if ended.is_none() {
+            connection.as_mut().graceful_shutdown();
+            ended = Some(connection.await);
         }
+        if let Some(Err(error)) = ended {
+            tracing::debug!(%error, "a connection ended with an error");
+        }
+        drop(graceful);
     }
 }
 

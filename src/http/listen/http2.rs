@@ -24,15 +24,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Attended, Connection, Held, MOST_HEAD_BYTES, too_long};
 use super::crowd::{Doing, Place, Seat, Turn};
-use super::{ListenLimits, told};
+use super::{FAREWELL, ListenLimits, closed};
 
 /// Requests of one connection at once.
 const MOST_STREAMS: u32 = 256;
 /// An idle client is asked whether it is there.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
-/// For a client to hear that it shall go, and for what it sent before it heard.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// Serves until the client ends it, the server stops, or it has to go; `graceful` keeps the server from ending before.
@@ -40,7 +38,7 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Connection { router, limits, mut stopped, .. } = self;
+        let Connection { router, limits, mut stage, .. } = self;
         seat.place.greeted(Instant::now());
         let router = TowerToHyperService::new(router);
         let answers = Arc::new(Answers::default());
@@ -70,7 +68,7 @@ impl Connection {
             biased;
             ended = &mut connection => Some(ended),
             () = stalled(&answers, limits.write) => return,
-            () = told(&mut stopped) => None,
+            () = closed(&mut stage) => None,
             () = seat.place.asked_to_leave() => None,
             () = idle(&seat.place, &limits) => None,
         };

@@ -27,6 +27,8 @@ pub use tls::Tls;
 const TOLD_AT_ONCE: usize = 64;
 /// Between two tries when the process has no descriptor left.
 const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(20);
+/// For a client to hear that it shall go, and for what it sent before it heard.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// A flood of failures is one line in so long a time.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,17 @@ pub struct ListenLimits {
     pub handshake: Duration,
 }
 
+/// How far the end of a server has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Open,
+    /// Everybody is served still, and told to come by another connection next time: whoever spreads clients over servers
+    /// takes a while to look away.
+    Leaving,
+    /// Nobody new is let in, and those who are here finish what they do.
+    Closed,
+}
+
 /// What a listener speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -53,7 +66,7 @@ pub enum Protocol {
     Http2,
 }
 
-/// One listener, until it is told to stop: then its connections finish what they do.
+/// One listener, until it is closed: then its connections finish what they do.
 pub struct Door {
     pub listener: TcpListener,
     pub router: Router,
@@ -64,17 +77,17 @@ pub struct Door {
 }
 
 impl Door {
-    pub async fn serve(self, mut stopped: watch::Receiver<bool>) {
+    pub async fn serve(self, mut stage: watch::Receiver<Stage>) {
         let graceful = GracefulShutdown::new();
         let crowd = Arc::new(Crowd::new(self.limits.max_connections));
         let telling = Arc::new(Semaphore::new(TOLD_AT_ONCE));
         let (mut full, mut failed) = (Rarely::default(), Rarely::default());
         let Door { router, limits, protocol, tls, .. } = self;
-        let connection = Connection { router, limits, protocol, tls, stopped: stopped.clone() };
+        let connection = Connection { router, limits, protocol, tls, stage: stage.clone() };
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                () = told(&mut stopped) => break,
+                () = closed(&mut stage) => break,
             };
             match accepted {
                 Ok((stream, _)) => match crowd.enter().await {
@@ -120,9 +133,9 @@ fn is_the_clients(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Resolves when the sender says stop, or is gone.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    drop(stopped.wait_for(|stop| *stop).await);
+/// Resolves when the server closes, or the sender is gone.
+async fn closed(stage: &mut watch::Receiver<Stage>) {
+    drop(stage.wait_for(|stage| *stage == Stage::Closed).await);
 }
 
 /// Says what happens often once in a while, with how often it was.
