@@ -64,6 +64,9 @@ pub(super) async fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<(
     Ok(())
 }
 
+/// How rollouts end whose gate may not have been through.
+const BEFORE_ITS_END: [&str; 3] = ["failed", "aborted", "interrupted"];
+
 fn write_rollouts(rollouts: &[&Rollout], out: &mut dyn Write) -> io::Result<()> {
     if rollouts.is_empty() {
         return writeln!(out, "no rollouts yet");
@@ -72,7 +75,12 @@ fn write_rollouts(rollouts: &[&Rollout], out: &mut dyn Write) -> io::Result<()> 
         Table::new(["rollout", "started", "model", "from", "to", "ended as", "downtime", "gate", "actor", "reason"]);
     for rollout in rollouts {
         let passed = rollout.gate.iter().filter(|check| check.passed).count();
-        let gate = if rollout.gate.is_empty() { "-".to_owned() } else { format!("{passed}/{}", rollout.gate.len()) };
+        let gate = match rollout.gate.len() {
+            0 => "-".to_owned(),
+            // It ended for another reason, before the gate was through.
+            checks if passed == checks && BEFORE_ITS_END.contains(&rollout.phase.as_str()) => format!("{passed}/…"),
+            checks => format!("{passed}/{checks}"),
+        };
         let phase = match &rollout.kind {
             Some(kind) => format!("{} ({kind})", rollout.phase),
             None => rollout.phase.clone(),

@@ -171,7 +171,7 @@ async fn what_cannot_be_written_is_told_why() {
     refused("/v1/completions", text(json!({ "prompt": [1, 2, 1_000_000] })), 400, "not in the vocabulary").await;
     refused("/v1/completions", text(json!({ "prompt": [] })), 400, "no tokens").await;
     refused("/v1/completions", text(json!({ "temperature": -1 })), 400, "temperature").await;
-    refused("/v1/completions", text(json!({ "top_p": 0 })), 400, "top_p").await;
+    refused("/v1/completions", text(json!({ "top_p": -0.5 })), 400, "top_p").await;
     refused("/v1/completions", text(json!({ "n": 0 })), 400, "n is 0").await;
     refused("/v1/completions", text(json!({ "stop": [""] })), 400, "stop").await;
     refused("/v1/completions", text(json!({ "logit_bias": { "x": 1 } })), 400, "logit_bias").await;

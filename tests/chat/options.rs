@@ -55,7 +55,7 @@ async fn a_draw_from_one_token_is_the_likeliest() {
     let greedy = text(&server, json!({})).await;
     let hot = json!({ "temperature": 2, "seed": 11 });
     assert_ne!(text(&server, hot.clone()).await, greedy);
-    for only in [json!({ "top_k": 1 }), json!({ "min_p": 1.0 }), json!({ "top_p": 1e-9 })] {
+    for only in [json!({ "top_k": 1 }), json!({ "min_p": 1.0 }), json!({ "top_p": 1e-9 }), json!({ "top_p": 0 })] {
         assert_eq!(text(&server, with(hot.clone(), only.clone())).await, greedy, "{only}");
     }
     assert_ne!(text(&server, with(hot.clone(), json!({ "top_k": 0, "top_p": 1.0 }))).await, greedy);

@@ -164,7 +164,8 @@ impl Sampler {
         }
         if options.top_p < 1.0 {
             let all = weight.unwrap_or_else(|| row.sum());
-            let heavy = f64::from(options.top_p) * all;
+            // Of 0 it leaves the likeliest token.
+            let heavy = f64::from(options.top_p).max(f64::MIN_POSITIVE) * all;
             if weight.is_none() {
                 candidates.reach_weight(row, heavy);
             }

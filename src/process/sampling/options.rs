@@ -61,10 +61,7 @@ impl SamplingOptions {
         if self.top_k < -1 {
             return Err(wrong("top_k", self.top_k, "at least 1, or 0 or -1 for all tokens"));
         }
-        // comparisons are false for NaN
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(wrong("top_p", self.top_p, "above 0 and at most 1"));
-        }
+        between("top_p", self.top_p, 0.0, 1.0)?;
         between("min_p", self.min_p, 0.0, 1.0)?;
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
             return Err(wrong("repetition_penalty", self.repetition_penalty, "above 0"));
@@ -142,8 +139,8 @@ mod tests {
                 "top_k",
                 "top_k is -2; it must be at least 1, or 0 or -1 for all tokens",
             ),
-            (SamplingOptions { top_p: 0.0, ..plain() }, "top_p", "top_p is 0; it must be above 0 and at most 1"),
-            (SamplingOptions { top_p: f32::NAN, ..plain() }, "top_p", "top_p is NaN; it must be above 0 and at most 1"),
+            (SamplingOptions { top_p: -0.1, ..plain() }, "top_p", "top_p is -0.1; it must be from 0 to 1"),
+            (SamplingOptions { top_p: f32::NAN, ..plain() }, "top_p", "top_p is NaN; it must be from 0 to 1"),
             (SamplingOptions { min_p: 1.5, ..plain() }, "min_p", "min_p is 1.5; it must be from 0 to 1"),
             (
                 SamplingOptions { repetition_penalty: 0.0, ..plain() },

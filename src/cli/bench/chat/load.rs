@@ -6,19 +6,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::Response;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::super::super::output::Failure;
+use super::super::super::output::{Failure, Refusal};
 use super::super::load::{Clock, Outcome, Stamp, in_a_thread};
 use super::super::target::Target;
 use super::super::wire::Wire;
 use super::stream::{Read, Reader};
 
 const MAX_EXAMPLES: usize = 5;
+/// Bytes.
+const MOST_OF_A_REFUSAL: usize = 64 << 10;
 /// How long a client waits after a request that was not answered, so that it does not spin.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -134,6 +136,14 @@ async fn client(shared: Arc<Shared>) {
     }
 }
 
+/// What a server says of a request that it refuses, which is no stream.
+async fn refusal(status: u16, body: Incoming) -> String {
+    let Ok(said) = Limited::new(body, MOST_OF_A_REFUSAL).collect().await else {
+        return "what was said of it could not be read".to_owned();
+    };
+    Refusal::read(status, &said.to_bytes()).message
+}
+
 /// How a request ended.
 struct Answered {
     outcome: Outcome,
@@ -162,14 +172,15 @@ impl Shared {
         let stamp = Stamp { version: text("x-cutover-version"), generation: text("x-cutover-generation") };
         let stamped =
             text("x-cutover-model").zip(stamp.version.clone()).map(|(model, version)| format!("{model}@{version}"));
-        let outcome = Outcome::Status(response.status().as_u16());
-        let (read, wrong) = self.read(response, stamped.as_deref()).await;
-        match wrong {
-            None => Answered { outcome, stamp, read, wrong: None },
-            // What a refusal says is no stream; its status says enough.
-            Some(wrong) if outcome.ok() => Answered { outcome: Outcome::Wrong, stamp, read, wrong: Some(wrong) },
-            Some(_) => Answered { outcome, stamp, read, wrong: Some("it was not answered".to_owned()) },
+        let status = response.status().as_u16();
+        let outcome = Outcome::Status(status);
+        if !outcome.ok() {
+            let wrong = Some(refusal(status, response.into_body()).await);
+            return Answered { outcome, stamp, read: Read::default(), wrong };
         }
+        let (read, wrong) = self.read(response, stamped.as_deref()).await;
+        let outcome = if wrong.is_none() { outcome } else { Outcome::Wrong };
+        Answered { outcome, stamp, read, wrong }
     }
 
     async fn read(&self, response: Response<Incoming>, stamped: Option<&str>) -> (Read, Option<String>) {
