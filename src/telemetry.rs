@@ -377,6 +377,11 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
         let phase = phase.map_or("idle", |phase| phase.name());
         page.sample("rollout_phase", &[("model", &model), ("phase", phase)], 1.0);
     }
+    let what = "1 where the folder of the version that serves is there, 0 where a restart will not find it";
+    page.family("live_version_on_disk", "gauge", what);
+    for (model, version, there) in supervisor.live_on_disk() {
+        page.sample("live_version_on_disk", &[("model", &model), ("version", &version)], f64::from(u8::from(there)));
+    }
     let counts = supervisor.counts().await?;
     page.one("rollouts", "counter", "deployments that have ended, however they did", counts.deployments as f64);
     page.one("switches", "counter", "deployments that went live", counts.switches as f64);

@@ -175,6 +175,13 @@ impl Slot {
         self.route.load().is_none() && self.absence.load().vacant
     }
 
+    /// The version that serves, and whether its folder is still there: if not, the next start will not find it.
+    pub fn live_on_disk(&self) -> Option<(String, bool)> {
+        let (route, versions) = (self.route()?, self.versions());
+        let live = route.live.version();
+        Some((live.to_owned(), versions.iter().any(|version| version == live)))
+    }
+
     pub fn versions(&self) -> Arc<Vec<String>> {
         self.versions.load_full()
     }

@@ -109,8 +109,24 @@ async fn a_new_model_with_a_broken_toml_is_down_from_the_start() {
 async fn a_folder_that_goes_while_it_serves_changes_nothing_until_the_next_start() {
     let site = Site::digits();
     let server = site.start().await;
+    let on_disk = async || {
+        let page = server.get("/metrics").await.expect(200).body.as_str().unwrap().to_owned();
+        let name = "cutover_live_version_on_disk{model=\"digits\",version=\"v1\"} ";
+        page.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned()
+    };
+    assert_eq!(on_disk().await, "1");
+    let (folder, aside) = (site.models().join("digits/v1"), site.path().join("aside"));
+    fs::rename(&folder, &aside).unwrap();
+    assert_eq!(server.model("digits").await["live"]["version"], "v1");
+    server.says("the folder of what serves is gone").await;
+    assert_eq!(on_disk().await, "0");
+    fs::rename(&aside, &folder).unwrap();
+    server.says("the folder of what serves is back").await;
+    assert_eq!(on_disk().await, "1");
     fs::remove_dir_all(site.models().join("digits")).unwrap();
     assert_eq!(server.model("digits").await["live"]["version"], "v1");
+    let told = async || (server.log().matches("the folder of what serves is gone").count() == 2).then_some(());
+    until("it is told again", told).await;
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
     server.promote("digits@v2", json!({})).await.expect(404);
     let refused = server.delete("/models/digits").await.expect(409);

@@ -4,8 +4,8 @@
 //! (promise 9) until its folder is mended and a version promoted, or until it is forgotten.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -29,6 +29,8 @@ pub(super) struct Folders {
     sight: Sight,
     /// What is wrong with a `model.toml`, by model, so that it is logged once.
     broken: BTreeMap<String, String>,
+    /// The version that serves from memory only, by model, so that it is logged once.
+    vanished: BTreeMap<String, String>,
     /// Whether what is wanted of host memory means nothing, and that was not said yet.
     parks_nothing: bool,
 }
@@ -38,7 +40,7 @@ impl Folders {
         let (repository, processors) = (Arc::clone(&ctx.repository), Arc::clone(ctx.engine.processors()));
         let parks_nothing = ctx.opened.kind() == Kind::Cpu;
         let sight = Sight::start(repository, ctx.journal.clone(), processors)?;
-        Ok(Folders { sight, broken: BTreeMap::new(), parks_nothing })
+        Ok(Folders { sight, broken: BTreeMap::new(), vanished: BTreeMap::new(), parks_nothing })
     }
 
     fn saw(&mut self, entry: &ModelEntry) {
@@ -64,6 +66,29 @@ impl Folders {
                     self.broken.insert(model.to_owned(), reason);
                 }
             }
+        }
+    }
+
+    /// Says when the folder of what serves has gone or is back: nobody notices before the next start otherwise.
+    fn saw_live(&mut self, slot: &Slot) {
+        let model = slot.name();
+        match slot.live_on_disk() {
+            Some((version, false)) => {
+                if self.vanished.get(model) != Some(&version) {
+                    tracing::warn!(
+                        model,
+                        version,
+                        "the folder of what serves is gone: it serves from memory, and will not after a restart"
+                    );
+                    self.vanished.insert(model.to_owned(), version);
+                }
+            }
+            Some((version, true)) if self.vanished.get(model) == Some(&version) => {
+                tracing::info!(model, version, "the folder of what serves is back");
+                self.vanished.remove(model);
+            }
+            // Another version serves, or none.
+            _ => drop(self.vanished.remove(model)),
         }
     }
 }
@@ -93,11 +118,12 @@ impl Supervisor {
         for (name, reins) in controllers.iter() {
             if !entries.iter().any(|entry| entry.name == *name) {
                 reins.slot.set_versions(Vec::new());
+                self.folders().saw_live(&reins.slot);
             }
         }
         let mut starting = Vec::new();
         for entry in entries {
-            self.folders.lock().unwrap_or_else(|e| e.into_inner()).saw(&entry);
+            self.folders().saw(&entry);
             let known = controllers.get(&entry.name).map(|reins| Arc::clone(&reins.slot));
             let slot = known.clone().unwrap_or_else(|| Arc::new(Slot::new(entry.name)));
             if let Ok(config) = &entry.config {
@@ -105,6 +131,7 @@ impl Supervisor {
             }
             let arrived = slot.is_vacant() && !entry.versions.is_empty();
             slot.set_versions(entry.versions);
+            self.folders().saw_live(&slot);
             if let Some(reins) = controllers.get(slot.name()).filter(|_| arrived) {
                 // A full queue means that it has enough to do; the next look asks again.
                 let _ = reins.commands.try_send(Command::ComeUp);
@@ -164,6 +191,10 @@ impl Supervisor {
         controllers.remove(model);
         tracing::info!(model, "forgotten");
         Ok(())
+    }
+
+    fn folders(&self) -> MutexGuard<'_, Folders> {
+        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn serves(&self, model: &str) -> bool {

@@ -228,6 +228,13 @@ impl Supervisor {
         controllers.iter().map(|(name, reins)| (name.clone(), phase(reins))).collect()
     }
 
+    /// What each model serves, and whether the folder of that is still there.
+    pub fn live_on_disk(&self) -> Vec<(String, String, bool)> {
+        let slots = self.registry.slots();
+        let live = slots.values().filter_map(|slot| Some((slot.name().to_owned(), slot.live_on_disk()?)));
+        live.map(|(model, (version, there))| (model, version, there)).collect()
+    }
+
     pub async fn memory(&self) -> Result<MemoryReport> {
         let held = self.ctx.engine.memory().await?;
         // What other threads kept of freed memory for a moment has come back since the last reclaim.
