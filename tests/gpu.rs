@@ -21,8 +21,10 @@ use common::fake_gpu::{all_again, counted};
 use common::models::Version;
 use common::skipped;
 use cutover::device::{self, DeviceSpec, Memory, Opened, Owner};
+use cutover::error::Result;
 use cutover::model::Model;
 use cutover::ops::{Keeping, Machine};
+use cutover::weights::{Known, Manifest, Progress, load};
 
 /// The GPU, for all tests of the process.
 fn gpu() -> Option<&'static (Opened, Machine)> {
@@ -49,6 +51,16 @@ fn loaded(version: &Version, (opened, machine): &(Opened, Machine), format: DTyp
     (version.load_on(&device), memory)
 }
 
+/// Whether a version's weights come to the GPU.
+fn weights_load(version: &Version, (opened, machine): &(Opened, Machine), format: DType) -> Result<()> {
+    let keeping = Keeping::Cuda(format);
+    let footprint = version.footprint_for(keeping).unwrap();
+    let manifest = Manifest::compute(&version.spec.dir, &version.index).unwrap();
+    let memory = Memory::acquire(opened, footprint.weight_bytes(), Owner::default()).unwrap();
+    let device = machine.device(&memory, (footprint.workspace, keeping)).unwrap();
+    load(&version.index, &manifest, &footprint.wanted, Known::default(), &device, &Progress::new()).map(drop)
+}
+
 /// The tests of all modules, in processes that find the fake driver.
 #[test]
 fn the_same_holds_on_a_fake_driver() {
@@ -56,7 +68,7 @@ fn the_same_holds_on_a_fake_driver() {
         // A real one, or this is that process.
         return;
     }
-    let reports = all_again(40);
+    let reports = all_again(41);
     for report in &reports {
         let calls = |name: &str| report["calls"][name].as_u64().unwrap_or_default();
         assert_eq!(calls("cuMemHostRegister_v2"), calls("cuMemHostUnregister"));

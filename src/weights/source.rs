@@ -111,10 +111,13 @@ struct Open {
 impl Open {
     fn of(path: &Path, direct: bool) -> io::Result<Open> {
         let file = File::open(path)?;
-        Ok(Open { file, direct: if direct { open_direct(path)? } else { None } })
+        // It could be opened, and is read without this where need be.
+        Ok(Open { file, direct: if direct { open_direct(path).ok().flatten() } else { None } })
     }
 
-    /// Whole pages that go to where a page begins are read past the page cache; the rest by way of it.
+    /// Whole pages that go to where a page begins are read past the page cache; the rest by way of it. Where that cannot be done,
+    /// be it for the blocks of a device, the memory or the file system, nothing is, and what is wrong with the file itself
+    /// is found by way of the cache as well.
     fn read(&mut self, piece: &mut [u8], offset: u64) -> io::Result<()> {
         let aligned = piece.as_ptr().addr().is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64);
         let pages = if aligned { piece.len() / PAGE * PAGE } else { 0 };
@@ -122,9 +125,10 @@ impl Open {
         if let Some(direct) = self.direct.as_ref().filter(|_| pages > 0) {
             match direct.read_exact_at(whole, offset) {
                 Ok(()) => return self.file.read_exact_at(rest, offset + pages as u64),
-                // Blocks of another kind than are known here.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => self.direct = None,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::info!(%error, "weights are read by way of the page cache: a read past it failed");
+                    self.direct = None;
+                }
             }
         }
         self.file.read_exact_at(piece, offset)

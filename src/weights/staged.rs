@@ -43,8 +43,10 @@ pub(super) fn upload(
     let from_files = reads.iter().any(|read| read.parked.is_none());
     if from_files {
         unchanged(files)?;
-        if let Some(why) = only_cached(files.0) {
-            tracing::info!("direct_reads means nothing for {}: {why}", files.0.label(""));
+        let blocks = reads.iter().flat_map(|read| &read.parts).any(|part| part.info.dtype.is_quantised());
+        let no_pages = || "blocks of quantised weights do not begin with pages".to_owned();
+        if let Some(why) = only_cached(files.0).or_else(|| (files.0.direct_reads && blocks).then(no_pages)) {
+            tracing::info!("direct_reads means little for {}: {why}", files.0.label(""));
         }
     }
     // A number for every part, so that it is known which of them is no number.
@@ -284,7 +286,7 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let tensor = on_device(place, read, room);
-        self.look_at(&tensor, (coming.number, read.parts.len()))?;
+        self.look_at(&tensor, (coming.number, &read.parts))?;
         self.done.lock().unwrap_or_else(PoisonError::into_inner).push((read.names.clone(), tensor));
         Ok(())
     }
@@ -309,7 +311,7 @@ impl<'a> Work<'a> {
                     Ok(())
                 }),
             };
-            if let Err(error) = sent.and_then(|()| self.look_at(&tensor, (number, read.parts.len()))) {
+            if let Err(error) = sent.and_then(|()| self.look_at(&tensor, (number, &read.parts))) {
                 // What was sent must have arrived before its room is freed.
                 drop(convoy);
                 return Err(error);
@@ -319,12 +321,18 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Queues a look at each of a tensor's parts.
-    fn look_at(&self, tensor: &Tensor, (first, parts): (usize, usize)) -> Result<()> {
-        let rows = tensor.dims().first().copied().unwrap_or(1) / parts.max(1);
-        (0..parts).try_for_each(|part| {
-            let view = if parts == 1 { Ok(tensor.clone()) } else { tensor.narrow_rows(part * rows, rows) };
-            self.finite.look_at(&view.map_err(Error::internal)?, first + part)
+    /// Queues a look at each of a tensor's parts, which need not have as many rows as one another. Blocks that stay blocks were
+    /// looked at when they were arranged, and have no rows to tell apart.
+    fn look_at(&self, tensor: &Tensor, (first, parts): (usize, &[Part<'_>])) -> Result<()> {
+        if parts.len() == 1 || tensor.dtype() == DType::U8 {
+            return self.finite.look_at(tensor, first);
+        }
+        let mut begin = 0;
+        parts.iter().zip(first..).try_for_each(|(part, number)| {
+            let rows = part.info.shape.first().copied().unwrap_or(1);
+            let view = tensor.narrow_rows(begin, rows).map_err(Error::internal)?;
+            begin += rows;
+            self.finite.look_at(&view, number)
         })
     }
 

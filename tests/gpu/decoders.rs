@@ -10,6 +10,7 @@ mod told;
 use candle_core::DType;
 use common::decoders::{Fixture, Running, assert_near, names};
 use common::models::{Version, assert_alike};
+use common::tensors::with_tensors;
 use cutover::device::{Memory, Opened, Owner};
 use cutover::error::Kind;
 use cutover::model::{Input, KvCache, Model, ROWS_PER_STEP, StepInput, StepSequence, TOKENS_PER_STEP, Tokens, Wants};
@@ -17,7 +18,7 @@ use cutover::ops::{Keeping, Machine};
 use cutover::weights::Progress;
 use serde_json::json;
 
-use super::{common, gpu, loaded};
+use super::{common, gpu, loaded, weights_load};
 
 const FORMATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -255,6 +256,26 @@ fn texts_are_scored_as_on_a_cpu_in_as_many_turns_as_there_is_room_for() {
     assert_eq!(got.len(), want.len());
     let error = model.forward_all(vec![text(129)]).unwrap_err();
     assert!(error.kind() == Kind::BadRequest && error.to_string().contains("129 tokens"), "{error}");
+}
+
+/// Queries have more rows than keys and values, with which they lie as one weight: each is looked at to its end, and named.
+#[test]
+fn values_that_are_no_numbers_are_found_in_whichever_of_stacked_weights_they_are() {
+    let Some(gpu) = gpu() else { return };
+    for (part, at_end) in [("q_proj", true), ("k_proj", false), ("k_proj", true), ("v_proj", false), ("v_proj", true)] {
+        let fixture = Fixture::open("qwen3");
+        let broken = format!("model.layers.1.self_attn.{part}.weight");
+        with_tensors(&fixture.version().spec.dir, |tensors| {
+            let bytes = tensors.bytes(&broken);
+            let at = if at_end { bytes.len() - 4 } else { 0 };
+            bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+        for format in FORMATS {
+            let told = weights_load(&fixture.version(), gpu, format).unwrap_err().to_string();
+            assert!(told.contains(&format!("'{broken}' holds non-finite values")), "{part}, {at_end}: {told}");
+        }
+    }
+    assert!(weights_load(&Fixture::open("qwen3").version(), gpu, DType::BF16).is_ok());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use cutover::repository::F32Matmul;
 use cutover::weights::{Known, Manifest, Pace, Progress, TensorKey, load, park};
 use half::{bf16, f16};
 
-use super::{common, gpu};
+use super::{common, gpu, weights_load};
 
 /// A fixture's model on the GPU, in a number format, with the memory that it has there.
 fn loaded(fixture: &Fixture, gpu: &(Opened, Machine), format: DType) -> (Model, Memory) {
@@ -269,15 +269,7 @@ fn values_that_are_no_numbers_in_a_format_are_refused_on_their_way() {
             broken = tensors.matrix();
             tensors.bytes(&broken)[4..8].copy_from_slice(&value.to_le_bytes());
         });
-        let version = Version::open(folder.path(), "embed");
-        let keeping = Keeping::Cuda(format);
-        let footprint = version.footprint_for(keeping).unwrap();
-        let manifest = Manifest::compute(folder.path(), &version.index).unwrap();
-        let memory = Memory::acquire(&gpu.0, footprint.weight_bytes(), Owner::default()).unwrap();
-        let device = gpu.1.device(&memory, (footprint.workspace, keeping)).unwrap();
-        let known = Known::default();
-        let result = load(&version.index, &manifest, &footprint.wanted, known, &device, &Progress::new());
-        match result {
+        match weights_load(&Version::open(folder.path(), "embed"), gpu, format) {
             Ok(_) => assert_eq!(says, "", "{value} in {}", format.as_str()),
             Err(error) => {
                 let told = error.to_string();

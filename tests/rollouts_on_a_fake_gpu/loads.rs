@@ -112,7 +112,7 @@ async fn weights_are_read_past_the_page_cache_where_that_is_asked_for() {
     promoted("mean", "direct_reads = false").await;
     let (fetched, loaded, past) = promoted("tuned", "direct_reads = true").await;
     assert_eq!(past, cached);
-    let said = server.log().contains("direct_reads means nothing for texts/tuned: the file system does not do it");
+    let said = server.log().contains("direct_reads means little for texts/tuned: the file system does not do it");
     assert_eq!(direct, !said, "{}", server.log());
     assert!(!direct || fetched > loaded * 3 / 4, "{fetched} of {loaded}");
     nothing_is_left(server, &report).await;

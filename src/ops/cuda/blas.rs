@@ -168,7 +168,7 @@ impl Blas {
         // SAFETY: the caller's promise.
         match unsafe { self.run(raw, product, (&described, &algorithm), workspace) } {
             // Chosen for another number of rows, which it takes and these it does not.
-            Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) => {
+            Err(error) if is_refusal(&error) => {
                 let first = self.first(&described)?;
                 let algorithm = *self.chosen().apart.entry(Choice::exactly(product)).or_insert(first);
                 // SAFETY: as above.
@@ -202,7 +202,11 @@ impl Blas {
         // Somebody may have asked meanwhile, and uses what was found.
         let algorithm = *self.chosen().of_classes.entry(choice).or_insert(fastest);
         // SAFETY: the caller's promise.
-        let queued = unsafe { self.run(raw, product, (&described, &algorithm), &self.aside) };
+        let queued = match unsafe { self.run(raw, product, (&described, &algorithm), &self.aside) } {
+            // That was found for another number of rows; what was found here takes these. SAFETY: as above.
+            Err(error) if is_refusal(&error) => unsafe { self.run(raw, product, (&described, &fastest), &self.aside) },
+            queued => queued,
+        };
         queued.map_err(|error| failed("cublasLtMatmul", &error))
     }
 
@@ -228,7 +232,7 @@ impl Blas {
             end.record(stream).and_then(|()| end.synchronize())?;
             match ran {
                 Ok(()) => trial.took(&turn, Some(end.since(&start)?)),
-                Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED)) => trial.took(&turn, None),
+                Err(error) if is_refusal(&error) => trial.took(&turn, None),
                 Err(error) => return Err(failed("cublasLtMatmul", &error)),
             }
         }
@@ -341,6 +345,12 @@ impl Blas {
         }
         Ok(good.iter().map(|found| found.algo).collect())
     }
+}
+
+/// Whether an algorithm does not take a product, rather than that something broke: one that needs more workspace for it than
+/// there is, is called a wrong value.
+fn is_refusal(CublasError(status): &CublasError) -> bool {
+    matches!(status, Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_INVALID_VALUE)
 }
 
 impl Drop for Blas {

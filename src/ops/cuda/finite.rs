@@ -72,7 +72,7 @@ impl Finite {
     /// The numbers of those that hold something else, once every look was waited for.
     pub fn bad(&self) -> Result<HashSet<usize>> {
         let mut flags = Vec::with_capacity(self.words);
-        self.gpu.land_from(self.gpu.staging.stream(), (self.flags.address(), self.flags.bytes()), |bytes| {
+        self.gpu.land_of_load(self.flags.address(), self.flags.bytes(), |bytes| {
             flags.extend(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)));
         })?;
         let bits = flags

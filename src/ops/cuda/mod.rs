@@ -59,6 +59,8 @@ use crate::error::{Error, Result};
 
 /// What no slot holds comes down through pinned memory of this size, in as many turns as it needs.
 const LANDING: usize = 4 << 20;
+/// For a flag of each tensor.
+const LANDING_OF_LOADS: usize = 64 << 10;
 /// Bytes of a slot for weights: less than 0.1 ms of the bus, which is how long a small copy of live traffic waits at most for
 /// each that is queued before it.
 const WEIGHTS_SLOT: usize = 4 << 20;
@@ -81,6 +83,8 @@ pub struct Gpu {
     kernels: Kernels,
     blas: Blas,
     landing: Mutex<Pinned>,
+    /// The same for what loads bring down: a thread that gives way to everybody may hold it for long, and passes must not wait.
+    landing_of_loads: Mutex<Pinned>,
     /// For weights, on a stream of its own.
     staging: Staging,
     /// Where pieces lie that are cast on their way: one after the other, as the staging stream has them.
@@ -102,6 +106,7 @@ impl Gpu {
         let kernels = Kernels::load(cuda)?;
         let blas = Blas::start(cuda, &common, &stream)?;
         let landing = Mutex::new(Pinned::new(cuda, LANDING)?);
+        let landing_of_loads = Mutex::new(Pinned::new(cuda, LANDING_OF_LOADS)?);
         let staging = Staging::on(Stream::new(cuda, Priority::Low)?, WEIGHTS_SLOTS, WEIGHTS_SLOT)?;
         let between = Mutex::new(common.allocate(WEIGHTS_SLOT, staging.stream())?);
         let sending = Staging::on(Arc::clone(&stream), INPUT_SLOTS, INPUT_SLOT)?;
@@ -114,6 +119,7 @@ impl Gpu {
             kernels,
             blas,
             landing,
+            landing_of_loads,
             staging,
             between,
             sending,
@@ -178,15 +184,25 @@ impl Gpu {
 
     /// Copies `bytes` bytes from the device and hands them out piece by piece, once everything before has run.
     fn land(&self, from: u64, bytes: usize, piece: impl FnMut(&[u8])) -> Result<()> {
-        self.land_from(&self.stream, (from, bytes), piece)
+        self.land_by((&self.stream, &self.landing), (from, bytes), piece)
+    }
+
+    /// What lies where weights are sent to.
+    fn land_of_load(&self, from: u64, bytes: usize, piece: impl FnMut(&[u8])) -> Result<()> {
+        self.land_by((self.staging.stream(), &self.landing_of_loads), (from, bytes), piece)
     }
 
     #[allow(unsafe_code)]
-    fn land_from(&self, stream: &Stream, (from, bytes): (u64, usize), mut piece: impl FnMut(&[u8])) -> Result<()> {
-        let mut landing = self.landing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn land_by(
+        &self,
+        (stream, landing): (&Stream, &Mutex<Pinned>),
+        (from, bytes): (u64, usize),
+        mut piece: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let mut landing = landing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = 0;
         while at < bytes {
-            let now = LANDING.min(bytes - at);
+            let now = landing.bytes().len().min(bytes - at);
             let room = &mut landing.bytes_mut()[..now];
             // SAFETY: the caller's tensor has `bytes` bytes there; the room is read after the stream has come past the copy.
             let copied = unsafe { stream.copy_down(room, from + at as u64) };
