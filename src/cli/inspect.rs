@@ -14,7 +14,7 @@ use super::output::{human_bytes, printable};
 use super::table::Table;
 use crate::device::Kind;
 use crate::error::{Error, Result};
-use crate::repository::{F32Matmul, FileStat, ModelConfig, task_of};
+use crate::repository::{F32Matmul, FileStat, ModelConfig, Repository, task_of};
 use crate::rollout::{Golden, Home, Survey};
 use crate::value::Task;
 use crate::weights::{Footprint, Index, Manifest, Wanted};
@@ -302,7 +302,8 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn of(dir: &Path) -> Result<Place> {
-        let refused = |why: String| Error::unloadable(dir.display(), why);
+        let given = dir.display().to_string();
+        let refused = |why: String| Error::unloadable(&given, why);
         if !dir.is_dir() {
             return Err(refused(if dir.exists() { "is not a folder" } else { "is missing" }.to_owned()));
         }
@@ -312,6 +313,9 @@ impl Place {
             dir = dir.canonicalize().map_err(|e| Error::unloadable(dir.display(), e))?;
         }
         let name = |path: Option<&Path>| path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        if let Some(why) = above_versions(&dir) {
+            return Err(refused(why));
+        }
         let version = name(Some(&dir)).unwrap_or_else(|| "version".to_owned());
         let model = name(dir.parent()).unwrap_or_else(|| "model".to_owned());
         Ok(Place { model, version, dir })
@@ -341,6 +345,26 @@ impl Place {
         task_of(&config, self.dir.join("modules.json").is_file())
             .map_err(|why| Error::unloadable(label, format!("{why}; say what the model is for with --task")))
     }
+}
+
+/// What somebody named who stopped short of a version's folder: a model's, or one of models.
+fn above_versions(dir: &Path) -> Option<String> {
+    let models = |root: &Path| Repository::open(root).and_then(|repository| repository.scan()).unwrap_or_default();
+    if dir.join(MODEL_TOML).is_file() {
+        let (root, name) = (dir.parent()?, dir.file_name()?);
+        let versions = models(root).into_iter().find(|model| name == model.name.as_str())?.versions;
+        return Some(match versions.is_empty() {
+            true => "is the folder of a model that has no version yet".to_owned(),
+            false => format!("is a model's folder; name one of its versions: {}", versions.join(", ")),
+        });
+    }
+    let versions = models(dir).into_iter().flat_map(|model| {
+        let name = model.name;
+        model.versions.into_iter().map(move |version| format!("{name}/{version}"))
+    });
+    let versions: Vec<String> = versions.collect();
+    (!versions.is_empty())
+        .then(|| format!("is a folder of models; name one of their versions: {}", versions.join(", ")))
 }
 
 #[cfg(test)]

@@ -185,6 +185,11 @@ fn a_path_that_is_no_folder_is_an_error() {
     fs::write(root.path().join("file"), "").unwrap();
     assert!(place(&root.path().join("file")).ends_with("is not a folder"));
     fs::create_dir_all(root.path().join("m/v1/1_Pooling")).unwrap();
+    fs::write(root.path().join("m/model.toml"), "task = 'embed'").unwrap();
+    assert!(place(&root.path().join("m")).ends_with("m: is the folder of a model that has no version yet"));
+    fs::write(root.path().join("m/v1/config.json"), "{}").unwrap();
+    assert!(place(&root.path().join("m")).ends_with("is a model's folder; name one of its versions: v1"));
+    assert!(place(root.path()).ends_with("is a folder of models; name one of their versions: m/v1"));
     let up = Place::of(&root.path().join("m/v1/1_Pooling/..")).unwrap();
     assert_eq!((up.model.as_str(), up.version.as_str()), ("m", "v1"));
 }

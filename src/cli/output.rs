@@ -30,6 +30,9 @@ pub enum Failure {
     Usage(String),
     #[error("{0}")]
     Failed(String),
+    /// Whoever gave the command left, and what was ordered goes on; what to do about it.
+    #[error("{0}")]
+    Left(String),
     /// The command's report is already on standard output and says what failed.
     #[error("failed")]
     Reported,
@@ -88,6 +91,7 @@ impl Failure {
         // What cannot be written any more cannot be told either, so these results are dropped.
         let _told = match self {
             Failure::Reported => Ok(()),
+            Failure::Left(what) => writeln!(err, "{}", printable(what)),
             Failure::Refused(refusal) if json => writeln!(out, "{}", refusal.body())
                 .and_then(|()| writeln!(err, "error: {}", printable(&refusal.message))),
             Failure::Refused(refusal) => writeln!(err, "error: {}", printable(&refusal.message))
@@ -96,6 +100,8 @@ impl Failure {
         };
         match self {
             Failure::Usage(_) => ExitCode::from(2),
+            // As of a shell's command that SIGINT ended.
+            Failure::Left(_) => ExitCode::from(130),
             _ => ExitCode::FAILURE,
         }
     }

@@ -9,6 +9,7 @@ use super::client::{Api, ClientArgs, Reply, model_path, parse_reference};
 use super::output::{Failure, human_bytes, printable};
 use super::progress::Narrator;
 use super::rollout::{self, Rollout};
+use super::signals::Signals;
 use crate::repository::{CanaryConfig, Sticky, duration};
 
 /// Who asks and why; kept in the ledger.
@@ -208,11 +209,21 @@ fn put_consent(accept_contract_change: bool, body: &mut Map<String, Value>) {
     }
 }
 
-/// Narrates a rollout to its end and shows the summary; an end that is no success fails the command.
+/// Narrates a rollout to its end and shows the summary; an end that is no success fails the command. The rollout is the
+/// server's: whoever stops listening does not stop it, and is told so.
 async fn tell(reply: Reply, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
-    let mut narrator = Narrator::new(json);
-    let ended = rollout::follow(reply, &mut |rollout| narrator.tell(rollout)).await;
+    let (mut narrator, mut last) = (Narrator::new(json), None);
+    let mut signals = Signals::listen();
+    let mut on = |rollout: &Rollout| {
+        last = Some((rollout.id.clone(), rollout.phase.clone()));
+        narrator.tell(rollout);
+    };
+    let ended = tokio::select! {
+        ended = rollout::follow(reply, &mut on) => Some(ended),
+        _ = signals.next() => None,
+    };
     narrator.finish();
+    let Some(ended) = ended else { return Err(Failure::Left(goes_on(last))) };
     let body = ended?;
     let rollout = Rollout::read(&body)?;
     if json {
@@ -221,6 +232,17 @@ async fn tell(reply: Reply, json: bool, out: &mut dyn Write) -> Result<(), Failu
         rollout.write(out)?;
     }
     if rollout.failed() { Err(Failure::Reported) } else { Ok(()) }
+}
+
+/// What somebody who stops listening to a rollout has to know of it: its id and phase, where any were told.
+fn goes_on(last: Option<(String, String)>) -> String {
+    let (which, end) = match &last {
+        None => ("the rollout".to_owned(), String::new()),
+        Some((id, phase)) if phase == "observing" => (format!("rollout {id}"), ", `cutover rollback` goes back".into()),
+        Some((id, phase)) if phase == "reclaiming" => (format!("rollout {id}"), String::new()),
+        Some((id, _)) => (format!("rollout {id}"), format!(", `cutover abort {id}` ends it")),
+    };
+    format!("{which} goes on: `cutover watch` follows it{end}")
 }
 
 fn parked(body: &Value, json: bool, out: &mut dyn Write) -> Result<(), Failure> {

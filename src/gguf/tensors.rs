@@ -196,7 +196,7 @@ pub(super) fn lay_out(
     // Empty tensors share the offset of the next one; the length puts them before it.
     tensors.sort_by_key(|tensor| (tensor.offset, tensor.len));
     let data = file_len.saturating_sub(start);
-    let mut end = 0u64;
+    let (mut end, mut before) = (0u64, String::new());
     for tensor in &mut tensors {
         let name = shown(&tensor.name);
         let (offset, next) = (tensor.offset, end.next_multiple_of(alignment));
@@ -204,8 +204,12 @@ pub(super) fn lay_out(
             return Err(format!("tensor {name}: its offset {offset} is no multiple of the alignment {alignment}"));
         }
         if offset != next {
-            let how = if offset < next { "overlaps the tensor before" } else { "leaves a gap" };
-            return Err(format!("tensor {name}: its offset {offset} {how}: expected {next}"));
+            // Either of the two may be what lies.
+            let how = if offset < next { "overlaps" } else { "leaves a gap after" };
+            let before = if before.is_empty() { "the header" } else { &before };
+            return Err(format!(
+                "tensor {name}: its offset {offset} {how} {before}, which ends at {end}: expected {next}"
+            ));
         }
         end = match offset.checked_add(tensor.len).filter(|end| *end <= data) {
             Some(end) => end,
@@ -215,6 +219,7 @@ pub(super) fn lay_out(
             }
         };
         tensor.offset += start;
+        before = name;
     }
     if data > end.next_multiple_of(alignment) {
         return Err(format!("{} bytes follow the last tensor", data - end));

@@ -172,7 +172,7 @@ fn offsets_that_overlap_leave_gaps_or_are_unaligned_are_refused() {
         writer.infos[1].offset = to;
         refused(&writer)
     };
-    assert!(moved(0).contains("overlaps"), "{}", moved(0));
+    assert!(moved(0).contains("overlaps 'one', which ends at"), "{}", moved(0));
     assert!(moved(64).contains("gap"), "{}", moved(64));
     assert!(moved(33).contains("no multiple of the alignment 32"), "{}", moved(33));
     assert!(moved(u64::MAX - 31).contains("gap"), "{}", moved(u64::MAX - 31));

@@ -72,9 +72,9 @@ impl Writer {
             generation_config: Some(&generation),
             config: Some(&spec.config),
             tokenizer_config: Some(&config),
-            gguf: &[],
         };
-        let ends = sources.ends(|token| tokenizer.token_to_id(token), vocabulary).map_err(wrong(TOKENIZER_CONFIG))?;
+        let ends = sources.ends(|token| tokenizer.token_to_id(token), vocabulary);
+        let ends = ends.map_err(|(file, why)| Error::unloadable(label(spec, file), why))?;
         let file = spec.read_file(TEMPLATE)?.map(String::from_utf8).transpose();
         let file = file.map_err(|_| Error::unloadable(label(spec, TEMPLATE), "it is not UTF-8"))?;
         let mut source = TemplateSource::from_config(config.as_object().unwrap_or(&Default::default()), file)

@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use super::cast::Buffer;
 use super::read::{Part, Reader, Seen};
-use super::{CHUNK, Index, Progress, quoted};
+use super::{CHUNK, Index, Progress};
 use crate::error::{Error, Result};
 use crate::ops::Device;
 
@@ -13,7 +13,7 @@ use crate::ops::Device;
 /// Errors: a tensor that is not there or cannot become `dtype`, values that are not finite or do not fit it, a file that
 /// cannot be read, and what `sink` fails with. No digest is looked at: whoever reads the copy computes its own.
 pub fn copy(index: &Index, name: &str, dtype: DType, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let missing = || Error::unloadable(index.label(""), format!("tensor {} is missing", quoted(name)));
+    let missing = || Error::unloadable(index.label(""), format!("tensor {} is missing", index.named(name)));
     let part = Part { info: index.get(name).ok_or_else(missing)?, digest: "", first: 0 };
     let progress = Progress::new();
     let mut reader = Reader::new((index, &progress), &Device::Cpu);

@@ -139,6 +139,14 @@ impl Index {
         parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
     }
 
+    /// A tensor as whoever made the files knows it, for errors.
+    pub(super) fn named(&self, tensor: &str) -> String {
+        match self.files.first().is_some_and(|file| crate::gguf::is_named(Path::new(file))) {
+            true => gguf::named(tensor),
+            false => quoted(tensor),
+        }
+    }
+
     pub(super) fn label_of(&self, tensor: &TensorInfo) -> String {
         self.label(self.files.get(tensor.file).map_or("", String::as_str))
     }

@@ -239,7 +239,7 @@ pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -
     let mut wrong = Vec::new();
     let names = names_of(wanted)?;
     for (want, (name, shape)) in wanted.iter().flat_map(|want| want.parts().map(move |part| (want, part))) {
-        let (info, name) = (index.get(name), quoted(name));
+        let (info, name) = (index.get(name), index.named(name));
         match info {
             None => wrong.push(format!("{name} is missing")),
             Some(info) if info.shape != shape => {
@@ -252,7 +252,7 @@ pub fn check(index: &Index, wanted: &[Wanted], ignored: &dyn Fn(&str) -> bool) -
         }
     }
     let extra = index.iter().filter(|info| !names.contains(info.name.as_str()) && !ignored(&info.name));
-    wrong.extend(extra.map(|info| format!("{} is not part of this architecture", quoted(&info.name))));
+    wrong.extend(extra.map(|info| format!("{} is not part of this architecture", index.named(&info.name))));
     if wrong.is_empty() {
         return Ok(());
     }
@@ -369,10 +369,10 @@ pub(super) fn parts<'a>(wanted: &Wanted, index: &'a Index, manifest: &'a Manifes
 
 fn find<'a>((name, shape): (&str, &[usize]), index: &'a Index) -> Result<&'a TensorInfo> {
     let info = index.get(name);
-    let missing = || Error::unloadable(index.label(""), format!("tensor {} is missing", quoted(name)));
+    let missing = || Error::unloadable(index.label(""), format!("tensor {} is missing", index.named(name)));
     let info = info.ok_or_else(missing)?;
     if info.shape != shape {
-        let reason = format!("tensor {} has shape {:?}, not {shape:?}", quoted(name), info.shape);
+        let reason = format!("tensor {} has shape {:?}, not {shape:?}", index.named(name), info.shape);
         return Err(Error::unloadable(index.label_of(info), reason));
     }
     Ok(info)

@@ -1,5 +1,8 @@
 //! The way forward: staging, promoting, waiting, joining.
 
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 
 use super::common::inputs::{digit, digits, distance, scores};
@@ -186,6 +189,33 @@ async fn models_roll_independently_and_must_be_named_when_there_are_several() {
     let listed = server.get("/models").await.expect(200).body;
     let names: Vec<_> = listed["models"].as_array().unwrap().iter().map(|m| m["name"].clone()).collect();
     assert_eq!(names, ["digits", "numbers"]);
+}
+
+/// Who presses Ctrl-C wants to know what becomes of what was ordered.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_stops_listening_to_a_promote_is_told_that_it_goes_on() {
+    let site = Site::digits().fault("version = 'digits@v2'\nkind = 'delay'\nat = 'gate'\ndelay = '300ms'");
+    let server = site.start().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
+    command
+        .args(["promote", "v2", "--url", &format!("http://{}", server.address())])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut listening = command.spawn().unwrap();
+    let mut said = BufReader::new(listening.stderr.take().unwrap());
+    let mut heard = String::new();
+    while !heard.contains("validating") {
+        assert_ne!(said.read_line(&mut heard).unwrap(), 0, "{heard}");
+    }
+    let sent = Command::new("kill").args(["-INT", &listening.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    said.read_to_string(&mut heard).unwrap();
+    assert_eq!(listening.wait().unwrap().code(), Some(130), "{heard}");
+    let rollout = server.get("/admin/rollouts?limit=1").await.expect(200).body["rollouts"][0].clone();
+    let id = rollout["id"].as_str().unwrap();
+    let told = format!("rollout {id} goes on: `cutover watch` follows it, `cutover abort {id}` ends it");
+    assert!(heard.contains(&told), "{heard}");
+    until("it goes on by itself", async || (server.live("digits").await == "v2").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,18 @@
 //! Which tokens end an answer.
 //!
-//! It knows the settings of Hugging Face's files and of a GGUF's metadata. It must not know files or tokenizers.
+//! It knows the settings of Hugging Face's files. It must not know tokenizers, nor where files come from: those of a GGUF are
+//! made from its metadata.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+
+const GENERATION: &str = "generation_config.json";
+const MODEL: &str = "config.json";
+const TOKENIZER: &str = "tokenizer_config.json";
+
+/// A file, and what is wrong with it.
+type WrongFile = (&'static str, String);
 
 /// Where a version says what ends an answer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,8 +23,6 @@ pub struct EndSources<'a> {
     pub config: Option<&'a Value>,
     /// `tokenizer_config.json`: the token that `eos_token` spells, as in vLLM.
     pub tokenizer_config: Option<&'a Value>,
-    /// A GGUF's `tokenizer.ggml.eos_token_id`, `eot_token_id` and `eom_token_id`.
-    pub gguf: &'a [u32],
 }
 
 impl EndSources<'_> {
@@ -25,28 +31,29 @@ impl EndSources<'_> {
     /// `id_of` finds a token's id by its spelling; `vocabulary` is how many ids there are.
     ///
     /// # Errors
-    /// Says which setting is not an id of this vocabulary.
-    pub fn ends(&self, id_of: impl Fn(&str) -> Option<u32>, vocabulary: usize) -> Result<Vec<u32>, String> {
-        let mut ends: BTreeSet<u32> = self.gguf.iter().copied().collect();
-        match self.generation_config.and_then(eos_token_id) {
-            Some(ids) => ends.extend(read_ids(ids, "generation_config.json")?),
-            None => {
-                let ids = self.config.and_then(eos_token_id);
-                ends.extend(ids.map(|ids| read_ids(ids, "config.json")).transpose()?.unwrap_or_default());
-            }
-        }
+    /// Says which setting of which file is not an id of this vocabulary.
+    pub fn ends(&self, id_of: impl Fn(&str) -> Option<u32>, vocabulary: usize) -> Result<Vec<u32>, WrongFile> {
+        let ids = match self.generation_config.and_then(eos_token_id) {
+            Some(ids) => Some((GENERATION, ids)),
+            None => self.config.and_then(eos_token_id).map(|ids| (MODEL, ids)),
+        };
+        let mut ends: BTreeSet<u32> = match ids {
+            None => BTreeSet::new(),
+            Some((file, ids)) => read_ids(ids, vocabulary).map_err(|why| (file, why))?.into_iter().collect(),
+        };
         let token = self.tokenizer_config.and_then(|config| config.get("eos_token")).filter(|token| !token.is_null());
         if let Some(token) = token {
+            let wrong = |why: String| (TOKENIZER, format!("'eos_token' is {why}"));
             let spelled = token.get("content").unwrap_or(token).as_str();
-            let spelled = spelled.ok_or_else(|| format!("tokenizer_config.json: 'eos_token' is {token}, no token"))?;
-            let missing =
-                || format!("tokenizer_config.json: 'eos_token' is {spelled:?}, which the tokenizer does not have");
-            ends.insert(id_of(spelled).ok_or_else(missing)?);
+            let spelled = spelled.ok_or_else(|| wrong(format!("{token}, no token")))?;
+            let id = id_of(spelled);
+            let id = id.ok_or_else(|| wrong(format!("{spelled:?}, which the tokenizer does not have")))?;
+            if id as usize >= vocabulary {
+                return Err(wrong(format!("{spelled:?}, the token {id}, but the vocabulary has {vocabulary} tokens")));
+            }
+            ends.insert(id);
         }
-        match ends.iter().find(|id| **id as usize >= vocabulary) {
-            Some(id) => Err(format!("the token {id} is to end answers, but the vocabulary has {vocabulary} tokens")),
-            None => Ok(ends.into_iter().collect()),
-        }
+        Ok(ends.into_iter().collect())
     }
 }
 
@@ -54,13 +61,17 @@ fn eos_token_id(config: &Value) -> Option<&Value> {
     config.get("eos_token_id").filter(|ids| !ids.is_null())
 }
 
-fn read_ids(ids: &Value, file: &str) -> Result<Vec<u32>, String> {
+fn read_ids(ids: &Value, vocabulary: usize) -> Result<Vec<u32>, String> {
     let one = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
     let all = match ids {
         Value::Array(list) => list.iter().map(one).collect(),
         single => one(single).map(|id| vec![id]),
     };
-    all.ok_or_else(|| format!("{file}: 'eos_token_id' is {ids}, expected an id or a list of ids"))
+    let all: Vec<u32> = all.ok_or_else(|| format!("'eos_token_id' is {ids}, expected an id or a list of ids"))?;
+    match all.iter().find(|id| **id as usize >= vocabulary) {
+        Some(id) => Err(format!("'eos_token_id' names the token {id}, but the vocabulary has {vocabulary} tokens")),
+        None => Ok(all),
+    }
 }
 
 #[cfg(test)]
@@ -81,11 +92,10 @@ mod tests {
             generation_config: Some(&generation),
             config: Some(&config),
             tokenizer_config: Some(&tokenizer),
-            gguf: &[9],
         };
-        assert_eq!(all.ends(id_of, 10), Ok(vec![2, 5, 7, 9]));
+        assert_eq!(all.ends(id_of, 10), Ok(vec![2, 5, 7]));
         let none = json!({"eos_token_id": null});
-        assert_eq!(EndSources { generation_config: Some(&none), ..all }.ends(id_of, 10), Ok(vec![2, 3, 9]));
+        assert_eq!(EndSources { generation_config: Some(&none), ..all }.ends(id_of, 10), Ok(vec![2, 3]));
         let plain = json!({"eos_token": "</s>"});
         let only = EndSources { tokenizer_config: Some(&plain), ..EndSources::default() };
         assert_eq!(only.ends(id_of, 10), Ok(vec![1]));
@@ -99,12 +109,21 @@ mod tests {
                 EndSources { config: Some(&config), tokenizer_config: Some(&tokenizer), ..EndSources::default() };
             sources.ends(id_of, 10).unwrap_err()
         };
-        assert!(told(json!({"eos_token_id": 10}), json!({})).contains("the vocabulary has 10 tokens"));
-        assert!(told(json!({"eos_token_id": -1}), json!({})).contains("config.json: 'eos_token_id' is -1"));
-        assert!(told(json!({"eos_token_id": [1, "a"]}), json!({})).contains("expected an id or a list"));
-        assert!(
-            told(json!({}), json!({"eos_token": "<end>"})).contains("\"<end>\", which the tokenizer does not have")
-        );
-        assert!(told(json!({}), json!({"eos_token": 3})).contains("'eos_token' is 3"));
+        for (config, tokenizer, file, says) in [
+            (json!({"eos_token_id": 10}), json!({}), MODEL, "the token 10, but the vocabulary has 10 tokens"),
+            (json!({"eos_token_id": -1}), json!({}), MODEL, "'eos_token_id' is -1"),
+            (json!({"eos_token_id": [1, "a"]}), json!({}), MODEL, "expected an id or a list"),
+            (json!({}), json!({"eos_token": "<end>"}), TOKENIZER, "\"<end>\", which the tokenizer does not have"),
+            (json!({}), json!({"eos_token": 3}), TOKENIZER, "'eos_token' is 3"),
+        ] {
+            let (blamed, why) = told(config, tokenizer);
+            assert!(blamed == file && why.contains(says), "{blamed}: {why}");
+        }
+        let beyond = json!({"eos_token_id": 10});
+        let sources = EndSources { generation_config: Some(&beyond), ..EndSources::default() };
+        assert_eq!(sources.ends(id_of, 10).unwrap_err().0, GENERATION);
+        let last = json!({"eos_token": "<|eot_id|>"});
+        let sources = EndSources { tokenizer_config: Some(&last), ..EndSources::default() };
+        assert!(sources.ends(id_of, 2).unwrap_err().1.contains("the token 2, but the vocabulary has 2"));
     }
 }

@@ -19,6 +19,14 @@ const PARTS: &str = "split.count";
 /// `convert_hf_to_gguf.py`, which it calls for the first alone). Mistral and SmolLM2 are `llama` there.
 const ARCHITECTURES: [(&str, bool); 3] = [("llama", true), ("qwen2", false), ("qwen3", false)];
 
+/// A tensor of Hugging Face's layout as an error about a GGUF file names it: by the file's own name where it has one.
+pub(super) fn named(name: &str) -> String {
+    match names::theirs(name) {
+        Some(theirs) => format!("{} (in Hugging Face's layout {})", shown(&theirs), shown(name)),
+        None => shown(name),
+    }
+}
+
 /// Reads and checks the header of a file; errors as those of [`gguf::open`], and what [`super::Index::open`] says.
 pub(super) fn header(path: &Path) -> Result<Header, String> {
     translated(gguf::open(path)?)

@@ -51,6 +51,20 @@ pub(super) fn place(name: &str) -> Option<Place> {
     Some(Place::Tensor { name: format!("model.layers.{number}.{ours}.{kind}"), rotary })
 }
 
+/// What llama.cpp calls a tensor of Hugging Face's layout, for whoever reads an error about a GGUF file; the other way round.
+pub(super) fn theirs(name: &str) -> Option<String> {
+    match name {
+        "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
+        "model.norm.weight" => return Some("output_norm.weight".into()),
+        "lm_head.weight" => return Some("output.weight".into()),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (part, kind) = rest.rsplit_once('.')?;
+    let (theirs, _) = LAYER.iter().find(|(_, ours)| *ours == part)?;
+    Some(format!("blk.{layer}.{theirs}.{kind}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +80,11 @@ mod tests {
         assert_eq!(named("blk.31.attn_k.bias"), "model.layers.31.self_attn.k_proj.bias");
         assert_eq!(named("blk.7.ffn_norm.weight"), "model.layers.7.post_attention_layernorm.weight");
         assert_eq!(place("rope_freqs.weight"), Some(Place::Configuration));
+        let whole = ["token_embd.weight", "output_norm.weight", "output.weight"].map(str::to_owned);
+        for name in LAYER.iter().map(|(theirs, _)| format!("blk.12.{theirs}.bias")).chain(whole) {
+            assert_eq!(theirs(&named(&name)), Some(name));
+        }
+        assert_eq!(theirs("bert.pooler.dense.bias"), None);
         let ours: std::collections::BTreeSet<String> =
             LAYER.iter().map(|(theirs, _)| named(&format!("blk.1.{theirs}.weight"))).collect();
         assert_eq!(ours.len(), LAYER.len());
