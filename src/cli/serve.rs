@@ -5,6 +5,7 @@
 //! the process at once instead, for its supervisor to start anew.
 
 use std::io::Write as _;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -174,23 +175,8 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
     let closed = doors.closed();
     let mut signals = Signals::listen();
     tokio::pin!(announce, closed);
-    let serving = async {
-        let reason = tokio::select! {
-            reason = signals.next() => reason,
-            never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
-        };
-        stage.send_replace(Stage::Leaving);
-        if !config.lame_duck.is_zero() {
-            tracing::info!(reason, lame_duck = ?config.lame_duck, "not ready any more, and still serving");
-            tokio::select! {
-                () = tokio::time::sleep(config.lame_duck) => {}
-                again = signals.next() => tracing::info!(reason = again, "stopping sooner"),
-            }
-        }
-        reason
-    };
     let reason = tokio::select! {
-        reason = serving => reason,
+        reason = asked_to_stop(&mut signals, &stage, config.lame_duck) => reason,
         reason = engine.fatal() => {
             tracing::error!(reason, "the device failed; ending the process for its supervisor");
             stage.send_replace(Stage::Closed);
@@ -202,14 +188,19 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
             }
             std::process::exit(EXIT_DEVICE)
         }
+        never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
     renewing.abort();
     stage.send_replace(Stage::Closed);
-    supervisor.shut_down().await;
-    app.closing.send_replace(true);
+    // A rollout's end may wait for texts of the version that it reclaims, as connections do for theirs.
+    let mut ending = pin!(async {
+        supervisor.shut_down().await;
+        app.closing.send_replace(true);
+        (&mut closed).await;
+    });
     let cut = tokio::select! {
-        () = &mut closed => None,
+        () = &mut ending => None,
         () = tokio::time::sleep(config.drain_timeout) => Some("the drain timeout"),
         again = signals.next() => Some(again),
     };
@@ -217,8 +208,9 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
         // A text may be as long as the context, and whoever stops this process waits for no such time.
         tracing::warn!(after = cut, "what is still being written ends where it is");
         engine.cut_short(None)?;
-        if tokio::time::timeout(LAST_WORDS, closed).await.is_err() {
-            tracing::warn!("some connections were still open");
+        let ended = tokio::time::timeout(LAST_WORDS, &mut ending).await;
+        if ended.is_err() {
+            tracing::warn!("a rollout was still ending, or some connections were still open");
         }
     }
     // Whatever the end itself is worth telling is among it.
@@ -237,6 +229,20 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
         .map_err(|e| Error::internal(format!("waiting for the engine failed: {e}")))?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Until somebody asks this process to end, and then for as long as clients are given to look away; what asked.
+async fn asked_to_stop(signals: &mut Signals, stage: &watch::Sender<Stage>, lame_duck: Duration) -> &'static str {
+    let reason = signals.next().await;
+    stage.send_replace(Stage::Leaving);
+    if !lame_duck.is_zero() {
+        tracing::info!(reason, ?lame_duck, "not ready any more, and still serving");
+        tokio::select! {
+            () = tokio::time::sleep(lame_duck) => {}
+            again = signals.next() => tracing::info!(reason = again, "stopping sooner"),
+        }
+    }
+    reason
 }
 
 /// What generations may take: as configured, else most of the machine's memory, or what is free of a GPU's when the server

@@ -81,7 +81,6 @@ impl Health {
     }
 
     /// Whether this is the first that is heard of it.
-    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn lost(&self, why: String) -> bool {
         self.0.set(why).is_ok()
     }

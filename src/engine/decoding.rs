@@ -64,6 +64,9 @@ pub(super) struct Decoding {
     next: u64,
     /// When the last step ended: turns between generations go by it.
     stepped: Nanos,
+    /// An urgent one has come since the last plan: the turn that it is admitted in goes before others. Those that follow are as
+    /// anybody's, or the rest of a long text would stop every other lane.
+    hasty: bool,
     /// The step that the device has been given already.
     pub(super) on_its_way: Option<OnItsWay>,
     pub(super) faults: Arc<Faults>,
@@ -140,6 +143,7 @@ impl Decoding {
             sequences: HashMap::new(),
             next: 0,
             stepped: 0,
+            hasty: false,
             on_its_way: None,
             faults,
             meters: Arc::clone(work.meters.get_or_init(Arc::default)),
@@ -168,6 +172,7 @@ impl Decoding {
                 let told = (written > 0).then_some(arrived);
                 let sequence = Sequence { sampler, ends, reader, arrived, queued: None, ran: 0, prompt: split, told };
                 self.sequences.insert(key, sequence);
+                self.hasty |= urgent;
                 self.show();
             }
             // A reader that left does not mind.
@@ -178,8 +183,8 @@ impl Decoding {
     /// When the next step may run and since when it is waited for; nothing where nobody waits.
     pub(super) fn turn(&self) -> Option<(Nanos, Nanos)> {
         let oldest = self.scheduler.oldest()?;
-        // An urgent one waits since the beginning of time; others since they came, or since the last step.
-        Some((0, if oldest == 0 { 0 } else { oldest.max(self.stepped) }))
+        // One that has just come in haste waits since the beginning of time; others since they came, or since the last step.
+        Some((0, if self.hasty { 0 } else { oldest.max(self.stepped) }))
     }
 
     /// Sequences that wait or run.
@@ -228,6 +233,7 @@ impl Decoding {
         let due = match self.on_its_way.take() {
             Some(step) => Some(Due::OnItsWay(step)),
             None => {
+                self.hasty = false;
                 let pace = self.pace().max(elsewhere);
                 let prompts = pace.map_or(usize::MAX, |pace| self.chunks.prompts(known(pace)));
                 self.scheduler.plan_within(prompts).map(Due::Plan)

@@ -136,13 +136,22 @@ impl Bench {
 
     fn ask_with(
         &mut self,
+        asked: (Vec<u32>, usize, usize),
+        sampling: SamplingOptions,
+    ) -> mpsc::UnboundedReceiver<Written> {
+        self.ask_as(asked, sampling, false)
+    }
+
+    fn ask_as(
+        &mut self,
         (tokens, written, max_new): (Vec<u32>, usize, usize),
         sampling: SamplingOptions,
+        urgent: bool,
     ) -> mpsc::UnboundedReceiver<Written> {
         let (reader, written_to) = mpsc::unbounded_channel();
         let ends = Arc::clone(&self.ends);
         let prompt = Prompt { tokens, written, max_new, sampling, ends, priority: 0 };
-        self.decoding.submit(Commission { prompt, arrived: self.now, urgent: false, reader });
+        self.decoding.submit(Commission { prompt, arrived: self.now, urgent, reader });
         written_to
     }
 
@@ -187,6 +196,24 @@ fn read(mut reader: mpsc::UnboundedReceiver<Written>) -> Result<Vec<u32>> {
 
 fn prompt(last: u32) -> Vec<u32> {
     (0..100).map(|at| at % 7).chain([last]).collect()
+}
+
+/// A text that another generation failed is begun before everybody's; the two thousand tokens after that are not.
+#[test]
+fn an_urgent_text_goes_before_other_lanes_once_and_takes_turns_from_then_on() {
+    let mut bench = Bench::new();
+    let _text = bench.ask(prompt(1), 0, 20);
+    bench.now = 7;
+    bench.turn();
+    bench.decoding.stepped_at(bench.now);
+    assert_eq!(bench.decoding.turn(), Some((0, bench.now)));
+    let _urgent = bench.ask_as((prompt(2), 0, 20), greedy(), true);
+    assert_eq!(bench.decoding.turn(), Some((0, 0)));
+    for _ in 0..3 {
+        assert!(bench.turn());
+        bench.decoding.stepped_at(bench.now);
+    }
+    assert_eq!(bench.decoding.turn(), Some((0, bench.now)));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod thread;
 mod watchdog;
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -206,7 +207,13 @@ impl Engine {
             let machine = config.machine;
             std::thread::Builder::new()
                 .name("engine".into())
-                .spawn(move || thread::run(inbox, epoch, &shared, (&processors, &machine)))
+                .spawn(move || {
+                    let run = || thread::run(inbox, epoch, &shared, (&processors, &machine));
+                    // Nobody computes any more: the watchdog ends the process, which would answer every request with an error.
+                    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                        shared.health.lost("the engine's thread panicked".to_owned());
+                    }
+                })
                 .map_err(|e| Error::internal(format!("could not start the engine thread: {e}")))?
         };
         let watched = watchdog::Watched { shared: Arc::downgrade(&shared), epoch };

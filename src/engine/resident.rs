@@ -197,7 +197,8 @@ impl Resident {
     ///
     /// When a batch of several fails, each input runs again alone, so that one poisonous input fails by itself
     /// and does not take its neighbours, or the generation's good name, with it.
-    pub(super) fn finish(&mut self, flight: Flight, install: &Pass<'_>) {
+    /// Each of those is a pass of its own for whoever watches: `watched` gives what says so while it lives.
+    pub(super) fn finish<W>(&mut self, flight: Flight, install: &Pass<'_>, watched: impl Fn() -> W) {
         let Flight { cut, started, answer, .. } = flight;
         let count = cut.places.len();
         match answer.and_then(|launched| self.land(launched)) {
@@ -207,6 +208,7 @@ impl Resident {
                 tracing::warn!(version = self.name, inputs = count, %error, "a batch failed; running its inputs alone");
                 for at in 0..count {
                     let place = &cut.places[at..=at];
+                    let _watched = watched();
                     let began = Instant::now();
                     let launched = self.launch(Some(At::Serving), &cut.packed, at..at + 1, install);
                     let answer = launched.and_then(|launched| self.land(launched));

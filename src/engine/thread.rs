@@ -335,8 +335,15 @@ impl Thread<'_> {
     }
 
     fn finish(&mut self, flying: Flying<'_>) {
-        if let Some(resident) = self.residents.get_mut(&flying.generation) {
-            resident.finish(flying.flight, &|model, packed, part| forward(&self.pool, model, packed, part));
+        let Flying { generation, flight, .. } = flying;
+        // The batch after it is watched already, where there is one.
+        let next = self.flying.as_ref().is_some_and(|flying| flying.running.is_some());
+        let watched = || {
+            let now = self.epoch.elapsed().as_nanos() as Nanos;
+            (!next).then(|| Running::begin((self.shared, self.processors), generation, now))
+        };
+        if let Some(resident) = self.residents.get_mut(&generation) {
+            resident.finish(flight, &|model, packed, part| forward(&self.pool, model, packed, part), watched);
         }
     }
 

@@ -197,12 +197,14 @@ pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
 /// rule, and never all. A second is more than lies between a record's beginning and its event's.
 fn missing(connection: &Connection) -> Result<Vec<String>, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT DISTINCT rollout FROM events
-            WHERE kind = 'phase' AND json_extract(body, '$.phase') IN ('draining', 'reserving')
-                AND rollout IS NOT NULL AND rollout NOT IN (SELECT id FROM rollouts)
-                AND (EXISTS (SELECT 1 FROM rollouts WHERE ended_ms IS NOT NULL AND started_ms < at_ms - 1000
-                        AND id NOT IN (SELECT rollout FROM live WHERE rollout IS NOT NULL))
-                    OR NOT EXISTS (SELECT 1 FROM rollouts WHERE started_ms >= at_ms - 1000))
+        "WITH gone AS (SELECT rollout, min(at_ms) AS begun FROM events
+                WHERE kind = 'phase' AND json_extract(body, '$.phase') IN ('draining', 'reserving')
+                    AND rollout IS NOT NULL AND rollout NOT IN (SELECT id FROM rollouts)
+                GROUP BY rollout)
+            SELECT rollout FROM gone
+            WHERE EXISTS (SELECT 1 FROM rollouts WHERE ended_ms IS NOT NULL AND started_ms < begun - 1000
+                    AND id NOT IN (SELECT rollout FROM live WHERE rollout IS NOT NULL))
+                OR NOT EXISTS (SELECT 1 FROM rollouts WHERE started_ms >= begun - 1000)
             ORDER BY 1",
     )?;
     let gone = statement.query_map([], |row| row.get::<_, String>(0))?;

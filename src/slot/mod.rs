@@ -4,6 +4,7 @@
 //! pointer. `admit` loads it once, and everything about that request follows from what it loaded; `swap` stores
 //! the next one, and is the rollout controller's alone. This room must not know HTTP, files or rollouts.
 
+mod lasting;
 mod registry;
 mod route;
 mod serve;
@@ -230,37 +231,50 @@ impl Admission {
     }
 
     /// Who counts what becomes of it, and for which arm.
-    fn tally(&self) -> Option<(&Tally, Arm)> {
+    fn tally(&self) -> Option<(&Arc<Tally>, Arm)> {
         let arm = match self.choice {
             Choice::Live => Arm::Live,
             Choice::Other => Arm::Other,
             Choice::Named(_) => return None,
         };
-        Some((self.route.split.as_ref()?.tally.as_deref()?, arm))
+        Some((self.route.split.as_ref()?.tally.as_ref()?, arm))
     }
 
-    /// Counts an answer.
-    fn answered(&self, took: Duration) {
-        let stats = &self.generation().stats;
-        match self.is_named() {
-            true => stats.answered_by_name(),
-            false => stats.answered(took),
-        }
-        if let Some((tally, arm)) = self.tally() {
-            tally.answered(arm, self.name, took);
-        }
-    }
-
-    /// Counts a fault of the generation's own.
-    fn blame(&self, nonfinite: bool) {
-        self.generation().stats.blame(nonfinite);
-        if let Some((tally, arm)) = self.tally() {
-            tally.failed(arm, self.name);
-        }
+    fn counting(&self) -> Counting<'_> {
+        let tally = self.tally().map(|(tally, arm)| (tally.as_ref(), arm));
+        Counting { generation: self.generation(), is_named: self.is_named(), tally, name: self.name }
     }
 
     /// Where the answer is to be handed, if it is one of the sample.
     fn shadow(&self) -> Option<&Arc<Shadow>> {
         self.route.shadow.as_ref().filter(|shadow| self.choice == Choice::Live && shadow.takes())
+    }
+}
+
+/// Where what became of a request is counted.
+struct Counting<'a> {
+    generation: &'a Generation,
+    is_named: bool,
+    tally: Option<(&'a Tally, Arm)>,
+    name: Option<u64>,
+}
+
+impl Counting<'_> {
+    fn answered(self, took: Duration) {
+        match self.is_named {
+            true => self.generation.stats.answered_by_name(),
+            false => self.generation.stats.answered(took),
+        }
+        if let Some((tally, arm)) = self.tally {
+            tally.answered(arm, self.name, took);
+        }
+    }
+
+    /// A fault of the generation's own.
+    fn blame(self, nonfinite: bool) {
+        self.generation.stats.blame(nonfinite);
+        if let Some((tally, arm)) = self.tally {
+            tally.failed(arm, self.name);
+        }
     }
 }

@@ -97,7 +97,7 @@ impl Admission {
         }
         match first {
             Ok((outputs, tokens)) => {
-                self.answered(took);
+                self.counting().answered(took);
                 if let Some(shadow) = self.shadow() {
                     let (inputs, outputs) = (Arc::clone(inputs), outputs.clone());
                     let (prepare, finish) = (prepare.clone(), finish.clone());
@@ -108,7 +108,7 @@ impl Admission {
             Err(fault) if fault.is_model_fault() && !self.is_named() => {
                 let nonfinite = matches!(fault, Error::NonFinite { .. });
                 let Some(previous) = self.failover() else {
-                    self.blame(nonfinite);
+                    self.counting().blame(nonfinite);
                     return Err(fault);
                 };
                 tracing::warn!(
@@ -117,7 +117,7 @@ impl Admission {
                 );
                 match run(previous, inputs, prepare, finish, true).await {
                     Ok((outputs, tokens)) => {
-                        self.blame(nonfinite);
+                        self.counting().blame(nonfinite);
                         generation.stats.failed_over();
                         let failed_over_from = Some(generation.stamp.clone());
                         Ok(Answer { outputs, tokens, stamp: previous.stamp.clone(), failed_over_from })

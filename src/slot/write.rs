@@ -1,7 +1,7 @@
 //! One admitted request for text, from its prompt to its last token, failover included.
 //!
 //! Tokens come from the engine one by one; a task of the request's own makes text of them, looks for stop strings, and
-//! hands both on. The task holds the generation, and nobody else does: it ends with the last token, however slowly the
+//! hands both on. The task holds the generation, and nobody else does, nor it another: it ends with the last token, however slowly the
 //! client reads, and when the client leaves it ends at once and the engine writes no further.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::lasting::Lasting;
 use super::serve::{HEAVY_TEXT_BYTES, heavy};
 use super::{Admission, Mirrored};
 use crate::engine::{self, Permit, Prompt, Written};
@@ -106,7 +107,7 @@ impl Admission {
         ask.sampling.validate(writer.vocabulary())?;
         let stops = StopStrings::new(&ask.stop)?;
         let prompt_tokens = encoded.iter().map(|(tokens, _)| tokens.len()).sum();
-        let admission = Arc::new(self);
+        let admission = Arc::new(Lasting::from(self));
         let (out, events) = mpsc::unbounded_channel();
         for at in 0..count {
             let (of, number) = (at / ask.count, at % ask.count);
@@ -160,7 +161,7 @@ fn encoded(generation: &Generation, ask: &WriteAsk) -> Result<Vec<(Arc<[u32]>, u
 
 /// One answer on its way.
 struct Task {
-    admission: Arc<Admission>,
+    admission: Arc<Lasting>,
     /// Who writes it now.
     generation: Arc<Generation>,
     _permit: Arc<Permit>,
@@ -269,7 +270,7 @@ impl Task {
         stats.spend(Stage::Answered, took);
         // An answer that a predecessor ended speaks of neither: it took as long as both.
         if Arc::ptr_eq(&self.generation, self.admission.generation()) {
-            self.admission.answered(self.pace());
+            self.admission.counting().answered(self.pace());
         }
         self.mirror(took);
         self.send(Event::Ended(Ended { reason, tokens: self.written.len() }));
@@ -302,7 +303,7 @@ impl Task {
             written = self.written.len(), %error, "an answer failed; going on with it on the previous version"
         );
         self.generation.stats.spend(Stage::Failed, self.began.elapsed());
-        self.generation = Arc::clone(previous);
+        self.generation = previous;
         self.fault = Some(error);
         self.begin()
     }
@@ -311,7 +312,7 @@ impl Task {
     fn explained(&mut self) {
         if let Some(fault) = self.fault.take() {
             let admitted = self.admission.generation();
-            self.admission.blame(matches!(fault, Error::NonFinite { .. }));
+            self.admission.counting().blame(matches!(fault, Error::NonFinite { .. }));
             admitted.stats.failed_over();
             self.send(Event::Moved(self.generation.stamp.clone()));
         }
@@ -329,7 +330,7 @@ impl Task {
                 if error.is_model_fault() {
                     self.generation.stats.spend(Stage::Failed, self.began.elapsed());
                     if !self.admission.is_named() && Arc::ptr_eq(&admitted, &self.generation) {
-                        self.admission.blame(matches!(error, Error::NonFinite { .. }));
+                        self.admission.counting().blame(matches!(error, Error::NonFinite { .. }));
                     }
                 }
                 self.send(Event::Failed(error));
@@ -345,6 +346,9 @@ impl Task {
         // Only the model's own limit is a fault of the model; a client may be as impatient as it likes.
         if own {
             self.given_up();
+        } else if self.fault.is_some() {
+            // Whether the predecessor could do better is not known, and the time was the first one's as well.
+            self.admission.generation().stats.unexplained();
         } else if !self.admission.is_named() {
             self.generation.stats.timed_out(limit);
         }

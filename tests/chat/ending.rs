@@ -32,6 +32,23 @@ async fn what_is_still_written_after_the_drain_timeout_ends_where_it_is() {
     was_cut(server, text).await;
 }
 
+/// The window's end reclaims what was live before, and a text holds that.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_is_it_waited_for_by_a_rollout_that_ends_with_the_server() {
+    for again in [false, true] {
+        let timeout = if again { "10m" } else { "1s" };
+        let (_site, server, text) = writing(&format!("[server]\ndrain_timeout = '{timeout}'\n")).await;
+        let promoted = server.promote("c", json!({ "observe": "1h" })).await.expect(200);
+        assert_eq!(promoted.phase(), "observing");
+        server.terminate();
+        if again {
+            server.says("stopping").await;
+            server.terminate();
+        }
+        was_cut(server, text).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_is_not_waited_after() {
     let (_site, server, text) = writing("[server]\ndrain_timeout = '10m'\n").await;
@@ -89,4 +106,33 @@ async fn what_was_aborted_stays_aborted_where_the_process_dies_before_its_memory
     let ended = server.rollout(&staged).await;
     let told = [&ended["phase"], &ended["reason"], &ended["figures"]["promote_reason"]];
     assert_eq!(told, [&json!("aborted"), &json!("as tried"), &json!("friday")], "{ended:#}");
+}
+
+/// It could have gone on with the other, had its own failed; once that is decided it needs it no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_holds_the_version_that_writes_it_and_no_other() {
+    for (writes, order_of) in [("c", "settle"), ("a", "abort")] {
+        let site = Site::new().fault(&format!("version = 'tiny@{writes}'\nkind = 'delay'\ndelay = '300ms'"));
+        site.add_writer("tiny");
+        let server = site.start().await;
+        let rollout = match order_of {
+            "settle" => server.promote("c", json!({ "observe": "1h" })).await.expect(200).id(),
+            _ => server.post("/models/tiny@c/stage", json!({})).await.expect(200).id(),
+        };
+        let text = begun(&server, order("tiny", "it", 200)).await;
+        let path = match order_of {
+            "settle" => "/admin/settle".to_owned(),
+            _ => format!("/admin/rollouts/{rollout}/abort"),
+        };
+        server.post(&path, json!({})).await.expect(200);
+        // What the two share stays, under a name of its own.
+        let other = if writes == "c" { "tiny@a" } else { "tiny@c" };
+        let back = async || {
+            let memory = server.memory().await;
+            memory["reservations"].as_array().unwrap().iter().all(|held| held["holder"] != other).then_some(())
+        };
+        until("the other version's memory is back", back).await;
+        assert!(!text.is_finished(), "{order_of}");
+        text.abort();
+    }
 }

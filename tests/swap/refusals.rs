@@ -137,3 +137,31 @@ async fn a_changed_contract_is_refused_until_it_is_accepted() {
     assert_eq!(accepted.body["figures"]["failover"], false, "there is no equal to fail over to");
     assert_eq!(server.live("texts").await, "cls");
 }
+
+/// What is gone back from is no measure for what was there before: neither its contract nor how fast it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_after_settling_is_not_held_against_what_is_gone_back_from() {
+    let site = Site::new();
+    site.model("texts", TEXT);
+    site.version("texts", "mean", &fixture("bert-embed-mean"));
+    site.version("texts", "cls", &fixture("bert-embed-cls"));
+    site.add_digits("numbers");
+    let server = site.start().await;
+    let settled = json!({ "accept_contract_change": true, "observe": "0s", "wait": "settled" });
+    server.promote("cls", settled.clone()).await.expect(200);
+    let back = server.post("/admin/rollback", json!({ "model": "texts" })).await.expect(200);
+    assert_eq!((&back.body["kind"], &back.body["to"]), (&json!("cold"), &json!("mean")));
+
+    server.promote("numbers@v2", settled.clone()).await.expect(200);
+    // No version passes it beside another.
+    site.model("numbers", "task = 'image-classify'\nlive = 'v1'\n[gate]\nmax_latency_ratio = 1e-9\n");
+    let back = server.post("/admin/rollback", json!({ "model": "numbers", "wait": "settled", "observe": "0s" })).await;
+    let back = back.expect(200);
+    assert_eq!((&back.body["kind"], &back.body["to"]), (&json!("cold"), &json!("v1")));
+    let checks = back.body["gate"].as_array().unwrap();
+    assert!(!checks.is_empty() && checks.iter().all(|check| check["passed"] == true), "{checks:?}");
+    let over = async || server.rollout(&back.id()).await["ended_ms"].is_i64().then_some(());
+    until("it has ended", over).await;
+    let refused = server.promote("numbers@v2", settled).await.expect(422);
+    assert!(refused.body["error"]["details"]["failed"].to_string().contains("latency"), "{}", refused.body);
+}

@@ -51,8 +51,8 @@ pub struct ListenLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     Open,
-    /// Everybody is served still, and told to come by another connection next time: whoever spreads clients over servers
-    /// takes a while to look away.
+    /// Everybody is served still, as whoever spreads clients over servers takes a while to look away. In HTTP/1 they are told
+    /// to come by another connection next time.
     Leaving,
     /// Nobody new is let in, and those who are here finish what they do.
     Closed,

@@ -129,3 +129,28 @@ fn rows_that_were_deleted_are_missed() {
     ledger.forget(&event("a", "forgotten", None)).unwrap();
     assert!(ledger.verify().unwrap().ok && ledger.live("a").unwrap().is_none());
 }
+
+/// It goes by rule before what began meanwhile.
+#[test]
+fn a_rollout_that_drained_for_a_minute_before_it_reserved_is_as_old_as_its_beginning() {
+    let place = place();
+    let ledger = Ledger::open(&place.path).unwrap();
+    let phase = |phase: &str, at_ms| NewEvent {
+        at_ms,
+        body: json!({ "phase": phase }),
+        rollout: Some("slow".to_owned()),
+        ..event("a", "phase", None)
+    };
+    ledger.save_rollout_with(&rollout("slow", "a", 10_000, Some(80_000)), &phase("draining", 10_000)).unwrap();
+    let began = NewEvent {
+        at_ms: 40_000,
+        body: json!({ "phase": "reserving" }),
+        rollout: Some("b1".to_owned()),
+        ..event("b", "phase", None)
+    };
+    ledger.save_rollout_with(&rollout("b1", "b", 40_000, Some(50_000)), &began).unwrap();
+    ledger.append(&phase("reserving", 70_000)).unwrap();
+    ledger.prune(1, 1_000).unwrap();
+    assert!(ledger.rollout("slow").unwrap().is_none());
+    assert_eq!(ledger.verify().unwrap().bad_rows, Vec::<String>::new());
+}

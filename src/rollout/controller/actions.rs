@@ -79,9 +79,11 @@ impl Controller {
         let Some(active) = &mut self.active else { return };
         let Some(candidate) = active.candidate.take() else { return };
         let (ctx, reporter, rollout) = (Arc::clone(&self.ctx), self.reporter.clone(), active.id.clone());
-        let accept = active.options.accept_contract_change;
+        // Whoever goes back leaves what is live, and does not want to be held against it.
+        let back = active.cold_rollback;
+        let accept = active.options.accept_contract_change || back;
         let before = active.before.clone();
-        let live = self.slot.route().map(|route| Arc::clone(&route.live));
+        let live = self.slot.route().map(|route| Arc::clone(&route.live)).filter(|_| !back);
         let action = action.clone();
         tokio::spawn(async move {
             let candidate = *candidate;

@@ -34,6 +34,13 @@ impl Controller {
             Err(error) => {
                 tracing::error!(model = self.slot.name(), %error, "not serving");
                 self.slot.clear(error.to_string());
+                // It came up and could not be written down: what serves nobody is not live either.
+                if let Some(resident) = self.live.take() {
+                    let (engine, lingering) = (&self.ctx.engine, &self.ctx.lingering);
+                    if let Err(error) = super::super::residents::reclaim(engine, lingering, resident).await {
+                        tracing::error!(%error, "could not free what a failed start held");
+                    }
+                }
             }
         }
     }
@@ -163,6 +170,11 @@ impl Controller {
     /// Replace mode: the candidate failed, so what was drained for it is loaded again.
     pub(super) async fn restore_live(&mut self) {
         let Some(version) = self.active.as_mut().and_then(|active| active.drained.take()) else { return };
+        if self.stopping {
+            // The next start loads it.
+            self.slot.clear("the server is stopping");
+            return self.serves_again();
+        }
         tracing::warn!(model = self.slot.name(), version, "loading the drained version again");
         if let Err(error) = self.bring_up(&version, None, false).await {
             tracing::error!(model = self.slot.name(), version, %error, alert = true, "the drained version did not come back");
@@ -173,6 +185,7 @@ impl Controller {
 
     /// Ends the rollout that goes on, as DESIGN says: before the switch it is aborted, after it the version stays.
     pub(super) async fn shut_down(&mut self) {
+        self.stopping = true;
         self.close_shelf();
         while self.active.is_some() {
             // Not taken in the middle of a switch or a drain; then again after what ends that.

@@ -60,6 +60,8 @@ pub(super) struct Controller {
     /// What a canary is compared with beside the live version of its own time.
     calm: Option<Calm>,
     shelf: Shelf,
+    /// The process ends: nothing is loaded any more.
+    stopping: bool,
 }
 
 /// The rollout that goes on.
@@ -143,6 +145,7 @@ impl Controller {
             active: None,
             calm: None,
             shelf: Shelf::default(),
+            stopping: false,
         };
         ctx.runtime.spawn(controller.run(up));
         (Reins { commands, status, slot }, booted)

@@ -11,7 +11,7 @@ use super::super::recheck;
 use super::super::state::{Event, Phase};
 use super::calm::Baseline;
 use super::{Controller, Report, Window};
-use crate::repository::ObserveConfig;
+use crate::repository::{Limit, ObserveConfig};
 
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// How often the ledger is told what has been seen: so much of it a crash may cost.
@@ -42,7 +42,12 @@ impl Controller {
             // Of no window yet.
             let _ = live.stats.accused();
         }
-        let judge = Judge::new(rules.rules(), FALSE_ALARMS);
+        let mut rules_that_hold = rules.rules();
+        if active.cold_rollback {
+            // Being slower than what was gone back from is no reason to go there again.
+            rules_that_hold.retain(|rule| !matches!(rule.limit, Limit::Times(_)));
+        }
+        let judge = Judge::new(rules_that_hold, FALSE_ALARMS);
         active.window = Some(Window {
             since: now,
             until: now + length,

@@ -23,6 +23,7 @@ use crate::model::{Input, Model};
 use crate::process::Processor;
 use crate::repository::{ModelConfig, ObserveConfig};
 use crate::schedule::BatchLimits;
+use crate::weights::Progress;
 
 /// The first forward pass. On a CPU it runs on probation, so that a hang or a crash is nobody else's.
 pub(in crate::rollout) async fn warm(ctx: Arc<Context>, mut candidate: Candidate) -> Done {
@@ -117,7 +118,12 @@ pub(in crate::rollout) async fn validate(
     let (Ok(processor), Some(mut runner)) = (candidate.processor(), candidate.runner.take()) else {
         return candidate.failed(Error::internal("the gate ran before the first pass"));
     };
-    let correctness = gate::correctness(&mut runner, &cases, &processor, &rules).await;
+    let progress = Arc::clone(&candidate.progress);
+    let correctness = match &runner {
+        // It looks after its thread itself.
+        Runner::Probation(_) => gate::correctness(&mut runner, &cases, &processor, &rules).await,
+        _ => unless_cancelled(&progress, gate::correctness(&mut runner, &cases, &processor, &rules)).await,
+    };
     candidate.runner = Some(runner);
     let mut findings = match correctness {
         Ok(findings) => findings,
@@ -130,16 +136,18 @@ pub(in crate::rollout) async fn validate(
         return candidate.failed(error);
     }
     let mut ours = engine_runner(&ctx, &candidate);
-    if let Err(SoftError(error)) = warm_engine(&mut ours, &cases, &processor).await {
+    if let Err(SoftError(error)) = unless_cancelled(&progress, warm_engine(&mut ours, &cases, &processor)).await {
         return candidate.failed(error);
     }
     if let Some(live) = live {
         let mut theirs = Runner::Engine { engine: ctx.engine.clone(), generation: live.id() };
-        match gate::agreement((&mut ours, &processor), &mut theirs, &cases, &live, &rules).await {
+        let agreement = gate::agreement((&mut ours, &processor), &mut theirs, &cases, &live, &rules);
+        match unless_cancelled(&progress, agreement).await {
             Ok(agreement) => findings.checks.extend(agreement.checks),
             Err(SoftError(error)) => return candidate.failed(error),
         }
-        match gate::latency(&mut ours, &mut theirs, &cases, &live, &rules).await {
+        let latency = gate::latency(&mut ours, &mut theirs, &cases, &live, &rules);
+        match unless_cancelled(&progress, latency).await {
             Ok(latency) => findings.checks.extend(latency.checks),
             Err(SoftError(error)) => return candidate.failed(error),
         }
@@ -151,6 +159,19 @@ pub(in crate::rollout) async fn validate(
             Done { candidate, event: Event::GatePassed, notes }
         }
         _ => candidate.refused(findings, figures),
+    }
+}
+
+/// Does what takes the engine's background many turns, unless the rollout is given up meanwhile: beside busy clients the rest of
+/// a gate takes minutes, and whoever aborts waits for its end. A pass that runs already ends by itself.
+async fn unless_cancelled<T>(
+    progress: &Progress,
+    work: impl Future<Output = Result<T, SoftError>>,
+) -> Result<T, SoftError> {
+    tokio::select! {
+        biased;
+        () = progress.cancelled() => Err(SoftError(Error::conflict("cancelled"))),
+        done = work => done,
     }
 }
 

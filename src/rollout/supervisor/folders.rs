@@ -179,14 +179,17 @@ impl Supervisor {
             if reins.status.handle.load_full().is_some_and(|handle| !handle.now().phase.is_end()) {
                 return Err(Error::conflict(format!("a rollout of '{model}' goes on")));
             }
+        }
+        // First: where it cannot be written down, the model stays as it is, and somebody who looks after it.
+        let forgotten = event(model, None, "forgotten", serde_json::json!({}));
+        self.ctx.journal.forget(forgotten).await?;
+        if let Some(reins) = controllers.get(model) {
             let (done, ended) = oneshot::channel();
             if reins.commands.send(Command::Shutdown(done)).await.is_ok() {
                 // An error means that the controller is gone already.
                 let _ = ended.await;
             }
         }
-        let forgotten = event(model, None, "forgotten", serde_json::json!({}));
-        self.ctx.journal.forget(forgotten).await?;
         self.registry.remove(model);
         controllers.remove(model);
         tracing::info!(model, "forgotten");

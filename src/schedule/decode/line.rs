@@ -77,10 +77,9 @@ impl Line {
         self.by_rank.is_empty()
     }
 
-    /// Arrival of the oldest; urgent ones count as older than all.
+    /// Arrival of the oldest.
     pub(super) fn oldest(&self) -> Option<Nanos> {
-        let urgent = self.by_rank.first_key_value().is_some_and(|(rank, _)| !rank.calm);
-        self.by_age.first_key_value().map(|(age, _)| if urgent { 0 } else { age.arrived })
+        self.by_age.first_key_value().map(|(age, _)| age.arrived)
     }
 
     fn turn(&self) -> Option<Rank> {

@@ -51,13 +51,13 @@ fn whoever_is_cancelled_is_gone() {
 }
 
 #[test]
-fn urgent_ones_count_as_older_than_all() {
+fn the_oldest_is_told_by_its_arrival() {
     let mut line = Line::default();
     assert_eq!(line.oldest(), None);
     line.push(waiting(7, 0, false));
     assert_eq!(line.oldest(), Some(7));
     line.push(waiting(8, 0, true));
-    assert_eq!(line.oldest(), Some(0));
+    assert_eq!(line.oldest(), Some(7));
 }
 
 proptest! {

@@ -106,11 +106,10 @@ impl<S: BuildHasher> DecodeScheduler<S> {
         self.line.is_empty() && self.running.is_empty()
     }
 
-    /// Arrival of the oldest sequence that waits or runs; urgent ones count as older than all. It says how long somebody has
-    /// been here, not how long ago the last step was.
+    /// Arrival of the oldest sequence that waits or runs. It says how long somebody has been here, not how long ago the last
+    /// step was.
     pub fn oldest(&self) -> Option<Nanos> {
-        let age = |sequence: &Sequence| if sequence.rank.calm { sequence.rank.age.arrived } else { 0 };
-        self.running.iter().map(age).chain(self.line.oldest()).min()
+        self.running.iter().map(|sequence| sequence.rank.age.arrived).chain(self.line.oldest()).min()
     }
 
     pub fn figures(&self) -> Figures {

@@ -412,7 +412,7 @@ fn the_oldest_that_waits_or_runs_is_told() {
     world.cancel(5);
     assert_eq!(world.scheduler.oldest(), Some(6));
     world.push(Prompted { urgent: true, ..prompted(7, tokens(1, 2), 2) }).unwrap();
-    assert_eq!(world.scheduler.oldest(), Some(0));
+    assert_eq!(world.scheduler.oldest(), Some(6));
 }
 
 #[test]
