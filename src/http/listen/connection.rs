@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::ready;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use axum::Router;
@@ -93,17 +94,18 @@ impl Connection {
         let Connection { router, limits, mut stage, .. } = self;
         let stream = Punctual::new(stream, seat.place.clone(), limits);
         let router = TowerToHyperService::new(router);
-        let told = stage.clone();
+        // Of this connection alone: no request looks at what all of them share.
+        let leaving = AtomicBool::new(false);
         let service = service_fn(|request: Request<Incoming>| {
             let turn = seat.place.turn();
             let answer = match too_long(&request) {
                 None => Either::Left(router.call(request)),
                 Some(refusal) => Either::Right(ready(Ok(refusal))),
             };
-            let told = told.clone();
+            let leaving = &leaving;
             async move {
                 let mut response: Response<_> = answer.await?;
-                if *told.borrow() > Stage::Open {
+                if leaving.load(Ordering::Relaxed) {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(response.map(|body| Attended { body, held: turn }))
@@ -114,6 +116,8 @@ impl Connection {
         builder.header_read_timeout(None).max_buf_size(MOST_HEAD_BYTES).max_headers(MOST_HEADERS);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let farewell = async {
+            drop(stage.wait_for(|stage| *stage > Stage::Open).await);
+            leaving.store(true, Ordering::Relaxed);
             closed(&mut stage).await;
             if seat.place.look().doing != Doing::Busy {
                 tokio::time::sleep(FAREWELL).await;
@@ -122,8 +126,8 @@ impl Connection {
         let mut ended = tokio::select! {
             biased;
             () = seat.place.asked_to_leave() => return tracing::debug!("an idle connection made room for a new one"),
-            ended = &mut connection => Some(ended),
             () = farewell => None,
+            ended = &mut connection => Some(ended),
         };
         if ended.is_none() {
             connection.as_mut().graceful_shutdown();
