@@ -1,4 +1,4 @@
-//! The fake driver (`tests/fake_gpu`), built once for a test binary, and servers that find it.
+//! The fake driver (`tests/fake_gpu`), built once for all test binaries, and servers that find it.
 #![cfg(feature = "cuda")]
 
 use std::path::{Path, PathBuf};
@@ -13,9 +13,7 @@ use super::{Server, Site, root};
 pub(crate) fn libraries() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        // Test binaries that run at the same time build apart.
-        let binary = std::env::current_exe().unwrap();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake-gpu").join(binary.file_stem().unwrap());
+        let folder = root().join("target/fake-gpu");
         let output = Command::new(root().join("tests/fake_gpu/build")).arg(&folder).output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "the fake driver was not built (it needs g++): {told}");
