@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::fetched::RULES;
 use common::inputs::digit;
 use common::{Answer, Client, DIGITS, PATIENCE, Server, Site, fixture, until};
 use reqwest::Method;
@@ -136,6 +137,32 @@ async fn what_fails_on_both_versions_is_not_blamed_on_green() {
     assert_eq!((&window["blamed"], &window["failovers"]), (&json!(0), &json!(0)));
     assert_eq!(server.rollout(&promoted.id()).await["phase"], "observing");
     assert_eq!(server.live("digits").await, "v2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_blue_breaks_of_a_text_that_it_took_over_is_its_own() {
+    let fault = |version: &str, rate: f64| {
+        format!("version = 'tiny@{version}'\nkind = 'error'\nat = 'serving'\nrate = {rate:?}")
+    };
+    let site = Site::new().fault(&fault("c", 1.0)).fault(&fault("a", 0.2));
+    site.add_writer("tiny");
+    site.model("tiny", &format!("task = 'generate'\nlive = 'a'\n{RULES}max_error_rate = 1.0\n"));
+    let server = site.start().await;
+    let promoted = server.promote("tiny@c", json!({})).await.expect(200);
+    let order = json!({"model": "tiny", "prompt": "it", "max_tokens": 40, "ignore_eos": true, "temperature": 0});
+    let mut failed = 0;
+    for _ in 0..10 {
+        failed += usize::from(server.post("/v1/completions", order.clone()).await.status == 500);
+    }
+    assert!(failed > 5, "{failed} of 10: blue fails in every fifth step");
+    let window = until("each of them is counted", async || {
+        let window = server.rollout(&promoted.id()).await["figures"]["window"].clone();
+        let count = |what: &str| window[what].as_u64().unwrap_or(0);
+        (count("failovers") + count("unexplained") >= 10 && count("blamed") == count("failovers")).then_some(window)
+    })
+    .await;
+    let times = window["failovers"].as_u64().unwrap() + window["unexplained"].as_u64().unwrap();
+    assert_eq!(times, 10, "{window:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

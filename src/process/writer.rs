@@ -59,7 +59,7 @@ impl Writer {
         let settings = Settings::new(spec, TOKENIZER_CONFIG, &config);
         let tokenizer = text::read_tokenizer(spec, &settings)?;
         let vocabulary = spec.usize("vocab_size")?;
-        let positions = spec.usize_or("max_position_embeddings", 2048)?;
+        let positions = spec.context()?.unwrap_or(2048);
         let context = limits.max_tokens.map_or(positions, |most| most.min(positions));
         let id_of = |name: &str| spelled(&config, name).and_then(|token| tokenizer.token_to_id(&token));
         let around = Around {
@@ -189,7 +189,7 @@ impl Writer {
 
     /// A token as it is written.
     pub fn spelling(&self, id: u32) -> String {
-        String::from_utf8_lossy(self.decoder.bytes_of(id)).into_owned()
+        String::from_utf8_lossy(self.decoder.letters_of(id)).into_owned()
     }
 
     /// How many tokens may follow a prompt ([`PromptEncoder::room`]).
@@ -243,18 +243,38 @@ fn specials_of(tokenizer: &tokenizers::Tokenizer) -> Vec<String> {
     added.into_values().filter(|token| token.special).map(|token| token.content).collect()
 }
 
-/// As transformers and vLLM take them from `generation_config.json`: `do_sample` false is greedy.
+/// As transformers and vLLM take them from `generation_config.json`: `do_sample` false is greedy, and what else is there is
+/// for requests that say how warm.
 fn defaults(config: &Settings<'_>) -> Result<SamplingOptions> {
     let mut options = SamplingOptions::default();
-    if config.bool("do_sample")? == Some(false) {
-        options.temperature = 0.0;
-        return Ok(options);
-    }
     let number = |key: &str| Ok::<_, Error>(config.f64(key)?.map(|value| value as f32));
-    options.temperature = number("temperature")?.unwrap_or(options.temperature);
+    options.temperature = match config.bool("do_sample")? {
+        Some(false) => 0.0,
+        _ => number("temperature")?.unwrap_or(options.temperature),
+    };
     options.top_p = number("top_p")?.unwrap_or(options.top_p);
     options.min_p = number("min_p")?.unwrap_or(options.min_p);
     options.repetition_penalty = number("repetition_penalty")?.unwrap_or(options.repetition_penalty);
     options.top_k = config.usize("top_k")?.map_or(options.top_k, |k| i64::try_from(k).unwrap_or(i64::MAX));
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::tests::spec;
+
+    /// A request that says how warm has the rest of the file.
+    #[test]
+    fn a_greedy_version_keeps_its_penalties() {
+        let spec = spec("bert-classify");
+        let of = |file: Value| defaults(&Settings::new(&spec, GENERATION_CONFIG, &file)).unwrap();
+        let file = serde_json::json!({"do_sample": false, "temperature": 0.7, "repetition_penalty": 1.1, "top_k": 20});
+        let greedy = of(file.clone());
+        assert_eq!((greedy.temperature, greedy.repetition_penalty, greedy.top_k), (0.0, 1.1, 20));
+        let mut sampled = file;
+        sampled["do_sample"] = true.into();
+        assert_eq!(of(sampled), SamplingOptions { temperature: 0.7, ..greedy });
+        assert_eq!(of(serde_json::json!({})), SamplingOptions::default());
+    }
 }

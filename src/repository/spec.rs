@@ -180,6 +180,24 @@ impl Spec {
         self.with_fields(|fields| Ok(fields.f64(key)?.unwrap_or(default)))
     }
 
+    /// Tokens that a model which writes has positions for; nothing where its configuration says nothing.
+    ///
+    /// YaRN is published as a factor beside `max_position_embeddings` as the model was trained with them (Qwen2.5, Qwen3), and makes
+    /// the context that factor longer, as vLLM has it (`_get_and_verify_max_len`).
+    pub fn context(&self) -> Result<Option<usize>> {
+        let positions = self.with_fields(|fields| fields.usize("max_position_embeddings"))?;
+        let scaling = ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| self.value(key));
+        let Some((positions, scaling)) = positions.zip(scaling) else { return Ok(positions) };
+        let kind = ["rope_type", "type"].into_iter().find_map(|key| scaling.get(key)).and_then(Value::as_str);
+        let number = |key: &str| scaling.get(key).and_then(Value::as_f64).filter(|number| number.is_finite());
+        let stretched = match (kind, number("original_max_position_embeddings"), number("factor")) {
+            // Whether the numbers make sense is told where they are used.
+            (Some("yarn"), Some(original), Some(factor)) => (original * factor) as usize,
+            _ => 0,
+        };
+        Ok(Some(positions.max(stretched)))
+    }
+
     pub fn str(&self, key: &str) -> Result<&str> {
         let fields = self.fields()?;
         fields.required(key, fields.str(key)?)

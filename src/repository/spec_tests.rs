@@ -296,3 +296,21 @@ fn keys_of_the_config_are_read_with_errors_that_name_them() {
     assert_eq!(spec.usize("neg").unwrap_err().to_string(), "m/v/config.json: neg: expected a whole number, found -1");
     assert!(spec.usize_or("s", 1).is_err() && spec.bool_or("n", true).is_err() && spec.str("n").is_err());
 }
+
+/// As Qwen2.5 and Qwen3 are published with it; what is said of a whole that has been stretched already stays as it is.
+#[test]
+fn yarn_makes_the_context_as_long_as_its_factor_says() {
+    let context = |positions: usize, scaling: Value| {
+        let config = json!({"model_type": "qwen3", "max_position_embeddings": positions, "rope_scaling": scaling});
+        Version::new(config).read(Task::Generate).unwrap().context().unwrap()
+    };
+    let yarn = |kind: &str| json!({kind: "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+    assert_eq!(context(40960, yarn("rope_type")), Some(131_072));
+    assert_eq!(context(32768, yarn("type")), Some(131_072));
+    assert_eq!(context(262_144, yarn("type")), Some(262_144));
+    assert_eq!(context(8192, json!({"rope_type": "yarn", "factor": 4.0})), Some(8192));
+    assert_eq!(context(8192, json!({"rope_type": "linear", "factor": 4.0})), Some(8192));
+    assert_eq!(context(8192, Value::Null), Some(8192));
+    let none = Version::new(json!({"model_type": "bert"})).read(Task::Embed).unwrap();
+    assert_eq!(none.context().unwrap(), None);
+}

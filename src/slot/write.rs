@@ -293,8 +293,9 @@ impl Task {
 
     /// Goes on elsewhere after a fault, where that is possible (promise 7): the very next token, by the same draw.
     fn move_on(&mut self, error: Error) -> Result<engine::Writing> {
-        let first = self.fault.is_none();
-        let Some(previous) = self.admission.failover().filter(|_| first && error.is_model_fault()) else {
+        // Once: what the predecessor cannot do itself is not the fault of the one that was admitted.
+        let admitted = Arc::ptr_eq(&self.generation, self.admission.generation());
+        let Some(previous) = self.admission.failover().filter(|_| admitted && error.is_model_fault()) else {
             return Err(error);
         };
         // It has the same tokenizer: with another contract nobody fails over.

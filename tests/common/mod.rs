@@ -6,7 +6,7 @@
 pub(crate) mod decoders;
 pub(crate) mod disk;
 pub(crate) mod fake_gpu;
-mod fetched;
+pub(crate) mod fetched;
 pub(crate) mod http;
 pub(crate) mod inputs;
 pub(crate) mod minilm;

@@ -196,6 +196,7 @@ impl Config {
         }
         let positions = size(spec, "max_position_embeddings")?;
         let rope = Rope::read(spec, head_dim, positions)?;
+        let context = spec.context()?.unwrap_or(positions);
         Ok(Config {
             variant,
             hidden,
@@ -206,7 +207,7 @@ impl Config {
             activation: activation(spec, ("hidden_act", "silu"))?,
             eps,
             vocabulary: size(spec, "vocab_size")?,
-            context: rope.longest.map_or(positions, |longest| longest.min(positions)),
+            context: rope.longest.map_or(context, |longest| longest.min(context)),
             rope,
             windows: variant.window.read(spec, layers)?,
             tied: spec.bool_or("tie_word_embeddings", false)?,

@@ -48,6 +48,17 @@ enum Kind {
     Byte(u8),
 }
 
+/// Every byte, to be borrowed.
+static BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        bytes[byte] = byte as u8;
+        byte += 1;
+    }
+    bytes
+};
+
 impl TextDecoder {
     /// # Errors
     /// Says which decoder cannot be run token by token.
@@ -62,9 +73,17 @@ impl TextDecoder {
         Ok(whole)
     }
 
-    /// A token as it is spelled, special or not; nothing where no token has the id. Of a tokenizer that puts a space before
+    /// What a token is in a text, special or not; nothing where no token has the id. Of a tokenizer that puts a space before
     /// every text, that space included.
     pub fn bytes_of(&self, id: u32) -> &[u8] {
+        match self.pieces.get(id as usize).map(|piece| piece.kind) {
+            Some(Kind::Byte(byte)) => std::slice::from_ref(&BYTES[usize::from(byte)]),
+            _ => self.letters_of(id),
+        }
+    }
+
+    /// A token as it is spelled: `<0xE5>` where [`TextDecoder::bytes_of`] is that byte.
+    pub fn letters_of(&self, id: u32) -> &[u8] {
         let piece = self.pieces.get(id as usize);
         piece.and_then(|piece| self.spelling.get(piece.start as usize..piece.end as usize)).unwrap_or_default()
     }
@@ -127,8 +146,9 @@ impl Detokenizer {
 
     /// The text that is certain with this token; `None` where there is none.
     ///
-    /// It never ends within a character. A run of byte tokens is held back until it ends: `ByteFallback` spells the
-    /// whole run as replacement characters where any of it is not UTF-8.
+    /// It never ends within a character. Of byte tokens, each character comes as it is complete, as streams of vLLM and llama.cpp have it:
+    /// of a run that is not UTF-8 as a whole, what is none is replacement characters, where `ByteFallback` would spell all of it so.
+    /// Where what follows looks at whole tokens, a run is held back until it ends.
     pub fn push(&mut self, id: u32) -> Option<String> {
         let decoder = Arc::clone(&self.decoder);
         let piece = *decoder.pieces.get(id as usize)?;
@@ -137,7 +157,7 @@ impl Detokenizer {
         match piece.kind {
             Kind::Nothing => return None,
             Kind::Special if self.specials == Specials::Skip => return None,
-            Kind::Byte(byte) => self.bytes.push(byte),
+            Kind::Byte(byte) => self.byte(byte, &mut text),
             // A special token may be spelled like a byte (`<0x00>`), and is one to `ByteFallback` where it is kept.
             Kind::Special | Kind::Plain => match &decoder.join {
                 Join::Bytes { .. } => {
@@ -148,7 +168,7 @@ impl Detokenizer {
                 Join::Tokens { .. } => {
                     let spelling = String::from_utf8_lossy(spelling);
                     match decoder.join.byte(&spelling) {
-                        Some(byte) => self.bytes.push(byte),
+                        Some(byte) => self.byte(byte, &mut text),
                         None => {
                             self.end_run(&mut text);
                             self.pass(&spelling, &mut text);
@@ -171,6 +191,22 @@ impl Detokenizer {
             Join::Tokens { .. } => self.end_run(&mut text),
         }
         (!text.is_empty()).then_some(text)
+    }
+
+    /// One more of a run of byte tokens.
+    fn byte(&mut self, byte: u8, text: &mut String) {
+        self.bytes.push(byte);
+        while self.decoder.join.takes_parts() && !self.bytes.is_empty() {
+            match std::str::from_utf8(&self.bytes) {
+                Ok(_) => self.end_run(text),
+                Err(error) => match error.error_len() {
+                    Some(bad) => {
+                        self.bytes.drain(..bad).for_each(|_| super::steps::pass(&mut self.steps, "\u{fffd}", text))
+                    }
+                    None => return,
+                },
+            }
+        }
     }
 
     /// Spells a run of byte tokens: as the text that it is, or as one replacement character a byte.
@@ -223,141 +259,5 @@ fn take_lossy(bytes: &mut Vec<u8>, last: bool) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::testing::{Sort, tokenizer};
-    use super::*;
-    use crate::process::tests::fixture;
-
-    fn decoder(sort: Sort) -> (Tokenizer, Arc<TextDecoder>) {
-        let tokenizer = tokenizer(sort);
-        let decoder = TextDecoder::new(&tokenizer).unwrap();
-        (tokenizer, Arc::new(decoder))
-    }
-
-    /// All the pieces of text, each of which must be whole characters (which `String` sees to).
-    fn streamed(detokenizer: &mut Detokenizer, ids: &[u32]) -> String {
-        let mut text: String = ids.iter().filter_map(|id| detokenizer.push(*id)).collect();
-        text.extend(detokenizer.finish());
-        text
-    }
-
-    fn agrees(
-        tokenizer: &Tokenizer,
-        decoder: &Arc<TextDecoder>,
-        ids: &[u32],
-        prompt: usize,
-    ) -> Result<(), TestCaseError> {
-        for (specials, skip) in [(Specials::Skip, true), (Specials::Keep, false)] {
-            let whole = tokenizer.decode(ids, skip).unwrap();
-            let mut detokenizer = Detokenizer::new(Arc::clone(decoder), specials);
-            prop_assert_eq!(streamed(&mut detokenizer, ids), whole.as_str(), "ids {:?}", ids);
-            let (prompt, answer) = ids.split_at(prompt.min(ids.len()));
-            let mut detokenizer = Detokenizer::after(Arc::clone(decoder), specials, prompt);
-            let continued = streamed(&mut detokenizer, answer);
-            let told = whole.ends_with(&continued);
-            prop_assert!(told, "{:?} after {:?} gives {:?} of {:?}", answer, prompt, continued, whole);
-            // Where the prompt ends with a character, the answer is exactly what it adds.
-            let before = tokenizer.decode(prompt, skip).unwrap();
-            if !before.ends_with('\u{fffd}') && whole.len() == before.len() + continued.len() {
-                prop_assert_eq!(before + &continued, whole);
-            }
-        }
-        Ok(())
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(600))]
-        #[test]
-        fn ids_one_by_one_are_the_text_of_all_at_once(
-            ids in proptest::collection::vec(0u32..300, 0..40),
-            prompt in 0usize..40,
-        ) {
-            for sort in Sort::ALL {
-                let (tokenizer, decoder) = decoder(sort);
-                agrees(&tokenizer, &decoder, &ids, prompt)?;
-            }
-        }
-
-        /// Half of all bytes begin or go on with a character of several bytes, so that many runs are nearly right.
-        #[test]
-        fn runs_of_bytes_are_the_text_of_all_at_once(
-            bytes in proptest::collection::vec(
-                prop_oneof![Just("é".as_bytes().to_vec()), Just("🎉".as_bytes().to_vec()), Just(vec![0xe5]), Just(vec![0x61]),
-                    Just(vec![0xf0, 0x9f]), Just(vec![0x80]), Just(Vec::new())],
-                0..12,
-            ),
-            prompt in 0usize..40,
-        ) {
-            for sort in Sort::ALL {
-                let (tokenizer, decoder) = decoder(sort);
-                // an empty part is a token that is no byte
-                let id = |byte: u8| match sort {
-                    Sort::Bytes => tokenizer.token_to_id(&letter(byte)).unwrap(),
-                    _ => 3 + u32::from(byte),
-                };
-                let other = tokenizer.token_to_id("hello").unwrap();
-                let ids: Vec<u32> = bytes
-                    .iter()
-                    .flat_map(|part| if part.is_empty() { vec![other] } else { part.iter().map(|b| id(*b)).collect() })
-                    .collect();
-                agrees(&tokenizer, &decoder, &ids, prompt)?;
-            }
-        }
-
-        #[test]
-        fn trained_tokenizers_agree_too(ids in proptest::collection::vec(0u32..400, 0..40), prompt in 0usize..40) {
-            for name in ["roberta-classify", "xlmr-embed"] {
-                let tokenizer = Tokenizer::from_file(fixture(name).join("tokenizer.json")).unwrap();
-                let decoder = Arc::new(TextDecoder::new(&tokenizer).unwrap());
-                agrees(&tokenizer, &decoder, &ids, prompt)?;
-            }
-        }
-    }
-
-    /// The letter of a byte, by asking the tokenizer's own pre-tokenizer.
-    fn letter(byte: u8) -> String {
-        let letters: Vec<char> = (0..=255u8)
-            .map(|b| {
-                (0..400)
-                    .filter_map(char::from_u32)
-                    .find(|c| super::super::steps::byte_of_letter(*c) == Some(b))
-                    .unwrap()
-            })
-            .collect();
-        letters[usize::from(byte)].to_string()
-    }
-
-    #[test]
-    fn a_character_comes_whole_with_the_token_that_completes_it() {
-        let (tokenizer, decoder) = decoder(Sort::Bytes);
-        let mut detokenizer = Detokenizer::new(decoder, Specials::Skip);
-        let ids = tokenizer.encode_fast("🎉", false).unwrap().get_ids().to_vec();
-        let pushed: Vec<_> = ids.iter().map(|id| detokenizer.push(*id)).collect();
-        assert_eq!(pushed, [None, None, None, Some("🎉".to_owned())]);
-        assert_eq!(detokenizer.push(ids[0]), None);
-        assert_eq!(detokenizer.finish(), Some("\u{fffd}".to_owned()));
-    }
-
-    #[test]
-    fn the_space_before_an_answer_depends_on_what_it_goes_on_from() {
-        let (tokenizer, decoder) = decoder(Sort::Llama);
-        let [hello, word] = ["hello", "▁w"].map(|token| tokenizer.token_to_id(token).unwrap());
-        let mut alone = Detokenizer::new(Arc::clone(&decoder), Specials::Skip);
-        assert_eq!(alone.push(word), Some("w".to_owned()));
-        assert_eq!(alone.push(word), Some(" w".to_owned()));
-        let mut after = Detokenizer::after(Arc::clone(&decoder), Specials::Skip, &[1, hello]);
-        assert_eq!(after.push(word), Some(" w".to_owned()));
-        // a beginning that is left out does not count as text
-        let mut after = Detokenizer::after(decoder, Specials::Skip, &[1]);
-        assert_eq!(after.push(word), Some("w".to_owned()));
-    }
-
-    #[test]
-    fn decoders_that_need_the_whole_text_are_refused_by_name() {
-        let tokenizer = Tokenizer::from_file(fixture("bert-classify").join("tokenizer.json")).unwrap();
-        let error = TextDecoder::new(&tokenizer).unwrap_err();
-        assert!(error.contains("WordPiece cannot be run token by token"), "{error}");
-    }
-}
+#[path = "detokenizer_tests.rs"]
+mod tests;

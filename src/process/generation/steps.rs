@@ -51,6 +51,12 @@ impl Join {
         }
     }
 
+    /// Whether byte tokens are joined to text before anything looks at it, so that it may come in parts.
+    pub(super) fn takes_parts(&self) -> bool {
+        let Join::Tokens { fallback: true, steps } = self else { return false };
+        steps.iter().all(|step| matches!(step, Step::StripText { .. }))
+    }
+
     /// The byte that a token stands for.
     pub(super) fn byte(&self, token: &str) -> Option<u8> {
         let Join::Tokens { fallback: true, .. } = self else { return None };
