@@ -389,7 +389,7 @@ def paged(bench, dtype, model, step):
 
 def likeliest(bench, rows_, size=None):
     vocabulary = 1 << 10 if bench.smoke else 128256
-    blocks = max(min(ceil(vocabulary, 8192), ceil(1024, rows_)), 1)
+    blocks = ceil(vocabulary, 8192)
     logits, parts = bench.array("f32", rows_, vocabulary), bench.array("f32", rows_ * blocks, 4)
     finished, out = bench.array("u32", rows_, values=np.zeros(rows_)), bench.array("u32", rows_, 4)
     arguments, count = (logits, vocabulary, parts, finished, out, None), counts.likeliest(rows_, vocabulary)

@@ -155,20 +155,22 @@ impl Llama {
     /// Goes through the products of steps of every size: which algorithm suits one is asked once for each power of two of rows.
     fn look_up(&self, progress: &Progress) -> candle_core::Result<()> {
         let Some(recorder) = self.device.looking_up()? else { return Ok(()) };
-        let (Keeping::Cuda(dtype), Some(block)) = (self.keeping, self.blocks.first()) else { return Ok(()) };
-        // All layers are of the same sizes.
+        let Keeping::Cuda(dtype) = self.keeping else { return Ok(()) };
         for rows in (0..=TOKENS_PER_STEP.ilog2()).map(|power| 1 << power) {
             give_way();
             if progress.is_cancelled() {
                 return Ok(());
             }
             let form = Form { segments: Segments::of([rows]), shape: vec![rows, self.config.hidden], dtype };
-            recorder.look_up(&form, |x, _| {
-                let projected = block.projections.forward(&x)?;
-                let [q, ..] = projected.as_slice() else { candle_core::bail!("projections that are not three") };
-                let context = q.beside_it()?;
-                drop(projected);
-                let x = block.feed_forward(x, context, self.config.activation)?;
+            recorder.look_up(&form, |mut x, _| {
+                // All of them are of the same sizes, but quantised checkpoints mix formats, and what is stacked with them.
+                for block in &self.blocks {
+                    let projected = block.projections.forward(&x)?;
+                    let [q, ..] = projected.as_slice() else { candle_core::bail!("projections that are not three") };
+                    let context = q.beside_it()?;
+                    drop(projected);
+                    x = block.feed_forward(x, context, self.config.activation)?;
+                }
                 if rows <= ROWS_PER_STEP {
                     self.head.forward_in_f32(&x)?;
                 }

@@ -22,7 +22,7 @@ use super::read::{Part, Read, Reader, Seen};
 use super::source::{PAGE, only_cached};
 use super::{Index, Manifest, Progress, TensorInfo, quoted, readers};
 use crate::device::company;
-use crate::device::cuda::{Buffer, Convoy};
+use crate::device::cuda::{Buffer, Convoy, waited_for};
 use crate::error::{Error, Result};
 use crate::ops::cuda::{Finite, Place};
 use crate::ops::{Device, Tensor};
@@ -82,7 +82,7 @@ pub(super) fn upload(
         }
     };
     // Whatever was sent must have arrived before its room may be freed, or read.
-    let arrived = waited_for(send, || {
+    let ((), arrived) = waited_for(send, || {
         let copied = place.gpu().staging().stream().synchronize();
         copied.and(finite.synchronize())
     });
@@ -100,16 +100,6 @@ pub(super) fn upload(
         unchanged(files)?;
     }
     Ok(done)
-}
-
-/// Does `work`, and then waits for what it began: also where it panics, since what it began goes on.
-fn waited_for<T>(work: impl FnOnce(), wait: impl FnOnce() -> T) -> T {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    let waited = wait();
-    match done {
-        Ok(()) => waited,
-        Err(panic) => resume_unwind(panic),
-    }
 }
 
 /// What was cast may have held numbers before.
@@ -375,19 +365,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn what_was_begun_is_waited_for_after_a_panic_too() {
-        let waits = std::cell::Cell::new(0);
-        let wait = || {
-            waits.set(waits.get() + 1);
-            waits.get()
-        };
-        assert_eq!(waited_for(|| (), wait), 1);
-        let panicked = catch_unwind(AssertUnwindSafe(|| waited_for(|| resume_unwind(Box::new("a reader")), wait)));
-        assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"a reader"));
-        assert_eq!(waits.get(), 2);
-    }
 
     proptest! {
         #[test]

@@ -1,6 +1,6 @@
 """compute-sanitizer over the kernels: memcheck, racecheck and initcheck over all cases of every kernel
-(tests/fake_gpu/kernels/check.py), and over the test that runs every fixture's model in every format (tests/gpu). Where the machine
-has no compute-sanitizer, or does not let it run, that is what is told. Packages: numpy.
+(tests/fake_gpu/kernels/check.py), and over tests of models (tests/gpu): every fixture in every format, and recorded steps of
+decoders. Where the machine has no compute-sanitizer, or does not let it run, that is what is told. Packages: numpy.
 """
 
 import os
@@ -20,7 +20,8 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 ALL = 450
 # Where one tool takes longer than its share, the next ones still have theirs.
 SHARE = 110
-TEST = "encoders::every_fixture_gives_the_reference_outputs_in_every_format"
+MODELS = "encoders::every_fixture_gives_the_reference_outputs_in_every_format"
+RECORDED = "decoders::recorded::a_recorded_step_tells_what_the_same_step_does_op_by_op"
 REHEARSED = ("finite",)
 # How each tool begins what it found: no summary comes of a run that was ended.
 FINDING = re.compile(r"^========= (?:Invalid|Uninitialized|Error|Program hit|(?:Error: |Warning: )?Race|Potential)", re.M)
@@ -86,9 +87,13 @@ def main():
     if reason:
         section.figure("compute-sanitizer: not run", reason)
         section.end()
-    test = [section.bundle / "bin/gpu-tests", "--exact", TEST, "--test-threads", "1", "--nocapture"]
+    def test(named):
+        return [section.bundle / "bin/gpu-tests", "--exact", named, "--test-threads", "1", "--nocapture"]
+
     works = [(tool, "the kernels' cases", grid(section, section.of((), REHEARSED))) for tool in TOOLS]
-    works += [(tool, "models of every fixture", test) for tool in section.of(TOOLS, TOOLS[:1])]
+    # Not initcheck: what looks products up reads memory that nobody has written, and what comes of it is used by nobody.
+    works += [(tool, "recorded steps", test(RECORDED)) for tool in section.of(TOOLS[:2], TOOLS[:1])]
+    works += [(tool, "models of every fixture", test(MODELS)) for tool in section.of(TOOLS, TOOLS[:1])]
     for tool, what, command in works:
         left = ALL - (time.monotonic() - began)
         if left < 5:

@@ -32,7 +32,7 @@ pub use self::pinned::Pinned;
 pub use self::pool::{Buffer, Pool};
 pub use self::registered::{PIECE, Registered};
 pub use self::staging::{Convoy, Piece, Staging};
-pub use self::stream::{Event, Priority, Stream};
+pub use self::stream::{Event, Priority, Stream, waited_for};
 use super::{Health, Pooled, Vram};
 use crate::error::{Error, Result};
 

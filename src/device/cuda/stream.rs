@@ -1,5 +1,6 @@
 //! Order on a GPU: streams, whose work runs one piece after the other, and events, which mark how far one has come.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
@@ -187,5 +188,34 @@ impl Drop for Event {
         if let Err(error) = self.cuda.check("cuEventDestroy", unsafe { result::event::destroy(self.raw) }) {
             tracing::warn!(%error, "an event stays");
         }
+    }
+}
+
+/// Does `work`, and then waits for what it began: also where it panics, since what it began goes on, in memory that may be freed.
+pub fn waited_for<T, W>(work: impl FnOnce() -> T, wait: impl FnOnce() -> W) -> (T, W) {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let waited = wait();
+    match done {
+        Ok(done) => (done, waited),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_begun_is_waited_for_after_a_panic_too() {
+        let waits = std::cell::Cell::new(0);
+        let wait = || {
+            waits.set(waits.get() + 1);
+            waits.get()
+        };
+        assert_eq!(waited_for(|| "done", wait), ("done", 1));
+        let reader = || -> () { resume_unwind(Box::new("a reader")) };
+        let panicked = catch_unwind(AssertUnwindSafe(|| waited_for(reader, wait)));
+        assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"a reader"));
+        assert_eq!(waits.get(), 2);
     }
 }

@@ -22,64 +22,15 @@ use std::time::Instant;
 use candle_core::DType;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t as ComputeType, cublasLtEpilogue_t as Ending, cublasLtHandle_t, cublasLtMatmulAlgo_t,
-    cublasLtMatmulAlgoGetHeuristic as ask, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as Attribute,
-    cublasLtMatmulHeuristicResult_t as Found, cublasLtMatmulPreferenceAttributes_t as Preference,
-    cublasLtMatrixLayout_t, cublasStatus_t as Status, cudaDataType as Format, is_culib_present,
+    cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulAlgoGetHeuristic as ask,
+    cublasLtMatmulHeuristicResult_t as Found, cublasStatus_t as Status, is_culib_present,
 };
-
 use cudarc::driver::sys::CUstream;
 
+use super::product::{Compute, Described, Product, Then, WORKSPACE, failed};
 use super::trial::{CANDIDATES, Tally, Trial, is_worth};
 use crate::device::cuda::{Buffer, Cuda, Event, Pool, Stream};
 use crate::error::{Error, Result};
-
-/// What algorithms may use beside operands; NVIDIA recommends this much for Hopper.
-const WORKSPACE: usize = 32 << 20;
-
-/// `CUBLAS_OP_T` of `cublas_api.h`, which cudarc has elsewhere.
-const TRANSPOSED: i32 = 1;
-
-/// What becomes of a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Then {
-    Nothing,
-    /// Adds a bias to each row.
-    Bias,
-    /// And applies the tanh form of GELU.
-    BiasGeluTanh,
-    BiasRelu,
-}
-
-/// What numbers are multiplied as; sums are f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Compute {
-    /// As they are.
-    Full,
-    /// Of f32 the ten bits after the first, which tensor cores take.
-    Tf32,
-}
-
-/// `d = x · weightᵀ`, then [`Then`]: `[rows, inner] · [columns, inner]ᵀ`, all of one format but perhaps the result.
-pub(super) struct Product {
-    pub(super) dtype: DType,
-    /// Of the result and what is added to it: the same, or f32.
-    pub(super) result: DType,
-    pub(super) compute: Compute,
-    pub(super) rows: usize,
-    pub(super) inner: usize,
-    pub(super) columns: usize,
-    pub(super) x: u64,
-    pub(super) weight: u64,
-    /// `[columns]`; what it is does not matter where nothing is added.
-    pub(super) bias: u64,
-    /// `[rows, columns]`, added to the product.
-    pub(super) residual: Option<u64>,
-    pub(super) then: Then,
-    pub(super) out: u64,
-    /// Values from a row of the result to the next, and of what is added to it.
-    pub(super) stride: usize,
-}
 
 #[derive(Debug)]
 pub(super) struct Blas {
@@ -118,6 +69,8 @@ struct Choice {
     stride: usize,
     added: bool,
     then: Then,
+    /// The same for all of a shape, but where something begins in the middle of what was taken.
+    alignment: u32,
 }
 
 impl Choice {
@@ -125,7 +78,8 @@ impl Choice {
     fn of(product: &Product) -> Choice {
         let Product { dtype, result, compute, inner, columns, stride, then, .. } = *product;
         let (rows, added) = (product.rows.next_power_of_two(), product.residual.is_some());
-        Choice { dtype, result, compute, rows, inner, columns, stride, added, then }
+        let alignment = product.alignment();
+        Choice { dtype, result, compute, rows, inner, columns, stride, added, then, alignment }
     }
 
     /// For these rows only.
@@ -264,7 +218,7 @@ impl Blas {
         let (one, beta) = (1f32, if product.residual.is_some() { 1f32 } else { 0f32 });
         let pointer = |address: u64| address as *const c_void;
         let out = product.out as *mut c_void;
-        let Described { product: what, weight, x, out: to } = described;
+        let Described { product: what, weight, x, out: to, .. } = described;
         // SAFETY: descriptors live until this returns, operands by the caller's promise, and scalars are read at once.
         unsafe {
             result::matmul(
@@ -314,25 +268,14 @@ impl Blas {
 
     /// At least one, at most so many, those before the others that cublasLt takes to be faster.
     fn ask(&self, described: &Described, most: usize) -> Result<Vec<cublasLtMatmulAlgo_t>> {
-        let Described { product, weight, x, out } = described;
-        let preference =
-            result::create_matmul_pref().map_err(|error| failed("cublasLtMatmulPreferenceCreate", &error))?;
-        let (workspace, mut count) = (WORKSPACE, 0);
+        let Described { product, weight, x, out, .. } = described;
+        let (preference, mut count) = (described.preference()?, 0);
         let mut found: Vec<MaybeUninit<Found>> = vec![MaybeUninit::uninit(); most];
-        // SAFETY: the preference was just made; everything else lives; the value is read at once and has the attribute's type;
-        // there is room for as many answers as are asked for.
+        // SAFETY: everything that is told of lives; there is room for as many answers as are asked for.
         let answer = unsafe {
-            let which = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-            let value = (&raw const workspace).cast();
-            let set = result::set_matmul_pref_attribute(preference, which, value, size_of_val(&workspace));
-            let asked = set.and_then(|()| {
-                let (first, asked) = (found.as_mut_ptr().cast(), most as i32);
-                let (handle, to) = (self.handle, out.0);
-                let counted = &raw mut count;
-                ask(handle, product.0, weight.0, x.0, to, to, preference, asked, first, counted).result()
-            });
-            let _ = result::destroy_matmul_pref(preference);
-            asked
+            let (first, asked) = (found.as_mut_ptr().cast(), most as i32);
+            let (handle, to) = (self.handle, out.0);
+            ask(handle, product.0, weight.0, x.0, to, to, preference.0, asked, first, &raw mut count).result()
         };
         answer.map_err(|error| failed("cublasLtMatmulAlgoGetHeuristic", &error))?;
         let count = usize::try_from(count).unwrap_or(0);
@@ -360,91 +303,4 @@ impl Drop for Blas {
             tracing::warn!(?error, "a cublasLt handle stays");
         }
     }
-}
-
-/// A product as cublasLt is told of it. It thinks in columns, so it is told of the transposed one: `dᵀ = weight · xᵀ`, where
-/// a row of ours is a column of its.
-struct Described {
-    product: Description,
-    weight: Layout,
-    x: Layout,
-    out: Layout,
-}
-
-impl Described {
-    fn of(product: &Product) -> Result<Described> {
-        let format = |dtype: DType| match dtype {
-            DType::F16 => Format::CUDA_R_16F,
-            DType::BF16 => Format::CUDA_R_16BF,
-            _ => Format::CUDA_R_32F,
-        };
-        let (given, result) = (format(product.dtype), format(product.result));
-        let Product { rows, inner, columns, stride, .. } = *product;
-        let description = Description::new(product)?;
-        Ok(Described {
-            product: description,
-            weight: Layout::new(given, (inner, columns), inner)?,
-            x: Layout::new(given, (inner, rows), inner)?,
-            out: Layout::new(result, (columns, rows), stride)?,
-        })
-    }
-}
-
-struct Description(cublasLtMatmulDesc_t);
-
-impl Description {
-    fn new(product: &Product) -> Result<Description> {
-        let compute = match product.compute {
-            Compute::Full => ComputeType::CUBLAS_COMPUTE_32F,
-            Compute::Tf32 => ComputeType::CUBLAS_COMPUTE_32F_FAST_TF32,
-        };
-        let made = result::create_matmul_desc(compute, Format::CUDA_R_32F);
-        let description = Description(made.map_err(|error| failed("cublasLtMatmulDescCreate", &error))?);
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
-        let ending = match product.then {
-            Then::Nothing => return Ok(description),
-            Then::Bias => Ending::CUBLASLT_EPILOGUE_BIAS,
-            Then::BiasGeluTanh => Ending::CUBLASLT_EPILOGUE_GELU_BIAS,
-            Then::BiasRelu => Ending::CUBLASLT_EPILOGUE_RELU_BIAS,
-        };
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, ending)?;
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias)?;
-        Ok(description)
-    }
-
-    fn set<T: Copy>(&self, which: Attribute, value: T) -> Result<()> {
-        // SAFETY: the description lives, and the value is read at once; callers give each attribute its type.
-        let answer = unsafe {
-            result::set_matmul_desc_attribute(self.0, which, (&raw const value).cast::<c_void>(), size_of::<T>())
-        };
-        answer.map_err(|error| failed("cublasLtMatmulDescSetAttribute", &error))
-    }
-}
-
-impl Drop for Description {
-    fn drop(&mut self) {
-        // SAFETY: made once, destroyed once.
-        let _ = unsafe { result::destroy_matmul_desc(self.0) };
-    }
-}
-
-struct Layout(cublasLtMatrixLayout_t);
-
-impl Layout {
-    /// Of a matrix that lies column by column, so many values from one to the next.
-    fn new(format: Format, (rows, columns): (usize, usize), stride: usize) -> Result<Layout> {
-        let made = result::create_matrix_layout(format, rows as u64, columns as u64, stride as i64);
-        made.map(Layout).map_err(|error| failed("cublasLtMatrixLayoutCreate", &error))
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // SAFETY: made once, destroyed once.
-        let _ = unsafe { result::destroy_matrix_layout(self.0) };
-    }
-}
-
-fn failed(what: &str, error: &CublasError) -> Error {
-    Error::internal(format!("{what}: {error}"))
 }

@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::blas::{Compute, Product, Then};
 use super::encoder::layer_norm;
 use super::kernels::Kernel;
 use super::launch::{Arguments, Shape};
+use super::product::{Compute, Product, Then};
 use super::quantized::{MOST_ROWS, Quantized};
 use super::{Tensor, failed};
 use crate::ops::{Activation, Epilogue, Matrix};

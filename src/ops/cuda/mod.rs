@@ -18,6 +18,7 @@ mod likeliest;
 mod linear;
 mod paged;
 mod plan;
+mod product;
 mod quantized;
 mod recorded;
 mod recorded_step;

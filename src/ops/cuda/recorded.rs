@@ -13,7 +13,7 @@ use super::plan::{self, Plan};
 use super::tensor::Spot;
 use super::trial::Tally;
 use super::{Place, Tensor, bytes_of, failed};
-use crate::device::cuda::{Event, Graph, Stream};
+use crate::device::cuda::{Event, Graph, Stream, waited_for};
 use crate::error::Error;
 use crate::ops::{self, Form, Segments};
 
@@ -58,9 +58,11 @@ impl Recorder {
     ) -> Result<()> {
         let stream = locked(&self.place.gpu.aside);
         let (plan, given) = room(form, &self.dry)?;
-        let went = pass(ops::Tensor::Cuda(given), &form.segments.clone().planned(plan));
-        // Also after a pass that failed: products that were tried write to the slab.
-        let done = stream.synchronize().map_err(failed);
+        // Also after a pass that failed or panicked: products that were tried write to the slab.
+        let (went, done) = waited_for(
+            || pass(ops::Tensor::Cuda(given), &form.segments.clone().planned(plan)).map(drop),
+            || stream.synchronize().map_err(failed),
+        );
         went.and(done)
     }
 

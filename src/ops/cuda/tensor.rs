@@ -6,8 +6,8 @@ use candle_core::{DType, Result, bail};
 
 use cudarc::driver::sys::CUfunction;
 
-use super::blas::Product;
 use super::launch::{Arguments, Shape, launch};
+use super::product::Product;
 use super::scratch::{ALIGNMENT, Block};
 use super::{Gpu, Place, Scratch, failed};
 use crate::device::cuda::Buffer;

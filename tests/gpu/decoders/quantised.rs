@@ -21,8 +21,9 @@ mod writer;
 use writer::Writer;
 
 const HIDDEN: usize = 256;
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
+const HEADS: usize = 12;
+/// Values of the third product beside two others begin where no room of the device does, at a multiple of 128 bytes in f16.
+const KV_HEADS: usize = 3;
 const HEAD: usize = 64;
 const INNER: usize = 256;
 /// The last panel has eight rows.
@@ -135,6 +136,7 @@ fn header() -> Writer {
         .with("llama.feed_forward_length", INNER as u32)
         .with("llama.attention.head_count", HEADS as u32)
         .with("llama.attention.head_count_kv", KV_HEADS as u32)
+        .with("llama.attention.key_length", HEAD as u32)
         .with("llama.attention.layer_norm_rms_epsilon", 1e-5f32)
 }
 
