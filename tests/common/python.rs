@@ -22,7 +22,7 @@ fn python(name: &str, requirements: &str) -> Result<PathBuf, String> {
     }
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(home.join("venv")))?;
     run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+        .args(["-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "-r"])
         .arg(requirements))?;
     fs::write(done, wanted).unwrap();
     Ok(python)

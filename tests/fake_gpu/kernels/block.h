@@ -24,15 +24,32 @@ struct Meeting {
     alignas(16) unsigned char taken[WARP_LANES][64];
 };
 
-// What is true of the thread that runs now.
+struct Block;
+struct Thread;
+
+// What is true of a thread, above its stack.
 struct Place {
-    Index thread, block, block_size, grid;
+    Index thread;
+    unsigned lane;
+    const Index *block, *block_size, *grid;
+    Thread* me;
+    Block* of;
 };
-extern __thread const Place* here;
+
+// Stacks begin at multiples of this, so that a thread finds its place by where it is: what belongs to a thread of the host takes a
+// call to find. At different places of a page, too, or all of them would compete for the same lines of the cache.
+constexpr uintptr_t STACK_BYTES = 256 * 1024, COLOURS = 256, COLOUR_BYTES = 128;
+static_assert(sizeof(Place) <= COLOUR_BYTES);
+
+inline Place& place_above(uintptr_t at) {
+    return *reinterpret_cast<Place*>((at | (STACK_BYTES - 1)) + 1 - COLOUR_BYTES * (1 + at / STACK_BYTES % COLOURS));
+}
+// Of the thread that runs now.
+inline const Place& here() { return place_above(reinterpret_cast<uintptr_t>(__builtin_frame_address(0))); }
 
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-unsigned lane();
+inline unsigned lane() { return here().lane; }
 void block_barrier();
 
 // Brings `bytes` of `value` and waits for every lane in `mask`; the last to come runs `complete` for all. What was brought

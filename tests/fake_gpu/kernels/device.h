@@ -23,10 +23,10 @@
 #define __shared__ thread_local
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-#define threadIdx (fake_gpu::here->thread)
-#define blockIdx (fake_gpu::here->block)
-#define blockDim (fake_gpu::here->block_size)
-#define gridDim (fake_gpu::here->grid)
+#define threadIdx (fake_gpu::here().thread)
+#define blockIdx (*fake_gpu::here().block)
+#define blockDim (*fake_gpu::here().block_size)
+#define gridDim (*fake_gpu::here().grid)
 
 struct alignas(8) float2 {
     float x, y;

@@ -21,9 +21,9 @@ mod writer;
 use writer::Writer;
 
 const HIDDEN: usize = 256;
-const HEADS: usize = 12;
+const HEADS: usize = 4;
 /// Values of the third product beside two others begin where no room of the device does, at a multiple of 128 bytes in f16.
-const KV_HEADS: usize = 3;
+const KV_HEADS: usize = 1;
 const HEAD: usize = 64;
 const INNER: usize = 256;
 /// The last panel has eight rows.
