@@ -8,7 +8,9 @@ mod common;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::{Command, Output};
 
 use candle_core::DType;
 use common::models::{Fixture, Version, all_fixtures, assert_same, fixtures, floats, json_file, prepare_tokens, run};
@@ -317,4 +319,44 @@ fn minilm_gives_what_sentence_transformers_gives() {
         assert_same(row, &floats(&case["output"]), 1e-4, &format!("minilm, case {i}"));
         assert_same(&run(&mut model, &inputs[i..=i])[0], row, 1e-5, &format!("minilm alone, case {i}"));
     }
+}
+
+/// A server that has seen a version refuses it once a file of it is another.
+#[test]
+fn fetch_touches_no_version_that_is_there_and_says_how_to_have_newer_golden_cases() {
+    if !common::minilm::is_here() {
+        return;
+    }
+    let (models, here) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    let version = |name: &str| models.path().join("minilm").join(name);
+    for name in ["f32", "f16"] {
+        fs::create_dir_all(version(name)).unwrap();
+        for entry in here.join("minilm").join(name).read_dir().unwrap().map(Result::unwrap) {
+            symlink(entry.path(), version(name).join(entry.file_name())).unwrap();
+        }
+    }
+    let golden = version("f16").join("golden.jsonl");
+    fs::remove_file(&golden).unwrap();
+    fs::write(&golden, "older\n").unwrap();
+    let fetch = || {
+        let script =
+            Command::new("python3").arg(here.join("fetch")).arg("minilm").arg("--models").arg(models.path()).output();
+        let Output { status, stdout, stderr } = script.unwrap();
+        (status.success(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let (done, said, _) = fetch();
+    assert!(done && said.contains("golden-f16.jsonl has other golden cases"), "{said}");
+    assert_eq!(fs::read_to_string(&golden).unwrap(), "older\n");
+
+    let advice = said.lines().find(|line| line.starts_with("  cp ")).unwrap();
+    assert!(Command::new("sh").args(["-c", advice]).status().unwrap().success(), "{advice}");
+    let newer = fs::read(here.join("minilm/golden-f16.jsonl")).unwrap();
+    assert_eq!(fs::read(version("f16-2").join("golden.jsonl")).unwrap(), newer);
+    let (done, said, _) = fetch();
+    assert!(done && !said.contains("golden cases"), "{said}");
+
+    fs::remove_file(version("f16").join("config.json")).unwrap();
+    let (done, _, why) = fetch();
+    assert!(!done && why.contains("lacks config.json: it stays as it is"), "{why}");
+    assert_eq!(fs::read_to_string(&golden).unwrap(), "older\n");
 }
