@@ -14,6 +14,7 @@ const ARCHITECTURES: [(&str, &str); 3] =
 const EMBEDDING: &str = "token_embd.weight";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const FACTORS: &str = "rope_freqs.weight";
+const ATTENTION: &str = "rope.scaling.attn_factor";
 
 /// The `config.json` that a checkpoint of Hugging Face would have of the model in the file at `path`, whose header is
 /// `header`. Errors name the key or tensor.
@@ -174,14 +175,26 @@ impl<'a> Description<'a> {
     }
 
     /// How positions beyond those of the training are reached: `null`, or what Hugging Face calls `rope_scaling`.
+    ///
+    /// Source: `llama_model::load_hparams` (`llama-model.cpp`), `llama_context`'s constructor and `rope_yarn` (`ops.cpp`).
     fn scaling(&self, path: &Path, head: (usize, f64), positions: usize) -> Result<Value, String> {
         let key = self.key("rope.scaling.type");
-        let kind = self.metadata.str(&key)?.unwrap_or("none");
-        let factor = || {
-            let name = "rope.scaling.factor";
-            let factor = self.f64(name)?.filter(|factor| *factor > 0.0);
-            factor.ok_or_else(|| format!("{} is missing, or not above 0", self.key(name)))
+        let (by, stretch) = self.stretch()?;
+        let (kind, said) = match (self.metadata.str(&key)?, stretch) {
+            (Some(kind), _) => (kind, format!("{key} is {}", shown(kind))),
+            // llama.cpp's own default is linear, by 1 where nothing is said; its converters write 0 for that, too.
+            (None, Some(factor)) if factor != 0.0 && factor != 1.0 => ("linear", format!("{by} is {factor}")),
+            (None, _) => ("none", format!("{key} is not there")),
         };
+        let factor = || {
+            let factor = stretch.filter(|factor| *factor > 0.0);
+            factor.ok_or_else(|| format!("{by} is missing, or not above 0"))
+        };
+        let attention = self.f64(ATTENTION)?.filter(|attention| *attention != 1.0);
+        if let Some(attention) = attention.filter(|attention| kind != "yarn" || *attention <= 0.0) {
+            let key = self.key(ATTENTION);
+            return Err(format!("{key} is {attention}, and {said}: it is read above 0, and beside YaRN, only"));
+        }
         let original = self.usize("rope.scaling.original_context_length")?;
         let factors = self.header.tensor(FACTORS);
         match (kind, factors) {
@@ -191,18 +204,31 @@ impl<'a> Description<'a> {
                 fitted.ok_or_else(|| format!("tensor '{FACTORS}' is not what Llama 3's scaling makes: it is not read"))
             }
             ("none", None) => Ok(Value::Null),
-            (_, Some(_)) => Err(format!("{key} is {}, and there is a tensor '{FACTORS}' too", shown(kind))),
+            (_, Some(_)) => Err(format!("{said}, and there is a tensor '{FACTORS}' too")),
             ("linear", None) => Ok(json!({ "rope_type": "linear", "factor": factor()? })),
             ("yarn", None) => {
+                let factor = factor()?;
                 let original = original.unwrap_or(positions);
-                Ok(json!({
+                let mut yarn = json!({
                     "rope_type": "yarn",
-                    "factor": factor()?,
+                    "factor": factor,
                     "original_max_position_embeddings": original,
-                }))
+                });
+                // There it is one of two factors of rotated queries and keys, here it is both.
+                if let Some(attention) = attention {
+                    yarn["attention_factor"] = json!(attention * (1.0 + 0.1 * factor.ln()));
+                }
+                Ok(yarn)
             }
             (other, None) => Err(format!("{key}: {} is not read; none, linear and yarn are", shown(other))),
         }
+    }
+
+    /// By how much positions are drawn together, and the key that says so: the old one only where the new one is not there.
+    fn stretch(&self) -> Result<(String, Option<f64>), String> {
+        let [new, old] = ["rope.scaling.factor", "rope.scale_linear"];
+        let name = if self.f64(new)?.is_none() && self.f64(old)?.is_some() { old } else { new };
+        Ok((self.key(name), self.f64(name)?))
     }
 
     fn token(&self, key: &str, vocabulary: usize) -> Result<Option<u32>, String> {

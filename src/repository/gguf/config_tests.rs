@@ -128,6 +128,49 @@ fn positions_beyond_the_training_are_reached_as_the_file_says() {
     assert!(refused(scaled("linear").with("llama.rope.scaling.factor", 0f32)).contains("not above 0"));
 }
 
+#[test]
+fn a_factor_without_a_type_is_a_linear_scaling_as_llama_cpp_has_it() {
+    let linear = json!({ "rope_type": "linear", "factor": 4.0 });
+    let [new, old] = ["llama.rope.scaling.factor", "llama.rope.scale_linear"];
+    let scaling = |writer: Writer| config(&writer).unwrap()["rope_scaling"].clone();
+    for key in [new, old] {
+        assert_eq!(scaling(whole("llama").with(key, 4f32)), linear, "{key}");
+        for nothing in [0f32, 1.0] {
+            assert_eq!(scaling(whole("llama").with(key, nothing)), Value::Null, "{key} {nothing}");
+        }
+        assert!(refused(whole("llama").with(key, -2f32)).contains(&format!("{key} is missing, or not above 0")));
+        let kind = |kind: &str| whole("llama").with(key, 4f32).with("llama.rope.scaling.type", kind);
+        assert_eq!(scaling(kind("linear")), linear, "{key}");
+        assert_eq!(scaling(kind("none")), Value::Null, "{key}");
+        let both = whole("llama").with(key, 4f32).f32s("rope_freqs.weight", &[2], &[1.0, 2.0]);
+        assert!(refused(both).starts_with(&format!("{key} is 4, and there is a tensor")));
+    }
+    // The newer key is meant where both are there.
+    assert_eq!(scaling(whole("llama").with(new, 4f32).with(old, 8f32)), linear);
+    assert_eq!(scaling(whole("llama").with(new, 1f32).with(old, 8f32)), Value::Null);
+}
+
+#[test]
+fn what_yarn_makes_of_attention_is_llama_cpps_product_and_nothing_beside_yarn() {
+    const KEY: &str = "llama.rope.scaling.attn_factor";
+    let of = |kind: &str, attention: f32| {
+        let scaled = whole("llama").with("llama.rope.scaling.type", kind).with("llama.rope.scaling.factor", 4f32);
+        scaled.with(KEY, attention)
+    };
+    let yarn = config(&of("yarn", 0.5)).unwrap()["rope_scaling"].clone();
+    // `rope_yarn` has cos and sin times attn_factor * (1 + 0.1 ln(1 / freq_scale)).
+    let found = yarn["attention_factor"].as_f64().unwrap();
+    assert!((found - 0.5 * (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12, "{yarn}");
+    for kind in ["yarn", "linear", "none"] {
+        assert_eq!(config(&of(kind, 1.0)).unwrap()["rope_scaling"].get("attention_factor"), None, "{kind}");
+    }
+    for (kind, attention) in [("linear", 0.5), ("none", 0.5), ("yarn", 0.0), ("yarn", -1.0)] {
+        let why = refused(of(kind, attention));
+        assert!(why.starts_with(&format!("{KEY} is {attention}, and llama.rope.scaling.type is '{kind}'")), "{why}");
+    }
+    assert!(refused(whole("llama").with(KEY, 0.5f32)).contains("llama.rope.scaling.type is not there"));
+}
+
 /// As llama.cpp's converter computes them.
 fn factors(head_dim: usize, theta: f64, (factor, low, high, length): (f64, f64, f64, f64)) -> Vec<f32> {
     (0..head_dim / 2)
