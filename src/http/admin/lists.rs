@@ -57,8 +57,9 @@ pub(super) async fn rollouts(State(app): State<Arc<App>>, Asked(listing): Asked<
     let work = async {
         let limit = listing.limit.map_or(50, |limit| limit.min(1000) as usize);
         let rollouts = app.supervisor.rollouts(listing.model.clone(), limit).await?;
+        let kept = app.supervisor.rollouts_kept(listing.model.clone()).await?;
         let figures = app.supervisor.figures(listing.model).await?;
-        Ok(Json(json!({ "rollouts": rollouts, "figures": figures })).into_response())
+        Ok(Json(json!({ "rollouts": rollouts, "kept": kept, "figures": figures })).into_response())
     };
     work.await.unwrap_or_else(|error| Failure::native(error).into_response())
 }

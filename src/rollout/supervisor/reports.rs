@@ -121,6 +121,11 @@ impl Supervisor {
         Ok(records)
     }
 
+    /// How many rollouts are kept, however few are listed.
+    pub async fn rollouts_kept(&self, model: Option<String>) -> Result<u64> {
+        self.ctx.journal.with(move |ledger| ledger.rollouts_kept(model.as_deref())).await
+    }
+
     pub async fn figures(&self, model: Option<String>) -> Result<Figures> {
         self.ctx.journal.with(move |ledger| ledger.figures(model.as_deref())).await
     }

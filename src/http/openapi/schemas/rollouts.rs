@@ -274,6 +274,8 @@ struct Bytes {
 #[derive(ToSchema)]
 pub(super) struct Rollouts {
     rollouts: Vec<Rollout>,
+    /// How many there are, of which these are the newest.
+    kept: u64,
     figures: Figures,
 }
 
