@@ -21,6 +21,8 @@ pub enum Task {
 }
 
 impl Task {
+    pub const ALL: [Task; 5] = [Task::Embed, Task::Classify, Task::Rerank, Task::Generate, Task::ImageClassify];
+
     pub fn name(self) -> &'static str {
         match self {
             Task::Embed => "embed",

@@ -86,6 +86,10 @@ pub enum GoldenCommand {
     Check(GoldenTarget),
 }
 
+/// How far a recorded number may be missed, and a recorded embedding's direction, where nothing else is said.
+pub(super) const MAX_ABS: f32 = 0.005;
+pub(super) const MIN_COSINE: f32 = 0.9999;
+
 #[derive(Debug, Clone, Args)]
 pub struct RecordArgs {
     #[command(flatten)]
@@ -94,10 +98,10 @@ pub struct RecordArgs {
     #[arg(long, value_name = "FILE")]
     pub inputs: Option<PathBuf>,
     /// How far scores and embedded numbers may be from what is recorded
-    #[arg(long, value_name = "NUMBER", default_value_t = 0.005, value_parser = tolerance)]
+    #[arg(long, value_name = "NUMBER", default_value_t = MAX_ABS, value_parser = tolerance)]
     pub max_abs: f32,
     /// The least cosine with a recorded embedding
-    #[arg(long, value_name = "COSINE", default_value_t = 0.9999, value_parser = cosine)]
+    #[arg(long, value_name = "COSINE", default_value_t = MIN_COSINE, value_parser = cosine)]
     pub min_cosine: f32,
     /// The server's state folder, where it wrote down which versions it has seen
     #[arg(long, value_name = "DIR", default_value = ".cutover")]
@@ -202,6 +206,13 @@ pub struct PullArgs {
     /// What the model is for, where there is no model.toml yet [default: as config.json looks]
     #[arg(long, value_name = "TASK", value_parser = task)]
     pub task: Option<Task>,
+    /// Record golden cases of these inputs before a server can see the version: a file with one JSON input a line, as in a request's
+    /// "inputs"
+    #[arg(long, value_name = "FILE")]
+    pub golden: Option<PathBuf>,
+    /// Where the model runs for --golden: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "golden")]
+    pub device: DeviceChoice,
     /// The model repository
     #[arg(long, value_name = "DIR", default_value = "models")]
     pub models: PathBuf,

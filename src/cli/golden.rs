@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{GoldenArgs, GoldenCommand, GoldenTarget, RecordArgs};
+use super::args::{GoldenArgs, GoldenCommand, GoldenTarget, MAX_ABS, MIN_COSINE, RecordArgs, Reference};
 use super::output::{human_value, note};
 use super::table::Table;
 use crate::device::{self, Opened};
@@ -19,7 +19,7 @@ use crate::repository::{Expect, GoldenCase, ModelConfig, Repository, read_golden
 use crate::rollout::{Golden, Home, Rehearsal, Survey};
 use crate::value::{LabelScore, Output, RawInput};
 
-const FILE: &str = "golden.jsonl";
+pub(super) const FILE: &str = "golden.jsonl";
 /// Of an answer with very many labels the highest are recorded.
 const MOST_LABELS: usize = 20;
 
@@ -33,35 +33,47 @@ pub(super) fn run(args: &GoldenArgs, out: &mut dyn Write) -> Result<bool> {
     }
 }
 
-/// A version that is to be run, as the repository has it.
-struct Subject {
-    name: String,
-    dir: PathBuf,
-    config: ModelConfig,
-    opened: Opened,
+/// A version that is to be run.
+pub(super) struct Subject {
+    pub(super) reference: Reference,
+    pub(super) dir: PathBuf,
+    pub(super) config: ModelConfig,
+    pub(super) opened: Opened,
 }
 
 impl Subject {
+    /// As the repository has it.
     fn find(target: &GoldenTarget) -> Result<Subject> {
-        let (model, version) = (&target.reference.model, &target.reference.version);
+        let reference = target.reference.clone();
         let repository = Repository::open(&target.models)?;
-        let config = repository.model(model)?.config?;
-        let dir = repository.version_dir(model, version)?;
+        let config = repository.model(&reference.model)?.config?;
+        let dir = repository.version_dir(&reference.model, &reference.version)?;
         let opened = device::open(target.device)?;
-        Ok(Subject { name: target.reference.to_string(), dir, config, opened })
+        Ok(Subject { reference, dir, config, opened })
     }
 
-    fn start(&self, target: &GoldenTarget) -> Result<Rehearsal> {
-        let reference = &target.reference;
-        let survey = Survey::of(
-            &self.dir,
-            (&reference.model, &reference.version),
-            &self.config,
-            Home::alone(self.opened.kind()),
-        );
+    fn start(&self) -> Result<Rehearsal> {
+        let Reference { model, version } = &self.reference;
+        let survey = Survey::of(&self.dir, (model, version), &self.config, Home::alone(self.opened.kind()));
         Rehearsal::start(survey, &self.config, &self.opened)
     }
 }
+
+/// How close to what was recorded an answer must be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tolerances {
+    max_abs: f32,
+    min_cosine: f32,
+}
+
+impl Default for Tolerances {
+    fn default() -> Self {
+        Tolerances { max_abs: MAX_ABS, min_cosine: MIN_COSINE }
+    }
+}
+
+/// An input to record, and what its case is called.
+pub(super) type Asked = (String, RawInput);
 
 async fn check(target: &GoldenTarget, out: &mut dyn Write) -> Result<bool> {
     let subject = Subject::find(target)?;
@@ -70,11 +82,12 @@ async fn check(target: &GoldenTarget, out: &mut dyn Write) -> Result<bool> {
         let reason = "there are no golden cases, neither of the model nor of the version";
         return Err(Error::unloadable(format!("{}/{FILE}", target.reference.model), reason));
     }
-    let checks = subject.start(target)?.check(&golden).await?;
+    let checks = subject.start()?.check(&golden).await?;
     let passed = checks.iter().all(|check| check.passed);
+    let name = subject.reference.to_string();
     let written = match target.json {
-        true => writeln!(out, "{:#}", json!({ "version": subject.name, "passed": passed, "checks": checks })),
-        false => write_checks(&subject.name, &checks, out),
+        true => writeln!(out, "{:#}", json!({ "version": name, "passed": passed, "checks": checks })),
+        false => write_checks(&name, &checks, out),
     };
     written.map_err(unwritten)?;
     Ok(passed)
@@ -98,35 +111,45 @@ fn write_checks(name: &str, checks: &[GateCheck], out: &mut dyn Write) -> io::Re
 
 async fn record(args: &RecordArgs, out: &mut dyn Write) -> Result<()> {
     let subject = Subject::find(&args.target)?;
-    let file = subject.dir.join(FILE);
     if !args.force {
-        refuse_change(args, &file)?;
+        refuse_change(args, &subject.dir.join(FILE))?;
     }
-    let behaviour = match subject.dir.parent() {
+    let more = args.inputs.as_deref().map(read_inputs).transpose()?.unwrap_or_default();
+    let tolerances = Tolerances { max_abs: args.max_abs, min_cosine: args.min_cosine };
+    let cases = record_all(&subject, more, tolerances).await?;
+    let Reference { model, version } = &subject.reference;
+    let shown = format!("{model}/{version}/{FILE}");
+    let name = subject.reference.to_string();
+    let written = match args.target.json {
+        true => writeln!(out, "{:#}", json!({ "version": name, "file": shown, "cases": cases })),
+        false => writeln!(out, "recorded {cases} cases in {shown}"),
+    };
+    written.map_err(unwritten)
+}
+
+/// Stores in the version's folder what it answers to the inputs of its model's golden cases, and to more: how many cases that makes.
+pub(super) async fn record_all(subject: &Subject, more: Vec<Asked>, tolerances: Tolerances) -> Result<usize> {
+    let Subject { reference, dir, .. } = subject;
+    let behaviour = match dir.parent() {
         Some(parent) => read_golden(&parent.join(FILE))?,
         None => Vec::new(),
     };
-    let asked = inputs(&behaviour, args.inputs.as_deref())?;
+    let asked = inputs(&behaviour, more)?;
     if asked.is_empty() {
-        let reason = "there is nothing to record: the model has no golden cases, and --inputs gave none";
-        return Err(Error::unloadable(format!("{}/{FILE}", args.target.reference.model), reason));
+        let reason = "there is nothing to record: the model has no golden cases, and no inputs were given";
+        return Err(Error::unloadable(format!("{}/{FILE}", reference.model), reason));
     }
-    let mut rehearsal = subject.start(&args.target)?;
+    let mut rehearsal = subject.start()?;
     let mut cases = Vec::with_capacity(asked.len());
     for (id, input) in asked {
         let answer = rehearsal.answer(&input).await;
         let answer = answer.map_err(|e| Error::unloadable(&id, format!("the version cannot answer it: {e}")))?;
-        cases.push(GoldenCase { id, inputs: vec![input], expect: expect(answer, args) });
+        cases.push(GoldenCase { id, inputs: vec![input], expect: expect(answer, tolerances) });
     }
-    store(&cases, &subject.dir)?;
-    let shown = format!("{}/{}/{FILE}", args.target.reference.model, args.target.reference.version);
-    let written = match args.target.json {
-        true => writeln!(out, "{:#}", json!({ "version": subject.name, "file": shown, "cases": cases.len() })),
-        false => writeln!(out, "recorded {} cases in {shown}", cases.len()),
-    };
-    written.map_err(unwritten)?;
-    let folder = args.target.reference.model.clone();
-    warn_of_failures(&mut rehearsal, Golden { model: behaviour, folder, ..Golden::default() }).await
+    store(&cases, dir)?;
+    let folder = reference.model.clone();
+    warn_of_failures(&mut rehearsal, Golden { model: behaviour, folder, ..Golden::default() }).await?;
+    Ok(cases.len())
 }
 
 /// What was recorded is what the version answers; whether that is right, only the model's own cases say.
@@ -147,9 +170,15 @@ fn refuse_change(args: &RecordArgs, file: &Path) -> Result<()> {
     if file.exists() {
         return Err(Error::conflict(format!("{name} has a {FILE} already, which is part of the version; {advice}")));
     }
-    let ledger = args.state.join("ledger.sqlite");
-    if ledger.exists() && Ledger::open_read_only(&ledger)?.manifest(&name.model, &name.version)?.is_some() {
-        let state = args.state.display();
+    let (ledger, state) = (args.state.join("ledger.sqlite"), args.state.display());
+    if !ledger.exists() {
+        note(&format!(
+            "no server keeps its state in {state}: one that keeps it elsewhere and has seen {name} will refuse it after this \
+             (name its folder with --state to have that checked)"
+        ));
+        return Ok(());
+    }
+    if Ledger::open_read_only(&ledger)?.manifest(&name.model, &name.version)?.is_some() {
         let advice = "it would refuse it afterwards, because its folder changed: record under a new version name, \
                       or give --force if that ledger is of no use any more";
         return Err(Error::conflict(format!("the server whose ledger is in {state} has seen {name}; {advice}")));
@@ -158,7 +187,7 @@ fn refuse_change(args: &RecordArgs, file: &Path) -> Result<()> {
 }
 
 /// The inputs to record, each once, with the ids of their cases.
-fn inputs(behaviour: &[GoldenCase], more: Option<&Path>) -> Result<Vec<(String, RawInput)>> {
+fn inputs(behaviour: &[GoldenCase], more: Vec<Asked>) -> Result<Vec<Asked>> {
     let mut asked = Vec::new();
     for case in behaviour {
         match case.inputs.as_slice() {
@@ -169,9 +198,7 @@ fn inputs(behaviour: &[GoldenCase], more: Option<&Path>) -> Result<Vec<(String, 
             }
         }
     }
-    if let Some(path) = more {
-        asked.extend(read_inputs(path)?);
-    }
+    asked.extend(more);
     let mut seen = HashSet::new();
     let mut once = Vec::with_capacity(asked.len());
     for (id, input) in asked {
@@ -182,7 +209,8 @@ fn inputs(behaviour: &[GoldenCase], more: Option<&Path>) -> Result<Vec<(String, 
     Ok(once)
 }
 
-fn read_inputs(path: &Path) -> Result<Vec<(String, RawInput)>> {
+/// One input a line.
+pub(super) fn read_inputs(path: &Path) -> Result<Vec<Asked>> {
     let label = path.display();
     let file = File::open(path).map_err(|e| Error::unloadable(&label, format!("cannot be opened: {e}")))?;
     let mut inputs = Vec::new();
@@ -199,8 +227,7 @@ fn read_inputs(path: &Path) -> Result<Vec<(String, RawInput)>> {
 }
 
 /// What the answer was, with the tolerances that were asked for.
-fn expect(answer: Output, args: &RecordArgs) -> Expect {
-    let (max_abs, min_cosine) = (args.max_abs, args.min_cosine);
+fn expect(answer: Output, Tolerances { max_abs, min_cosine }: Tolerances) -> Expect {
     match answer {
         Output::Embedding { embedding } => Expect::Embedding { embedding, min_cosine, max_abs: Some(max_abs) },
         Output::Score { score } => Expect::Score { score, max_abs },

@@ -239,6 +239,7 @@ mod tests {
             "cutover convert models/m/q4_1/m.gguf models/m/f16 --dtype f16",
             "cutover pull org/name",
             "cutover pull org/name --revision v1.0 --as name@v1 --task embed --endpoint http://hub --token secret",
+            "cutover pull org/name --golden f --device cpu",
         ] {
             if let Err(e) = Cli::try_parse_from(line.split(' ')) {
                 panic!("{line}: {e}");

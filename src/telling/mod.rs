@@ -21,6 +21,7 @@ pub use alert::Alert;
 pub use config::{AlertTarget, Cause, Kind, TelemetryTarget};
 pub use deliver::{Targets, Telling, Tried};
 pub use feed::Feed;
+pub(crate) use retry::pause;
 pub use span::{Begun, Ended};
 pub use traces::{Collector, Traces};
 

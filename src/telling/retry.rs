@@ -12,7 +12,7 @@ const MOST_ASKED: Duration = Duration::from_secs(300);
 
 /// The pause after the `attempt`th attempt, from 1. `chance` is from 0 to 1. A receiver that said how long (`Retry-After`) is given
 /// that and no less.
-pub(super) fn pause(attempt: u32, chance: f64, asked: Option<Duration>) -> Duration {
+pub(crate) fn pause(attempt: u32, chance: f64, asked: Option<Duration>) -> Duration {
     let doubled = FIRST.saturating_mul(1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX)).min(LONGEST);
     // A tenth at least, so that chance does not make it none.
     let own = doubled.mul_f64(chance.clamp(0.1, 1.0));

@@ -3,18 +3,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
+use super::again::{Again, Trouble};
 use super::hub::{Digest, Hub, Listing, Remote};
 use crate::cli::output::{human_bytes, note, printable};
 use crate::error::{Error, Result};
-
-/// How often a connection may break before a file is given up for now.
-const ATTEMPTS: usize = 4;
 
 /// How far it is: a bar on a terminal, a line a file elsewhere, nothing beside `--json`.
 pub(super) struct Progress {
@@ -44,6 +43,10 @@ impl Progress {
         }
     }
 
+    pub(super) fn waits(&self, error: &Error, pause: Duration) {
+        self.bar.suspend(|| note(&format!("{error}; trying again in {} s", pause.as_secs())));
+    }
+
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -54,21 +57,14 @@ pub(super) struct Fetch<'a> {
     pub(super) hub: &'a Hub,
     pub(super) listing: &'a Listing,
     pub(super) dir: &'a Path,
-    pub(super) progress: &'a Progress,
-}
-
-/// Why a transfer ended early.
-enum Trouble {
-    /// The connection broke: what has come is good, and the rest can be asked for.
-    Broken(Error),
-    Final(Error),
+    pub(super) again: Again<'a>,
 }
 
 impl Fetch<'_> {
     /// Brings these files, each of them whole and as the hub has it.
     pub(super) async fn files(&self, names: &[String]) -> Result<()> {
-        self.progress
-            .of_bytes(names.iter().filter_map(|name| self.listing.files.get(name)).map(|file| file.size).sum());
+        let sizes = names.iter().filter_map(|name| self.listing.files.get(name)).map(|file| file.size);
+        self.again.progress.of_bytes(sizes.sum());
         for name in names {
             let remote = self.listing.files.get(name);
             let remote = remote.ok_or_else(|| Error::internal(format!("'{name}' was not listed")))?;
@@ -78,21 +74,13 @@ impl Fetch<'_> {
     }
 
     async fn file(&self, name: &str, remote: &Remote) -> Result<()> {
-        self.progress.begin(name, remote.size);
+        let progress = self.again.progress;
+        progress.begin(name, remote.size);
         let path = self.dir.join(name);
         let unwritten = |e: io::Error| Error::unloadable(name, format!("cannot be written: {e}"));
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(unwritten)?;
-        let before = self.progress.bar.position();
-        let mut attempt = 1;
-        while let Err(trouble) = self.transfer(name, remote, &path, before).await {
-            match trouble {
-                Trouble::Broken(error) if attempt < ATTEMPTS => {
-                    tracing::debug!(%error, attempt, "the transfer broke");
-                    attempt += 1;
-                }
-                Trouble::Broken(error) | Trouble::Final(error) => return Err(error),
-            }
-        }
+        let before = progress.bar.position();
+        self.again.until_it_comes(async || self.transfer(name, remote, &path, before).await).await?;
         let found = digest_of(&path, remote).map_err(unwritten)?;
         if found == remote.digest {
             return Ok(());
@@ -115,27 +103,28 @@ impl Fetch<'_> {
             file.set_len(0).map_err(unwritten)?;
             have = 0;
         }
-        self.progress.bar.set_position(before + have);
+        self.again.progress.bar.set_position(before + have);
         if have == remote.size {
             return Ok(());
         }
-        let response = self.hub.file(&self.listing.commit, name, have).await.map_err(Trouble::Broken)?;
+        let response = self.hub.file(&self.listing.commit, name, have).await?;
         let continues = response.status() == StatusCode::PARTIAL_CONTENT
             && response.headers().get(CONTENT_RANGE).is_some_and(|range| starts_at(range.as_bytes(), have));
         let mut response = match response.status() {
             // Another part than was asked for: of no use, and asking for everything cannot go wrong in this way.
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if !continues => {
                 file.set_len(0).map_err(unwritten)?;
-                return Err(Trouble::Broken(Error::unloadable(name, "the hub sent another part than was asked for")));
+                let error = Error::unloadable(name, "the hub sent another part than was asked for");
+                return Err(Trouble::Passing(error, None));
             }
-            _ => self.hub.accepted(response, name).map_err(Trouble::Final)?,
+            _ => self.hub.accepted(response, name)?,
         };
         if !continues {
             file.set_len(0).map_err(unwritten)?;
             have = 0;
         }
         file.seek(SeekFrom::Start(have)).map_err(unwritten)?;
-        while let Some(chunk) = response.chunk().await.map_err(|e| Trouble::Broken(self.hub.unreachable(&e)))? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.hub.broken(&e))? {
             have += chunk.len() as u64;
             if have > remote.size {
                 let reason = format!("the hub sent more than the {} bytes that it listed", remote.size);
@@ -143,12 +132,12 @@ impl Fetch<'_> {
                 return Err(Trouble::Final(Error::unloadable(name, reason)));
             }
             file.write_all(&chunk).map_err(unwritten)?;
-            self.progress.bar.set_position(before + have);
+            self.again.progress.bar.set_position(before + have);
         }
         if have < remote.size {
             let reason =
                 format!("the transfer ended after {have} of {} bytes; pulling again goes on there", remote.size);
-            return Err(Trouble::Broken(Error::unloadable(name, reason)));
+            return Err(Trouble::Passing(Error::unloadable(name, reason), None));
         }
         file.sync_all().map_err(unwritten)
     }

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 
+use super::again::Trouble;
 use crate::cli::args::Secret;
 use crate::cli::client::chain;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// The list of a repository's files.
 const MAX_JSON_BYTES: usize = 64 << 20;
+/// A hub that asks for a longer pause is not waited for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// One repository of a hub.
 pub(super) struct Hub {
@@ -82,30 +85,32 @@ impl Hub {
     }
 
     /// What the repository holds at a branch, tag or commit.
-    pub(super) async fn listing(&self, revision: &str) -> Result<Listing> {
-        let mut url =
-            self.url(["api", "models"].into_iter().chain(self.name.split('/')).chain(["revision", revision]))?;
+    pub(super) async fn listing(&self, revision: &str) -> Result<Listing, Trouble> {
+        let parts = ["api", "models"].into_iter().chain(self.name.split('/')).chain(["revision", revision]);
+        let mut url = self.url(parts).map_err(Trouble::Final)?;
         url.query_pairs_mut().append_pair("blobs", "true");
         let what = format!("{} at {revision}", self.name);
-        let response = self.http.get(url).send().await.map_err(|e| self.unreachable(&e))?;
-        let body = self.body(self.accepted(response, &what)?).await?;
-        let listed: Listed = serde_json::from_slice(&body)
-            .map_err(|e| Error::unloadable(&what, format!("the hub's answer is not what was expected: {e}")))?;
-        listed.checked().map_err(|reason| Error::unloadable(what, reason))
+        // An address where nobody is at the first asking is more likely wrong than away for a moment.
+        let response = self.http.get(url).send().await.map_err(|e| Trouble::Final(self.unreachable(&e)))?;
+        let body = self.body(self.accepted(response, &what)?).await.map_err(Trouble::Final)?;
+        let listed: Result<Listed, _> = serde_json::from_slice(&body);
+        let unexpected = |e: serde_json::Error| format!("the hub's answer is not what was expected: {e}");
+        let checked = listed.map_err(unexpected).and_then(Listed::checked);
+        checked.map_err(|reason| Trouble::Final(Error::unloadable(what, reason)))
     }
 
     /// Asks for a file's bytes from an offset on. The status is the caller's to judge.
-    pub(super) async fn file(&self, commit: &str, file: &str, from: u64) -> Result<Response> {
+    pub(super) async fn file(&self, commit: &str, file: &str, from: u64) -> Result<Response, Trouble> {
         let parts = self.name.split('/').chain(["resolve", commit]).chain(file.split('/'));
-        let mut request = self.http.get(self.url(parts)?);
+        let mut request = self.http.get(self.url(parts).map_err(Trouble::Final)?);
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        request.send().await.map_err(|e| self.unreachable(&e))
+        request.send().await.map_err(|e| self.broken(&e))
     }
 
     /// The answer, or what its status means for somebody who pulls.
-    pub(super) fn accepted(&self, response: Response, what: &str) -> Result<Response> {
+    pub(super) fn accepted(&self, response: Response, what: &str) -> Result<Response, Trouble> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -115,7 +120,7 @@ impl Hub {
         let said = header("x-error-message").map(|said| format!(" (the hub says: {said})")).unwrap_or_default();
         let page = format!("{}/{}", self.endpoint.as_str().trim_end_matches('/'), self.name);
         let missing = |thing: &'static str, id: &str| Error::NotFound { what: thing, id: id.to_owned() };
-        Err(match (status, code) {
+        Err(Trouble::Final(match (status, code) {
             (_, Some("GatedRepo")) | (StatusCode::FORBIDDEN, _) => Error::Forbidden {
                 reason: format!("{what}: its terms must be accepted at {page}; then give a token in HF_TOKEN{said}"),
             },
@@ -128,12 +133,28 @@ impl Hub {
                 ),
             },
             (StatusCode::NOT_FOUND, _) => missing("model on the hub", what),
-            _ => Error::unloadable(what, format!("the hub answered {status}{said}")),
-        })
+            _ => {
+                let answered = format!("the hub answered {status}{said}");
+                let busy = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
+                return Err(match (busy, retry_after(response.headers())) {
+                    (true, Some(asked)) if asked > LONGEST_PAUSE => {
+                        let reason = format!("{answered}, and asks not to be asked for {} s", asked.as_secs());
+                        Trouble::Final(Error::unloadable(what, reason))
+                    }
+                    (true, asked) => Trouble::Passing(Error::unloadable(what, answered), asked),
+                    (false, _) => Trouble::Final(Error::unloadable(what, answered)),
+                });
+            }
+        }))
     }
 
-    pub(super) fn unreachable(&self, error: &reqwest::Error) -> Error {
+    fn unreachable(&self, error: &reqwest::Error) -> Error {
         Error::unloadable(&self.endpoint, format!("cannot be reached: {}", chain(error)))
+    }
+
+    /// The connection broke: what has come is good, and the rest can be asked for.
+    pub(super) fn broken(&self, error: &reqwest::Error) -> Trouble {
+        Trouble::Passing(self.unreachable(error), None)
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>> {
@@ -156,6 +177,11 @@ impl Hub {
         };
         Ok(url)
     }
+}
+
+/// Only seconds: the other form, a date, is as good as none.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Names as the hub allows them; anything else would be another route of it.

@@ -1,9 +1,10 @@
 //! `cutover pull`: takes a supported model from the Hugging Face hub into the repository of models.
 //!
-//! `hub` speaks the hub's interface, `choose` decides which files make a version, `fetch` brings them. Everything is
-//! written under a name that the server does not look at, held against the hub's digests and looked at as the server
-//! will, and only then renamed. A pull that was broken off goes on where it was.
+//! `hub` speaks the hub's interface, `choose` decides which files make a version, `fetch` brings them, `again` asks again for what may
+//! come yet. Everything is written under a name that the server does not look at, held against the hub's digests and looked at as the
+//! server will, and only then renamed. A pull that was broken off, or that something here was wrong for, goes on where it was.
 
+mod again;
 mod choose;
 mod fetch;
 mod hub;
@@ -14,14 +15,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use self::again::{Again, Pause};
 use self::fetch::{Fetch, Progress};
 use self::hub::{Hub, Listing};
 use super::args::{PullArgs, Reference};
-use super::output::human_bytes;
-use crate::device::Kind;
+use super::golden;
+use super::output::{human_bytes, note};
+use crate::device::{self, Kind};
 use crate::error::{Error, Result};
 use crate::repository::{ModelConfig, name, task_of};
 use crate::rollout::{Home, Survey};
+use crate::value::Task;
 
 const MODEL_TOML: &str = "model.toml";
 /// Digits of a commit that name a version.
@@ -30,76 +34,98 @@ const SHORT: usize = 8;
 pub(super) fn run(args: &PullArgs, out: &mut dyn Write) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::internal(format!("cannot start the runtime: {e}")))?;
-    runtime.block_on(pull(args, out)).map(|()| true)
+    let pause = |attempt, asked| crate::telling::pause(attempt, rand::random(), asked);
+    runtime.block_on(pull(args, &pause, out)).map(|()| true)
 }
 
-async fn pull(args: &PullArgs, out: &mut dyn Write) -> Result<()> {
+async fn pull(args: &PullArgs, pause: Pause<'_>, out: &mut dyn Write) -> Result<()> {
+    // What is wrong here is told before anything is asked for.
+    let inputs = args.golden.as_deref().map(golden::read_inputs).transpose()?;
     let hub = Hub::new(&args.endpoint, &args.name, args.token.as_ref())?;
-    let listing = hub.listing(&args.revision).await?;
+    let progress = Progress::new(args.json);
+    let again = Again { pause, progress: &progress };
+    let listing = again.until_it_comes(async || hub.listing(&args.revision).await).await?;
     // Refused before anything is written.
     choose::descriptions(&listing)?;
     let target = target(args, &listing)?;
     let draft = Draft::begin(&args.models, &target, &listing.commit)?;
-    let progress = Progress::new(args.json);
-    let filled = fill(args, &hub, &listing, &draft, &progress).await;
+    let filled = fill(args, &Fetch { hub: &hub, listing: &listing, dir: &draft.path, again }, &draft).await;
     progress.finish();
-    let (config, files) = match filled {
-        Ok(filled) => filled,
-        Err(Stop::Interrupted(error)) => return Err(error),
+    let recorded = match (filled, inputs) {
+        (Ok(filled), Some(inputs)) => record(args, &draft, &filled.0, inputs).await.map(|cases| (filled, Some(cases))),
+        (filled, _) => filled.map(|filled| (filled, None)),
+    };
+    let ((config, files), cases) = match recorded {
+        Ok(recorded) => recorded,
         Err(Stop::Refused(error)) => {
             draft.discard()?;
+            return Err(error);
+        }
+        Err(Stop::Mendable(error)) => {
+            draft.keep()?;
             return Err(error);
         }
     };
     draft.finish(&config, &format!("{} of the Hugging Face hub at {}", args.name, listing.commit))?;
     let bytes = files.iter().filter_map(|file| listing.files.get(file)).map(|file| file.size).sum();
-    tell(args, &Pulled { target, config, commit: listing.commit, files, bytes }, out)
+    tell(args, &Pulled { target, config, commit: listing.commit, files, bytes, cases }, out)
         .map_err(|e| Error::internal(format!("cannot write: {e}")))
 }
 
 /// Why a pull ended without a version.
 enum Stop {
-    /// What has come is kept: pulling again goes on from there.
-    Interrupted(Error),
-    /// It is not a version that can be served, however often it is pulled.
+    /// What has come is good: pulling again, perhaps after something here was mended, goes on from there.
+    Mendable(Error),
+    /// The hub's files are no version that can be served, however often they are pulled.
     Refused(Error),
 }
 
 /// Brings everything into the draft, and looks at it as the server will.
-async fn fill(
-    args: &PullArgs,
-    hub: &Hub,
-    listing: &Listing,
-    draft: &Draft,
-    progress: &Progress,
-) -> Result<(ModelConfig, Vec<String>), Stop> {
-    let fetch = Fetch { hub, listing, dir: &draft.path, progress };
+async fn fill(args: &PullArgs, fetch: &Fetch<'_>, draft: &Draft) -> Result<(ModelConfig, Vec<String>), Stop> {
+    let listing = fetch.listing;
     let first = choose::descriptions(listing).map_err(Stop::Refused)?;
-    fetch.files(&first).await.map_err(Stop::Interrupted)?;
+    fetch.files(&first).await.map_err(Stop::Mendable)?;
     let read = |file: &str| match first.iter().any(|name| name == file) {
         true => read_json(&draft.path, file).map(Some),
         false => Ok(None),
     };
-    let config = read("config.json").map_err(Stop::Refused)?.unwrap_or_default();
+    let config = read("config.json")?.unwrap_or_default();
     choose::supported(&config).map_err(Stop::Refused)?;
-    let (modules, shards) = (read(choose::MODULES), read(choose::SHARDS));
-    let (modules, shards) = (modules.map_err(Stop::Refused)?, shards.map_err(Stop::Refused)?);
-    let model = draft.config(args, &config, modules.is_some()).map_err(Stop::Refused)?;
+    let (modules, shards) = (read(choose::MODULES)?, read(choose::SHARDS)?);
+    let model = draft.config(args, &config, modules.is_some()).map_err(Stop::Mendable)?;
     let files = choose::everything(listing, modules.as_ref(), shards.as_ref()).map_err(Stop::Refused)?;
-    fetch.files(&files).await.map_err(Stop::Interrupted)?;
-    let survey = Survey::of(&draft.path, (&draft.target.model, &draft.target.version), &model, Home::alone(Kind::Cpu));
-    match survey.problems.as_slice() {
+    fetch.files(&files).await.map_err(Stop::Mendable)?;
+    match draft.problems(&model).as_slice() {
         [] => Ok((model, files)),
         problems => {
             let reasons: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            Err(Stop::Refused(Error::unloadable(&args.name, format!("cannot be served: {}", reasons.join("; ")))))
+            let error = Error::unloadable(&args.name, format!("cannot be served: {}", reasons.join("; ")));
+            // What is said here of its task and its limits may be all that is wrong.
+            let served = |task: &Task| draft.problems(&ModelConfig::new(*task)).is_empty();
+            Err(if Task::ALL.iter().any(served) { Stop::Mendable(error) } else { Stop::Refused(error) })
         }
     }
 }
 
-fn read_json(dir: &Path, file: &str) -> Result<Value> {
-    let bytes = fs::read(dir.join(file)).map_err(|e| Error::unloadable(file, format!("cannot be read: {e}")))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::unloadable(file, format!("not valid JSON: {e}")))
+fn read_json(dir: &Path, file: &str) -> Result<Value, Stop> {
+    let unread = |e: io::Error| Stop::Mendable(Error::unloadable(file, format!("cannot be read: {e}")));
+    let bytes = fs::read(dir.join(file)).map_err(unread)?;
+    serde_json::from_slice(&bytes).map_err(|e| Stop::Refused(Error::unloadable(file, format!("not valid JSON: {e}"))))
+}
+
+/// Before the version has its name: a server that sees it writes down what it is, and golden cases are a part of that.
+async fn record(
+    args: &PullArgs,
+    draft: &Draft,
+    config: &ModelConfig,
+    inputs: Vec<golden::Asked>,
+) -> Result<usize, Stop> {
+    let recorded = async {
+        let (opened, config) = (device::open(args.device)?, config.clone());
+        let subject = golden::Subject { reference: draft.target.clone(), dir: draft.path.clone(), config, opened };
+        golden::record_all(&subject, inputs, golden::Tolerances::default()).await
+    };
+    recorded.await.map_err(Stop::Mendable)
 }
 
 /// What to call it here.
@@ -138,7 +164,14 @@ impl Draft {
         fs::create_dir_all(&path).map_err(failed)?;
         let lock = File::open(&path).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Draft { target: target.clone(), model_dir, path, _lock: lock }),
+            Ok(()) => {
+                // What was recorded for an earlier pull, and not asked for by this one.
+                match fs::remove_file(path.join(golden::FILE)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                    _ => {}
+                }
+                Ok(Draft { target: target.clone(), model_dir, path, _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => Err(Error::conflict(format!("{target} is being pulled already"))),
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }
@@ -177,6 +210,23 @@ impl Draft {
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
     }
 
+    /// Why the server could not serve what it holds.
+    fn problems(&self, config: &ModelConfig) -> Vec<Error> {
+        let Reference { model, version } = &self.target;
+        Survey::of(&self.path, (model, version), config, Home::alone(Kind::Cpu)).problems
+    }
+
+    /// Says where it is, for whoever pulls again, or never does.
+    fn keep(self) -> Result<()> {
+        let failed = |e: io::Error| Error::unloadable(&self.target, format!("cannot be read: {e}"));
+        let holds = |entry: fs::DirEntry| entry.metadata().is_ok_and(|meta| meta.is_dir() || meta.len() > 0);
+        if !self.path.read_dir().map_err(failed)?.flatten().any(holds) {
+            return self.discard();
+        }
+        note(&format!("what has come is kept in {}: pulling again goes on from there", self.path.display()));
+        Ok(())
+    }
+
     fn discard(self) -> Result<()> {
         let failed = |e: io::Error| Error::unloadable(&self.target, format!("cannot be removed: {e}"));
         fs::remove_dir_all(&self.path).map_err(failed)?;
@@ -194,14 +244,20 @@ struct Pulled {
     commit: String,
     files: Vec<String>,
     bytes: u64,
+    /// Golden cases that were recorded.
+    cases: Option<usize>,
 }
 
+/// A server looks every few seconds, and writes down what it sees.
+const NOT_LATER: &str = "                         before a server sees it (DIR is where that keeps its state); where one serves this folder,
+                         only `cutover pull --golden FILE` is in time";
+
 fn tell(args: &PullArgs, pulled: &Pulled, out: &mut dyn Write) -> io::Result<()> {
-    let Pulled { target, config, commit, files, bytes } = pulled;
+    let Pulled { target, config, commit, files, bytes, cases } = pulled;
     if args.json {
         let body = json!({
             "model": target.model, "version": target.version, "task": config.task, "commit": commit,
-            "files": files, "bytes": bytes,
+            "files": files, "bytes": bytes, "golden_cases": cases.unwrap_or(0),
         });
         return writeln!(out, "{body:#}");
     }
@@ -213,9 +269,17 @@ fn tell(args: &PullArgs, pulled: &Pulled, out: &mut dyn Write) -> io::Result<()>
         files.len(),
         human_bytes(*bytes)
     )?;
-    let dir = args.models.join(&target.model).join(&target.version);
+    let (models, dir) = (args.models.display(), args.models.join(&target.model).join(&target.version));
+    if let Some(cases) = cases {
+        writeln!(out, "recorded {cases} golden cases in it")?;
+    }
     writeln!(out, "look at it:              cutover inspect {}", dir.display())?;
-    writeln!(out, "record golden cases:     cutover golden record {target} --inputs FILE")?;
+    if cases.is_none() {
+        writeln!(
+            out,
+            "record golden cases:     cutover golden record {target} --models {models} --inputs FILE --state DIR\n{NOT_LATER}"
+        )?;
+    }
     writeln!(out, "make it live:            cutover promote {target}    (the first version is, when the server starts)")
 }
 

@@ -1,169 +1,17 @@
-//! Against a small hub in this process, which serves folders of fixtures as the real one does, and fails on demand.
+//! Against a small hub in this process.
 
+mod mock;
+
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
 use clap::Parser as _;
-use futures_util::{StreamExt as _, stream};
-use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
-use tokio::net::TcpListener;
 
+use self::mock::{Asked, COMMIT, Faults, Mock};
 use super::*;
 use crate::cli::{Cli, Command};
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// How the hub misbehaves.
-#[derive(Default)]
-struct Faults {
-    /// The listing is refused with this status and `X-Error-Code`.
-    list: Option<(u16, &'static str)>,
-    /// Files are refused so.
-    file: Option<(u16, &'static str)>,
-    /// Names that are listed beside the real ones.
-    listed: Vec<&'static str>,
-    /// This file's bytes are not those that are listed.
-    corrupt: Option<&'static str>,
-    /// So many answers for this file break off half-way.
-    cut: Mutex<HashMap<&'static str, usize>>,
-    /// Whether a part of a file can be asked for.
-    no_ranges: bool,
-    /// Where weights are redirected to, as the real hub does.
-    elsewhere: Option<String>,
-}
-
-struct Mock {
-    folder: PathBuf,
-    faults: Faults,
-    asked: Mutex<Vec<Asked>>,
-}
-
-/// Path, range and token of a request.
-type Asked = (String, Option<String>, Option<String>);
-
-impl Mock {
-    async fn start(folder: &Path, faults: Faults) -> (Arc<Mock>, String) {
-        let mock = Arc::new(Mock { folder: folder.to_owned(), faults, asked: Mutex::default() });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&mock));
-        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        (mock, url)
-    }
-
-    fn names(&self) -> Vec<String> {
-        fn walk(dir: &Path, prefix: &str, names: &mut Vec<String>) {
-            for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-                let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
-                match entry.path().is_dir() {
-                    true => walk(&entry.path(), &format!("{name}/"), names),
-                    false => names.push(name),
-                }
-            }
-        }
-        let mut names = Vec::new();
-        walk(&self.folder, "", &mut names);
-        names
-    }
-
-    fn listing(&self) -> Value {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let mut siblings: Vec<Value> = Vec::new();
-        for name in self.names() {
-            let bytes = fs::read(self.folder.join(&name)).unwrap();
-            let mut blob = format!("blob {}\0", bytes.len()).into_bytes();
-            blob.extend(&bytes);
-            let blob = hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, &blob).as_ref());
-            let mut sibling = json!({"rfilename": name, "blobId": blob, "size": bytes.len()});
-            if name.ends_with(".safetensors") {
-                let sha256 = hex(digest(&SHA256, &bytes).as_ref());
-                sibling["lfs"] = json!({"sha256": sha256, "size": bytes.len(), "pointerSize": 130});
-            }
-            siblings.push(sibling);
-        }
-        let more = self.faults.listed.iter();
-        siblings.extend(more.map(|name| json!({"rfilename": name, "blobId": COMMIT, "size": 3})));
-        json!({"id": "org/model", "sha": COMMIT, "private": false, "siblings": siblings})
-    }
-
-    fn asked_for(&self, file: &str) -> Vec<Option<String>> {
-        let asked = self.asked.lock().unwrap();
-        asked.iter().filter(|(path, ..)| path.ends_with(file)).map(|(_, range, _)| range.clone()).collect()
-    }
-}
-
-async fn answer(State(mock): State<Arc<Mock>>, request: Request) -> Response {
-    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-    let path = request.uri().path().to_owned();
-    mock.asked.lock().unwrap().push((path.clone(), header(header::RANGE), header(header::AUTHORIZATION)));
-    let refused = |(status, code): (u16, &'static str)| {
-        (StatusCode::from_u16(status).unwrap(), [("x-error-code", code), ("x-error-message", "words")], "")
-            .into_response()
-    };
-    if path == "/api/models/org/model/revision/main" {
-        assert_eq!(request.uri().query(), Some("blobs=true"));
-        return mock.faults.list.map_or_else(|| axum::Json(mock.listing()).into_response(), refused);
-    }
-    let prefix = format!("/org/model/resolve/{COMMIT}/");
-    match path.strip_prefix(&prefix).or_else(|| path.strip_prefix("/cdn/")) {
-        Some(file) => match (mock.faults.file, &mock.faults.elsewhere) {
-            (Some(refusal), _) => refused(refusal),
-            (None, Some(host)) if file.ends_with(".safetensors") => {
-                (StatusCode::FOUND, [(header::LOCATION, format!("{host}/cdn/{file}"))]).into_response()
-            }
-            _ => mock.file(file, request.headers()),
-        },
-        None => refused((404, "RepoNotFound")),
-    }
-}
-
-impl Mock {
-    fn file(&self, file: &str, headers: &HeaderMap) -> Response {
-        let Ok(mut bytes) = fs::read(self.folder.join(file)) else {
-            return (StatusCode::NOT_FOUND, [("x-error-code", "EntryNotFound")]).into_response();
-        };
-        if self.faults.corrupt == Some(file) {
-            let last = bytes.len() - 1;
-            bytes[last] ^= 1;
-        }
-        let range = headers.get(header::RANGE).map(|value| value.to_str().unwrap());
-        let from = range.map(|range| range["bytes=".len()..range.len() - 1].parse::<usize>().unwrap());
-        let from = from.filter(|_| !self.faults.no_ranges);
-        let whole = bytes.len();
-        let part = bytes.split_off(from.unwrap_or(0));
-        let mut response = match self.is_cut(file) {
-            true => {
-                let half = Bytes::from(part[..part.len() / 2].to_vec());
-                // A pause, in which the half goes out.
-                let cut = async {
-                    tokio::task::yield_now().await;
-                    Err(io::Error::other("cut"))
-                };
-                let broken = stream::once(std::future::ready(Ok(half))).chain(stream::once(cut));
-                let mut response = Body::from_stream(broken).into_response();
-                response.headers_mut().insert(header::CONTENT_LENGTH, part.len().into());
-                response
-            }
-            false => part.into_response(),
-        };
-        if let Some(from) = from {
-            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            let range = format!("bytes {from}-{}/{whole}", whole - 1);
-            response.headers_mut().insert(header::CONTENT_RANGE, range.parse().unwrap());
-        }
-        response
-    }
-
-    fn is_cut(&self, file: &str) -> bool {
-        let mut cut = self.faults.cut.lock().unwrap();
-        cut.get_mut(file).filter(|left| **left > 0).map(|left| *left -= 1).is_some()
-    }
-}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -173,6 +21,8 @@ struct Outcome {
     result: Result<()>,
     shown: String,
     mock: Arc<Mock>,
+    /// What was waited for: after which attempt, and how long the hub had asked for.
+    pauses: Vec<(u32, Option<Duration>)>,
 }
 
 impl Outcome {
@@ -191,15 +41,19 @@ async fn pull_from(folder: &Path, faults: Faults, models: &Path, more: &str) -> 
     if !more.contains("--token") {
         args.token = None;
     }
-    let mut out = Vec::new();
-    let result = pull(&args, &mut out).await;
-    Outcome { result, shown: String::from_utf8(out).unwrap(), mock }
+    let (mut out, pauses) = (Vec::new(), RefCell::default());
+    let pause = |attempt, asked| {
+        RefCell::<Vec<_>>::borrow_mut(&pauses).push((attempt, asked));
+        Duration::ZERO
+    };
+    let result = pull(&args, &pause, &mut out).await;
+    Outcome { result, shown: String::from_utf8(out).unwrap(), mock, pauses: pauses.into_inner() }
 }
 
 /// Everything below a folder, by path.
 fn files(dir: &Path) -> Vec<String> {
-    let (mock, mut names) =
-        (Mock { folder: dir.to_owned(), faults: Faults::default(), asked: Mutex::default() }, vec![]);
+    let mock = Mock { folder: dir.to_owned(), faults: Faults::default(), asked: Mutex::default() };
+    let mut names = vec![];
     if dir.exists() {
         names = mock.names();
         names.sort();
@@ -295,7 +149,7 @@ async fn a_pull_that_was_given_up_goes_on_at_the_next() {
     let cut = Mutex::new(HashMap::from([("model.safetensors", usize::MAX)]));
     let faults = Faults { cut, ..Faults::default() };
     let given_up = pull_from(&fixture("bert-rerank"), faults, models.path(), "").await;
-    assert!(given_up.result.is_err());
+    assert!(given_up.result.is_err() && given_up.pauses.len() > 3, "{:?}", given_up.pauses);
     assert!(!models.path().join("model/model.toml").exists(), "a server would see a model without its version");
     let rest = pull_from(&fixture("bert-rerank"), Faults::default(), models.path(), "").await;
     rest.result.unwrap();
@@ -330,6 +184,7 @@ async fn what_the_hub_refuses_is_told_in_words_that_help() {
         let models = tempfile::tempdir().unwrap();
         let refused = pull_from(&fixture("bert-rerank"), faults, models.path(), "").await.refusal();
         assert!(parts.iter().all(|part| refused.contains(part)), "{parts:?}: {refused}");
+        assert!(fs::read_dir(models.path()).unwrap().next().is_none(), "{refused}");
     }
 }
 
@@ -378,6 +233,88 @@ async fn what_cannot_be_served_is_refused_and_leaves_nothing() {
     let refused = pull_from(folder.path(), Faults::default(), models.path(), "--task embed").await;
     assert!(refused.refusal().contains("model.safetensors: truncated"), "{}", refused.refusal());
     assert!(fs::read_dir(models.path()).unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn a_hub_with_too_much_to_do_is_asked_again_after_the_pause_that_it_asks_for() {
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    for path in ["/revision/main", "model.safetensors"] {
+        let models = tempfile::tempdir().unwrap();
+        let busy = Mutex::new(vec![(path, 429, "7"), (path, 503, ""), (path, 502, "Fri, 31 Dec 1999 23:59:59 GMT")]);
+        let pulled = pull_from(&fixture("bert-rerank"), Faults { busy, ..Faults::default() }, models.path(), "").await;
+        pulled.result.unwrap();
+        assert_eq!(pulled.pauses, [(1, seconds(7)), (2, None), (3, None)], "{path}");
+    }
+    // Not for ever, and not for as long as it likes; what has come meanwhile is kept.
+    for (answers, expected, pauses) in [(vec![(503, "1"); 20], "answered 503", 5), (vec![(429, "3600")], "3600 s", 0)] {
+        let models = tempfile::tempdir().unwrap();
+        let busy = answers.iter().map(|(status, wait)| ("model.safetensors", *status, *wait)).collect();
+        let faults = Faults { busy: Mutex::new(busy), ..Faults::default() };
+        let given_up = pull_from(&fixture("bert-rerank"), faults, models.path(), "").await;
+        assert!(given_up.refusal().contains(expected), "{}", given_up.refusal());
+        assert_eq!(given_up.pauses.len(), pauses);
+        let rest = pull_from(&fixture("bert-rerank"), Faults::default(), models.path(), "").await;
+        rest.result.unwrap();
+        assert!(rest.mock.asked_for("/config.json").is_empty() && rest.pauses.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_can_be_mended_here_throws_no_download_away() {
+    let models = tempfile::tempdir().unwrap();
+    let toml = models.path().join("model/model.toml");
+    let pull = async |more: &str| pull_from(&fixture("bert-rerank"), Faults::default(), models.path(), more).await;
+    let refused = pull("--task image-classify").await;
+    assert!(refused.refusal().contains("cannot be served"), "{}", refused.refusal());
+    assert_eq!(refused.mock.asked_for("model.safetensors").len(), 1);
+    for (text, part) in [("task = ", "model.toml"), ("task = 'image-classify'", "cannot be served")] {
+        fs::write(&toml, text).unwrap();
+        let refused = pull("").await;
+        assert!(refused.refusal().contains(part), "{}", refused.refusal());
+    }
+    fs::remove_file(&toml).unwrap();
+    let pulled = pull("").await;
+    pulled.result.unwrap();
+    let path = |(path, ..): &Asked| path.clone();
+    let asked: Vec<String> = pulled.mock.asked.lock().unwrap().iter().map(path).collect();
+    assert_eq!(asked, ["/api/models/org/model/revision/main"], "everything else was here");
+    assert_eq!(fs::read_dir(models.path().join("model")).unwrap().count(), ["01234567", "model.toml"].len());
+}
+
+#[tokio::test]
+async fn golden_cases_are_in_the_folder_before_a_server_can_see_it() {
+    let models = tempfile::tempdir().unwrap();
+    let (inputs, more) =
+        (models.path().join("inputs"), |file: &Path| format!("--device cpu --golden {}", file.display()));
+    fs::write(&inputs, "[\"a question\", \"an answer\"]\n[\"a question\", \"another\"]\n").unwrap();
+    let pull = async |more: &str| pull_from(&fixture("bert-rerank"), Faults::default(), models.path(), more).await;
+    let pulled = pull(&more(&inputs)).await;
+    pulled.result.unwrap();
+    assert!(
+        pulled.shown.contains("recorded 2 golden cases") && !pulled.shown.contains("golden record"),
+        "{}",
+        pulled.shown
+    );
+    let dir = models.path().join("model/01234567");
+    assert_eq!(crate::repository::read_golden(&dir.join(golden::FILE)).unwrap().len(), 2);
+
+    // What cannot be recorded is no version yet, and what cannot be read is told before anything is asked for.
+    for (line, part, asks) in [("\"%\"\n", "the version cannot answer it", true), ("{\n", "inputs:1", false)] {
+        fs::write(&inputs, line).unwrap();
+        let refused = pull(&format!("{} --as model@b", more(&inputs))).await;
+        assert!(refused.refusal().contains(part), "{}", refused.refusal());
+        assert_eq!(!refused.mock.asked.lock().unwrap().is_empty(), asks);
+        assert!(!models.path().join("model/b").exists());
+    }
+    // A pull that asks for none has none, whatever was left by one that did.
+    fs::write(models.path().join("model/.pull-b-01234567/golden.jsonl"), "left").unwrap();
+    let plain = pull("--as model@b").await;
+    plain.result.unwrap();
+    assert!(
+        !models.path().join("model/b/golden.jsonl").exists() && plain.mock.asked_for("model.safetensors").is_empty()
+    );
+    let advice = format!("golden record model@b --models {} --inputs FILE --state DIR", models.path().display());
+    assert!(plain.shown.contains(&advice) && plain.shown.contains("--golden FILE"), "{}", plain.shown);
 }
 
 #[tokio::test]
