@@ -102,6 +102,13 @@ impl Repository {
         entry.ok_or_else(|| Error::Unknown { reference: name.to_owned(), known: self.model_names() })
     }
 
+    /// Whether there certainly is no such model: one that cannot be looked at may be there.
+    pub fn is_gone(&self, name: &str) -> bool {
+        let looked = self.root.join(name).join(MODEL_TOML).symlink_metadata();
+        let absent = looked.is_err_and(|e| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory));
+        absent && self.root.read_dir().is_ok()
+    }
+
     /// The folder of a version. It need not hold anything yet: [`Spec::read`] says what is missing in it.
     ///
     /// Errors: [`Error::Unknown`] when the model or the folder is not there, or the name is not one
@@ -233,6 +240,12 @@ mod tests {
         write(dir.path(), "m/v2/config.json", "{}");
         let gone = repository.version_dir("m", "v1").unwrap_err();
         assert!(matches!(gone, Error::Unknown { .. }), "{gone}");
+        assert!(!repository.is_gone("m") && repository.is_gone("n"));
+        fs::remove_dir_all(dir.path().join("m")).unwrap();
+        assert!(repository.is_gone("m"));
+        // Then nothing is known of any model.
+        fs::remove_dir_all(dir.path()).unwrap();
+        assert!(!repository.is_gone("m"));
     }
 
     #[test]

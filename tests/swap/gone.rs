@@ -106,7 +106,7 @@ async fn a_new_model_with_a_broken_toml_is_down_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_goes_while_it_serves_changes_nothing_until_the_next_start() {
+async fn a_folder_that_goes_while_it_serves_changes_nothing_until_the_next_start_or_until_it_is_forgotten() {
     let site = Site::digits();
     let server = site.start().await;
     let on_disk = async || {
@@ -129,9 +129,22 @@ async fn a_folder_that_goes_while_it_serves_changes_nothing_until_the_next_start
     until("it is told again", told).await;
     assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
     server.promote("digits@v2", json!({})).await.expect(404);
-    let refused = server.delete("/models/digits").await.expect(409);
-    assert!(refused.message().contains("live"), "{}", refused.message());
     server.get("/ready").await.expect(200);
+    // Whoever names a version may not know that the folder is gone.
+    let refused = server.delete("/models/digits@v1").await.expect(409);
+    assert!(refused.message().contains("name 'digits' alone"), "{}", refused.message());
+    assert_eq!(server.image("digits", &digit(1)).await.expect(200).version(), "v1");
+
+    assert_eq!(server.delete("/models/digits").await.expect(200).body, json!({ "model": "digits", "forgotten": true }));
+    server.image("digits", &digit(1)).await.expect(404);
+    server.get("/ready").await.expect(200);
+    let freed = async || server.memory().await["generations"].as_array().unwrap().is_empty().then_some(());
+    until("its memory is back", freed).await;
+    // A folder of that name is a new model's.
+    site.model("digits", DIGITS);
+    site.version("digits", "v1", &root().join("models/digits/v1"));
+    let served = async || (server.image("digits", &digit(1)).await.status == 200).then_some(());
+    until("the new one is served", served).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

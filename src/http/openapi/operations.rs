@@ -189,8 +189,8 @@ fn orders() -> Vec<(Mounted, Operation)> {
     let rollout = |what: &str| order(what).json_body("Order", Required::False).follows();
     let ended = "The rollout, ended; or that nothing had to change";
     let release = order(
-        "Free the memory of a version that is not live, host memory too, or forget a model that serves nothing and whose folder is gone; \
-         files stay",
+        "Free the memory of a version that is not live, host memory too; or have a model whose folder is gone, named by itself, \
+         served no more and forgotten. Files stay",
     )
         .named("ref")
         .answers("200", "What became of it", "Released")

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::super::journal::{event, now_ms};
 use super::super::quiet::Urgency;
+use super::super::residents;
 use super::super::state::Event;
 use super::super::steps;
 use super::{Controller, Options};
@@ -201,6 +202,18 @@ impl Controller {
         self.clear_shelf().await;
         let note = self.audit("stopped", json!({ "live": self.live.as_ref().map(|live| live.version.clone()) }));
         self.ctx.journal.note(note).await;
+    }
+
+    /// Serves no more. What was admitted is answered all the same, and when it is, the memory comes back: nobody waits for that.
+    pub(super) fn let_go(&mut self) {
+        drop(self.slot.clear("its folder is gone, and it was forgotten"));
+        let Some(resident) = self.live.take() else { return };
+        let ctx = Arc::clone(&self.ctx);
+        tokio::spawn(async move {
+            if let Err(error) = residents::reclaim(&ctx.engine, &ctx.lingering, resident).await {
+                tracing::error!(%error, alert = true, "reclaiming failed");
+            }
+        });
     }
 }
 

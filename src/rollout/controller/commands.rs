@@ -63,7 +63,7 @@ impl Controller {
             Command::ComeUp if self.slot.is_vacant() && self.active.is_none() => self.boot().await,
             Command::ComeUp => {}
             // Taken by the loop itself.
-            Command::Shutdown(done) => {
+            Command::Shutdown(done) | Command::Forget(done) => {
                 let _ = done.send(());
             }
         }
@@ -142,9 +142,13 @@ impl Controller {
                 self.abort(None, Options { reason: Some("its memory was to be freed".into()), ..Options::default() })
                     .await
             }
-            _ if self.is_live(version) => Err(Error::conflict(format!(
-                "'{version}' is live; promote another version before its memory can be freed"
-            ))),
+            _ if self.is_live(version) => Err(Error::conflict(match self.ctx.repository.is_gone(self.slot.name()) {
+                false => format!("'{version}' is live; promote another version before its memory can be freed"),
+                true => format!(
+                    "'{version}' is live, and the folder of '{0}' is gone; name '{0}' alone to have it served no more and forgotten",
+                    self.slot.name()
+                ),
+            })),
             Some((to, Phase::Reclaiming)) if to == version || self.is_previous(version) => self.joined(),
             _ => Ok(self.already(version.to_owned())),
         }

@@ -61,6 +61,8 @@ pub(in crate::rollout) enum Command {
     /// The first version of a model that had none is here.
     ComeUp,
     Shutdown(oneshot::Sender<()>),
+    /// As the one before, and what is live is served no more.
+    Forget(oneshot::Sender<()>),
 }
 
 /// What `DELETE` of a version came to.

@@ -177,6 +177,12 @@ impl Controller {
                         let _ = done.send(());
                         return;
                     }
+                    Some(Command::Forget(done)) => {
+                        self.let_go();
+                        self.shut_down().await;
+                        let _ = done.send(());
+                        return;
+                    }
                     Some(command) => self.command(command).await,
                     None => return,
                 },

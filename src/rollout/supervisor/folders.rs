@@ -163,10 +163,11 @@ impl Supervisor {
         });
     }
 
-    /// Drops a model that serves nothing and whose folder is gone, from the process and from what the next start looks for.
+    /// Drops a model whose folder is gone, from the process and from what the next start looks for. What it serves from memory it
+    /// serves no more: whoever takes a folder away and names the model wants that.
     ///
     /// # Errors
-    /// `Conflict` while its folder is there.
+    /// `Conflict` while its folder is there, or a rollout goes on.
     pub(super) async fn forget(&self, model: &str) -> Result<()> {
         let mut controllers = self.controllers.lock().await;
         if self.ctx.repository.model(model).is_ok() {
@@ -177,7 +178,8 @@ impl Supervisor {
         if let Some(reins) = controllers.get(model) {
             // Without a folder none can begin.
             if reins.status.handle.load_full().is_some_and(|handle| !handle.now().phase.is_end()) {
-                return Err(Error::conflict(format!("a rollout of '{model}' goes on")));
+                let way_out = "settle it, or abort it, to end it now";
+                return Err(Error::conflict(format!("a rollout of '{model}' goes on; {way_out}")));
             }
         }
         // First: where it cannot be written down, the model stays as it is, and somebody who looks after it.
@@ -185,7 +187,7 @@ impl Supervisor {
         self.ctx.journal.forget(forgotten).await?;
         if let Some(reins) = controllers.get(model) {
             let (done, ended) = oneshot::channel();
-            if reins.commands.send(Command::Shutdown(done)).await.is_ok() {
+            if reins.commands.send(Command::Forget(done)).await.is_ok() {
                 // An error means that the controller is gone already.
                 let _ = ended.await;
             }

@@ -166,7 +166,7 @@ impl Supervisor {
         self.order(&model, |reply| Command::Promote(version, options, reply)).await
     }
 
-    /// Frees the memory of a version that does not serve. A model by itself whose folder is gone is forgotten.
+    /// Frees the memory of a version that does not serve. A model by itself whose folder is gone is forgotten, also where it serves.
     pub async fn release(&self, reference: &str) -> Result<Released> {
         let Target { slot, version } = match self.resolve(reference).await {
             Ok(target) => target,
@@ -176,7 +176,7 @@ impl Supervisor {
                 false => return Err(error),
             },
         };
-        if version.is_none() && slot.route().is_none() {
+        if version.is_none() && (slot.route().is_none() || self.ctx.repository.is_gone(slot.name())) {
             return self.forget(slot.name()).await.map(|()| Released::Forgotten { model: slot.name().to_owned() });
         }
         let (model, version) = self.version_of(reference).await?;
