@@ -67,7 +67,7 @@ async fn each_input_of_a_request_is_compared_and_computing_them_is_timed_on_both
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_live_is_computed_again_before_the_switch_and_after_it() {
     let site = Site::digits();
-    let server = site.start().await;
+    let mut server = site.start().await;
     let id = server.post("/models/v2/stage", json!({ "shadow": 1.0 })).await.expect(200).id();
     ask(&server, 30).await;
     let before = seen(&server, &id, 30).await;
@@ -95,6 +95,13 @@ async fn what_is_live_is_computed_again_before_the_switch_and_after_it() {
     assert!(figures["shadow"]["worst"].is_null(), "the record keeps no inputs");
     assert_eq!(server.memory().await["generations"].as_array().unwrap().len(), 1);
     server.get("/admin/rollouts/digits-99/shadow").await.expect(404);
+
+    // The cases were in memory.
+    server.kill();
+    let server = site.start().await;
+    let kept = server.get(&format!("/admin/rollouts/{id}/shadow")).await.expect(200).body;
+    assert_eq!((&kept["samples"], &kept["live"], &kept["worst"]), (&json!(12), &json!("v2"), &Value::Null));
+    assert_eq!(kept["histogram"], after["histogram"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

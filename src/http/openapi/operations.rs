@@ -270,9 +270,10 @@ fn history() -> Vec<(Mounted, Operation)> {
     let alerts = history("Tell the receivers of alerts that nothing has happened, and what each of them answers")
         .json_body("TestOrder", Required::False)
         .answers("200", "What came of it", "TestedAlerts");
-    let shadow = history("What a rollout's shadow has seen, and what agreed least; of a model's last one")
-        .named("id")
-        .answers("200", "The distribution, and the worst cases", "Shadow");
+    let shadow =
+        history("What a rollout's shadow has seen and, of the model's last one in this process, what agreed least")
+            .named("id")
+            .answers("200", "The distribution, and the worst cases", "Shadow");
     let memory = history("What is promised of the device's memory, and held").answers("200", "The sum", "Memory");
     vec![
         (("GET", "/admin/rollouts"), rollouts.refused(Dialect::Native, &[BadRequest])),

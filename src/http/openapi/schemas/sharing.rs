@@ -112,8 +112,9 @@ pub(super) struct Shadow {
     live_pass_ms: Times,
     #[schema(inline)]
     other_pass_ms: Times,
-    /// What agreed least, the worst first.
-    worst: Vec<Case>,
+    /// What agreed least, the worst first; null where that is not kept any more, and all else is what the rollout's record says.
+    #[schema(required)]
+    worst: Option<Vec<Case>>,
 }
 
 #[derive(ToSchema)]
