@@ -259,8 +259,8 @@ mod tests {
     #[test]
     fn errors_name_file_key_and_what_was_expected() {
         for (file, part) in [
-            ("[server]\nlisten = 5\n", "line 2 (listen = 5)"),
-            ("[sever]\n", "unknown field `sever`"),
+            ("[server]\nlisten = 5\n", "line 2 (listen): "),
+            ("[sever]\n", "line 1 ([sever]): unknown field `sever`"),
             ("[device]\ndevice = \"tpu\"\n", "expected auto, cpu or cuda:N"),
             ("[device]\nthreads = 0\n", "expected at least 1"),
             ("[limits]\nmax_buffered_bytes = 1000\n", "limits.max_buffered_bytes: expected at least max_body_bytes"),
@@ -280,6 +280,26 @@ mod tests {
         ] {
             let message = load(&[], Some(file)).unwrap_err().to_string();
             assert!(message.contains(part) && message.contains("c.toml"), "{file}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_refused_is_not_repeated() {
+        for (file, part) in [
+            ("[[alerts]]\nkind = 'slack'\nulr = 'https://a/s3cr3t'\n", "line 3 (ulr): unknown field `ulr`"),
+            ("[[alerts]]\nkind = 'https://a/s3cr3t'\n", "line 2 (kind): unknown variant, expected one of `json`"),
+            ("[telemetry]\nsample = 'https://a/s3cr3t'\n", "line 2 (sample): invalid type: string, expected f64"),
+            ("[server]\nadmin_token = \"a s3cr3t\"\n", "line 2 (admin_token): unknown field"),
+            ("[server]\nadmin_token = a s3cr3t\n", "line 2 (admin_token): "),
+            ("[server]\nlisten = '127.0.0.1:1'\na s3cr3t\n", "line 3"),
+            ("[server]\ns3cr3t==\n", "line 2"),
+            ("alerts = [\n  'https://a/?token=s3cr3t',\n]\n", "line 2: invalid type: string, expected"),
+            ("telemetry = { otpl = 'https://a/s3cr3t' }\n", "line 1 (telemetry): unknown field `otpl`"),
+            ("[server]\ntls_cert = \"\"\"\nx = s3cr3t\n", "line"),
+        ] {
+            let message = load(&[], Some(file)).unwrap_err().to_string();
+            assert!(message.contains(part) && message.contains("c.toml"), "{file}: {message}");
+            assert!(!message.contains("s3cr3t"), "{file}: {message}");
         }
     }
 

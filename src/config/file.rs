@@ -205,7 +205,7 @@ pub(super) fn read_file(named: Option<&Path>) -> Result<(File, String)> {
     let wrong = |key: &str, reason: String| Error::Config { file: label.clone(), key: key.into(), reason };
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            let file = toml::from_str(&text).map_err(|e| wrong(&key_of(&text, &e), e.message().to_owned()))?;
+            let file = toml::from_str(&text).map_err(|e| wrong(&key_of(&text, &e), without_value(e.message())))?;
             Ok((file, label))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must => Ok((File::default(), label)),
@@ -213,11 +213,40 @@ pub(super) fn read_file(named: Option<&Path>) -> Result<(File, String)> {
     }
 }
 
-/// The line that an error points at, as the key that a person looks for.
+/// Where an error points, as the line and the key that a person looks for, and no value: that may be a secret.
 fn key_of(text: &str, error: &toml::de::Error) -> String {
     let Some(span) = error.span() else { return String::new() };
-    let start = span.start.min(text.len());
-    let number = text[..start].matches('\n').count() + 1;
+    let before = text.get(..span.start).unwrap_or(text);
+    let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or("").trim();
-    format!("line {number} ({line})")
+    match named(line) {
+        Some(name) => format!("line {number} ({name})"),
+        None => format!("line {number}"),
+    }
+}
+
+/// What a line is about: the key before its `=`, or the table that it begins.
+fn named(line: &str) -> Option<&str> {
+    let name = match line.split_once('=') {
+        _ if line.starts_with('[') => &line[..=line.rfind(']')?],
+        // What ends with it may be base64.
+        Some((key, value)) if !value.trim_matches(['=', ' ']).is_empty() => key.trim_end(),
+        _ => return None,
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.[] ".contains(c);
+    // Anything else is a piece of a value that goes over several lines, or no key at all.
+    (!name.is_empty() && name.chars().all(plain)).then_some(name)
+}
+
+/// What serde says is wrong, without the value that it found: what stands where something else was expected may be a secret.
+fn without_value(message: &str) -> String {
+    for (found, end) in [("string \"", "\", expected"), ("unknown variant `", "`, expected")] {
+        if let Some((before, rest)) = message.split_once(found)
+            && let Some(at) = rest.rfind(end)
+        {
+            let found = &found[..found.len() - 2];
+            return format!("{before}{found}{}", &rest[at + 1..]);
+        }
+    }
+    message.to_owned()
 }
