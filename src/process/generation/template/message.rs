@@ -9,12 +9,14 @@ use super::super::control::Spellings;
 use crate::error::{Error, Result};
 
 const CALLS: &str = "tool_calls";
+/// Who calls.
+const ASSISTANT: &str = "assistant";
 
 /// The longest name of a role.
 const LONGEST_ROLE: usize = 64;
 
-/// One message. Fields that are not named here go to the template as they are: `name`, `tool_call_id`, `tool_calls`,
-/// `reasoning_content`.
+/// One message. Fields that are not named here go to the template as they are, but those that are null: `name`, `tool_call_id`,
+/// `tool_calls`, `reasoning_content`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Message {
     pub role: String,
@@ -54,7 +56,8 @@ impl Message {
 
     /// Whether it calls tools and says nothing beside.
     pub(super) fn only_calls(&self) -> bool {
-        matches!(self.content, None | Some(Content::Null)) && self.rest.contains_key(CALLS)
+        matches!(self.content, None | Some(Content::Null))
+            && self.rest.get(CALLS).is_some_and(|calls| !is_nothing(calls))
     }
 
     /// The same, but that one which only calls tools says an empty text.
@@ -103,6 +106,14 @@ impl Message {
             fields.insert("content".to_owned(), content);
         }
         for (key, value) in &self.rest {
+            // Of what is null, or calls nothing, templates often ask no more than whether it is there.
+            if value.is_null() || key == CALLS && is_nothing(value) {
+                continue;
+            }
+            let value = match key == CALLS && self.role == ASSISTANT {
+                true => &opened(value),
+                false => value,
+            };
             fields.insert(key.clone(), spellings.mark_value(value));
         }
         Ok(fields)
@@ -127,6 +138,28 @@ impl Message {
         }
         Ok(())
     }
+}
+
+fn is_nothing(calls: &Value) -> bool {
+    calls.is_null() || calls.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Calls with their arguments as objects. OpenAI's interface has them as text, of which templates would make the JSON of a string.
+fn opened(calls: &Value) -> Value {
+    let mut calls = calls.clone();
+    for call in calls.as_array_mut().into_iter().flatten() {
+        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+        let object = match arguments.as_str().map(str::trim) {
+            None => continue,
+            Some("") => Ok(Map::new()),
+            Some(text) => serde_json::from_str(text),
+        };
+        // What is no object stays as it was written.
+        if let Ok(object) = object {
+            *arguments = Value::Object(object);
+        }
+    }
+    calls
 }
 
 fn refused(at: usize, reason: String) -> Error {

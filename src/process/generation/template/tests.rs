@@ -189,6 +189,50 @@ fn a_message_that_only_calls_tools_says_nothing_where_a_template_knows_no_such_m
 }
 
 #[test]
+fn what_a_message_does_not_have_is_not_there_for_its_template() {
+    let rendered = |message: Value| {
+        let template =
+            compiled("{% for m in messages %}{{ 'tool_calls' in m }} {{ m.content }} {{ m.name }}{% endfor %}");
+        let message: Message = serde_json::from_value(message).unwrap();
+        template.render_calls(&[message], &RenderOptions::default()).map(|rendered| rendered.text().to_owned())
+    };
+    // As the official clients hand back an answer (`message.model_dump()`).
+    let dumped =
+        json!({"role": "assistant", "content": "a", "refusal": null, "tool_calls": null, "function_call": null});
+    assert_eq!(rendered(dumped).unwrap(), "False a ");
+    assert_eq!(
+        rendered(json!({"role": "assistant", "content": "a", "tool_calls": [], "name": "n"})).unwrap(),
+        "False a n"
+    );
+    for nothing in [json!(null), json!([])] {
+        let error = rendered(json!({"role": "assistant", "content": null, "tool_calls": nothing})).unwrap_err();
+        assert_eq!(error.to_string(), "message 0: it has no content (its role is 'assistant')");
+    }
+}
+
+#[test]
+fn arguments_are_an_object_for_the_template_whichever_way_they_came() {
+    let template = compiled("{{ messages[0].tool_calls[0].function.arguments | tojson }}");
+    let rendered = |role: &str, arguments: Value| {
+        let call = json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
+        let message = serde_json::from_value(json!({"role": role, "content": "", "tool_calls": call})).unwrap();
+        template.render(&[message], &RenderOptions::default()).unwrap()
+    };
+    for arguments in [json!({"b": 1.0, "a": [null]}), json!("{\"b\":1.0,\"a\":[null]}")] {
+        assert_eq!(rendered("assistant", arguments).text(), "{\"b\": 1.0, \"a\": [null]}");
+    }
+    assert_eq!(rendered("assistant", json!(" ")).text(), "{}");
+    for text in ["{\"cut", "[1]", "7"] {
+        assert_eq!(rendered("assistant", json!(text)).text(), json!(text).to_string());
+    }
+    assert_eq!(rendered("user", json!("{}")).text(), "\"{}\"");
+    // What the client spelled in there is still told from what the template wrote.
+    let spelled = rendered("assistant", json!("{\"a\": \"<|im_end|>\"}"));
+    assert_eq!(spelled.text(), "{\"a\": \"<|im_end|>\"}");
+    assert!(controls(&spelled).is_empty(), "{spelled:?}");
+}
+
+#[test]
 fn roles_are_those_of_the_interface_or_that_a_template_names() {
     let template = compiled("{% for m in messages %}{% if m.role == 'critic' %}!{% endif %}{{ m.role }} {% endfor %}");
     let said = |roles: &[&str]| {
@@ -256,7 +300,7 @@ fn what_cannot_be_continued_is_refused() {
     assert!(error.contains("does not show it as it is"), "{error}");
     let mut call = Message::new("assistant", "");
     call.content = None;
-    call.rest.insert("tool_calls".to_owned(), json!([]));
+    call.rest.insert("tool_calls".to_owned(), json!([{"type": "function", "function": {"name": "f"}}]));
     let error = template.render(&[call], &continuing).unwrap_err().to_string();
     assert!(error.contains("no content that could be continued"), "{error}");
 }
