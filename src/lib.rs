@@ -46,8 +46,9 @@
 //!
 //! `http::openai` reads the body → `Slot::admit` → `Admission::write` makes token ids of the prompt and begins a task an
 //! answer → the engine's decode loop (`engine::decoding`) plans a step (`schedule::decode`), runs it (`model::Decoder` over a
-//! `KvCache`), draws (`process::sampling`), and tells the task → the task makes text of tokens, looks for stop strings, goes
-//! on elsewhere when the generation fails, and lets it go with the last token → `http::openai::stream` sends what there is.
+//! `KvCache`), draws (`process::sampling`), and tells the task → the task makes text of tokens, looks for stop strings and
+//! calls of tools, goes on elsewhere when the generation fails, and lets it go with the last token → `http::openai::stream`
+//! sends what there is.
 //!
 //! # One promote
 //!

@@ -22,7 +22,9 @@ use crate::repository::{Limits, Spec};
 use crate::value::{Output, RawInput, Task};
 
 pub use finish::FinishOptions;
-pub use generation::{Detokenizer, Message, RenderOptions, Specials, StopStrings, TextDecoder};
+pub use generation::{
+    Call, CallForm, CallReader, Detokenizer, Message, Read, RenderOptions, Specials, StopStrings, TextDecoder,
+};
 pub use sampling::{Choice, MOST_LOGPROBS, Sampler, SamplingOptions};
 pub use writer::{RawPrompt, Writer};
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::generation::{
-    Around, ChatTemplate, Detokenizer, EndSources, Message, PromptEncoder, PromptLimits, Reading, RenderOptions,
-    Specials, TemplateSource, TextDecoder,
+    Around, CallForm, CallReader, CallRules, ChatTemplate, Detokenizer, EndSources, Message, PromptEncoder,
+    PromptLimits, Reading, RenderOptions, Specials, TemplateSource, TextDecoder,
 };
 use super::sampling::SamplingOptions;
 use super::settings::{Settings, label};
@@ -40,6 +40,9 @@ pub struct Writer {
     encoder: PromptEncoder,
     decoder: Arc<TextDecoder>,
     template: Option<ChatTemplate>,
+    calls: Option<CallForm>,
+    /// The special tokens that a call is marked with.
+    call_marks: Arc<[u32]>,
     ends: Arc<[u32]>,
     defaults: SamplingOptions,
     vocabulary: usize,
@@ -82,13 +85,17 @@ impl Writer {
         source.spellings = specials_of(&tokenizer);
         let template = ChatTemplate::new(source).map_err(wrong(TOKENIZER_CONFIG))?;
         let decoder = Arc::new(TextDecoder::new(&tokenizer).map_err(wrong(TOKENIZER))?);
+        let calls = template.as_ref().and_then(ChatTemplate::calls);
+        let marks = calls.into_iter().flat_map(CallForm::marks).filter_map(|mark| tokenizer.token_to_id(mark));
+        let call_marks = marks.filter(|id| decoder.is_special(*id)).collect();
         let whole = tokenizer.to_string(false).map_err(|e| Error::unloadable(label(spec, TOKENIZER), e))?;
         let digest = blake3::hash(whole.as_bytes()).to_hex().to_string();
         let prompts = PromptLimits { vocabulary, context, text_bytes: limits.max_text_bytes };
         let encoder = PromptEncoder::new(tokenizer, &around, prompts).map_err(wrong(TOKENIZER))?;
         let defaults = defaults(&Settings::new(spec, GENERATION_CONFIG, &generation))?;
         defaults.validate(vocabulary).map_err(|e| Error::unloadable(label(spec, GENERATION_CONFIG), e))?;
-        Ok(Writer { encoder, decoder, template, ends: ends.into(), defaults, vocabulary, digest })
+        let ends = ends.into();
+        Ok(Writer { encoder, decoder, template, calls, call_marks, ends, defaults, vocabulary, digest })
     }
 
     /// # Errors
@@ -110,8 +117,7 @@ impl Writer {
                 let missing =
                     || Error::bad_param("messages", "this version has no chat template; ask for a completion");
                 let template = self.template.as_ref().ok_or_else(missing)?;
-                let calls = !options.tools_rest && options.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-                if calls && !template.knows_tools() {
+                if options.may_call() && !template.knows_tools() {
                     let message = "the chat template of this version knows no tools: they would have no effect";
                     return Err(Error::bad_param("tools", message));
                 }
@@ -120,7 +126,8 @@ impl Writer {
         }
     }
 
-    /// Which chats are taken, by name: a question alone, one with an answer before it, one after a system's word, and with tools.
+    /// Which chats are taken, by name: a question alone, one with an answer before it, one after a system's word, and with tools
+    /// whose calls are read.
     pub(super) fn chats(&self) -> Vec<String> {
         let said = |role: &str| json!({ "role": role, "content": "Good morning." });
         let taken = |roles: &[&str]| {
@@ -130,7 +137,7 @@ impl Writer {
             let messages = serde_json::from_value(Value::Array(messages));
             messages.is_ok_and(|messages| self.encode(&RawPrompt::Chat { messages, options }).is_ok())
         };
-        let tools = self.template.as_ref().is_some_and(ChatTemplate::knows_tools);
+        let tools = self.calls.is_some() && self.template.as_ref().is_some_and(ChatTemplate::knows_tools);
         let chats = [
             ("user", taken(&["user"])),
             ("turns", taken(&["user", "assistant", "user"])),
@@ -185,6 +192,28 @@ impl Writer {
             }
             _ => Detokenizer::after(Arc::clone(&self.decoder), specials, ids),
         }
+    }
+
+    /// For the answer to a chat in which tools may be called; `None` where there are none.
+    ///
+    /// # Errors
+    /// `BadRequest`: calls would not be told from content, since they are in none of the forms that are read.
+    pub fn call_reader(&self, options: &RenderOptions, only_first: bool) -> Result<Option<CallReader>> {
+        let knows_tools = self.template.as_ref().is_some_and(ChatTemplate::knows_tools);
+        let (true, true, Some(tools)) = (options.may_call(), knows_tools, &options.tools) else { return Ok(None) };
+        let unread = || {
+            let message = "the chat template of this version has tools called in a form that is not read; read are";
+            Error::bad_param("tools", format!("{message} {}", CallForm::ALL))
+        };
+        let form = self.calls.ok_or_else(unread)?;
+        let name = |tool: &Value| tool.pointer("/function/name").and_then(Value::as_str).map(str::to_owned);
+        let tools = tools.iter().filter_map(name).collect();
+        Ok(Some(CallReader::new(CallRules { form, tools, only_first })))
+    }
+
+    /// The special tokens that calls are marked with, and read by.
+    pub fn call_marks(&self) -> Arc<[u32]> {
+        Arc::clone(&self.call_marks)
     }
 
     /// A token as it is written.

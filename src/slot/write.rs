@@ -15,7 +15,9 @@ use super::{Admission, Mirrored};
 use crate::engine::{self, Permit, Prompt, Written};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, Stage, Stamp};
-use crate::process::{Choice, Detokenizer, RawPrompt, SamplingOptions, Specials, StopStrings, TextDecoder};
+use crate::process::{
+    Call, CallReader, Choice, Detokenizer, RawPrompt, Read, SamplingOptions, Specials, StopStrings, TextDecoder,
+};
 use crate::schedule::decode::Finish;
 
 /// What a client wants written.
@@ -31,6 +33,8 @@ pub struct WriteAsk {
     pub usual_new: Option<usize>,
     pub sampling: SamplingOptions,
     pub stop: Vec<String>,
+    /// Reads calls of tools, where they may be called.
+    pub calls: Option<CallReader>,
     /// Tokens that would end the answer do not.
     pub ignore_ends: bool,
     /// Higher goes first.
@@ -57,8 +61,9 @@ pub struct Answers {
 /// What comes of an answer, in order.
 #[derive(Debug)]
 pub enum Event {
-    /// Tokens, and the text that is complete with them: it may be empty, and lacks what may turn out to be a stop string.
-    Wrote { text: String, choices: Vec<Choice> },
+    /// Tokens, the text that is complete with them, and the calls: the text may be empty, and lacks what may turn out to be a stop string
+    /// or a call.
+    Wrote { text: String, calls: Vec<Call>, choices: Vec<Choice> },
     /// The version that began failed; this one goes on, from the very next token.
     Moved(Stamp),
     /// Nothing comes after it.
@@ -112,6 +117,7 @@ impl Admission {
         for at in 0..count {
             let (of, number) = (at / ask.count, at % ask.count);
             let (prompt, max_new) = &encoded[of];
+            let detokenizer = writer.detokenizer(&ask.prompts[of], prompt, Specials::Skip);
             let task = Task {
                 admission: Arc::clone(&admission),
                 generation: Arc::clone(&generation),
@@ -122,8 +128,12 @@ impl Admission {
                 // Whatever is asked beside it, a prompt's answers are the same.
                 seed: ask.sampling.seed.wrapping_add(number as u64),
                 max_new: *max_new,
-                detokenizer: writer.detokenizer(&ask.prompts[of], prompt, Specials::Skip),
+                detokenizer: match ask.calls {
+                    Some(_) => detokenizer.keeping(writer.call_marks()),
+                    None => detokenizer,
+                },
                 stops: stops.clone(),
+                calls: ask.calls.clone(),
                 written: Vec::new(),
                 fault: None,
                 out: out.clone(),
@@ -173,6 +183,7 @@ struct Task {
     max_new: usize,
     detokenizer: Detokenizer,
     stops: StopStrings,
+    calls: Option<CallReader>,
     /// Tokens so far.
     written: Vec<u32>,
     /// Of the generation that was admitted, while it is open whether its predecessor can do better.
@@ -241,10 +252,25 @@ impl Task {
         self.written.push(choice.token);
         let text = self.detokenizer.push(choice.token).unwrap_or_default();
         let passed = self.stops.push(&text);
-        self.send(Event::Wrote { text: passed.text, choices: vec![choice] });
+        let read = self.read(passed.text);
+        self.tell(read, vec![choice]);
         match passed.stop.is_some() {
             true => self.end(EndReason::Stop),
             false => Next::More,
+        }
+    }
+
+    /// Parts the next piece of the text into content and calls.
+    fn read(&mut self, text: String) -> Read {
+        match &mut self.calls {
+            Some(reader) => reader.push(&text),
+            None => Read { text, calls: Vec::new() },
+        }
+    }
+
+    fn tell(&self, Read { text, calls }: Read, choices: Vec<Choice>) {
+        if !(text.is_empty() && calls.is_empty() && choices.is_empty()) {
+            self.send(Event::Wrote { text, calls, choices });
         }
     }
 
@@ -257,14 +283,14 @@ impl Task {
         let rest = self.detokenizer.finish().unwrap_or_default();
         let passed = self.stops.push(&rest);
         let held = if passed.stop.is_some() { String::new() } else { self.stops.finish() };
-        let text = passed.text + &held;
-        if !text.is_empty() {
-            self.send(Event::Wrote { text, choices: Vec::new() });
-        }
+        let read = self.read(passed.text + &held);
+        self.tell(read, Vec::new());
         self.end(if passed.stop.is_some() { EndReason::Stop } else { reason })
     }
 
     fn end(&mut self, reason: EndReason) -> Next {
+        let rest = self.calls.as_mut().map(CallReader::finish).unwrap_or_default();
+        self.tell(rest, Vec::new());
         let stats = &self.generation.stats;
         let took = self.began.elapsed();
         stats.spend(Stage::Answered, took);

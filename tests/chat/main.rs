@@ -14,6 +14,7 @@ mod options;
 mod prompts;
 mod replace;
 mod slow_readers;
+mod tools;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

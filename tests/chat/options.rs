@@ -159,7 +159,7 @@ async fn tokens_are_told_with_the_characters_they_begin_at_in_streams_too() {
 }
 
 const TEMPLATE: &str = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}\
-                        {% if tools %}tools: {{ tools[0].function.name }} {% endif %}\
+                        {% if tools %}tools: {{ tools[0].function.name }} {# <tool_call> #}{% endif %}\
                         {% if mood is defined %}mood: {{ mood }} {% endif %}\
                         {% if add_generation_prompt %}[assistant]{% endif %}";
 

@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
 use crate::http::{App, body};
-use crate::process::{MOST_LOGPROBS, Message, RawPrompt, RenderOptions};
+use crate::process::{CallReader, MOST_LOGPROBS, Message, RawPrompt, RenderOptions};
+use crate::slot::WriteAsk;
 
 /// OpenAI's request for a chat; other fields of theirs are taken and have no effect.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -34,12 +35,14 @@ pub(in crate::http) struct ChatRequest {
     /// And of how many others in its place.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<i64>,
-    /// For the model's chat template.
+    /// For the model's chat template, which shows in which form they are called; one of a form that is not read is refused.
     #[schema(value_type = Option<Vec<Object>>)]
     tools: Option<Vec<Value>>,
     /// Only `none` and `auto`: whether a tool is called is the model's choice.
     #[schema(value_type = Option<Object>)]
     tool_choice: Option<Value>,
+    /// With `false` an answer tells no more than the first of its calls.
+    parallel_tool_calls: Option<bool>,
     /// Only text.
     #[schema(value_type = Option<Object>)]
     response_format: Option<Value>,
@@ -67,13 +70,20 @@ async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
     request.check().map_err(plain)?;
     let (streams, usage) = (request.shape.streams(), request.shape.tells_usage());
     let reference = request.model.clone();
+    let mut form = None;
     let answers = begin(app, Dialect::OpenAi, (&reference, received), |writer| {
-        let shape = request.shape.clone();
-        shape.ask(writer, vec![request.prompt()], Rules { logprobs, ..Rules::default() })
+        let (shape, only_first) = (request.shape.clone(), request.parallel_tool_calls == Some(false));
+        let (messages, options) = request.rendering();
+        let calls = writer.call_reader(&options, only_first)?;
+        form = calls.as_ref().map(CallReader::form);
+        let prompt = RawPrompt::Chat { messages, options };
+        let ask = shape.ask(writer, vec![prompt], Rules { logprobs, ..Rules::default() })?;
+        Ok(WriteAsk { calls, ..ask })
     })
     .await
     .map_err(|failure| *failure)?;
-    let manner = Manner { streams, tells_usage: usage, tells_logprobs: logprobs.is_some(), echoes: Vec::new() };
+    let tells_logprobs = logprobs.is_some();
+    let manner = Manner { streams, tells_usage: usage, tells_logprobs, echoes: Vec::new(), calls: form };
     Ok(respond(app, answers, &CHAT, manner).await)
 }
 
@@ -84,7 +94,11 @@ impl ChatRequest {
         }
         match self.tool_choice.as_ref().map(|choice| choice.as_str()) {
             None | Some(Some("none" | "auto")) => {}
-            Some(_) => return Err(Error::bad_param("tool_choice", "only none and auto are supported")),
+            Some(_) => {
+                let message = "only none and auto are supported: that a tool is called, or which, could only be \
+                               seen to by constraining what is written, which is not done here";
+                return Err(Error::bad_param("tool_choice", message));
+            }
         }
         let text = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
         refuse("response_format", &self.response_format.clone().filter(|format| !text(format)))
@@ -108,11 +122,11 @@ impl ChatRequest {
         }
     }
 
-    fn prompt(self) -> RawPrompt {
+    fn rendering(self) -> (Vec<Message>, RenderOptions) {
         let ChatRequest { tools, continue_final_message, add_generation_prompt, chat_template_kwargs, .. } = self;
         let tools_rest = self.tool_choice.is_some_and(|choice| choice.as_str() == Some("none"));
         let options = rendered((continue_final_message, add_generation_prompt), tools, chat_template_kwargs);
-        RawPrompt::Chat { messages: self.messages, options: RenderOptions { tools_rest, ..options } }
+        (self.messages, RenderOptions { tools_rest, ..options })
     }
 }
 

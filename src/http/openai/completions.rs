@@ -92,7 +92,7 @@ async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
     })
     .await
     .map_err(|failure| *failure)?;
-    let manner = Manner { streams, tells_usage, tells_logprobs: logprobs.is_some(), echoes };
+    let manner = Manner { streams, tells_usage, tells_logprobs: logprobs.is_some(), echoes, calls: None };
     Ok(respond(app, answers, &COMPLETION, manner).await)
 }
 

@@ -2,8 +2,10 @@
 //! `/detokenize` as vLLM has them beside these.
 //!
 //! Source: OpenAI API reference; vLLM's `entrypoints/openai/protocol.py` for what is not in it. `writing` has what chats and
-//! completions ask for alike, `stream` how their answers are sent, `spelled` what is told of their tokens.
+//! completions ask for alike, `stream` how their answers are sent, `spelled` what is told of their tokens, `calls` what of tools that are
+//! called.
 
+mod calls;
 mod chat;
 mod completions;
 mod embeddings;

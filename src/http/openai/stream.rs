@@ -14,13 +14,14 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::{Value, json};
 
+use super::calls;
 use super::spelled::{Characters, Spelled};
 use crate::error::Error;
 use crate::generation::Stamp;
 use crate::http::reply::{self, Dialect, Failure, put_stamp};
 use crate::http::{App, request};
-use crate::process::Choice;
-use crate::slot::{Answers, EndReason, Event};
+use crate::process::{Call, CallForm, Choice};
+use crate::slot::{Answers, Event};
 
 /// The bodies of a route, where it differs from the other.
 pub(super) struct Form {
@@ -45,6 +46,8 @@ pub(super) struct Manner {
     pub(super) tells_logprobs: bool,
     /// By prompt, what its answers begin with; none where they begin with nothing.
     pub(super) echoes: Vec<String>,
+    /// How calls of tools were read, where they may be called.
+    pub(super) calls: Option<CallForm>,
 }
 
 /// What all bodies of a response share.
@@ -59,6 +62,7 @@ struct Envelope {
     /// Streams have the field in every chunk then.
     tells_usage: bool,
     prompt_tokens: usize,
+    calls: Option<CallForm>,
 }
 
 impl Envelope {
@@ -95,20 +99,13 @@ impl Envelope {
     }
 }
 
-fn word(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Stop => "stop",
-        EndReason::Length => "length",
-    }
-}
-
 /// What is not told because its task did not survive.
 fn lost() -> Error {
     Error::internal("an answer ended without a word")
 }
 
 pub(super) async fn respond(app: &App, mut answers: Answers, form: &'static Form, manner: Manner) -> Response {
-    let Manner { streams, tells_usage, tells_logprobs, echoes } = manner;
+    let Manner { streams, tells_usage, tells_logprobs, echoes, calls } = manner;
     let each = answers.count / echoes.len().max(1);
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut envelope = Envelope {
@@ -120,6 +117,7 @@ pub(super) async fn respond(app: &App, mut answers: Answers, form: &'static Form
         tells_logprobs,
         tells_usage,
         prompt_tokens: answers.prompt_tokens,
+        calls,
     };
     let mut begun = Vec::new();
     // What comes first decides whether there is an answer.
@@ -164,6 +162,7 @@ fn failed(error: Error, stamp: Stamp) -> Response {
 #[derive(Default)]
 pub(in crate::http) struct Text {
     pub(in crate::http) text: String,
+    calls: Vec<Call>,
     choices: Vec<Choice>,
     /// Why it ended, and its tokens.
     pub(in crate::http) ended: Option<(&'static str, usize)>,
@@ -184,15 +183,19 @@ pub(in crate::http) async fn collect(
         };
         let Some((at, event)) = event else { return Err((lost(), stamp)) };
         match event {
-            Event::Wrote { text, choices } => {
+            Event::Wrote { text, calls, choices } => {
                 texts[at].text.push_str(&text);
+                texts[at].calls.extend(calls);
                 texts[at].choices.extend(choices);
             }
             Event::Moved(to) => {
                 app.metrics.failed_over(&to.model);
                 stamp = to;
             }
-            Event::Ended(ended) => texts[at].ended = Some((word(ended.reason), ended.tokens)),
+            Event::Ended(ended) => {
+                let word = calls::word(ended.reason, !texts[at].calls.is_empty());
+                texts[at].ended = Some((word, ended.tokens));
+            }
             Event::Failed(error) => return Err((error, stamp)),
         }
     }
@@ -212,8 +215,10 @@ async fn whole(
     let choices = texts.iter().enumerate().map(|(at, text)| {
         let spelled: Vec<Spelled> = text.choices.iter().map(|choice| Spelled::of(choice, &answers.decoder)).collect();
         let reason = text.ended.map_or("stop", |(reason, _)| reason);
-        let text = envelope.echo(at).to_owned() + &text.text;
-        (envelope.form.choice)(at, &text, envelope.logprobs(&spelled, &mut Characters::default()), reason)
+        let logprobs = envelope.logprobs(&spelled, &mut Characters::default());
+        let mut choice = (envelope.form.choice)(at, &(envelope.echo(at).to_owned() + &text.text), logprobs, reason);
+        calls::add(&mut choice, &text.calls, envelope.calls);
+        choice
     });
     let mut body = envelope.body(envelope.form.whole, choices.collect());
     body["usage"] = envelope.usage(written);
@@ -228,6 +233,8 @@ struct Chunks {
     waiting: VecDeque<(usize, Event)>,
     ready: VecDeque<String>,
     opened: Vec<bool>,
+    /// Calls of each, so far.
+    called: Vec<usize>,
     /// Of each, so far.
     characters: Vec<Characters>,
     open: usize,
@@ -243,6 +250,7 @@ impl Chunks {
             waiting: begun.into(),
             ready: VecDeque::new(),
             opened: vec![false; count],
+            called: vec![0; count],
             characters: (0..count).map(|_| Characters::default()).collect(),
             open: count,
             written: 0,
@@ -273,11 +281,12 @@ impl Chunks {
 
     /// A client that reads slowly gets what has been written meanwhile at once.
     fn gather(&mut self, at: usize, event: Event) -> Event {
-        let Event::Wrote { mut text, mut choices } = event else { return event };
+        let Event::Wrote { mut text, mut calls, mut choices } = event else { return event };
         while self.waiting.is_empty() {
             match self.answers.events.try_recv() {
-                Ok((same, Event::Wrote { text: more, choices: others })) if same == at => {
+                Ok((same, Event::Wrote { text: more, calls: called, choices: others })) if same == at => {
                     text.push_str(&more);
+                    calls.extend(called);
                     choices.extend(others);
                 }
                 Ok(other) => self.waiting.push_back(other),
@@ -285,7 +294,7 @@ impl Chunks {
                 Err(_) => break,
             }
         }
-        Event::Wrote { text, choices }
+        Event::Wrote { text, calls, choices }
     }
 
     fn take(&mut self, at: usize, event: Event) {
@@ -300,19 +309,23 @@ impl Chunks {
             }
         }
         match event {
-            Event::Wrote { text, choices } => {
-                if text.is_empty() && !self.envelope.tells_logprobs {
-                    return;
+            Event::Wrote { text, calls, choices } => {
+                if !text.is_empty() || self.envelope.tells_logprobs && !choices.is_empty() {
+                    let spelled: Vec<Spelled> =
+                        choices.iter().map(|choice| Spelled::of(choice, &self.answers.decoder)).collect();
+                    let logprobs = self.envelope.logprobs(&spelled, &mut self.characters[at]);
+                    self.say(self.envelope.chunk(vec![(form.delta)(at, &text, logprobs)]));
                 }
-                let spelled: Vec<Spelled> =
-                    choices.iter().map(|choice| Spelled::of(choice, &self.answers.decoder)).collect();
-                let logprobs = self.envelope.logprobs(&spelled, &mut self.characters[at]);
-                self.say(self.envelope.chunk(vec![(form.delta)(at, &text, logprobs)]));
+                if !calls.is_empty() {
+                    let delta = calls::delta(at, self.called[at], &calls, self.envelope.calls);
+                    self.called[at] += calls.len();
+                    self.say(self.envelope.chunk(vec![delta]));
+                }
             }
             // The fingerprint of what follows says so.
             Event::Moved(stamp) => self.envelope.stamp = stamp,
             Event::Ended(ended) => {
-                self.say(self.envelope.chunk(vec![(form.closing)(at, word(ended.reason))]));
+                self.say(self.envelope.chunk(vec![(form.closing)(at, calls::word(ended.reason, self.called[at] > 0))]));
                 self.written += ended.tokens;
                 self.open -= 1;
                 if self.open == 0 {

@@ -188,6 +188,7 @@ impl Shape {
             usual_new: rules.default_most,
             sampling,
             stop,
+            calls: None,
             ignore_ends: self.ignore_eos.unwrap_or(false),
             priority,
             deadline: self.deadline_ms.map(Duration::from_millis),

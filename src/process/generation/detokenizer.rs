@@ -121,6 +121,8 @@ impl TextDecoder {
 pub struct Detokenizer {
     decoder: Arc<TextDecoder>,
     specials: Specials,
+    /// Special tokens that are spelled out all the same.
+    kept: Arc<[u32]>,
     /// Bytes of a character that is not complete, or of a run of byte tokens.
     bytes: Vec<u8>,
     steps: Vec<Step>,
@@ -131,7 +133,7 @@ impl Detokenizer {
     /// one before every text.
     pub fn new(decoder: Arc<TextDecoder>, specials: Specials) -> Detokenizer {
         let steps = decoder.join.steps().to_vec();
-        Detokenizer { decoder, specials, bytes: Vec::new(), steps }
+        Detokenizer { decoder, specials, kept: Arc::default(), bytes: Vec::new(), steps }
     }
 
     /// For a text that goes on after `prompt`: what decoding both together adds to the text of the prompt, its leading
@@ -142,6 +144,11 @@ impl Detokenizer {
             detokenizer.push(*id);
         }
         detokenizer
+    }
+
+    /// From here on these special tokens are spelled out, whatever becomes of others.
+    pub fn keeping(self, kept: Arc<[u32]>) -> Detokenizer {
+        Detokenizer { kept, ..self }
     }
 
     /// The text that is certain with this token; `None` where there is none.
@@ -156,7 +163,7 @@ impl Detokenizer {
         let mut text = String::new();
         match piece.kind {
             Kind::Nothing => return None,
-            Kind::Special if self.specials == Specials::Skip => return None,
+            Kind::Special if self.specials == Specials::Skip && !self.kept.contains(&id) => return None,
             Kind::Byte(byte) => self.byte(byte, &mut text),
             // A special token may be spelled like a byte (`<0x00>`), and is one to `ByteFallback` where it is kept.
             Kind::Special | Kind::Plain => match &decoder.join {

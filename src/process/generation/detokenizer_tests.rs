@@ -176,6 +176,17 @@ fn the_space_before_an_answer_depends_on_what_it_goes_on_from() {
 }
 
 #[test]
+fn special_tokens_that_are_kept_are_spelled_and_no_others() {
+    for sort in Sort::ALL {
+        let (tokenizer, decoder) = decoder(sort);
+        let [end, start] = ["<|im_end|>", "<|im_start|>"].map(|token| tokenizer.token_to_id(token).unwrap());
+        let mut detokenizer = Detokenizer::new(decoder, Specials::Skip).keeping([start].into());
+        let text = streamed(&mut detokenizer, &[end, start, end]);
+        assert_eq!(text.trim(), "<|im_start|>", "{sort:?}");
+    }
+}
+
+#[test]
 fn decoders_that_need_the_whole_text_are_refused_by_name() {
     let tokenizer = Tokenizer::from_file(fixture("bert-classify").join("tokenizer.json")).unwrap();
     let error = TextDecoder::new(&tokenizer).unwrap_err();

@@ -21,12 +21,40 @@ pub(super) struct ChatCompletion {
 #[derive(ToSchema)]
 struct ChatChoice {
     index: usize,
-    #[schema(value_type = Object)]
-    message: Value,
+    message: ChatAnswer,
     #[schema(value_type = Option<Object>)]
     logprobs: Option<Value>,
-    /// `stop` or `length`
+    /// `stop`, `length`, or `tool_calls` where tools are called and the answer ended by itself
     finish_reason: String,
+}
+
+#[derive(ToSchema)]
+struct ChatAnswer {
+    /// `assistant`
+    role: String,
+    /// Nothing where tools are called and nothing is said beside.
+    content: Option<String>,
+    /// There only where tools are called. In a stream each of them comes whole, with its `index`.
+    #[schema(nullable = false)]
+    tool_calls: Option<Vec<ToolCall>>,
+    /// Always null.
+    refusal: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct ToolCall {
+    /// `call_…`; nine letters and digits where the model is one of Mistral's.
+    id: String,
+    /// `function`
+    r#type: String,
+    function: CalledFunction,
+}
+
+#[derive(ToSchema)]
+struct CalledFunction {
+    name: String,
+    /// A JSON object as text. Whether it is as the tool's `parameters` say is the model's doing: nothing sees to it.
+    arguments: String,
 }
 
 /// OpenAI's answer to a prompt. As server-sent events: chunks of the same form.

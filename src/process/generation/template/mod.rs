@@ -17,6 +17,7 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
 use self::environment::{Raised, environment, is_space, strftime_at, without_generation_tags};
+use super::calls::CallForm;
 use super::control::{Spellings, is_mark, unmark};
 use crate::error::{Error, Result};
 
@@ -68,6 +69,13 @@ pub struct RenderOptions {
     pub variables: Map<String, Value>,
     /// Seconds since 1970, for `strftime_now` (in UTC).
     pub now: i64,
+}
+
+impl RenderOptions {
+    /// Whether there are tools, and they may be called.
+    pub fn may_call(&self) -> bool {
+        !self.tools_rest && self.tools.as_ref().is_some_and(|tools| !tools.is_empty())
+    }
 }
 
 /// A chat as its template wrote it.
@@ -188,6 +196,12 @@ impl ChatTemplate {
     /// Whether any of the templates says something of the tools that may be called.
     pub fn knows_tools(&self) -> bool {
         self.environment.templates().any(|(_, template)| template.source().contains("tools"))
+    }
+
+    /// In which form a model whose chats have tools writes its calls, where that is one of those that are read.
+    pub fn calls(&self) -> Option<CallForm> {
+        let template = self.environment.get_template(TOOL_USE).or_else(|_| self.environment.get_template(DEFAULT));
+        CallForm::of(template.ok()?.source())
     }
 
     /// Whether a template spells a role, as a string of its own.

@@ -233,6 +233,18 @@ fn arguments_are_an_object_for_the_template_whichever_way_they_came() {
 }
 
 #[test]
+fn the_form_of_calls_is_that_of_the_template_for_tools() {
+    let config = json!({"chat_template": [
+        {"name": "default", "template": "no tools"},
+        {"name": "tool_use", "template": "{{ tools }} <tool_call>"},
+    ]});
+    let source = TemplateSource::from_config(config.as_object().unwrap(), None).unwrap();
+    assert_eq!(ChatTemplate::new(source).unwrap().unwrap().calls(), Some(CallForm::Hermes));
+    assert_eq!(compiled("{{ tools }} [TOOL_CALLS]").calls(), Some(CallForm::Mistral));
+    assert_eq!(compiled("{{ tools }}").calls(), None);
+}
+
+#[test]
 fn roles_are_those_of_the_interface_or_that_a_template_names() {
     let template = compiled("{% for m in messages %}{% if m.role == 'critic' %}!{% endif %}{{ m.role }} {% endfor %}");
     let said = |roles: &[&str]| {
