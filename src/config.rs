@@ -16,6 +16,7 @@ use crate::cli::{LogFormat, ServeArgs};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::http::ListenLimits;
+use crate::ledger::Keep;
 use crate::telling::{AlertTarget, TelemetryTarget};
 
 /// Threads beyond these are a slip of the hand: they would only wait for each other.
@@ -63,8 +64,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     pub log: LogFormat,
     pub log_filter: String,
-    pub keep_rollouts: usize,
-    pub keep_events: usize,
+    pub keep: Keep,
     /// Who is told of what.
     pub alerts: Vec<AlertTarget>,
     pub telemetry: TelemetryTarget,
@@ -184,8 +184,10 @@ impl Config {
             drain_timeout: file.server.drain_timeout.unwrap_or(Duration::from_secs(30)),
             log: args.log.or(file.log.format).unwrap_or(LogFormat::Text),
             log_filter: log_filter().or(file.log.filter).unwrap_or_else(|| "info".into()),
-            keep_rollouts: file.ledger.keep_rollouts.unwrap_or(1_000),
-            keep_events: file.ledger.keep_events.unwrap_or(100_000),
+            keep: Keep {
+                rollouts: file.ledger.keep_rollouts.unwrap_or(1_000),
+                events: file.ledger.keep_events.unwrap_or(100_000),
+            },
             alerts: file.alerts,
             telemetry: file.telemetry,
             faults: file.faults,

@@ -273,7 +273,7 @@ async fn open_ledger(config: &Config) -> Result<Arc<Ledger>> {
         reason: format!("the state folder {} could not be made: {e}", config.state.display()),
     })?;
     let ledger = Ledger::open(&config.state.join("ledger.sqlite"))?;
-    match ledger.prune(config.keep_rollouts, config.keep_events) {
+    match ledger.prune(config.keep) {
         Ok(pruned) => tracing::debug!(?pruned, "ledger opened"),
         // A full disk: what was live can be served all the same.
         Err(error) => tracing::error!(%error, "old history stays in the ledger"),

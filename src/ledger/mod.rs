@@ -29,7 +29,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use chain::{BadEvent, Event, NewEvent, VerifyReport};
 pub use figures::{Counts, Figures, Spread};
 pub use live::Live;
-pub use prune::Pruned;
+pub use prune::{Keep, Pruned};
 pub use rollouts::{Filter, GateCheck, PhaseAt, RolloutRecord};
 pub(crate) use time::date_of_day;
 pub use time::rfc3339;

@@ -202,18 +202,13 @@ pub(super) fn bad_rows(connection: &Connection) -> Result<Vec<String>, Fault> {
     Ok(bad)
 }
 
-/// Rollouts whose beginning is told and whose record is gone, although pruning would have left it: only the oldest go by
-/// rule, and never all. A second is more than lies between a record's beginning and its event's.
+/// Rollouts whose beginning is told and whose record is gone, and not by rule. A record is written with its first event
+/// ([`Ledger::save_rollout_with`]).
 fn missing(connection: &Connection) -> Result<Vec<String>, Fault> {
     let mut statement = connection.prepare_cached(
-        "WITH gone AS (SELECT rollout, min(at_ms) AS begun FROM events
-                WHERE kind = 'phase' AND json_extract(body, '$.phase') IN ('draining', 'reserving')
-                    AND rollout IS NOT NULL AND rollout NOT IN (SELECT id FROM rollouts)
-                GROUP BY rollout)
-            SELECT rollout FROM gone
-            WHERE EXISTS (SELECT 1 FROM rollouts WHERE ended_ms IS NOT NULL AND started_ms < begun - 1000
-                    AND id NOT IN (SELECT rollout FROM live WHERE rollout IS NOT NULL))
-                OR NOT EXISTS (SELECT 1 FROM rollouts WHERE started_ms >= begun - 1000)
+        "SELECT DISTINCT rollout FROM events
+            WHERE kind = 'phase' AND json_extract(body, '$.phase') IN ('draining', 'reserving') AND rollout IS NOT NULL
+                AND rollout NOT IN (SELECT id FROM rollouts) AND rollout NOT IN (SELECT rollout FROM pruned)
             ORDER BY 1",
     )?;
     let gone = statement.query_map([], |row| row.get::<_, String>(0))?;

@@ -53,6 +53,16 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE live ADD COLUMN head_seq INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE rollouts ADD COLUMN head_seq INTEGER NOT NULL DEFAULT 0;
 ",
+    "
+    -- Rollouts whose records went by rule while events still tell of them. What went before this was kept is not told apart
+    -- from what was lost, and is taken for the former once.
+    CREATE TABLE pruned (rollout TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    INSERT INTO pruned SELECT DISTINCT rollout FROM events
+        WHERE kind = 'phase' AND rollout IS NOT NULL
+            AND CASE WHEN json_valid(body) THEN json_extract(body, '$.phase') END IN ('draining', 'reserving')
+            AND rollout NOT IN (SELECT id FROM rollouts);
+    CREATE INDEX events_by_rollout ON events (rollout, seq) WHERE rollout IS NOT NULL;
+",
 ];
 
 /// Makes an empty ledger under another name and renames it: a file that is there is a whole one, so that an empty one

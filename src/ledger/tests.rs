@@ -11,6 +11,8 @@ use crate::error::Error;
 mod damage;
 mod missing;
 
+const NOTHING: Keep = Keep { rollouts: 0, events: 0 };
+
 struct Place {
     _folder: TempDir,
     path: PathBuf,
@@ -241,7 +243,7 @@ fn who_opened_it_to_read_cannot_write() {
         reason(reader.commit_live(&live("a", "v"), &event("a", "x", None))),
         reason(reader.save_rollout(&rollout("r1", "a", 1, None))),
         reason(reader.record_manifest("a", "v", &json!({}))),
-        reason(reader.prune(0, 0)),
+        reason(reader.prune(NOTHING)),
     ] {
         assert!(refused.contains("opened to be read"), "{refused}");
     }
@@ -272,15 +274,17 @@ fn pruning_keeps_a_chain_that_verifies_and_goes_on() {
     ledger
         .commit_live(&Live { rollout: Some("r0".to_owned()), ..live("a", "v1") }, &event("a", "switched", None))
         .unwrap();
-    assert_eq!(ledger.prune(100, 100).unwrap(), Pruned::default());
+    assert_eq!(ledger.prune(Keep { rollouts: 100, events: 100 }).unwrap(), Pruned::default());
     // The rollout that made the live version so is kept beside the newest three.
-    assert_eq!(ledger.prune(3, 4).unwrap(), Pruned { rollouts: 6, events: 7 });
+    let keep = Keep { rollouts: 3, events: 4 };
+    assert!(ledger.has_more_than(keep).unwrap() && !ledger.has_more_than(Keep::ALL).unwrap());
+    assert_eq!(ledger.prune(keep).unwrap(), Pruned { rollouts: 6, events: 7 });
     let ids: Vec<_> = ledger.rollouts(&Filter::default()).unwrap().into_iter().map(|record| record.id).collect();
     assert_eq!(ids, ["r9", "r8", "r7", "r0"]);
     let report = ledger.verify().unwrap();
     assert_eq!((report.ok, report.events, report.pruned_before), (true, 4, 8));
     assert_eq!(ledger.append(&event("a", "phase", None)).unwrap().seq, 12);
-    assert_eq!(ledger.prune(0, 0).unwrap(), Pruned { rollouts: 2, events: 5 });
+    assert_eq!(ledger.prune(NOTHING).unwrap(), Pruned { rollouts: 2, events: 5 });
     assert_eq!(ledger.append(&event("a", "phase", None)).unwrap().seq, 13);
     drop(ledger);
     let ledger = Ledger::open(&place.path).unwrap();
@@ -301,7 +305,7 @@ fn an_open_rollout_and_its_events_are_never_pruned() {
     ledger.save_rollout(&rollout("open", "a", 2, None)).unwrap();
     ledger.append(&event("b", "alert", None)).unwrap();
     // Nor is the newest that has ended.
-    assert_eq!(ledger.prune(0, 0).unwrap(), Pruned { rollouts: 0, events: 1 });
+    assert_eq!(ledger.prune(NOTHING).unwrap(), Pruned { rollouts: 0, events: 1 });
     assert_eq!(ledger.events(0, None, 10).unwrap()[0], first);
     assert!(ledger.rollout("open").unwrap().is_some());
     assert!(ledger.verify().unwrap().ok);

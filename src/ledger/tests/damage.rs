@@ -61,7 +61,7 @@ fn another_programs_database_and_a_newer_ledger_are_refused() {
     };
     change("user_version", 99);
     let refused = reason(Ledger::open(&place.path));
-    assert!(refused.contains("its schema is version 99, this program knows versions 1 to 2"), "{refused}");
+    assert!(refused.contains("its schema is version 99, this program knows versions 1 to 3"), "{refused}");
     change("application_id", 7);
     for refused in [reason(Ledger::open(&place.path)), reason(Ledger::open_read_only(&place.path))] {
         assert!(refused.contains("a database, but not a ledger of cutover"), "{refused}");
