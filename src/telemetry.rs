@@ -382,7 +382,7 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
     for (model, version, there) in supervisor.live_on_disk() {
         page.sample("live_version_on_disk", &[("model", &model), ("version", &version)], f64::from(u8::from(there)));
     }
-    let counts = supervisor.counts().await?;
+    let counts = supervisor.counts();
     page.one("rollouts", "counter", "deployments that have ended, however they did", counts.deployments as f64);
     page.one("switches", "counter", "deployments that went live", counts.switches as f64);
     page.one("rollbacks", "counter", "times that the version before was made live again", counts.rollbacks as f64);

@@ -122,7 +122,7 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
         stall_after: config.stall_after,
         on_stall: on_stall(Arc::clone(&ledger), Arc::clone(&registry)),
     })?;
-    let journal = Journal::new(Arc::clone(&ledger));
+    let journal = Journal::new(Arc::clone(&ledger), config.keep);
     let metrics = Arc::new(Metrics::new());
     targets.names().for_each(|target| metrics.expect_alerts(target));
     // Listening comes before anything can happen.

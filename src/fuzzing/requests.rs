@@ -25,7 +25,7 @@ use crate::device::{self, Budget, DeviceSpec, Health, Processors};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Error, Kind, Result};
 use crate::http::{Access, App, Guard, HttpLimits, Room, Serves, Stage, grpc_router, router};
-use crate::ledger::Ledger;
+use crate::ledger::{Keep, Ledger};
 use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::rollout::{Journal, Supervisor, SupervisorConfig};
@@ -187,7 +187,7 @@ async fn start() -> Result<(Router, Router)> {
         last_generation: 0,
         faults: Vec::new(),
     };
-    let journal = Journal::new(Arc::new(Ledger::open(&folder.path().join("ledger.sqlite"))?));
+    let journal = Journal::new(Arc::new(Ledger::open(&folder.path().join("ledger.sqlite"))?), Keep::ALL);
     let (supervisor, starting) = Supervisor::start(parts, engine, journal, Arc::clone(&registry)).await?;
     for up in starting {
         up.await.map_err(Error::internal)?;

@@ -1,13 +1,14 @@
 //! How deployments have gone: counted from the rollouts that are kept.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Ledger;
 use super::fault::Fault;
-use super::rollouts::{Filter, each, parsed};
+use super::rollouts::{Filter, RolloutRecord, each, parsed};
 use crate::error::Result;
 
 /// Over every rollout that has ended and is still recorded. One that brought the previous version back from disk, or from host
@@ -43,13 +44,20 @@ impl Figures {
 }
 
 impl Counts {
-    /// What has been added to `before`.
-    pub fn since(self, before: Counts) -> Counts {
-        Counts {
-            deployments: self.deployments.saturating_sub(before.deployments),
-            switches: self.switches.saturating_sub(before.switches),
-            rollbacks: self.rollbacks.saturating_sub(before.rollbacks),
-        }
+    /// What one rollout adds: nothing while it is open.
+    pub fn of(record: &RolloutRecord) -> Counts {
+        let RolloutRecord { phase, ended_ms, figures, .. } = record;
+        let mut tally = Tally::default();
+        tally.count(&Counted { phase: phase.clone(), ended_ms: *ended_ms, figures: figures.clone() });
+        tally.figures().counts()
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, more: Counts) {
+        self.deployments += more.deployments;
+        self.switches += more.switches;
+        self.rollbacks += more.rollbacks;
     }
 }
 
@@ -169,8 +177,7 @@ mod tests {
         assert_eq!(figures.success_rate, Some(0.5));
         assert_eq!(figures.downtime_ms, Some(Spread { count: 4, median: 0.375, max: 8.0 }));
         assert_eq!(figures.rollback_ms, Some(Spread { count: 1, median: 3.0, max: 3.0 }));
-        let before = Counts { deployments: 6, switches: 5, rollbacks: 0 };
-        assert_eq!(figures.counts().since(before), Counts { deployments: 1, switches: 0, rollbacks: 2 });
+        assert_eq!(figures.counts(), Counts { deployments: 7, switches: 5, rollbacks: 2 });
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 
 use crate::error::{Error, Result};
-use crate::ledger::{Event, Ledger, Live, NewEvent, RolloutRecord};
+use crate::ledger::{Counts, Event, Keep, Ledger, Live, NewEvent, RolloutRecord};
 use crate::telling::Feed;
 
 /// Events that a slow listener may lag behind before it has to read them from the ledger.
@@ -33,16 +33,22 @@ enum Unwritten {
 #[derive(Clone)]
 pub struct Journal {
     ledger: Arc<Ledger>,
+    keep: Keep,
     events: broadcast::Sender<Event>,
     /// How many events the ledger could not take. Held from before a write until it is told, on threads that may block.
     unwritten: Arc<Mutex<i64>>,
     /// How often each model's live version was committed, so that what is tried again does not undo what came later.
     commits: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// How the rollouts went that have ended since this process began, whatever the ledger still has of them.
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl Journal {
-    pub fn new(ledger: Arc<Ledger>) -> Self {
-        Journal { ledger, events: broadcast::channel(BACKLOG).0, unwritten: Arc::default(), commits: Arc::default() }
+    /// `keep`: how much of its history the ledger holds on to when rollouts end.
+    pub fn new(ledger: Arc<Ledger>, keep: Keep) -> Self {
+        let (events, _) = broadcast::channel(BACKLOG);
+        let (unwritten, commits, counts) = (Arc::default(), Arc::default(), Arc::default());
+        Journal { ledger, keep, events, unwritten, commits, counts }
     }
 
     /// For threads that may block.
@@ -117,7 +123,9 @@ impl Journal {
     }
 
     /// A rollout as it is now, and what made it so: one write to the disk. It is so, and told, even where that fails.
+    /// An end is saved once.
     pub async fn save(&self, record: RolloutRecord, event: NewEvent) -> Result<()> {
+        self.count(&record);
         let write = move |ledger: &Ledger, event: &NewEvent| ledger.save_rollout_with(&record, event).map(Some);
         self.record(event, Unwritten::IsTold, write).await
     }
@@ -179,15 +187,32 @@ impl Journal {
     /// Records how a rollout ended, now or as soon as it can be written: what stays open in the ledger would be taken
     /// for interrupted at the next start.
     pub async fn save_end(&self, record: RolloutRecord) {
-        // From here on the file alone has it all.
-        let save = |record: RolloutRecord| move |ledger: &Ledger| ledger.save_rollout(&record).map(|()| ledger.fold());
-        if let Err(error) = self.with(save(record.clone())).await {
+        if let Err(error) = self.try_to_end(record.clone()).await {
             tracing::error!(%error, rollout = record.id, "the end of a rollout could not be written to the ledger yet");
             self.until_done("the end of a rollout", move |journal| {
                 let record = record.clone();
-                async move { journal.with(save(record)).await }
+                async move { journal.try_to_end(record).await }
             });
         }
+    }
+
+    async fn try_to_end(&self, record: RolloutRecord) -> Result<()> {
+        // From here on the file alone has it all.
+        self.with(move |ledger| ledger.save_rollout(&record).map(|()| ledger.fold())).await?;
+        // One more than is kept, perhaps. Nobody waits for that.
+        let (ledger, keep) = (Arc::clone(&self.ledger), self.keep);
+        drop(tokio::task::spawn_blocking(move || let_go(&ledger, keep)));
+        Ok(())
+    }
+
+    /// How often each has happened since this process began. That only grows, as a counter must.
+    pub fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Counts a rollout that has ended.
+    pub(super) fn count(&self, record: &RolloutRecord) {
+        *self.counts.lock().unwrap_or_else(|e| e.into_inner()) += Counts::of(record);
     }
 
     /// Tries again in the background until it succeeds.
@@ -208,6 +233,18 @@ impl Journal {
                 attempt += 1;
             }
         });
+    }
+}
+
+fn let_go(ledger: &Ledger, keep: Keep) {
+    let pruned = ledger.has_more_than(keep).and_then(|more| if more { ledger.prune(keep).map(Some) } else { Ok(None) });
+    match pruned {
+        Ok(Some(pruned)) => {
+            tracing::debug!(?pruned, "old history is gone from the ledger");
+            ledger.fold();
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "old history stays in the ledger"),
     }
 }
 
@@ -254,7 +291,7 @@ mod tests {
     async fn what_is_written_first_is_told_first_whichever_task_goes_on_first() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = ledger(&dir);
-        let journal = Journal::new(Arc::clone(&ledger));
+        let journal = Journal::new(Arc::clone(&ledger), Keep::ALL);
         let mut told = journal.subscribe();
         let mut first = pin!(journal.note(event("a", None, "rolled_back", json!({}))));
         assert!(first.as_mut().now_or_never().is_none());
@@ -272,7 +309,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(ledger(&dir));
         let unwritable = Ledger::open_read_only(&dir.path().join("ledger.sqlite")).unwrap();
-        let journal = Journal::new(Arc::new(unwritable));
+        let journal = Journal::new(Arc::new(unwritable), Keep::ALL);
         let mut told = journal.subscribe();
         let live = Live {
             model: "digits".into(),
@@ -294,5 +331,27 @@ mod tests {
             assert_eq!(event.body["reason"], "a rule");
         }
         assert!(told.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_more_than_is_kept_goes_when_a_rollout_ends_and_stays_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(&dir);
+        let journal = Journal::new(Arc::clone(&ledger), Keep { rollouts: 1, events: 2 });
+        for at in 1..=3 {
+            let begun = RolloutRecord { id: format!("r{at}"), started_ms: at, ..RolloutRecord::default() };
+            let told = |phase: &str| event("digits", Some(&begun.id), "phase", json!({ "phase": phase }));
+            journal.save(begun.clone(), told("reserving")).await.unwrap();
+            let over = RolloutRecord { phase: "settled".into(), ended_ms: Some(at), ..begun.clone() };
+            journal.save(over.clone(), told("settled")).await.unwrap();
+            journal.save_end(over).await;
+        }
+        let began = Instant::now();
+        while (ledger.figures(None).unwrap().deployments, ledger.verify().unwrap().events) != (1, 2) {
+            assert!(began.elapsed() < Duration::from_secs(60), "old history stays");
+            tokio::task::yield_now().await;
+        }
+        assert!(ledger.rollout("r3").unwrap().is_some() && ledger.verify().unwrap().ok);
+        assert_eq!(journal.counts(), Counts { deployments: 3, switches: 3, rollbacks: 0 });
     }
 }

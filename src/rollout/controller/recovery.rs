@@ -146,6 +146,7 @@ impl Controller {
         let rollout = Some(record.id.clone());
         let live = Live { model, version, digest, rollout, since_ms: now_ms(), previous: None };
         self.ctx.journal.commit(live, note).await?;
+        self.ctx.journal.count(&record);
         self.ctx.journal.with(move |ledger| ledger.save_rollout(&record)).await
     }
 }

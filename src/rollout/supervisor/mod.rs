@@ -27,7 +27,6 @@ use crate::device::{Budget, Opened};
 use crate::engine::{Counters, Engine};
 use crate::error::{Error, Result};
 use crate::generation::GenerationIds;
-use crate::ledger::Counts;
 use crate::ops::Machine;
 use crate::repository::Repository;
 use crate::slot::{Registry, Target};
@@ -60,8 +59,6 @@ pub struct Supervisor {
     /// Held while two versions are compared for somebody: one comparison at a time.
     comparing: Mutex<()>,
     pulse: Pulse,
-    /// What the ledger knew of when this process began.
-    counted_before: Counts,
     stopping: AtomicBool,
 }
 
@@ -102,7 +99,6 @@ impl Supervisor {
             lingering: Lingering::default(),
         });
         let folders = Folders::new(&ctx)?;
-        let counted_before = ctx.journal.with(|ledger| ledger.figures(None)).await?.counts();
         let supervisor = Arc::new(Supervisor {
             ctx,
             folders: std::sync::Mutex::new(folders),
@@ -111,7 +107,6 @@ impl Supervisor {
             controllers: Mutex::default(),
             comparing: Mutex::default(),
             pulse: Pulse::default(),
-            counted_before,
             stopping: AtomicBool::new(false),
         });
         let up = supervisor.take_in_all().await?;

@@ -130,10 +130,16 @@ impl Supervisor {
         self.ctx.journal.with(move |ledger| ledger.figures(model.as_deref())).await
     }
 
-    /// How often each has happened since this process began. That only grows, as a counter must: of what the ledger keeps the
-    /// oldest goes at each start, which would be taken for as many new ones.
-    pub async fn counts(&self) -> Result<Counts> {
-        Ok(self.figures(None).await?.counts().since(self.counted_before))
+    /// How often each has happened since this process began.
+    pub fn counts(&self) -> Counts {
+        self.ctx.journal.counts()
+    }
+
+    /// Every model that serves, or that should.
+    pub fn serving(&self) -> Vec<(String, bool)> {
+        let slots = self.registry.slots();
+        let expected = slots.values().filter(|slot| !slot.is_vacant());
+        expected.map(|slot| (slot.name().to_owned(), slot.reason().is_none())).collect()
     }
 
     /// Whether the ledger takes what happens.
