@@ -40,6 +40,9 @@ use schema::Sharing;
 
 pub struct Ledger {
     path: PathBuf,
+    /// Reads have a connection of their own, so that none delays the write that a switch waits for; where the file is open
+    /// for this server alone they share the other. Before it, so that it is closed first: the last one merges the log.
+    reading: Option<Mutex<Connection>>,
     // Before the lock, so that it is closed before another server may open the file.
     connection: Mutex<Connection>,
     /// Which file that is.
@@ -66,16 +69,8 @@ impl Ledger {
         if !path.exists() {
             schema::create(path).map_err(told)?;
         }
-        let connection = schema::connect(path, Sharing::Readers).or_else(|fault| match fault.denies_an_index() {
-            // What is live can be read all the same; nobody else can look meanwhile.
-            true => {
-                tracing::error!(path = %path.display(), "no room beside the ledger: it is opened for this server alone");
-                schema::connect(path, Sharing::Nobody)
-            }
-            false => Err(fault),
-        });
-        let connection = connection.map_err(told)?;
-        let ledger = Ledger::with(path, connection, Some(lock));
+        let (connection, reading) = connect(path).map_err(told)?;
+        let ledger = Ledger { reading: reading.map(Mutex::new), ..Ledger::with(path, connection, Some(lock)) };
         let report = ledger.verify()?;
         match report.first_problem() {
             Some(problem) => Err(told(Fault::Damaged(problem))),
@@ -88,7 +83,8 @@ impl Ledger {
 
     fn with(path: &Path, connection: Connection, lock: Option<File>) -> Ledger {
         let (file, failing) = (identity(path), AtomicBool::new(false));
-        Ledger { path: path.to_owned(), connection: Mutex::new(connection), file, failing, _lock: lock }
+        let (path, connection) = (path.to_owned(), Mutex::new(connection));
+        Ledger { path, reading: None, connection, file, failing, _lock: lock }
     }
 
     /// Opens an existing ledger to look at it, also while a server writes it, and also one whose [`Ledger::verify`] fails.
@@ -101,6 +97,8 @@ impl Ledger {
     /// state: it waits for no reader, since a switch would wait with it. (SQLite, "PRAGMA wal_checkpoint", PASSIVE.) Where that
     /// cannot be, as on a full disk, what is recorded is as durable as before.
     pub fn fold(&self) {
+        // Of this process nobody reads meanwhile.
+        let _reading = self.reading.as_ref().map(held);
         let folded = self.connection().query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         if let Err(error) = folded {
             tracing::debug!(%error, "the ledger's log is not merged");
@@ -127,7 +125,7 @@ impl Ledger {
     /// Runs `act` as one transaction that is there whole, on disk, when this returns `Ok`, and not at all otherwise.
     fn write<T>(&self, doing: &str, act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T> {
         let written = match identity(&self.path) {
-            there if there == self.file => self.transact(TransactionBehavior::Immediate, act),
+            there if there == self.file => transact(self.connection(), TransactionBehavior::Immediate, act),
             // It would be written to a file that no start finds.
             _ => Err(Fault::Gone),
         };
@@ -138,24 +136,43 @@ impl Ledger {
 
     /// Runs `act` on one unchanging state of the ledger.
     fn read<T>(&self, doing: &str, act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T> {
-        self.transact(TransactionBehavior::Deferred, act).map_err(|fault| fault.told(&self.path, doing))
+        let connection = held(self.reading.as_ref().unwrap_or(&self.connection));
+        transact(connection, TransactionBehavior::Deferred, act).map_err(|fault| fault.told(&self.path, doing))
     }
 
-    fn transact<T>(
-        &self,
-        behavior: TransactionBehavior,
-        act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
-        let mut connection = self.connection();
-        let transaction = connection.transaction_with_behavior(behavior)?;
-        let done = act(&transaction)?;
-        transaction.commit()?;
-        Ok(done)
-    }
-
+    /// The one that writes.
     fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic in a transaction has rolled it back: the connection is as good as before.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        held(&self.connection)
+    }
+}
+
+fn held(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    // A panic in a transaction has rolled it back: the connection is as good as before.
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn transact<T>(
+    mut connection: MutexGuard<'_, Connection>,
+    behavior: TransactionBehavior,
+    act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let transaction = connection.transaction_with_behavior(behavior)?;
+    let done = act(&transaction)?;
+    transaction.commit()?;
+    Ok(done)
+}
+
+/// The connection that writes and, where the file is shared, one that reads.
+fn connect(path: &Path) -> Result<(Connection, Option<Connection>), Fault> {
+    let shared = schema::connect(path, Sharing::Readers)
+        .and_then(|connection| Ok((connection, Some(schema::connect_read_only(path)?))));
+    match shared {
+        // What is live can be read all the same; nobody else can look meanwhile.
+        Err(fault) if fault.denies_an_index() => {
+            tracing::error!(path = %path.display(), "no room beside the ledger: it is opened for this server alone");
+            Ok((schema::connect(path, Sharing::Nobody)?, None))
+        }
+        shared => shared,
     }
 }
 

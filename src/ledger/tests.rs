@@ -312,6 +312,32 @@ fn an_open_rollout_and_its_events_are_never_pruned() {
 }
 
 #[test]
+fn whoever_reads_for_long_keeps_no_switch_from_being_written() {
+    let place = filled();
+    let ledger = Ledger::open(&place.path).unwrap();
+    let count = |transaction: &Transaction<'_>| {
+        transaction.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    std::thread::scope(|scope| {
+        ledger
+            .read("look", |transaction| {
+                let before = count(transaction);
+                let (done, written) = std::sync::mpsc::channel();
+                let ledger = &ledger;
+                scope.spawn(move || {
+                    done.send(ledger.commit_live(&live("digits", "v2"), &event("digits", "switched", None))).unwrap();
+                });
+                written.recv_timeout(Duration::from_secs(60)).expect("it waits for whoever reads").unwrap();
+                assert_eq!(count(transaction), before, "what is read does not change meanwhile");
+                Ok(())
+            })
+            .unwrap();
+    });
+    // Nor does who reads next miss it.
+    assert_eq!(ledger.live("digits").unwrap().unwrap().version, "v2");
+}
+
+#[test]
 fn readers_see_only_whole_states_while_a_writer_goes_on() {
     const WRITES: i64 = 150;
     let place = place();
