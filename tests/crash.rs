@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::inputs::digit;
-use common::{Client, PATIENCE, Site, until};
+use common::{Client, PATIENCE, Server, Site, until};
 use cutover::ledger::{Filter, Ledger};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Method;
@@ -178,6 +178,38 @@ async fn a_stall_outside_a_window_blames_nobody() {
     let asked = tokio::spawn(async move { client.try_image("digits", &digit(2)).await });
     assert_eq!(server.ended().await, 70, "{}", server.log());
     assert!(!asked.await.unwrap().is_ok_and(|answer| answer.status == 200));
+    let site = site.no_faults();
+    assert_eq!(site.start().await.live("digits").await, "v1");
+}
+
+/// A server on its way out whose one forward pass hangs: that began while clients were given time to look away.
+async fn hangs_while_it_stops(stall_after: &str) -> (Site, Server) {
+    let config = format!("[server]\nlame_duck = '2s'\n[device]\nstall_after = '{stall_after}'");
+    let site = Site::digits().config(&config).fault("version = 'digits@v1'\nkind = 'hang'");
+    let server = site.start().await;
+    server.terminate();
+    server.says("still serving").await;
+    let client = server.another();
+    tokio::spawn(async move { client.try_image("digits", &digit(2)).await });
+    server.says(" stopping ").await;
+    (site, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_hangs_while_the_server_stops_ends_the_process_as_any_other() {
+    let (site, mut server) = hangs_while_it_stops("4s").await;
+    assert_eq!(server.ended().await, 70, "{}", server.log());
+    let (whole, said) = site.verify();
+    assert!(whole, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_once_more_after_the_cut_waits_for_nothing_that_hangs() {
+    let (site, mut server) = hangs_while_it_stops("10m").await;
+    server.terminate();
+    server.says("ends where it is").await;
+    server.terminate();
+    assert_eq!(server.ended().await, 1, "{}", server.log());
     let site = site.no_faults();
     assert_eq!(site.start().await.live("digits").await, "v1");
 }

@@ -15,6 +15,7 @@ mod client;
 mod convert;
 mod diff;
 mod doors;
+mod ending;
 mod experiment;
 mod golden;
 mod history;

@@ -1,11 +1,9 @@
-//! `cutover serve`: puts the rooms together, opens the doors, and closes them in order.
+//! `cutover serve`: puts the rooms together and opens the doors.
 //!
-//! Order of the end: readiness turns false, clients have a while to look away (`lame_duck`), listeners stop accepting, rollouts
-//! end, admitted requests finish, or are cut short after a while where they write, the engine stops. A stall of the device ends
-//! the process at once instead, for its supervisor to start anew.
+//! Order of the end: readiness turns false, clients have a while to look away (`lame_duck`), listeners stop accepting, and
+//! `ending` sees to the rest. A stall of the device ends the process at once instead, for its supervisor to start anew.
 
 use std::io::Write as _;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +15,7 @@ use tokio::sync::watch;
 use super::ServeArgs;
 use super::banner::{self, Doorway};
 use super::doors::{Listeners, Secrets};
+use super::ending::{Ending, device_failed};
 use super::renew::keep_fresh;
 use super::signals::Signals;
 use crate::config::Config;
@@ -32,16 +31,10 @@ use crate::slot::Registry;
 use crate::telemetry::{self, Metrics};
 use crate::telling::{Collector, Targets, Telling, Traces};
 
-/// The device stalled or failed; a supervisor should start the process anew (sysexits.h, EX_SOFTWARE).
-const EXIT_DEVICE: i32 = 70;
 /// Bytes of a GPU that are left to its driver.
 const DRIVER: u64 = 256 << 20;
-/// For alerts and spans that wait, when the server stops.
-const LAST_ALERTS: Duration = Duration::from_secs(5);
 /// For threads that nobody joins to let go of a GPU.
 const LAST_THREADS: Duration = Duration::from_secs(10);
-/// For answers to leave after the device has failed.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
     let outcome = Config::load(args).and_then(|config| {
@@ -154,10 +147,10 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
     let (stage, staged) = watch::channel(Stage::Open);
     let app = Arc::new(App {
         registry,
-        supervisor: Arc::clone(&supervisor),
+        supervisor,
         metrics,
-        telling: Arc::clone(&telling),
-        traces: traces.clone(),
+        telling,
+        traces,
         limits: HttpLimits {
             max_body_bytes: config.max_body_bytes,
             read_timeout: config.read_timeout,
@@ -178,55 +171,16 @@ async fn serve(config: Config, (opened, machine): (Opened, Machine), control: &H
     let reason = tokio::select! {
         reason = asked_to_stop(&mut signals, &stage, config.lame_duck) => reason,
         reason = engine.fatal() => {
-            tracing::error!(reason, "the device failed; ending the process for its supervisor");
             stage.send_replace(Stage::Closed);
-            app.closing.send_replace(true);
-            // A forward pass that never returns cannot be stopped any other way. Those who waited for it have
-            // their errors now; they go out first.
-            if tokio::time::timeout(LAST_WORDS, &mut closed).await.is_err() {
-                tracing::warn!("some connections were still open");
-            }
-            std::process::exit(EXIT_DEVICE)
+            device_failed(&app, &reason, &mut closed).await
         }
         never = async { (&mut announce).await; std::future::pending::<&'static str>().await } => never,
     };
     tracing::info!(reason, "stopping");
     renewing.abort();
     stage.send_replace(Stage::Closed);
-    // A rollout's end may wait for texts of the version that it reclaims, as connections do for theirs.
-    let mut ending = pin!(async {
-        supervisor.shut_down().await;
-        app.closing.send_replace(true);
-        (&mut closed).await;
-    });
-    let cut = tokio::select! {
-        () = &mut ending => None,
-        () = tokio::time::sleep(config.drain_timeout) => Some("the drain timeout"),
-        again = signals.next() => Some(again),
-    };
-    if let Some(cut) = cut {
-        // A text may be as long as the context, and whoever stops this process waits for no such time.
-        tracing::warn!(after = cut, "what is still being written ends where it is");
-        engine.cut_short(None)?;
-        let ended = tokio::time::timeout(LAST_WORDS, &mut ending).await;
-        if ended.is_err() {
-            tracing::warn!("a rollout was still ending, or some connections were still open");
-        }
-    }
-    // Whatever the end itself is worth telling is among it.
-    telling.stop(LAST_ALERTS).await;
-    if let Some(traces) = traces {
-        traces.stop(LAST_ALERTS).await;
-    }
-    engine.stop();
-    let joined = move || {
-        let _ended = engine_thread.join();
-        // A copy of the file alone has it all.
-        ledger.fold();
-    };
-    tokio::task::spawn_blocking(joined)
-        .await
-        .map_err(|e| Error::internal(format!("waiting for the engine failed: {e}")))?;
+    let ending = Ending { app, engine, engine_thread, ledger, drain_timeout: config.drain_timeout };
+    ending.run(&mut signals, closed).await?;
     tracing::info!("stopped");
     Ok(())
 }
