@@ -377,6 +377,10 @@ async fn rollouts(page: &mut Page, supervisor: &Supervisor) -> Result<()> {
         let phase = phase.map_or("idle", |phase| phase.name());
         page.sample("rollout_phase", &[("model", &model), ("phase", phase)], 1.0);
     }
+    page.family("model_serving", "gauge", "1 where a model serves, 0 where it should and does not");
+    for (model, serves) in supervisor.serving() {
+        page.sample("model_serving", &[("model", &model)], f64::from(u8::from(serves)));
+    }
     let what = "1 where the folder of the version that serves is there, 0 where a restart will not find it";
     page.family("live_version_on_disk", "gauge", what);
     for (model, version, there) in supervisor.live_on_disk() {

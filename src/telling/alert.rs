@@ -11,7 +11,7 @@ pub struct Alert {
     /// The event's number in the ledger: the same however often it is told. 0 of a test, below 0 of what the ledger could not take.
     pub seq: i64,
     pub cause: Cause,
-    /// `breach`, `rolled_back`: of an alert what raised it, else the cause itself.
+    /// `breach`, `not_serving`, `rolled_back`: of an alert what raised it, else the cause itself.
     pub what: String,
     pub model: String,
     /// The version that it is about.
@@ -51,6 +51,7 @@ impl Alert {
         };
         let named = |version: &Option<String>| version.clone().unwrap_or_else(|| "a version".to_owned());
         let said = match cause {
+            Cause::Alert if event.body["what"] == "not_serving" => "it does not serve".to_owned(),
             Cause::Alert => "a rule was broken".to_owned(),
             Cause::RolledBack => match &to {
                 Some(to) => format!("{} was rolled back to {to}", named(&from)),
@@ -134,6 +135,13 @@ pub(super) mod tests {
                 "breach",
                 None,
                 "digits: a rule was broken: p99 is 9 ms",
+            ),
+            (
+                "alert",
+                json!({"what": "not_serving", "reason": "its folder is gone", "to": null}),
+                "not_serving",
+                None,
+                "digits: it does not serve: its folder is gone",
             ),
             (
                 "rolled_back",

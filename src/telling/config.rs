@@ -36,7 +36,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Whatever a window's rules raise.
+    /// Whatever a window's rules raise, and a model that does not serve.
     Alert,
     RolledBack,
     /// The gate said no.

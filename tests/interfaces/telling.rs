@@ -269,6 +269,19 @@ async fn a_crash_in_a_rollout_is_told_by_the_next_start() {
     assert!(told["message"].as_str().unwrap().contains("'v2' stays live"), "{told}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_does_not_come_up_is_told() {
+    let mut receiving = Receiving::start(StatusCode::OK).await;
+    let site = Site::digits().config(&format!("[[alerts]]\nkind = 'json'\nurl = '{}'\n", receiving.url));
+    drop(site.start().await);
+    std::fs::rename(site.models().join("digits/v1"), site.path().join("aside")).unwrap();
+    let server = site.start().await;
+    let told = receiving.next().await.body;
+    assert_eq!((&told["what"], &told["severity"]), (&json!("not_serving"), &json!("critical")), "{told}");
+    assert!(told["message"].as_str().unwrap().starts_with("digits: it does not serve: "), "{told}");
+    told_in_metrics(&server, "cutover_model_serving{model=\"digits\"} 0\n").await;
+}
+
 #[test]
 fn a_configuration_that_cannot_be_meant_is_refused_with_its_file_and_key() {
     for (text, parts) in [

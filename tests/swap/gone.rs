@@ -38,6 +38,11 @@ async fn down(server: &Server, reason: &[&str]) {
     assert_eq!(listed["live"], Value::Null);
     assert!(listed["not_serving"].as_str().unwrap().contains(reason[0]), "{listed}");
     assert_eq!(server.image("numbers", &digit(1)).await.expect(200).version(), "v2");
+    // A model that has no version yet is missing nothing here either.
+    let page = server.get("/metrics").await.expect(200).body.as_str().unwrap().to_owned();
+    let serving: Vec<&str> = page.lines().filter(|line| line.starts_with("cutover_model_serving{")).collect();
+    let expected = ["cutover_model_serving{model=\"digits\"} 0", "cutover_model_serving{model=\"numbers\"} 1"];
+    assert_eq!(serving, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,8 +33,9 @@ impl Controller {
                 self.slot.vacate();
             }
             Err(error) => {
-                tracing::error!(model = self.slot.name(), %error, "not serving");
+                tracing::error!(model = self.slot.name(), %error, alert = true, "not serving");
                 self.slot.clear(error.to_string());
+                self.alert("not_serving", &error.to_string()).await;
                 // It came up and could not be written down: what serves nobody is not live either.
                 if let Some(resident) = self.live.take() {
                     let (engine, lingering) = (&self.ctx.engine, &self.ctx.lingering);
@@ -179,7 +180,9 @@ impl Controller {
         tracing::warn!(model = self.slot.name(), version, "loading the drained version again");
         if let Err(error) = self.bring_up(&version, None, false).await {
             tracing::error!(model = self.slot.name(), version, %error, alert = true, "the drained version did not come back");
-            self.slot.clear(format!("'{version}' was drained and could not be loaded again: {error}"));
+            let reason = format!("'{version}' was drained and could not be loaded again: {error}");
+            self.slot.clear(&*reason);
+            self.alert("not_serving", &reason).await;
         }
         self.serves_again();
     }
