@@ -174,6 +174,7 @@ async fn no_rule_and_no_panel_names_a_metric_that_is_not_there() {
             "[telemetry]\notlp = '{collector}'\n[[alerts]]\nkind = 'slack'\nurl = '{collector}'\non = ['switched']\n"
         ))
         .fault("version = 'digits@v2'\nkind = 'error'");
+    site.add_writer("tiny");
     let server = site.start().await;
     server.image("digits", &digit(7)).await.expect(200);
     server.promote("v2", json!({})).await.expect(200);
