@@ -399,7 +399,7 @@ fn tell(app: &App) -> Result<Response> {
         "model_sha": generation.digest,
         "model_type": { kind: {} },
         "max_input_length": generation.processor.max_tokens(),
-        "max_client_batch_size": generation.limits.max_inputs,
+        "max_client_batch_size": generation.limits.max_inputs.min(generation.limits.queue),
         "auto_truncate": false,
         "version": env!("CARGO_PKG_VERSION"),
     });

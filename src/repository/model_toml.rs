@@ -70,7 +70,7 @@ pub struct Limits {
     pub max_text_bytes: usize,
     #[serde(deserialize_with = "at_least_one_byte")]
     pub max_body_bytes: u64,
-    /// Inputs waiting for the engine.
+    /// Inputs waiting for the engine, or answers that are being written.
     #[serde(deserialize_with = "at_least_one")]
     pub queue: usize,
     /// Of a request, or of its first token where a model writes.
@@ -253,9 +253,29 @@ pub enum Mode {
     Replace,
 }
 
+/// The deadline of a request, where it is not said.
+const REQUEST: Duration = Duration::from_secs(30);
+
 /// The deadline of the first token, where it is not said: a prompt as long as a context of 8,192 tokens takes a CPU more than
 /// half a minute, and nobody is served by an end just before the answer begins.
 const FIRST_TOKEN: Duration = Duration::from_secs(5 * 60);
+
+/// Inputs that may wait, where it is not said. One that waits is held as pixels, or is written for meanwhile.
+const QUEUE: usize = 1024;
+/// Where it is a text: several requests of as many inputs as one may have.
+const QUEUE_OF_TEXTS: usize = 8192;
+
+impl Limits {
+    /// What holds where nothing is said.
+    fn of(task: Task) -> Self {
+        let (queue, deadline) = match task {
+            Task::Embed | Task::Classify | Task::Rerank => (QUEUE_OF_TEXTS, REQUEST),
+            Task::ImageClassify => (QUEUE, REQUEST),
+            Task::Generate => (QUEUE, FIRST_TOKEN),
+        };
+        Limits { queue, deadline, ..Limits::default() }
+    }
+}
 
 impl Default for Limits {
     fn default() -> Self {
@@ -264,8 +284,8 @@ impl Default for Limits {
             max_tokens: None,
             max_text_bytes: 256 << 10,
             max_body_bytes: 32 << 20,
-            queue: 1024,
-            deadline: Duration::from_secs(30),
+            queue: QUEUE,
+            deadline: REQUEST,
             max_image_pixels: 50_000_000,
         }
     }
@@ -322,7 +342,7 @@ impl ModelConfig {
             family: None,
             live: None,
             description: None,
-            limits: Limits::default(),
+            limits: Limits::of(task),
             gate: GateConfig::default(),
             observe: ObserveConfig::default(),
             canary: CanaryConfig::default(),
@@ -360,8 +380,13 @@ impl ModelConfig {
             config_error(label, &key, format!("{} (line {line})", one_line(e.message())))
         })?;
         let limits = table.get_ref().get("limits").and_then(|limits| limits.get_ref().as_table());
-        if config.task == Task::Generate && !limits.is_some_and(|limits| limits.contains_key("deadline")) {
-            config.limits.deadline = FIRST_TOKEN;
+        let says = |key: &str| limits.is_some_and(|limits| limits.contains_key(key));
+        let usual = Limits::of(config.task);
+        if !says("deadline") {
+            config.limits.deadline = usual.deadline;
+        }
+        if !says("queue") {
+            config.limits.queue = usual.queue;
         }
         config.observe.check().map_err(|(key, reason)| config_error(label, &key, reason))?;
         config.check_mode().map_err(|(key, reason)| config_error(label, key, reason))?;

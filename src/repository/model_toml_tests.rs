@@ -25,6 +25,15 @@ fn a_task_alone_is_enough_and_gives_the_documented_defaults() {
     assert_eq!(deadline("task = 'generate'\n[limits]\nqueue = 3"), 300);
     assert_eq!(deadline("task = 'generate'\nlimits.deadline = '30s'"), 30);
     assert_eq!(deadline("task = 'embed'"), 30);
+    // As many texts wait as several requests may hold; what waits as pixels, or is written for, is less.
+    let queue = |text: &str| ModelConfig::parse(text, "m").unwrap().limits.queue;
+    for (task, expected) in
+        [("embed", 8192), ("classify", 8192), ("rerank", 8192), ("image-classify", 1024), ("generate", 1024)]
+    {
+        assert_eq!(queue(&format!("task = '{task}'")), expected, "{task}");
+        assert_eq!(queue(&format!("task = '{task}'\nlimits.deadline = '1s'")), expected, "{task}");
+        assert_eq!(queue(&format!("task = '{task}'\nlimits.queue = 7")), 7, "{task}");
+    }
     assert!(!config.rollout.direct_reads);
     assert_eq!(config.gpu.f32_matmul, F32Matmul::F32);
 }

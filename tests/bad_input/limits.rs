@@ -54,6 +54,19 @@ async fn bodies_beyond_the_limit_are_refused_whether_announced_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_many_inputs_as_a_request_may_have_are_answered_where_nothing_else_is_said() {
+    let site = Site::new();
+    site.model("texts", "task = 'embed'\nlive = 'mean'\n");
+    site.version("texts", "mean", &fixture("bert-embed-mean"));
+    let server = site.start().await;
+    let embed = async |count: usize| {
+        server.post("/v1/embeddings", json!({ "model": "texts", "input": vec!["a"; count] })).await
+    };
+    assert_eq!(embed(2048).await.expect(200).body["data"].as_array().unwrap().len(), 2048);
+    embed(2049).await.expect(400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_query_counts_for_every_text_that_it_is_asked_with() {
     let site = Site::new();
     site.model("order", "task = 'rerank'\nlive = 'one'\n[limits]\nmax_body_bytes = 50000\n");

@@ -162,7 +162,8 @@ async fn the_model_is_the_configured_one_or_the_only_one_of_its_task() {
     let server = site.config("[tei]\nmodel = 'another'\n").start().await;
     let root = server.post("/", json!({ "inputs": "a" })).await.expect(200);
     assert_eq!((root.header("x-cutover-model"), root.body.as_array().unwrap().len()), ("another", 1));
-    assert_eq!(server.get("/info").await.expect(200).body["model_type"], json!({ "embedding": {} }));
+    let info = server.get("/info").await.expect(200).body;
+    assert_eq!((&info["model_type"], &info["max_client_batch_size"]), (&json!({ "embedding": {} }), &json!(2048)));
     // Another task's route goes to the only model of it; a body for another task is not what `/` expects now.
     server.post("/rerank", json!({ "query": "a", "texts": ["b"] })).await.expect(200);
     refused(&server.post("/", json!({ "query": "a", "texts": ["b"] })).await, 422, "Validation", "inputs");
