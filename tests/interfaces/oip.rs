@@ -80,15 +80,40 @@ async fn the_real_client_classifies_images_and_changes_versions() {
     assert_eq!(ask().await.unwrap()["version"], "v2");
     server.post("/admin/settle", json!({ "model": "digits" })).await.expect(200);
     // The broken version is refused by its gate, and says so; the live one cannot be unloaded.
-    for (what, model, says) in [
-        ("load", "digits@v3", "422 the gate refused digits@v3"),
-        ("load", "digits", "400 which version of digits?"),
-        ("unload", "digits@v2", "409 "),
-    ] {
+    for (what, model, says) in
+        [("load", "digits@v3", "422 the gate refused digits@v3"), ("unload", "digits@v2", "409 ")]
+    {
         let said = change(what, model).await;
         assert!(said.starts_with(says), "{what} {model}: {said}");
     }
+    // Without a version it is already there, whichever is live.
+    assert_eq!(change("load", "digits").await, "");
     assert_eq!(ask().await.unwrap()["version"], "v2");
+}
+
+#[tokio::test]
+async fn a_live_model_is_loaded_already_where_no_version_is_named() {
+    let server = Site::digits().start().await;
+    server.promote("digits@v2", json!({ "observe": "0s", "wait": "settled" })).await.expect(200);
+    let rollouts = async || server.get("/admin/rollouts").await.expect(200).body["rollouts"].as_array().unwrap().len();
+    let before = rollouts().await;
+    let load = async |order: Value| server.post("/v2/repository/models/digits/load", order).await;
+    load(json!({})).await.expect(200);
+    assert_eq!((server.live("digits").await, rollouts().await), ("v2".to_owned(), before));
+    load(json!({ "parameters": { "version": "v1" } })).await.expect(200);
+    assert_eq!(server.live("digits").await, "v1");
+}
+
+#[tokio::test]
+async fn a_model_that_writes_has_no_tensors_and_says_so() {
+    let site = Site::new();
+    site.add_writer("tiny");
+    let server = site.start().await;
+    let told = server.get("/v2/models/tiny").await.expect(200).body;
+    assert_eq!((&told["inputs"], &told["outputs"]), (&json!([]), &json!([])));
+    let input = json!({ "name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"] });
+    let refused = server.post("/v2/models/tiny/infer", json!({ "inputs": [input] })).await.expect(400);
+    assert!(refused.body["error"].as_str().unwrap().contains("/v1/chat/completions"), "{}", refused.body);
 }
 
 #[tokio::test]

@@ -28,7 +28,9 @@ pub(super) fn inputs_of(task: Task) -> Vec<Told> {
     let names: &[&'static str] = match task {
         Task::Rerank => &["query", "text"],
         Task::ImageClassify => &["image"],
-        Task::Embed | Task::Classify | Task::Generate => &["text"],
+        Task::Embed | Task::Classify => &["text"],
+        // A text that is written is no tensor: such a model is asked by other routes.
+        Task::Generate => &[],
     };
     names.iter().map(|name| Told { name, datatype: "BYTES", shape: vec![-1] }).collect()
 }
@@ -92,7 +94,7 @@ pub(super) fn ask(task: Task, inputs: Vec<Input>, parameters: &Map<String, Value
             pairs(queries, texts(given.take("text", &known)?)?)?
         }
         Task::ImageClassify => files(given.take("image", &known)?)?.into_iter().map(RawInput::Image).collect(),
-        Task::Generate => return Err(Error::bad_request("the model generates text, which has no tensors here")),
+        Task::Generate => return Err(no_tensors()),
     };
     if let Some(more) = given.0.first() {
         return Err(Error::bad_param(
@@ -120,6 +122,12 @@ pub(super) fn ask(task: Task, inputs: Vec<Input>, parameters: &Map<String, Value
             .transpose()?
             .map(Duration::from_micros),
     })
+}
+
+/// Why a model that writes is not asked here.
+pub(super) fn no_tensors() -> Error {
+    let ways = "/v1/completions, /v1/chat/completions or /models/{model}/infer";
+    Error::bad_request(format!("this model writes text, which has no tensors here: ask it by {ways}"))
 }
 
 /// A request's inputs, taken one by one.

@@ -182,6 +182,7 @@ fn read(bytes: &[u8], json: Option<usize>, task: Task) -> Result<tensor::Asked> 
         None => json::read(bytes, &[]),
         Some(0) => match infer::inputs_of(task).as_slice() {
             [only] => Ok(tensor::raw(only.name, bytes.to_vec())),
+            [] => Err(infer::no_tensors()),
             _ => Err(Error::bad_request("a body without JSON is for models with one input; this one has several")),
         },
         Some(length) => match bytes.split_at_checked(length) {

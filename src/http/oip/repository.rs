@@ -107,7 +107,7 @@ fn rows(model: &ModelReport) -> Vec<ModelIndex> {
     versions.into_iter().map(row).collect()
 }
 
-/// Promotes a version, and returns once it is live.
+/// Promotes a version, and returns once it is live. Without a version, some version is.
 pub(super) async fn loaded(app: &App, model: &str, parameters: &Map<String, Value>) -> Result<()> {
     let unsupported = |name: &&String| *name == "config" || name.starts_with("file:");
     if let Some(name) = parameters.keys().find(unsupported) {
@@ -118,7 +118,9 @@ pub(super) async fn loaded(app: &App, model: &str, parameters: &Map<String, Valu
     let (model, versions) = (target.slot.name(), target.slot.versions());
     let version = match (&target.version, versions.as_slice()) {
         (Some(version), _) => version,
-        // Without a version it is the one there is.
+        // Without a version a model that serves is left as it is.
+        (None, _) if target.slot.route().is_some() => return Ok(()),
+        // And of one that does not it is the one there is.
         (None, [only]) => only,
         (None, several) => {
             let message = format!("which version of {model}? There are {}", several.join(", "));

@@ -21,7 +21,7 @@ use super::messages::{
     Ready, RepositoryParameter, RepositoryRequest, RepositoryValue,
 };
 use super::{At, Inference, Inferred, about, repository};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::http::App;
 use crate::http::reply::{Dialect, Failure};
 use crate::http::routes::Routes;
@@ -79,12 +79,17 @@ async fn server_metadata(State(app): State<Arc<App>>, request: Request) -> Respo
     unary(&app, request, async |_: Call<Empty>| Ok(about::server().into())).await
 }
 
-/// As Triton answers (`InferenceServer::ModelIsReady`): a model or version that is not there is not ready, and no error.
+/// As Triton answers (`InferenceServer::ModelIsReady`): a model or version that is not there, or not resident, is not ready, and
+/// no error.
 async fn model_ready(State(app): State<Arc<App>>, request: Request) -> Response {
     let work = async |call: Call<OfModel>| match At::from(call.message).admit(&app) {
         Ok(_) => Ok(Ready { ready: true }.into()),
-        Err(Error::NotServing { .. } | Error::Unknown { .. }) => Ok(Ready { ready: false }.into()),
-        Err(error) => Err(plain(error)),
+        // A name that could be several things says nothing of any of them.
+        Err(error @ Error::Ambiguous { .. }) => Err(plain(error)),
+        Err(error) => match error.kind() {
+            Kind::NotFound | Kind::Conflict | Kind::NotServing => Ok(Ready { ready: false }.into()),
+            _ => Err(plain(error)),
+        },
     };
     unary(&app, request, work).await
 }
