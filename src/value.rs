@@ -3,11 +3,17 @@
 //! A leaf: the one vocabulary that the HTTP dialects, the golden files and the processors share.
 //! It must not know tensors, tokenizers or HTTP.
 
+mod texts;
+
 use std::sync::Arc;
 
-use serde::de::{self, Deserializer};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
+
+pub use texts::Texts;
+use texts::{First, rest};
 
 /// What a model answers. Named as in `model.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,14 +105,45 @@ impl RawInput {
 impl<'de> Deserialize<'de> for RawInput {
     /// A string, a pair `["a", "b"]` or `{"text", "pair"}`, token ids `[1, 2]`, or `{"image": base64}`.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Wire {
-            Text(String),
-            Pair([String; 2]),
-            Tokens(Vec<u32>),
-            Named(Named),
+        deserializer.deserialize_any(AsInput)
+    }
+}
+
+struct AsInput;
+
+impl<'de> Visitor<'de> for AsInput {
+    type Value = RawInput;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(
+            "an input: a string, a pair [\"a\", \"b\"], {\"text\", \"pair\"}, a list of token ids, or {\"image\": base64}",
+        )
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<RawInput, E> {
+        Ok(RawInput::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<RawInput, E> {
+        Ok(RawInput::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawInput, A::Error> {
+        match list.next_element()? {
+            None => Ok(RawInput::Tokens(Vec::new())),
+            Some(First::Id(id)) => rest(id, list).map(RawInput::Tokens),
+            Some(First::Ids(_)) => Err(de::Error::invalid_type(Unexpected::Seq, &self)),
+            Some(First::Text(a)) => {
+                let b: String = list.next_element()?.ok_or_else(|| de::Error::invalid_length(1, &self))?;
+                match list.next_element::<IgnoredAny>()? {
+                    None => Ok(RawInput::Pair(a.into(), b)),
+                    Some(_) => Err(de::Error::invalid_length(3, &self)),
+                }
+            }
         }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawInput, A::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Named {
@@ -114,23 +151,14 @@ impl<'de> Deserialize<'de> for RawInput {
             pair: Option<String>,
             image: Option<String>,
         }
-        const EXPECTED: &str = "an input is a string, a pair [\"a\", \"b\"], {\"text\", \"pair\"}, a list of token ids, or {\"image\": base64}";
-        let wire = Wire::deserialize(deserializer).map_err(|error: D::Error| {
-            // Broken or bottomless JSON is told as such, the rest in words of inputs and not of this type.
-            let text = error.to_string();
-            if text.starts_with("data did not match") { de::Error::custom(EXPECTED) } else { error }
-        })?;
-        Ok(match wire {
-            Wire::Text(text) => RawInput::Text(text),
-            Wire::Pair([a, b]) => RawInput::Pair(a.into(), b),
-            Wire::Tokens(ids) => RawInput::Tokens(ids),
-            Wire::Named(Named { text: Some(a), pair: Some(b), image: None }) => RawInput::Pair(a.into(), b),
-            Wire::Named(Named { text: Some(a), pair: None, image: None }) => RawInput::Text(a),
-            Wire::Named(Named { text: None, pair: None, image: Some(image) }) => {
-                RawInput::Image(decode_base64(&image).map_err(de::Error::custom)?)
+        match Named::deserialize(MapAccessDeserializer::new(map))? {
+            Named { text: Some(a), pair: Some(b), image: None } => Ok(RawInput::Pair(a.into(), b)),
+            Named { text: Some(a), pair: None, image: None } => Ok(RawInput::Text(a)),
+            Named { text: None, pair: None, image: Some(image) } => {
+                Ok(RawInput::Image(decode_base64(&image).map_err(de::Error::custom)?))
             }
-            Wire::Named(_) => return Err(de::Error::custom(EXPECTED)),
-        })
+            Named { .. } => Err(de::Error::invalid_value(Unexpected::Map, &self)),
+        }
     }
 }
 
@@ -186,9 +214,18 @@ mod tests {
 
     #[test]
     fn other_forms_are_refused_with_what_was_expected() {
-        for bad in ["1", "null", "{}", r#"{"image":"a","text":"b"}"#, r#"{"foo":1}"#, "[-1]", r#"["a"]"#] {
+        for bad in ["1", "null", "{}", r#"{"image":"a","text":"b"}"#, r#"["a"]"#, r#"["a","b","c"]"#, "[[1]]"] {
             let message = parse(bad).unwrap_err();
-            assert!(message.contains("an input is"), "{bad}: {message}");
+            assert!(message.contains("expected an input: a string"), "{bad}: {message}");
+        }
+        for (bad, says) in [
+            (r#"{"foo":1}"#, "unknown field `foo`, expected one of `text`, `pair`, `image`"),
+            ("[-1]", "integer `-1`, expected a string, a token id"),
+            (r#"["a",1]"#, "integer `1`, expected a string"),
+            (r#"[1,"a"]"#, "string \"a\", expected u32"),
+        ] {
+            let message = parse(bad).unwrap_err();
+            assert!(message.contains(says), "{bad}: {message}");
         }
         assert!(parse(r#"{"image":"%%"}"#).unwrap_err().contains("base64"));
     }

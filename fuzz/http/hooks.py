@@ -61,6 +61,8 @@ BEYOND_SCHEMAS = [
     r"continue_final_message",
     r"\w+ is \S+; (it must be|at most|0 or more|1 or more)",
     r"logit_bias has",
+    r"logit_bias: more than 1024",
+    r"number of (JSON values|tokens) is \d+, the limit is",
     r"several models|chat template",
     r"only none and auto are supported",
     r"response_format is not supported",
@@ -108,7 +110,7 @@ BEYOND_SCHEMAS = [
 # The same, of one path or one kind of body.
 BEYOND_ALONE = {
     # It takes what its model's task takes.
-    "/": [r"inputs: expected a string", r"`inputs` cannot be empty"],
+    "/": [r"inputs(\[\d+\])*: invalid (type|value)", r"`inputs` cannot be empty"],
     # Bytes need a header that says how many of them are JSON, and then that JSON; the header needs such a body.
     "application/octet-stream": [r"the body is not", r": invalid type", r"a text that is not UTF-8"],
     JSON_BYTES: [r"the body is not", r"a body without JSON is for models with one input"],

@@ -256,7 +256,7 @@ fn whole_rows_are_asked_for_only_where_something_is_drawn_from_them() {
     // Beside each other, each of three tokens: of the greedy one no row comes.
     let drawn = SamplingOptions { temperature: 0.01, seed: 7, ..SamplingOptions::default() };
     let told = SamplingOptions { logprobs: Some(2), ..greedy() };
-    let biased = SamplingOptions { logit_bias: vec![(30, 100.0)], ..greedy() };
+    let biased = SamplingOptions { logit_bias: [(30, 100.0)].into(), ..greedy() };
     let readers = [greedy(), drawn, told, biased].map(|sampling| bench.ask_with((prompt(1), 0, 3), sampling));
     bench.run();
     assert_eq!(bench.model.whole, 9);

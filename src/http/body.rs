@@ -1,5 +1,6 @@
-//! Reading request bodies: whole, bounded each by itself and all of them together, and with errors that say what was
-//! expected.
+//! Reading request bodies: whole, bounded each by itself and all of them together. `json` reads what is in them.
+
+mod json;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use http_body_util::BodyExt as _;
-use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+pub(super) use self::json::{MOST_VALUES, Object, json, json_or_default};
 use crate::error::{Error, Result};
 
 /// Bytes beyond the limit that are read and thrown away, so that a client that is still sending sees the refusal and
@@ -205,51 +206,6 @@ fn too_large(got: u64, limit: u64) -> Error {
     Error::TooLarge { what: "request body in bytes", got, limit }
 }
 
-/// Parses a JSON object; the error says where it broke, and in which field.
-pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    json_with::<T, T>(bytes)
-}
-
-/// The same of a type that has another's fields among its own (`flatten`): a value in one of those is placed by `Part` alone.
-pub(super) fn json_with<T: DeserializeOwned, Part: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    let text = std::str::from_utf8(bytes).map_err(|e| no_text(bytes, e.valid_up_to()))?;
-    // Without this an array would be taken for the fields in their order.
-    if !text.trim_start().starts_with('{') {
-        return Err(Error::bad_request("the body is not a JSON object"));
-    }
-    serde_json::from_str(text).map_err(|error| match placed::<T>(text).or_else(|| placed::<Part>(text)) {
-        Some((field, error)) => Error::bad_param(&field, format!("{field}: {error}")),
-        None => Error::bad_request(format!("the body is not what was expected: {error}")),
-    })
-}
-
-/// The field whose value is none of its type, and what it is instead.
-fn placed<T: DeserializeOwned>(text: &str) -> Option<(String, serde_json::Error)> {
-    /// Names may be whatever a client sends.
-    const LONGEST: usize = 128;
-    let mut reader = serde_json::Deserializer::from_str(text);
-    let error = serde_path_to_error::deserialize::<_, T>(&mut reader).err()?;
-    let field = error.path().to_string();
-    let is_value = error.inner().is_data() && field != "." && field.len() <= LONGEST;
-    is_value.then(|| (field, error.into_inner()))
-}
-
-fn no_text(bytes: &[u8], at: usize) -> Error {
-    let image = [(b"\x89PNG\r\n".as_slice(), "image/png"), (b"\xff\xd8\xff", "image/jpeg")];
-    Error::bad_request(match image.iter().find(|(begins, _)| bytes.starts_with(begins)) {
-        Some((_, kind)) => {
-            format!("the body is an image, not JSON; where one is taken it comes with 'content-type: {kind}'")
-        }
-        None => format!("the body is not UTF-8 (at byte {at})"),
-    })
-}
-
-/// Parses JSON where no body at all means the default.
-pub(super) fn json_or_default<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T> {
-    // White space is no JSON: a body of it was meant to be something.
-    if bytes.is_empty() { Ok(T::default()) } else { json(bytes) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,58 +213,6 @@ mod tests {
     async fn reads(bytes: usize, room: &Room) -> Result<Bytes> {
         let request = Request::new(Body::from(vec![7; bytes]));
         read(request, Bounds { bytes: 1 << 20, patience: Duration::from_secs(1), room }).await
-    }
-
-    #[test]
-    fn only_no_body_at_all_means_the_default() {
-        let read = |body: &[u8]| json_or_default::<std::collections::HashMap<String, u32>>(body);
-        assert!(read(b"").unwrap().is_empty() && read(b"{}").unwrap().is_empty());
-        assert_eq!(read(b" {\"a\": 1}\n").unwrap()["a"], 1);
-        for body in [b"\t".as_slice(), b" \n", b"null", b"[]"] {
-            assert!(read(body).is_err(), "{body:?}");
-        }
-    }
-
-    #[test]
-    fn a_value_of_another_type_is_told_with_its_field() {
-        #[derive(Debug, serde::Deserialize)]
-        #[allow(dead_code, reason = "what is read is not looked at")]
-        struct Part {
-            heat: Option<f32>,
-        }
-        #[derive(Debug, serde::Deserialize)]
-        #[allow(dead_code, reason = "what is read is not looked at")]
-        struct Whole {
-            names: Vec<String>,
-            #[serde(flatten)]
-            part: Part,
-        }
-        let told = |body: &str| match json_with::<Whole, Part>(body.as_bytes()) {
-            Err(Error::BadRequest { message, param }) => (param, message),
-            other => panic!("{other:?}"),
-        };
-        let (param, message) = told(r#"{"names": ["a", 7]}"#);
-        assert_eq!(param.as_deref(), Some("names[1]"));
-        assert_eq!(message, "names[1]: invalid type: integer `7`, expected a string at line 1 column 17");
-        let (param, message) = told(r#"{"heat": "hot", "names": []}"#);
-        assert_eq!(param.as_deref(), Some("heat"));
-        assert_eq!(message, "heat: invalid type: string \"hot\", expected f32 at line 1 column 14");
-        // What is no JSON breaks somewhere, and what is missing is in no field.
-        for body in [r#"{"names": ["a", "#, r#"{"heat": 1}"#] {
-            let (param, message) = told(body);
-            assert!(param.is_none() && message.starts_with("the body is not what was expected: "), "{message}");
-        }
-        let long = format!(r#"{{"{}": 1}}"#, "x".repeat(1000));
-        let error = json::<std::collections::HashMap<String, String>>(long.as_bytes()).unwrap_err().to_string();
-        assert!(error.len() < 200 && error.contains("invalid type"), "{error}");
-    }
-
-    #[test]
-    fn an_image_where_json_was_expected_is_told_from_noise() {
-        let told = |body: &[u8]| json::<serde_json::Value>(body).unwrap_err().to_string();
-        assert!(told(b"\x89PNG\r\n\x1a\n").ends_with("'content-type: image/png'"));
-        assert!(told(b"\xff\xd8\xff\xe0").ends_with("'content-type: image/jpeg'"));
-        assert_eq!(told(b"{\xff}"), "the body is not UTF-8 (at byte 1)");
     }
 
     #[tokio::test]

@@ -10,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::body::Object;
 use super::received::Received;
 use super::reply::{Dialect, Failure, put_stamp};
 use super::routes::{Named, Routes};
-use super::{App, body, openai, request};
+use super::{App, openai, request};
 use crate::error::{Error, Result};
 use crate::process::{FinishOptions, PrepareOptions, RawPrompt};
 use crate::slot::{Ask, WriteAsk};
@@ -95,7 +96,8 @@ async fn answer(app: &App, reference: &str, request: Request) -> Result<Response
     let received = Received::of(app, request).await.map_err(Failure::native)?;
     let target = app.registry.resolve(reference).map_err(Failure::native)?;
     if target.slot.task() == Some(Task::Generate) {
-        let request = if is_image { Err(not_written()) } else { body::json(&received.body) };
+        request::fits(&target.slot, received.body.len()).map_err(Failure::native)?;
+        let request = if is_image { Err(not_written()) } else { read(&received.body) };
         return write(app, (reference, received), request.map_err(Failure::native)?).await;
     }
     let ask = |body: &[u8]| if is_image { Ok(image(body.to_vec())) } else { parse(body) };
@@ -194,8 +196,12 @@ fn image(file: Vec<u8>) -> Ask {
     }
 }
 
+fn read(bytes: &[u8]) -> Result<InferRequest> {
+    Object::with_ids(bytes)?.read()
+}
+
 fn parse(bytes: &[u8]) -> Result<Ask> {
-    let InferRequest { inputs, parameters } = body::json(bytes)?;
+    let InferRequest { inputs, parameters } = read(bytes)?;
     if inputs.is_empty() {
         return Err(nothing());
     }

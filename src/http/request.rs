@@ -17,8 +17,8 @@ use super::auth::KeyName;
 use super::received::{Received, RequestId};
 use super::reply::{self, About, Dialect, Failure};
 use crate::error::{Error, Kind, Result};
-use crate::generation::Stamp;
-use crate::slot::{Answer, Ask};
+use crate::generation::{Generation, Stamp};
+use crate::slot::{Answer, Ask, Slot};
 use crate::telemetry::Answered;
 use crate::telling::{Begun, Ended, Traces};
 use crate::value::RawInput;
@@ -125,6 +125,18 @@ pub(super) fn fresh() -> String {
     format!("{:x}-{:x}", *START, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Refuses a body that is larger than a model takes, before it is read. Where the model serves nothing, its admission says so.
+pub(super) fn fits(slot: &Slot, bytes: usize) -> Result<()> {
+    let Some(route) = slot.route() else { return Ok(()) };
+    no_larger(bytes, &route.live)
+}
+
+/// Refuses a body that is larger than a generation takes.
+pub(super) fn no_larger(bytes: usize, generation: &Generation) -> Result<()> {
+    let (got, limit) = (bytes as u64, generation.limits.max_body_bytes);
+    if got > limit { Err(Error::TooLarge { what: "request body in bytes", got, limit }) } else { Ok(()) }
+}
+
 /// Admits and answers: the path that every dialect's inference takes.
 ///
 /// `reference` names the model (and perhaps the version); `task` refuses models that do something else.
@@ -143,16 +155,13 @@ pub(super) async fn answer(
     let generation = admission.generation();
     let stamp = generation.stamp.clone();
     let stamped = |error| Failure { error, dialect, stamp: Some(stamp.clone()) };
-    let limit = generation.limits.max_body_bytes;
-    let got = received.body.len() as u64;
-    if got > limit {
-        return Err(stamped(Error::TooLarge { what: "request body in bytes", got, limit }));
-    }
+    no_larger(received.body.len(), generation).map_err(stamped)?;
     let ask = ask(&received.body).map_err(stamped)?;
     // A request that waits holds what is asked, and not its body as well.
     drop(received);
     // A query that stands once for many texts is worked on once for each of them.
     let spelled: u64 = ask.inputs.iter().map(RawInput::bytes).sum();
+    let limit = generation.limits.max_body_bytes;
     if spelled > limit {
         let what = "request in bytes, its query counted for each text,";
         return Err(stamped(Error::TooLarge { what, got: spelled, limit }));

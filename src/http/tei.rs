@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::body::Object;
 use super::received::Received;
 use super::reply::{self, Dialect, Failure, put_stamp};
 use super::routes::Routes;
@@ -20,7 +21,7 @@ use super::{App, body, request};
 use crate::error::{Error, Result};
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::slot::{Answer, Ask, Slot};
-use crate::value::{LabelScore, Output, RawInput, Task};
+use crate::value::{LabelScore, Output, RawInput, Task, Texts};
 
 /// What this dialect can ask for.
 const TASKS: [Task; 3] = [Task::Embed, Task::Classify, Task::Rerank];
@@ -38,7 +39,7 @@ pub(super) fn routes() -> Routes {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct EmbedRequest {
     #[schema(schema_with = super::openapi::tei_embed_inputs)]
-    inputs: EmbedInputs,
+    inputs: Texts,
     /// Cut an input that is too long, rather than refuse it (the default).
     truncate: Option<bool>,
     /// Only `right`.
@@ -55,16 +56,6 @@ pub(super) struct EmbedRequest {
     /// Only `float`.
     #[schema(pattern = "^float$")]
     encoding_format: Option<String>,
-}
-
-/// Texts, or texts as token ids, which are taken literally: one or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
-enum EmbedInputs {
-    One(String),
-    Many(Vec<String>),
-    Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
 }
 
 /// What becomes of inputs that are too long: `truncate`, `truncation_direction`.
@@ -167,6 +158,7 @@ async fn respond(app: &App, tasks: &[Task], request: Request) -> Response {
 async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response, Refusal> {
     let received = Received::of(app, request).await?;
     let (slot, task) = choose(app, tasks)?;
+    request::fits(&slot, received.body.len())?;
     match task {
         Task::Classify => {
             let parsed: PredictRequest = body::json(&received.body)?;
@@ -197,7 +189,7 @@ async fn answer(app: &App, tasks: &[Task], request: Request) -> Result<Response,
         }
         // `choose` gives no other task.
         _ => {
-            let parsed: EmbedRequest = body::json(&received.body)?;
+            let parsed: EmbedRequest = Object::with_ids(&received.body)?.read()?;
             if parsed.prompt_name.is_some() {
                 return Err(
                     Error::bad_param("prompt_name", "prompt_name is not supported; write it into inputs").into()
@@ -274,12 +266,12 @@ fn empty(what: &str) -> Refusal {
     Refusal::Empty(format!("`{what}` cannot be empty"))
 }
 
-fn texts(inputs: EmbedInputs) -> Result<Vec<RawInput>, Refusal> {
+fn texts(inputs: Texts) -> Result<Vec<RawInput>, Refusal> {
     let inputs: Vec<RawInput> = match inputs {
-        EmbedInputs::One(text) => vec![RawInput::Text(text)],
-        EmbedInputs::Many(texts) => texts.into_iter().map(RawInput::Text).collect(),
-        EmbedInputs::Tokens(ids) => vec![RawInput::Tokens(ids)],
-        EmbedInputs::ManyTokens(lists) => lists.into_iter().map(RawInput::Tokens).collect(),
+        Texts::One(text) => vec![RawInput::Text(text)],
+        Texts::Many(texts) => texts.into_iter().map(RawInput::Text).collect(),
+        Texts::Ids(ids) => vec![RawInput::Tokens(ids)],
+        Texts::ManyIds(lists) => lists.into_iter().map(RawInput::Tokens).collect(),
     };
     filled(inputs)
 }

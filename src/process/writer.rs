@@ -222,7 +222,7 @@ impl Writer {
     }
 
     /// How many tokens may follow a prompt ([`PromptEncoder::room`]).
-    pub fn room(&self, prompt: usize, asked: Option<usize>) -> Result<usize> {
+    pub fn room(&self, prompt: usize, asked: Option<(&'static str, usize)>) -> Result<usize> {
         self.encoder.room(prompt, asked)
     }
 

@@ -111,7 +111,7 @@ fn a_case_that_is_not_in_the_format_is_refused_with_the_reason() {
             "either input or inputs",
         ),
         (r#"{"id": "a", "inputs": [], "expect": {"label": "7"}}"#.to_owned(), "at least one"),
-        (r#"{"id": "a", "input": 3, "expect": {"label": "7"}}"#.to_owned(), "an input is"),
+        (r#"{"id": "a", "input": 3, "expect": {"label": "7"}}"#.to_owned(), "expected an input: a string"),
         (r#"{"id": "a", "input": {"image": "%"}, "expect": {"label": "7"}}"#.to_owned(), "base64"),
         (several(2, r#"{"label": "7"}"#), "needs one input, found 2"),
         (several(3, r#"{"similar_at_most": 0.3}"#), "needs two inputs, found 3"),

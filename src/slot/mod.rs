@@ -24,7 +24,7 @@ pub use serve::{Answer, Ask, heavy};
 pub use shadow::{Mirrored, Shadow};
 pub use split::{Asker, Share, Split};
 pub use tally::{Arm, Heard, Tally, Told};
-pub use write::{Answers, EndReason, Ended, Event, WriteAsk};
+pub use write::{Answers, EndReason, Ended, Event, Most, WriteAsk};
 
 use crate::error::{Error, Result};
 use crate::generation::Generation;

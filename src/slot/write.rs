@@ -27,8 +27,8 @@ pub struct WriteAsk {
     pub prompts: Vec<RawPrompt>,
     /// Answers to each, from seeds of their own that follow the first's.
     pub count: usize,
-    /// Tokens to write at most.
-    pub max_new: Option<usize>,
+    /// Where it is said.
+    pub max_new: Option<Most>,
     /// And where that is not said, if the context leaves as many.
     pub usual_new: Option<usize>,
     pub sampling: SamplingOptions,
@@ -44,6 +44,14 @@ pub struct WriteAsk {
 }
 
 /// Answers that are being written.
+/// Tokens to write at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    pub tokens: usize,
+    /// By which of its names the client said it.
+    pub field: &'static str,
+}
+
 #[derive(Debug)]
 pub struct Answers {
     /// Of the generation that began them.
@@ -162,7 +170,7 @@ fn encoded(generation: &Generation, ask: &WriteAsk) -> Result<Vec<(Arc<[u32]>, u
     let writer = generation.processor.writer()?;
     let encoded = ask.prompts.iter().map(|prompt| {
         let tokens = writer.encode(prompt)?;
-        let room = writer.room(tokens.len(), ask.max_new)?;
+        let room = writer.room(tokens.len(), ask.max_new.map(|most| (most.field, most.tokens)))?;
         let usual = ask.usual_new.filter(|_| ask.max_new.is_none());
         Ok((Arc::<[u32]>::from(tokens), usual.map_or(room, |usual| usual.min(room))))
     });

@@ -175,10 +175,18 @@ async fn what_cannot_be_written_is_told_why() {
     refused("/v1/completions", text(json!({ "top_p": -0.5 })), 400, "top_p").await;
     refused("/v1/completions", text(json!({ "n": 0 })), 400, "n is 0").await;
     refused("/v1/completions", text(json!({ "stop": [""] })), 400, "stop").await;
-    refused("/v1/completions", text(json!({ "logit_bias": { "x": 1 } })), 400, "logit_bias").await;
+    for id in ["x", "05", "+5"] {
+        refused("/v1/completions", text(json!({ "logit_bias": { id: 1 } })), 400, "logit_bias has").await;
+    }
+    let biases: serde_json::Map<_, _> = (0..1025).map(|id: u32| (id.to_string(), json!(1))).collect();
+    refused("/v1/completions", text(json!({ "logit_bias": biases })), 400, "logit_bias: more than 1024").await;
+    refused("/v1/completions", text(json!({ "response_format": { "type": "json_object" } })), 400, "response_format")
+        .await;
+    refused("/v1/completions", text(json!({ "regex": "[0-9]+" })), 400, "regex").await;
+    refused("/v1/completions", text(json!({ "ebnf": "root ::= [0-9]" })), 400, "ebnf").await;
     refused("/v1/completions", text(json!({ "echo": true, "logprobs": 1 })), 400, "echo").await;
     refused("/v1/completions", text(json!({ "max_tokens": 0 })), 400, "max_tokens").await;
-    refused("/v1/completions", text(json!({ "prompt": ["a", "b", [1]] })), 400, "prompt: expected").await;
+    refused("/v1/completions", text(json!({ "prompt": ["a", "b", [1]] })), 400, "prompt[2]: invalid type").await;
     refused("/v1/completions", text(json!({ "prompt": ["a", "b ".repeat(5_000)] })), 400, "context").await;
     refused("/v1/completions", text(json!({ "prompt": vec!["a"; 3_000] })), 413, "number of inputs").await;
     refused("/v1/completions", text(json!({ "best_of": 2 })), 400, "best_of").await;

@@ -113,6 +113,22 @@ async fn lengths_have_two_names_and_the_newer_holds() {
         assert_eq!(words(&body["choices"][0]["logprobs"]).len(), tokens, "{asked}");
         assert_eq!(body["choices"][0]["finish_reason"], "length");
     }
+    // And the one that was sent is told.
+    for field in ["max_tokens", "max_completion_tokens"] {
+        let asked = json!({ "model": "tiny", "prompt": PROMPT, field: 100_000 });
+        let error = server.post("/v1/completions", asked).await.expect(400).body["error"].clone();
+        assert_eq!((&error["param"], &error["code"]), (&json!(field), &json!("context_length_exceeded")), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_of_minus_one_is_none() {
+    let (_site, server) = plain().await;
+    let drawn = async |seed: i64| text(&server, json!({ "temperature": 2, "seed": seed, "max_tokens": 40 })).await;
+    assert_eq!(drawn(7).await, drawn(7).await);
+    assert_ne!(drawn(-1).await, drawn(-1).await);
+    let formed = json!({ "response_format": { "type": "text" } });
+    assert_eq!(text(&server, formed).await, text(&server, json!({ "response_format": null })).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,13 +10,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::fits_its_model;
 use super::spelled::Spelled;
 use super::stream::{Form, Manner, respond};
-use super::writing::{Rules, Shape, begin, refuse};
+use super::writing::{Rules, Shape, begin};
 use crate::error::{Error, Result};
+use crate::http::App;
+use crate::http::body::Object;
 use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
-use crate::http::{App, body};
 use crate::process::{CallReader, MOST_LOGPROBS, Message, RawPrompt, RenderOptions};
 use crate::slot::WriteAsk;
 
@@ -27,7 +29,7 @@ pub(in crate::http) struct ChatRequest {
     model: String,
     #[schema(schema_with = crate::http::openapi::openai_messages)]
     messages: Vec<Message>,
-    #[serde(flatten)]
+    #[serde(skip)]
     shape: Shape,
     /// Whether how likely each token was is told.
     #[serde(default)]
@@ -43,9 +45,6 @@ pub(in crate::http) struct ChatRequest {
     tool_choice: Option<Value>,
     /// With `false` an answer tells no more than the first of its calls.
     parallel_tool_calls: Option<bool>,
-    /// Only text.
-    #[schema(value_type = Option<Object>)]
-    response_format: Option<Value>,
     /// Not OpenAI's: go on with the last message.
     continue_final_message: Option<bool>,
     /// Not OpenAI's: whether the template ends with what begins an answer; it does where nothing is continued.
@@ -65,14 +64,15 @@ pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Reques
 async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
     let received = Received::of(app, request).await.map_err(plain)?;
-    let request: ChatRequest = body::json_with::<_, Shape>(&received.body).map_err(plain)?;
+    let mut request = ChatRequest::of(app, &received.body).map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
     request.check().map_err(plain)?;
-    let (streams, usage) = (request.shape.streams(), request.shape.tells_usage());
-    let reference = request.model.clone();
+    let shape = std::mem::take(&mut request.shape);
+    let (streams, usage) = (shape.streams(), shape.tells_usage());
+    let reference = std::mem::take(&mut request.model);
     let mut form = None;
     let answers = begin(app, Dialect::OpenAi, (&reference, received), |writer| {
-        let (shape, only_first) = (request.shape.clone(), request.parallel_tool_calls == Some(false));
+        let only_first = request.parallel_tool_calls == Some(false);
         let (messages, options) = request.rendering();
         let calls = writer.call_reader(&options, only_first)?;
         form = calls.as_ref().map(CallReader::form);
@@ -88,20 +88,24 @@ async fn chat(app: &App, request: Request) -> Result<Response, Failure> {
 }
 
 impl ChatRequest {
+    fn of(app: &App, body: &[u8]) -> Result<ChatRequest> {
+        let object = Object::of(body)?;
+        fits_its_model(app, &object)?;
+        Ok(ChatRequest { shape: Shape::of(&object)?, ..object.read()? })
+    }
+
     fn check(&self) -> Result<()> {
         if self.messages.is_empty() {
             return Err(Error::bad_param("messages", "messages is empty; at least one is needed"));
         }
         match self.tool_choice.as_ref().map(|choice| choice.as_str()) {
-            None | Some(Some("none" | "auto")) => {}
+            None | Some(Some("none" | "auto")) => Ok(()),
             Some(_) => {
                 let message = "only none and auto are supported: that a tool is called, or which, could only be \
                                seen to by constraining what is written, which is not done here";
-                return Err(Error::bad_param("tool_choice", message));
+                Err(Error::bad_param("tool_choice", message))
             }
         }
-        let text = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
-        refuse("response_format", &self.response_format.clone().filter(|format| !text(format)))
     }
 
     fn alternatives(&self) -> Result<Option<usize>> {

@@ -10,14 +10,18 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::fits_its_model;
+use super::others::{Sent, unsupported};
 use super::spelled::{Characters, Spelled};
 use super::stream::{Form, Manner, respond};
-use super::writing::{Rules, Shape, begin, refuse};
+use super::writing::{Rules, Shape, begin};
 use crate::error::{Error, Result};
+use crate::http::App;
+use crate::http::body::Object;
 use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
-use crate::http::{App, body};
 use crate::process::{RawPrompt, Writer};
+use crate::value::Texts;
 
 /// Tokens where nothing is said, as OpenAI has it.
 pub(in crate::http) const DEFAULT_MOST: usize = 16;
@@ -28,15 +32,15 @@ pub(in crate::http) struct CompletionRequest {
     /// A model, or `model@version`.
     model: String,
     #[schema(schema_with = crate::http::openapi::openai_prompt)]
-    prompt: Prompt,
-    #[serde(flatten)]
+    prompt: Texts,
+    #[serde(skip)]
     shape: Shape,
     /// How likely each token was, and so many others in its place.
     #[schema(minimum = 0, maximum = 20)]
     logprobs: Option<i64>,
     /// Not supported.
     #[schema(schema_with = crate::http::openapi::nothing)]
-    suffix: Option<Value>,
+    suffix: Option<Sent>,
     /// Each answer begins with its prompt; not together with `logprobs`. Nothing may be written after it then
     /// (`max_tokens` 0).
     #[serde(default)]
@@ -46,23 +50,12 @@ pub(in crate::http) struct CompletionRequest {
 }
 
 /// A prompt as a text or as token ids, or several of either.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string, a list of token ids, or a list of strings or of such lists")]
-enum Prompt {
-    One(String),
-    Tokens(Vec<u32>),
-    Texts(Vec<String>),
-    TokenLists(Vec<Vec<u32>>),
-}
-
-impl Prompt {
-    fn each(self) -> Vec<RawPrompt> {
-        match self {
-            Prompt::One(text) => vec![RawPrompt::Text(text)],
-            Prompt::Tokens(ids) => vec![RawPrompt::Tokens(ids)],
-            Prompt::Texts(texts) => texts.into_iter().map(RawPrompt::Text).collect(),
-            Prompt::TokenLists(lists) => lists.into_iter().map(RawPrompt::Tokens).collect(),
-        }
+fn prompts(prompt: Texts) -> Vec<RawPrompt> {
+    match prompt {
+        Texts::One(text) => vec![RawPrompt::Text(text)],
+        Texts::Ids(ids) => vec![RawPrompt::Tokens(ids)],
+        Texts::Many(texts) => texts.into_iter().map(RawPrompt::Text).collect(),
+        Texts::ManyIds(lists) => lists.into_iter().map(RawPrompt::Tokens).collect(),
     }
 }
 
@@ -76,7 +69,7 @@ pub(in crate::http) async fn answer(State(app): State<Arc<App>>, request: Reques
 async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
     let received = Received::of(app, request).await.map_err(plain)?;
-    let request: CompletionRequest = body::json_with::<_, Shape>(&received.body).map_err(plain)?;
+    let request = CompletionRequest::of(app, &received.body).map_err(plain)?;
     request.check().map_err(plain)?;
     let logprobs = request.alternatives().map_err(plain)?;
     let echo = request.echo();
@@ -84,7 +77,7 @@ async fn complete(app: &App, request: Request) -> Result<Response, Failure> {
     let (streams, tells_usage) = (shape.streams(), shape.tells_usage());
     let mut echoes = Vec::new();
     let answers = begin(app, Dialect::OpenAi, (&model, received), |writer| {
-        let prompts = prompt.each();
+        let prompts = prompts(prompt);
         if echo {
             echoes = prompts.iter().map(|prompt| spelled(writer, prompt)).collect::<Result<_>>()?;
         }
@@ -106,12 +99,22 @@ fn spelled(writer: &Writer, prompt: &RawPrompt) -> Result<String> {
 }
 
 impl CompletionRequest {
+    fn of(app: &App, body: &[u8]) -> Result<CompletionRequest> {
+        let object = Object::with_ids(body)?;
+        fits_its_model(app, &object)?;
+        let mut shape = Shape::of(&object)?;
+        shape.others.forget("echo");
+        Ok(CompletionRequest { shape, ..object.read()? })
+    }
+
     fn echo(&self) -> bool {
         self.echo.unwrap_or(false)
     }
 
     fn check(&self) -> Result<()> {
-        refuse("suffix", &self.suffix)?;
+        if self.suffix.is_some() {
+            return Err(unsupported("suffix"));
+        }
         if self.echo() && self.logprobs.is_some() {
             return Err(Error::bad_param("echo", "echo is not supported together with logprobs"));
         }

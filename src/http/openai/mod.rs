@@ -3,13 +3,15 @@
 //!
 //! Source: OpenAI API reference; vLLM's `entrypoints/openai/protocol.py` for what is not in it. `writing` has what chats and
 //! completions ask for alike, `stream` how their answers are sent, `spelled` what is told of their tokens, `calls` what of tools that are
-//! called.
+//! called; `fields` and `others` read what is in requests.
 
 mod calls;
 mod chat;
 mod completions;
 mod embeddings;
+mod fields;
 mod models;
+mod others;
 mod spelled;
 mod stream;
 mod tokens;
@@ -19,9 +21,15 @@ pub(super) use self::chat::ChatRequest;
 pub(super) use self::completions::CompletionRequest;
 pub(super) use self::completions::DEFAULT_MOST;
 pub(super) use self::embeddings::{EmbeddingsRequest, MOST_INPUTS};
+pub(super) use self::fields::Stop;
 pub(super) use self::stream::collect;
 pub(super) use self::tokens::{DetokenizeRequest, TokenizeRequest};
-pub(super) use self::writing::{Rules, Shape, Stop, begin};
+pub(super) use self::writing::{Rules, Shape, begin};
+use serde::Deserialize;
+
+use super::App;
+use super::body::Object;
+use super::request::fits;
 use super::routes::Routes;
 use crate::error::{Error, Result};
 use crate::slot::Target;
@@ -36,6 +44,21 @@ pub(super) fn routes() -> Routes {
         .post("/v1/chat/completions", chat::answer)
         .post("/tokenize", tokens::tokenize)
         .post("/detokenize", tokens::detokenize)
+}
+
+/// Refuses a body that is larger than the model takes which it names, before the rest of it is read.
+fn fits_its_model(app: &App, request: &Object) -> Result<()> {
+    /// Smaller ones are read as soon as the name in them.
+    const SMALL: usize = 64 << 10;
+    #[derive(Deserialize)]
+    struct Named {
+        model: String,
+    }
+    if request.len() <= SMALL {
+        return Ok(());
+    }
+    let Named { model } = request.read()?;
+    fits(&app.registry.resolve(&model)?.slot, request.len())
 }
 
 /// Refuses a model that does something else. One whose task nobody knows serves nothing, which its admission says.

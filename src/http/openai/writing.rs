@@ -1,18 +1,20 @@
 //! What chats and completions ask for alike, and how it becomes an order to write.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::fields::{Biases, Stop};
+use super::others::{Others, unsupported};
 use crate::error::{Error, Result};
 use crate::http::App;
+use crate::http::body::Object;
 use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure};
+use crate::http::request::no_larger;
 use crate::process::{RawPrompt, SamplingOptions, Writer};
-use crate::slot::{Answers, WriteAsk};
+use crate::slot::{Answers, Most, WriteAsk};
 use crate::value::Task;
 
 /// Answers of one request.
@@ -45,9 +47,10 @@ pub(in crate::http) struct Shape {
     /// Not OpenAI's; 1 is none.
     pub(in crate::http) repetition_penalty: Option<f32>,
     /// By token id.
+    /// By token id, of at most 1024.
     #[schema(value_type = Option<Object>)]
-    pub(in crate::http) logit_bias: Option<HashMap<String, f32>>,
-    /// The same seed, prompt and version give the same answer.
+    pub(in crate::http) logit_bias: Option<Biases>,
+    /// The same seed, prompt and version give the same answer; -1 is none.
     pub(in crate::http) seed: Option<i64>,
     /// How many answers.
     #[schema(minimum = 1)]
@@ -65,65 +68,19 @@ pub(in crate::http) struct Shape {
     pub(in crate::http) stream: Option<bool>,
     #[schema(inline)]
     pub(in crate::http) stream_options: Option<StreamOptions>,
+    /// Only text.
+    #[schema(value_type = Option<Object>)]
+    pub(in crate::http) response_format: Option<ResponseFormat>,
     /// What else was sent.
-    #[serde(flatten)]
-    #[schema(ignore)]
-    pub(in crate::http) others: Map<String, Value>,
+    #[serde(skip)]
+    pub(in crate::http) others: Others,
 }
 
-/// What clients of OpenAI's and of other servers would miss if it had no effect. Any other field is taken and has none.
-const UNSUPPORTED: [&str; 32] = [
-    "allowed_token_ids",
-    "audio",
-    "bad_words",
-    "chat_template",
-    "documents",
-    "dry_multiplier",
-    "echo",
-    "format",
-    "function_call",
-    "functions",
-    "grammar",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "include_stop_str_in_output",
-    "json_schema",
-    "logits_processors",
-    "min_tokens",
-    "mirostat",
-    "prediction",
-    "prompt_logprobs",
-    "return_token_ids",
-    "return_tokens_as_token_ids",
-    "stop_token_ids",
-    "structured_outputs",
-    "thinking_token_budget",
-    "truncate_prompt_tokens",
-    "typical_p",
-    "use_beam_search",
-    "web_search_options",
-    "xtc_probability",
-];
-
-/// What other servers call what is called otherwise here.
-const OTHER_NAMES: [(&str, &str); 8] = [
-    ("max_length", "max_tokens"),
-    ("max_new_tokens", "max_tokens"),
-    ("n_predict", "max_tokens"),
-    ("n_probs", "logprobs"),
-    ("num_predict", "max_tokens"),
-    ("options", "its fields by themselves"),
-    ("repeat_penalty", "repetition_penalty"),
-    ("stop_sequences", "stop"),
-];
-
+/// How an answer is to be formed.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of strings")]
-pub(in crate::http) enum Stop {
-    One(String),
-    Several(Vec<String>),
+pub(in crate::http) struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
@@ -147,6 +104,11 @@ pub(in crate::http) struct Rules {
 }
 
 impl Shape {
+    /// What a request says of it, among what else it says.
+    pub(super) fn of(request: &Object) -> Result<Shape> {
+        Ok(Shape { others: request.read()?, ..request.read()? })
+    }
+
     pub(super) fn streams(&self) -> bool {
         self.stream.unwrap_or(false)
     }
@@ -160,7 +122,7 @@ impl Shape {
         self.stream_options.and_then(|options| options.include_usage).unwrap_or(false)
     }
 
-    pub(in crate::http) fn ask(&self, writer: &Writer, prompts: Vec<RawPrompt>, rules: Rules) -> Result<WriteAsk> {
+    pub(in crate::http) fn ask(self, writer: &Writer, prompts: Vec<RawPrompt>, rules: Rules) -> Result<WriteAsk> {
         self.refuse_others()?;
         let count = whole("n", self.answers(), 1)?;
         if count > MOST_ANSWERS {
@@ -168,15 +130,10 @@ impl Shape {
         }
         let least = usize::from(!rules.may_be_none);
         let most = match (self.max_completion_tokens, self.max_tokens) {
-            (Some(most), _) => Some(whole("max_completion_tokens", most, least)?),
-            (None, Some(most)) => Some(whole("max_tokens", most, least)?),
-            (None, None) => None,
+            (Some(most), _) => Some(("max_completion_tokens", most)),
+            (None, most) => most.map(|most| ("max_tokens", most)),
         };
-        let stop = match self.stop.clone() {
-            None => Vec::new(),
-            Some(Stop::One(stop)) => vec![stop],
-            Some(Stop::Several(stops)) => stops,
-        };
+        let most = most.map(|(field, most)| Ok::<_, Error>(Most { tokens: whole(field, most, least)?, field }));
         let sampling = self.sampling(writer.defaults(), rules.logprobs)?;
         sampling.validate(writer.vocabulary())?;
         // Lower goes first there, higher here.
@@ -184,10 +141,10 @@ impl Shape {
         Ok(WriteAsk {
             prompts,
             count,
-            max_new: most,
+            max_new: most.transpose()?,
             usual_new: rules.default_most,
             sampling,
-            stop,
+            stop: self.stop.map_or_else(Vec::new, |Stop(stops)| stops),
             calls: None,
             ignore_ends: self.ignore_eos.unwrap_or(false),
             priority,
@@ -196,27 +153,18 @@ impl Shape {
     }
 
     fn refuse_others(&self) -> Result<()> {
-        // An empty schema asks for JSON, too.
-        let is_schema = |field: &str, value: &Value| field.ends_with("json") && value.is_object();
-        for field in UNSUPPORTED {
-            let asked = self.others.get(field).filter(|value| asks(value) || is_schema(field, value));
-            refuse(field, &asked.cloned())?;
+        self.others.refuse()?;
+        if self.response_format.as_ref().is_some_and(|format| format.kind.as_deref() != Some("text")) {
+            return Err(unsupported("response_format"));
         }
-        for (field, here) in OTHER_NAMES {
-            if self.others.get(field).is_some_and(asks) {
-                return Err(Error::bad_param(field, format!("{field} means nothing here; what is known is {here}")));
+        match self.stream_options.and_then(|options| options.continuous_usage_stats) {
+            Some(true) => {
+                let message =
+                    "stream_options.continuous_usage_stats is not supported; the last chunk tells what was used";
+                Err(Error::bad_param("stream_options", message))
             }
+            _ => Ok(()),
         }
-        if self.others.get("skip_special_tokens") == Some(&Value::Bool(false)) {
-            let message = "skip_special_tokens is always true: special tokens are never in what is written";
-            return Err(Error::bad_param("skip_special_tokens", message));
-        }
-        if self.stream_options.is_some_and(|options| options.continuous_usage_stats == Some(true)) {
-            let message = "stream_options.continuous_usage_stats is not supported; the last chunk tells what was used";
-            return Err(Error::bad_param("stream_options", message));
-        }
-        let text = |wanted: &Value| wanted.as_array().is_some_and(|all| all.iter().all(|one| one == "text"));
-        refuse("modalities", &self.others.get("modalities").filter(|wanted| !text(wanted)).cloned())
     }
 
     /// What the version's own settings say, where the request says nothing.
@@ -229,43 +177,18 @@ impl Shape {
         options.frequency_penalty = self.frequency_penalty.unwrap_or(options.frequency_penalty);
         options.repetition_penalty = self.repetition_penalty.unwrap_or(options.repetition_penalty);
         options.top_k = self.top_k.unwrap_or(options.top_k);
-        options.seed = self.seed.map_or_else(rand::random, |seed| seed as u64);
+        // Of vLLM and llama.cpp: no seed.
+        options.seed = self.seed.filter(|seed| *seed != -1).map_or_else(rand::random, |seed| seed as u64);
         options.logprobs = logprobs;
-        options.logit_bias = self.logit_bias.iter().flatten().map(bias).collect::<Result<_>>()?;
+        options.logit_bias = self.logit_bias.as_ref().map(Biases::by_token).transpose()?.unwrap_or_default();
         Ok(options)
     }
-}
-
-/// Whether a value asks for anything: clients send what they have no wish for as well.
-fn asks(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::Array(all) => !all.is_empty(),
-        Value::Object(all) => !all.is_empty(),
-        // Of a call: that none is made, or that the model may choose where there are none.
-        Value::String(word) => !matches!(word.as_str(), "" | "none" | "auto"),
-        Value::Bool(true) => true,
-    }
-}
-
-fn bias((id, value): (&String, &f32)) -> Result<(u32, f32)> {
-    let wrong = |_| Error::bad_param("logit_bias", format!("logit_bias has {id:?} for a token id"));
-    Ok((id.parse().map_err(wrong)?, *value))
 }
 
 fn whole(name: &'static str, value: i64, least: usize) -> Result<usize> {
     match usize::try_from(value) {
         Ok(value) if value >= least => Ok(value),
         _ => Err(Error::bad_param(name, format!("{name} is {value}; {least} or more is possible"))),
-    }
-}
-
-/// Refuses what a client would miss if it had no effect.
-pub(super) fn refuse(field: &'static str, value: &Option<Value>) -> Result<()> {
-    match value {
-        None | Some(Value::Null) => Ok(()),
-        Some(_) => Err(Error::bad_param(field, format!("{field} is not supported"))),
     }
 }
 
@@ -283,12 +206,8 @@ pub(in crate::http) async fn begin(
     let generation = admission.generation();
     let stamp = generation.stamp.clone();
     let stamped = |error| Box::new(Failure { error, dialect, stamp: Some(stamp.clone()) });
-    let limit = generation.limits.max_body_bytes;
-    let got = received.body.len() as u64;
+    no_larger(received.body.len(), generation).map_err(stamped)?;
     drop(received);
-    if got > limit {
-        return Err(stamped(Error::TooLarge { what: "request body in bytes", got, limit }));
-    }
     let ask = generation.processor.writer().and_then(ask).map_err(stamped)?;
     admission.write(ask).await.map_err(stamped)
 }

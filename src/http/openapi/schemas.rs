@@ -14,7 +14,7 @@ mod writing;
 
 use serde_json::Value;
 use utoipa::openapi::schema::ArrayBuilder;
-use utoipa::openapi::{ComponentsBuilder, Object, RefOr, Schema};
+use utoipa::openapi::{ComponentsBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::oip::repository::{IndexOrder, RepositoryOrder};
@@ -92,24 +92,12 @@ fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
 
 /// A schema whose type has another's fields among its own: as one object, since two that are both closed allow nothing.
 fn add_flat<T: ToSchema, Inside: PartialSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
-    let RefOr::T(Schema::AllOf(parts)) = T::schema() else { return add::<T>(all) };
-    let mut whole = Object::default();
-    whole.description = parts.description;
-    let inside = || match Inside::schema() {
-        RefOr::T(schema) => Some(schema),
-        RefOr::Ref(_) => None,
+    let (RefOr::T(Schema::Object(mut whole)), RefOr::T(Schema::Object(inside))) = (T::schema(), Inside::schema())
+    else {
+        return add::<T>(all);
     };
-    for part in parts.items {
-        let part = match part {
-            RefOr::T(part) => Some(part),
-            RefOr::Ref(_) => inside(),
-        };
-        if let Some(Schema::Object(part)) = part {
-            whole.properties.extend(part.properties);
-            whole.required.extend(part.required);
-            whole.description = whole.description.or(part.description);
-        }
-    }
+    whole.properties.extend(inside.properties);
+    whole.required.extend(inside.required);
     all.push((T::name().into_owned(), RefOr::T(Schema::Object(whole))));
 }
 

@@ -114,23 +114,23 @@ impl PromptEncoder {
         Ok(ids)
     }
 
-    /// How many tokens may be generated after a prompt: those that were asked for, or all that fit.
+    /// How many tokens may be generated after a prompt: those that were asked for, by the field that says so, or all that fit.
     ///
     /// # Errors
     /// `BadRequest` with the numbers where prompt and answer do not fit the context together.
-    pub fn room(&self, prompt: usize, asked: Option<usize>) -> Result<usize> {
+    pub fn room(&self, prompt: usize, asked: Option<(&'static str, usize)>) -> Result<usize> {
         let context = self.limits.context;
         let left = context.saturating_sub(prompt);
         match asked {
-            Some(asked) if asked > left => {
+            Some((field, asked)) if asked > left => {
                 let message = format!(
                     "this model's context is {context} tokens, but {} were requested ({prompt} in the prompt, {asked} \
                      for the answer)",
                     prompt.saturating_add(asked)
                 );
-                Err(Error::ContextExceeded { message, param: Some("max_tokens") })
+                Err(Error::ContextExceeded { message, param: Some(field) })
             }
-            Some(asked) => Ok(asked),
+            Some((_, asked)) => Ok(asked),
             None if left == 0 => Err(too_long(context, prompt)),
             None => Ok(left),
         }
@@ -287,14 +287,15 @@ mod tests {
         assert_eq!(encoder.fitting(vec![3; 16]).unwrap().len(), 16);
 
         assert_eq!(encoder.room(10, None).unwrap(), 6);
-        assert_eq!(encoder.room(10, Some(6)).unwrap(), 6);
-        let message = encoder.room(10, Some(7)).unwrap_err().to_string();
+        assert_eq!(encoder.room(10, Some(("max_tokens", 6))).unwrap(), 6);
+        let error = encoder.room(10, Some(("max_completion_tokens", 7))).unwrap_err();
+        assert_eq!(error.details()["param"], "max_completion_tokens");
         assert_eq!(
-            message,
+            error.to_string(),
             "this model's context is 16 tokens, but 17 were requested (10 in the prompt, 7 for the answer)"
         );
         assert!(encoder.room(16, None).is_err());
-        assert!(encoder.room(3, Some(usize::MAX)).is_err());
+        assert!(encoder.room(3, Some(("max_tokens", usize::MAX))).is_err());
 
         // What a cache holds less than positions is taken off; more of it makes nothing longer.
         encoder.shorten(100);

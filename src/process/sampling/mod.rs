@@ -135,7 +135,7 @@ impl Sampler {
     }
 
     fn change(&self, logits: &mut [f32]) {
-        for (token, bias) in &self.options.logit_bias {
+        for (token, bias) in &*self.options.logit_bias {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit += bias;
             }

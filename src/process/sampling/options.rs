@@ -4,6 +4,7 @@
 //! `SamplingParams` (the rest). It must not know logits.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
@@ -31,7 +32,7 @@ pub struct SamplingOptions {
     /// The same seed, prompt and options give the same answer from the same version.
     pub seed: u64,
     /// Added to the logits of these tokens, -100 to 100 each.
-    pub logit_bias: Vec<(u32, f32)>,
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// Tell the log-probability of a token, and of so many of the likeliest.
     pub logprobs: Option<usize>,
 }
@@ -47,7 +48,7 @@ impl Default for SamplingOptions {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,
-            logit_bias: Vec::new(),
+            logit_bias: Arc::default(),
             logprobs: None,
         }
     }
@@ -68,7 +69,7 @@ impl SamplingOptions {
         }
         between("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
-        for (id, bias) in &self.logit_bias {
+        for (id, bias) in &*self.logit_bias {
             if *id as usize >= vocabulary {
                 let message =
                     format!("logit_bias names the token {id}; tokens are 0 to {}", vocabulary.saturating_sub(1));
@@ -163,12 +164,12 @@ mod tests {
                 "frequency_penalty is -2.5; it must be from -2 to 2",
             ),
             (
-                SamplingOptions { logit_bias: vec![(99, 1.0), (100, 1.0)], ..plain() },
+                SamplingOptions { logit_bias: [(99, 1.0), (100, 1.0)].into(), ..plain() },
                 "logit_bias",
                 "logit_bias names the token 100; tokens are 0 to 99",
             ),
             (
-                SamplingOptions { logit_bias: vec![(5, -101.0)], ..plain() },
+                SamplingOptions { logit_bias: [(5, -101.0)].into(), ..plain() },
                 "logit_bias",
                 "logit_bias of the token 5 is -101; it must be from -100 to 100",
             ),
@@ -189,7 +190,7 @@ mod tests {
             presence_penalty: -2.0,
             frequency_penalty: -2.0,
             seed: 0,
-            logit_bias: vec![(0, -100.0)],
+            logit_bias: [(0, -100.0)].into(),
             logprobs: Some(0),
         };
         least.validate(1).unwrap();
@@ -202,7 +203,7 @@ mod tests {
             presence_penalty: 2.0,
             frequency_penalty: 2.0,
             seed: u64::MAX,
-            logit_bias: vec![(0, 100.0)],
+            logit_bias: [(0, 100.0)].into(),
             logprobs: Some(20),
         };
         most.validate(1).unwrap();

@@ -133,7 +133,7 @@ fn transformers_own_processors_leave_the_same_tokens_with_the_same_probabilities
             top_p: f32_of("top_p", 1.0),
             min_p: f32_of("min_p", 0.0),
             repetition_penalty: f32_of("repetition_penalty", 1.0),
-            logit_bias: case.get("bias").map_or(Vec::new(), |b| serde_json::from_value(b.clone()).unwrap()),
+            logit_bias: case.get("bias").map_or(Vec::new(), |b| serde_json::from_value(b.clone()).unwrap()).into(),
             ..plain()
         };
         options.validate(logits.len()).unwrap();
@@ -181,7 +181,7 @@ fn penalties_and_bias_change_what_is_best() {
     let greedy = |options: SamplingOptions| SamplingOptions { temperature: 0.0, ..options };
     let logits = [2.0, 1.9, -1.0];
     assert_eq!(drawn(&logits, &greedy(SamplingOptions { repetition_penalty: 1.1, ..plain() }), &[0]), 1);
-    assert_eq!(drawn(&logits, &greedy(SamplingOptions { logit_bias: vec![(2, 3.1)], ..plain() }), &[]), 2);
+    assert_eq!(drawn(&logits, &greedy(SamplingOptions { logit_bias: [(2, 3.1)].into(), ..plain() }), &[]), 2);
     // presence and frequency count the answer, not the prompt
     let present = greedy(SamplingOptions { presence_penalty: 0.5, ..plain() });
     assert_eq!(drawn(&logits, &present, &[0, 0]), 0);
@@ -202,7 +202,7 @@ fn penalties_and_bias_change_what_is_best() {
 fn logprobs_are_of_the_row_as_it_came() {
     let options = SamplingOptions {
         temperature: 0.0,
-        logit_bias: vec![(3, 100.0)],
+        logit_bias: [(3, 100.0)].into(),
         repetition_penalty: 1.5,
         logprobs: Some(2),
         ..plain()
@@ -347,7 +347,7 @@ fn whole_rows_are_needed_where_more_than_the_likeliest_is_asked_for() {
         (SamplingOptions { repetition_penalty: 1.1, ..greedy() }, false),
         (SamplingOptions { presence_penalty: 0.5, ..greedy() }, false),
         (SamplingOptions { frequency_penalty: -0.5, ..greedy() }, false),
-        (SamplingOptions { logit_bias: vec![(1, 1.0)], ..greedy() }, false),
+        (SamplingOptions { logit_bias: [(1, 1.0)].into(), ..greedy() }, false),
         (SamplingOptions { logprobs: Some(0), ..greedy() }, false),
     ] {
         assert_eq!(Sampler::new(options.clone(), &[1, 2]).takes_likeliest(), takes, "{options:?}");
