@@ -221,7 +221,7 @@ fn a_long_input_is_refused_with_the_numbers_when_it_may_not_be_cut() {
     let options = PrepareOptions { truncate: false };
     let long = RawInput::Pair("the ship ".repeat(50).into(), "a".into());
     let error = processor.prepare(&long, &options).unwrap_err();
-    assert!(matches!(error, Error::BadRequest { .. }));
+    assert!(matches!(error, Error::ContextExceeded { .. }));
     let message = error.to_string();
     assert!(message.ends_with("tokens long, this version takes 64"), "{message}");
     let short = RawInput::Pair("the ship".into(), "a".into());

@@ -142,7 +142,8 @@ impl TextProcessor {
             return Ok(());
         }
         let max = self.max_tokens;
-        Err(Error::bad_request(format!("the input is {tokens} tokens long, this version takes {max}")))
+        let message = format!("the input is {tokens} tokens long, this version takes {max}");
+        Err(Error::ContextExceeded { message, param: None })
     }
 
     /// What could fail on the first request must fail at load.

@@ -93,6 +93,19 @@ async fn texts_may_be_empty_and_long_ones_are_cut_or_refused_as_asked() {
     let whole = json!({ "inputs": [long], "parameters": { "truncate": false } });
     let refused = server.post("/models/texts/infer", whole).await;
     assert!([400, 413].contains(&refused.status), "{}", refused.body);
+    // In OpenAI's dialect it is cut as well, where nothing else is said.
+    let embed = async |more: Value| {
+        let mut order = json!({ "model": "texts", "input": "harbour ".repeat(2_000) });
+        order.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/embeddings", order).await
+    };
+    for more in [json!({}), json!({ "truncate": true }), json!({ "truncate_prompt_tokens": -1 })] {
+        embed(more).await.expect(200);
+    }
+    let refused = embed(json!({ "truncate": false })).await.expect(400);
+    assert_eq!(refused.body["error"]["code"], "context_length_exceeded", "{}", refused.body);
+    let refused = embed(json!({ "truncate_prompt_tokens": 4 })).await.expect(400);
+    assert_eq!(refused.body["error"]["param"], "truncate_prompt_tokens", "{}", refused.body);
     // Far more than any model reads is refused before it is tokenized.
     let enormous = server.texts("texts", &[&"harbour ".repeat(2_000_000)]).await.expect(413);
     assert_eq!(enormous.body["error"]["details"]["what"], "text in bytes");

@@ -12,14 +12,15 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::does;
+use super::{does, fits_its_model};
 use crate::error::{Error, Result};
+use crate::http::body::Object;
 use crate::http::received::Received;
 use crate::http::reply::{Dialect, Failure, put_stamp};
-use crate::http::{App, body, request};
+use crate::http::{App, request};
 use crate::process::{FinishOptions, PrepareOptions};
 use crate::slot::Ask;
-use crate::value::{Output, RawInput, Task};
+use crate::value::{Output, RawInput, Task, Texts};
 
 /// Inputs of one request, as OpenAI allows.
 pub(in crate::http) const MOST_INPUTS: usize = 2048;
@@ -30,22 +31,17 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// A model, or `model@version`.
     model: String,
     #[schema(schema_with = crate::http::openapi::openai_input)]
-    input: Input,
+    input: Texts,
     #[schema(inline)]
     encoding_format: Option<Encoding>,
     /// Only so many numbers of each embedding.
     #[schema(minimum = 1)]
     dimensions: Option<i64>,
-}
-
-/// Texts, or texts as token ids: one or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
-enum Input {
-    One(String),
-    Many(Vec<String>),
-    Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
+    /// Not OpenAI's, but text-embeddings-inference's: an input that is too long is cut (the default), or with `false` refused.
+    truncate: Option<bool>,
+    /// vLLM's. Only -1, which is the default: an input that is too long is cut to what the version takes.
+    #[schema(minimum = -1, maximum = -1)]
+    truncate_prompt_tokens: Option<i64>,
 }
 
 /// Numbers, or base64 of little-endian f32.
@@ -95,13 +91,13 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request) -> Res
 async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
     let plain = |error| Failure::new(Dialect::OpenAi, error);
     let received = Received::of(app, request).await.map_err(plain)?;
-    let parsed: EmbeddingsRequest = body::json(&received.body).map_err(plain)?;
+    let parsed = EmbeddingsRequest::of(app, &received.body).map_err(plain)?;
     let encoding = parsed.encoding_format.unwrap_or(Encoding::Float);
     let (reference, dimensions) = (parsed.model, parsed.dimensions);
     let ask = move |_: &[u8]| {
         Ok(Ask {
             inputs: inputs(parsed.input)?,
-            prepare: PrepareOptions::default(),
+            prepare: PrepareOptions { truncate: parsed.truncate.unwrap_or(true) },
             // A shortened embedding is made a unit vector again, as OpenAI's are.
             finish: FinishOptions { dimensions, normalize: dimensions.map(|_| true), ..FinishOptions::default() },
             deadline: None,
@@ -117,12 +113,28 @@ async fn embed(app: &App, request: Request) -> Result<Response, Failure> {
     Ok(response)
 }
 
-fn inputs(input: Input) -> Result<Vec<RawInput>> {
+impl EmbeddingsRequest {
+    fn of(app: &App, body: &[u8]) -> Result<EmbeddingsRequest> {
+        let object = Object::with_ids(body)?;
+        fits_its_model(app, &object)?;
+        let request: EmbeddingsRequest = object.read()?;
+        match request.truncate_prompt_tokens {
+            None | Some(-1) => Ok(request),
+            Some(tokens) => {
+                let message =
+                    format!("truncate_prompt_tokens is {tokens}; only -1, what the version takes, is supported");
+                Err(Error::bad_param("truncate_prompt_tokens", message))
+            }
+        }
+    }
+}
+
+fn inputs(input: Texts) -> Result<Vec<RawInput>> {
     let inputs: Vec<RawInput> = match input {
-        Input::One(text) => vec![RawInput::Text(text)],
-        Input::Many(texts) => texts.into_iter().map(RawInput::Text).collect(),
-        Input::Tokens(ids) => vec![RawInput::Tokens(ids)],
-        Input::ManyTokens(lists) => lists.into_iter().map(RawInput::Tokens).collect(),
+        Texts::One(text) => vec![RawInput::Text(text)],
+        Texts::Many(texts) => texts.into_iter().map(RawInput::Text).collect(),
+        Texts::Ids(ids) => vec![RawInput::Tokens(ids)],
+        Texts::ManyIds(lists) => lists.into_iter().map(RawInput::Tokens).collect(),
     };
     if inputs.is_empty() || inputs.len() > MOST_INPUTS {
         let message = format!("input holds {} items; 1 to {MOST_INPUTS} are possible", inputs.len());
@@ -163,7 +175,7 @@ mod tests {
     use super::*;
 
     fn parse(json: &str) -> Result<Vec<RawInput>, String> {
-        let request: EmbeddingsRequest = body::json(json.as_bytes()).map_err(|e| e.to_string())?;
+        let request: EmbeddingsRequest = crate::http::body::json(json.as_bytes()).map_err(|e| e.to_string())?;
         inputs(request.input).map_err(|e| e.to_string())
     }
 
@@ -180,7 +192,11 @@ mod tests {
         assert!(parse(r#"{"model":"m","input":""}"#).unwrap_err().contains("empty"));
         assert!(parse(r#"{"model":"m","input":[]}"#).unwrap_err().contains("1 to 2048"));
         assert!(parse(r#"{"model":"m","input":["a",""]}"#).unwrap_err().contains("input 1"));
-        assert!(parse(r#"{"model":"m","input":{"a":1}}"#).unwrap_err().starts_with("input: expected a string"));
+        assert!(
+            parse(r#"{"model":"m","input":{"a":1}}"#)
+                .unwrap_err()
+                .contains("input: invalid type: map, expected a string")
+        );
     }
 
     #[test]

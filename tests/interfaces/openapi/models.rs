@@ -66,6 +66,12 @@ pub(super) async fn openai(server: &mut Told) {
         let body = json!({ "model": "tiny", "input": ["a", "b"], "encoding_format": format });
         assert_eq!(server.post("/v1/embeddings", body).await.0, 200);
     }
+    for (truncate, tokens, status) in
+        [(json!(false), json!(-1), 200), (json!(null), json!(null), 200), (json!(true), json!(8), 400)]
+    {
+        let body = json!({ "model": "tiny", "input": "a", "truncate": truncate, "truncate_prompt_tokens": tokens });
+        assert_eq!(server.post("/v1/embeddings", body).await.0, status);
+    }
     for input in [json!("a"), json!([1, 2]), json!([[1], [2, 3]])] {
         assert_eq!(server.post("/v1/embeddings", json!({ "model": "tiny@one", "input": input })).await.0, 200);
     }
