@@ -152,6 +152,91 @@ async fn compressed_bodies_are_refused_in_every_dialect_and_plain_ones_are_taken
     answered(plain.json(&json!({ "model": "tiny", "input": "harbour" }))).await.unwrap().expect(200);
 }
 
+/// Texts, their labels, and one that writes: each takes bodies as large as the server does.
+async fn all_texts() -> Server {
+    let site = Site::new();
+    let limits = "[limits]\nmax_body_bytes = '64MiB'\n[gate]\nmax_latency_ratio = 1000\n";
+    for (name, task, files) in [("tiny", "embed", "bert-embed-mean"), ("mood", "classify", "bert-classify")] {
+        site.model(name, &format!("task = '{task}'\nlive = 'one'\n{limits}"));
+        site.version(name, "one", &fixture(files));
+    }
+    site.add_writer("writer");
+    site.model("writer", &format!("task = 'generate'\nlive = 'a'\n{limits}"));
+    site.start().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_body_holds_takes_no_more_than_some_times_its_bytes() {
+    const BYTES: usize = 16 << 20;
+    let server = all_texts().await;
+    server.texts("tiny", &["a"]).await.expect(200);
+    let before = peak(&server);
+    for (path, begins, one, ends, status) in [
+        // Fields that nobody knows, or that are of another type.
+        ("/v1/chat/completions", r#"{"model":"writer","messages":[],"zz":["#, "0", "]}", 413),
+        ("/v1/completions", r#"{"model":"writer","prompt":"a","max_tokens":1,"zz":["#, "0", "]}", 200),
+        ("/v1/completions", r#"{"model":"writer","prompt":"a","guided_json":["#, "0", "]}", 400),
+        ("/v1/completions", r#"{"model":"writer","prompt":"a","suffix":["#, "0", "]}", 400),
+        ("/v1/completions", r#"{"model":"writer","prompt":"a","temperature":["#, "0", "]}", 400),
+        ("/v1/completions", r#"{"model":"writer","prompt":"a","stop":["#, "0", "]}", 400),
+        ("/v1/completions", r#"{"model":"writer","prompt":"a","logit_bias":{"#, r#""1":0"#, "}}", 413),
+        // Values that are kept as they come.
+        ("/v1/chat/completions", r#"{"model":"writer","messages":[],"tools":["#, r#"{"":0}"#, "]}", 413),
+        (
+            "/v2/models/tiny/infer",
+            r#"{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES","data":["#,
+            "[]",
+            "]}]}",
+            413,
+        ),
+        ("/predict", r#"{"inputs":["#, "[]", "]}", 413),
+        // More inputs than anybody means.
+        ("/models/tiny/infer", r#"{"inputs":["#, r#""""#, "]}", 413),
+        ("/v1/embeddings", r#"{"model":"tiny","input":["#, "[]", "]}", 413),
+        // Token ids, which may be many.
+        ("/v1/completions", r#"{"model":"writer","prompt":["#, "5", "]}", 400),
+        ("/v1/embeddings", r#"{"model":"tiny","input":["#, "5", "]}", 200),
+        ("/embed", r#"{"truncate":true,"inputs":["#, "5", "]}", 200),
+        ("/models/tiny/infer", r#"{"inputs":[["#, "5", "]]}", 200),
+        ("/detokenize", r#"{"model":"writer","tokens":["#, "5", "]}", 413),
+    ] {
+        let many = vec![one; BYTES / (one.len() + 1)].join(",");
+        let body = [begins, &many, ends].concat();
+        let answer = server.post_bytes(path, "application/json", body).await;
+        assert_eq!(answer.status, status, "{path} {begins}: {}", answer.body);
+        let grown = peak(&server) - before;
+        assert!(grown < 10 * BYTES as u64, "{path} {begins}: {} MiB more for {}", grown / MIB, BYTES as u64 / MIB);
+    }
+    server.texts("tiny", &["a"]).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_spelled_as_many_as_are_made_and_within_the_models_limit() {
+    let site = Site::new();
+    site.add_writer("writer");
+    let limits = "[limits]\nmax_body_bytes = 200000\nmax_text_bytes = 5000\n[gate]\nmax_latency_ratio = 1000\n";
+    site.model("writer", &format!("task = 'generate'\nlive = 'a'\n{limits}"));
+    let server = site.start().await;
+    let text = "\u{1f9ee}".repeat(1250);
+    let order = json!({ "model": "writer", "prompt": text, "add_special_tokens": false });
+    let told = server.post("/tokenize", order).await.expect(200).body;
+    let order = json!({ "model": "writer", "tokens": told["tokens"] });
+    assert_eq!(server.post("/detokenize", order).await.expect(200).body["prompt"], text);
+    let context = told["max_model_len"].as_u64().unwrap() as usize;
+    let most = (4 * context).max(5000);
+    let spelled =
+        async |count: usize| server.post("/detokenize", json!({ "model": "writer", "tokens": vec![5; count] })).await;
+    spelled(most).await.expect(200);
+    let refused = spelled(most + 1).await.expect(413);
+    assert!(
+        refused.message().contains(&format!("number of tokens is {}, the limit is {most}", most + 1)),
+        "{}",
+        refused.body
+    );
+    let refused = spelled(150_000).await.expect(413);
+    assert!(refused.message().contains("request body in bytes"), "{}", refused.body);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn json_that_is_nested_without_end_is_refused() {
     let server = Site::digits().start().await;
