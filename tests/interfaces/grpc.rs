@@ -238,8 +238,24 @@ async fn an_answer_that_nobody_takes_does_not_hold_its_connection() {
     assert!(types.contains(&headers) && !types.contains(&data), "{types:?}");
 }
 
-/// A call on stream 1, its headers without compression (RFC 7541, 6.2.2).
+/// A call on stream 1.
 fn call(path: &str, timeout: Option<&str>, message: &[u8]) -> Vec<u8> {
+    [begun(path, timeout), frame(0, 1, &framed(message))].concat()
+}
+
+/// A message as gRPC puts it into a body: not compressed, and how long it is.
+fn framed(message: &[u8]) -> Vec<u8> {
+    [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat()
+}
+
+/// A frame on stream 1.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+}
+
+/// The headers of a call, without compression (RFC 7541, 6.2.2).
+fn begun(path: &str, timeout: Option<&str>) -> Vec<u8> {
     let mut block = Vec::new();
     let headers = [
         (":method", "POST"),
@@ -257,12 +273,100 @@ fn call(path: &str, timeout: Option<&str>, message: &[u8]) -> Vec<u8> {
             block.extend_from_slice(text.as_bytes());
         }
     }
-    let frame = |kind: u8, flags: u8, payload: &[u8]| {
-        let length = (payload.len() as u32).to_be_bytes();
-        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    frame(1, 4, &block)
+}
+
+/// Sends a body on stream 1, as fast as the server lets it come (RFC 9113, 6.9).
+fn send(mut stream: &TcpStream, mut body: &[u8]) {
+    const USUAL: i64 = 65_535;
+    let (settings, update, initial_window) = (4, 8, 4);
+    let (mut connection, mut own) = (USUAL, USUAL);
+    while !body.is_empty() {
+        let most = connection.min(own).min(16_384);
+        if most > 0 {
+            let (now, later) = body.split_at(body.len().min(most as usize));
+            stream.write_all(&frame(0, u8::from(later.is_empty()), now)).unwrap();
+            (connection, own, body) = (connection - now.len() as i64, own - now.len() as i64, later);
+            continue;
+        }
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut payload).unwrap();
+        let number = |bytes: &[u8]| i64::from(u32::from_be_bytes(bytes.try_into().unwrap()));
+        if head[3] == update {
+            *(if head[8] == 0 { &mut connection } else { &mut own }) += number(&payload);
+        } else if head[3] == settings {
+            let windows = payload.chunks_exact(6).filter(|setting| setting[1] == initial_window);
+            own += windows.map(|setting| number(&setting[2..]) - USUAL).sum::<i64>();
+            // They hold for the server once it knows that they are known.
+            if head[4] == 0 {
+                stream.write_all(b"\0\0\0\x04\x01\0\0\0\0").unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_millions_of_empty_tensors_is_refused_before_it_is_decoded() {
+    let server = embedder().start().await;
+    let peak = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
     };
-    let length = (message.len() as u32).to_be_bytes();
-    [frame(1, 4, &block), frame(0, 1, &[&[0], &length[..], message].concat())].concat()
+    let address = address(&server).await;
+    server.texts("embedder", &["a"]).await.expect(200);
+    let before = peak();
+    // Inputs of nothing; and one of nothing but empty elements.
+    let inputs = b"\x2a\0".repeat(8 << 20);
+    let elements = b"\x42\0".repeat(8 << 20);
+    let within = |bytes: &[u8]| {
+        let length = [0, 7, 14, 21].map(|shift| (bytes.len() >> shift) as u8 | 0x80);
+        [&[0x2a], &length[..], &[(bytes.len() >> 28) as u8], bytes].concat()
+    };
+    let refused = |metrics: &str| {
+        let those = metrics.lines().filter(|line| line.contains("ModelInfer\"") && line.contains("status=\"413\""));
+        those.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    for (before_it, message) in [inputs, within(&within(&elements))].into_iter().enumerate() {
+        let sent = message.len() as u64 >> 20;
+        let stream = connect(&address);
+        (&stream).write_all(HELLO).unwrap();
+        (&stream).write_all(&begun("/inference.GRPCInferenceService/ModelInfer", None)).unwrap();
+        let stream = tokio::task::spawn_blocking(move || {
+            send(&stream, &framed(&message));
+            stream
+        });
+        let _open = tokio::time::timeout(PATIENCE, stream).await.unwrap().unwrap();
+        until("the call is refused", async || {
+            let metrics = server.get("/metrics").await.expect(200).body;
+            (refused(metrics.as_str().unwrap()) > before_it as u64).then_some(())
+        })
+        .await;
+        let grown = peak() - before;
+        assert!(grown < 10 * sent, "{grown} MiB more for {sent}");
+    }
+    server.texts("embedder", &["a"]).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_known_and_not_resident_is_not_ready_and_no_error() {
+    let site = Site::digits().arg("--grpc-listen").arg("127.0.0.1:0");
+    let server = site.start().await;
+    let stream = connect(&address(&server).await);
+    let field = |tag: u8, text: &str| [&[tag << 3 | 2, text.len() as u8], text.as_bytes()].concat();
+    (&stream).write_all(HELLO).unwrap();
+    let question = [field(1, "digits"), field(2, "v2")].concat();
+    (&stream).write_all(&call("/inference.GRPCInferenceService/ModelReady", None, &question)).unwrap();
+    until("the question is answered", async || {
+        let metrics = server.get("/metrics").await.expect(200).body;
+        let asked = |line: &&str| line.starts_with("cutover_requests_total{") && line.contains("ModelReady\"");
+        let told = metrics.as_str().unwrap().lines().find(asked)?.to_owned();
+        assert!(told.contains("status=\"200\""), "{told}");
+        Some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

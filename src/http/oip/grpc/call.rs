@@ -13,7 +13,7 @@ use prost::Message;
 use tonic::server::Grpc;
 use tonic_prost::ProstCodec;
 
-use super::plain;
+use super::{plain, wire};
 use crate::error::{Error, Result};
 use crate::generation::Stamp;
 use crate::http::received::Received;
@@ -116,6 +116,13 @@ async fn arrived(app: &App, request: Request) -> Result<(Request, Received, Opti
     let whole = Request::from_parts(parts, Body::from(received.body.clone()));
     // The message alone is what is asked.
     received.body = received.body.slice(PREFIX.min(received.body.len())..);
+    // Each takes a byte at least.
+    if received.body.len() as u64 > body::MOST_VALUES {
+        let got = wire::fields(&received.body);
+        if got > body::MOST_VALUES {
+            return Err(Error::TooLarge { what: "number of fields", got, limit: body::MOST_VALUES });
+        }
+    }
     Ok((whole, received, timeout))
 }
 

@@ -1,13 +1,14 @@
 //! The Open Inference Protocol over gRPC, as tritonclient and KServe's SDK speak it: `inference.GRPCInferenceService`.
 //!
 //! Methods are routes like any other's, so that calls pass the same guard, keys, spans and counters; they answer with what
-//! the protocol's HTTP routes answer with. `call` is one call on the wire, `tensors` the values in it. Not here: streams
-//! (`ModelStreamInfer`), shared memory, settings of traces and logs; they answer UNIMPLEMENTED.
+//! the protocol's HTTP routes answer with. `call` is one call on the wire, `wire` how much is in it, `tensors` its values.
+//! Not here: streams (`ModelStreamInfer`), shared memory, settings of traces and logs; they answer UNIMPLEMENTED.
 //!
 //! Source: the protocol's gRPC specification; gRPC health checking protocol, version 1.
 
 mod call;
 mod tensors;
+mod wire;
 
 use std::sync::Arc;
 
