@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::lasting::Lasting;
 use super::serve::{HEAVY_TEXT_BYTES, heavy};
@@ -43,7 +44,6 @@ pub struct WriteAsk {
     pub deadline: Option<Duration>,
 }
 
-/// Answers that are being written.
 /// Tokens to write at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Most {
@@ -52,6 +52,7 @@ pub struct Most {
     pub field: &'static str,
 }
 
+/// Answers that are being written.
 #[derive(Debug)]
 pub struct Answers {
     /// Of the generation that began them.
@@ -147,7 +148,8 @@ impl Admission {
                 out: out.clone(),
                 began,
             };
-            tokio::spawn(task.run());
+            // What goes wrong is logged under the request's id.
+            tokio::spawn(task.run().in_current_span());
         }
         let stamp = generation.stamp.clone();
         Ok(Answers { stamp, prompt_tokens, decoder: Arc::clone(writer.decoder()), count, events })

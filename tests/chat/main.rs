@@ -108,6 +108,27 @@ async fn a_version_that_breaks_in_mid_sentence_is_gone_on_for_without_a_token_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_an_answer_that_has_begun_is_in_the_log_under_its_id() {
+    let site = Site::new().fault("version = 'tiny@a'\nkind = 'error'\nrate = 0.1");
+    site.add_writer("tiny");
+    let server = site.start().await;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let id = until("an answer breaks that has begun", async || {
+        let id = format!("broken-{}-", next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let request = server.request(Method::POST, "/v1/completions").header("x-request-id", &id);
+        let response = request.json(&order("tiny", "a", 100)).send().await.unwrap();
+        let begun = response.status() == 200;
+        let told = response.text().await.unwrap();
+        (begun && told.contains("this request's id")).then_some(id)
+    })
+    .await;
+    until("the log has it", async || {
+        server.log().lines().any(|line| line.contains("failed inside") && line.contains(&id)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_is_written_for_no_more() {
     let (_site, server) = slow().await;
     let response = server.request(Method::POST, "/v1/completions").json(&order("tiny", "a", 200)).send().await.unwrap();

@@ -13,6 +13,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::{Value, json};
+use tracing::Span;
 
 use super::calls;
 use super::spelled::{Characters, Spelled};
@@ -239,6 +240,8 @@ struct Chunks {
     characters: Vec<Characters>,
     open: usize,
     written: usize,
+    /// The request's: what comes is sent when its handler has returned.
+    span: Span,
 }
 
 impl Chunks {
@@ -254,6 +257,7 @@ impl Chunks {
             characters: (0..count).map(|_| Characters::default()).collect(),
             open: count,
             written: 0,
+            span: Span::current(),
         }
     }
 
@@ -347,7 +351,7 @@ impl Chunks {
 
     /// The answers that are not complete yet will not be.
     fn fail(&mut self, error: &Error) {
-        let (kind, message, details) = reply::told(error);
+        let (kind, message, details) = self.span.in_scope(|| reply::told(error));
         self.say(reply::body(Dialect::OpenAi, kind, &message, details));
         self.open = 0;
         self.answers.events.close();
