@@ -125,10 +125,14 @@ pub(super) fn fresh() -> String {
     format!("{:x}-{:x}", *START, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Refuses a body that is larger than a model takes, before it is read. Where the model serves nothing, its admission says so.
+/// Refuses a body that is larger than any version takes that may answer it, before it is parsed: who does is decided after that,
+/// and has the last word. Where the model serves nothing, its admission says so.
 pub(super) fn fits(slot: &Slot, bytes: usize) -> Result<()> {
     let Some(route) = slot.route() else { return Ok(()) };
-    no_larger(bytes, &route.live)
+    let shared = route.split.as_ref().map(|split| &split.to);
+    let resident = [Some(&route.live), route.previous.as_ref(), route.standby.as_ref(), shared].into_iter().flatten();
+    let most_generous = resident.max_by_key(|generation| generation.limits.max_body_bytes);
+    most_generous.map_or(Ok(()), |generation| no_larger(bytes, generation))
 }
 
 /// Refuses a body that is larger than a generation takes.

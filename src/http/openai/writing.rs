@@ -46,7 +46,6 @@ pub(in crate::http) struct Shape {
     pub(in crate::http) frequency_penalty: Option<f32>,
     /// Not OpenAI's; 1 is none.
     pub(in crate::http) repetition_penalty: Option<f32>,
-    /// By token id.
     /// By token id, of at most 1024.
     #[schema(value_type = Option<Object>)]
     pub(in crate::http) logit_bias: Option<Biases>,
@@ -133,7 +132,8 @@ impl Shape {
             (Some(most), _) => Some(("max_completion_tokens", most)),
             (None, most) => most.map(|most| ("max_tokens", most)),
         };
-        let most = most.map(|(field, most)| Ok::<_, Error>(Most { tokens: whole(field, most, least)?, field }));
+        let most =
+            most.map(|(field, most)| whole(field, most, least).map(|tokens| Most { tokens, field })).transpose()?;
         let sampling = self.sampling(writer.defaults(), rules.logprobs)?;
         sampling.validate(writer.vocabulary())?;
         // Lower goes first there, higher here.
@@ -141,7 +141,7 @@ impl Shape {
         Ok(WriteAsk {
             prompts,
             count,
-            max_new: most.transpose()?,
+            max_new: most,
             usual_new: rules.default_most,
             sampling,
             stop: self.stop.map_or_else(Vec::new, |Stop(stops)| stops),
