@@ -64,7 +64,7 @@ impl Ending {
         let rest = async {
             if let Some(cut) = cut {
                 // A text may be as long as the context, and whoever stops this process waits for no such time.
-                tracing::warn!(after = cut, "what is still being written ends where it is");
+                tracing::info!(after = cut, "waiting no longer for what is being written");
                 engine.cut_short(None)?;
                 if tokio::time::timeout(LAST_WORDS, drained).await.is_err() {
                     tracing::warn!("a rollout was still ending, or some connections were still open");

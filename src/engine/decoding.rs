@@ -194,6 +194,9 @@ impl Decoding {
 
     /// Lets every sequence end where it is: a generation that has to go does not wait for them any longer.
     pub(super) fn cut_short(&mut self) {
+        if !self.sequences.is_empty() {
+            tracing::warn!(texts = self.sequences.len(), "what was still being written ended where it was");
+        }
         for (key, sequence) in self.sequences.drain() {
             self.scheduler.cancel(key);
             // A reader that left does not mind.

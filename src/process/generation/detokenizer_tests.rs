@@ -44,7 +44,7 @@ fn decoded(tokenizer: &Tokenizer, decoder: &TextDecoder, ids: &[u32], skip: bool
         }
         mended
     };
-    let mut stand_ins = ["<|im_start|>", "<mask>", "<think>", "</s>", "hello"].into_iter();
+    let mut stand_ins = ["<|im_start|>", "<|im_end|>", "<mask>", "<think>", "hello", "hell"].into_iter();
     stand_ins
         .find_map(|spelling| {
             let bad = tokenizer.token_to_id(spelling).unwrap();

@@ -47,7 +47,8 @@ fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
         1 => 8,
         2 => usize::try_from(varint(bytes)?).ok()?,
         5 => 4,
-        // Groups are no part of these messages, and nothing else is there.
+        // Groups are no part of these messages, and are skipped where they are decoded: what is in one counts as if it were not.
+        3 | 4 => 0,
         _ => return None,
     };
     let (value, rest) = bytes.split_at_checked(length)?;
@@ -93,12 +94,21 @@ mod tests {
         assert_eq!(encoded(&empty), 3001);
     }
 
+    /// What the decoder goes on after.
+    #[test]
+    fn a_group_hides_nothing() {
+        let group = [0xa3, 0x06, 0x08, 0x01, 0xa4, 0x06];
+        let message = [&group[..], &[0x2a, 0x00].repeat(1000)].concat();
+        assert_eq!(InferRequest::decode(&message[..]).unwrap().inputs.len(), 1000);
+        assert_eq!(fields(&message), 1003);
+    }
+
     #[test]
     fn what_is_no_message_ends_the_count() {
         for (bytes, count) in [
             (&b"\x2a\x00\x2a\x05\x0a"[..], 1),
             (b"\x2a\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 1),
-            (b"\x2a\x00\x13", 1),
+            (b"\x2a\x00\x16", 1),
             (b"\x08\x01\x11\0\0\0\0\0\0\0\0\x15\0\0\0\0", 3),
             (b"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 0),
         ] {

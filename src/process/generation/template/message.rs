@@ -92,8 +92,15 @@ impl Message {
         Ok(Some(texts.join("\n")))
     }
 
+    /// Whether it calls tools with arguments that are text.
+    pub(super) fn writes_arguments(&self) -> bool {
+        let calls = self.rest.get(CALLS).filter(|_| self.role == ASSISTANT).and_then(Value::as_array);
+        let text = |call: &Value| call.pointer("/function/arguments").is_some_and(Value::is_string);
+        calls.is_some_and(|calls| calls.iter().any(text))
+    }
+
     /// The message for the template, with its client's strings marked.
-    pub(super) fn marked(&self, at: usize, spellings: &Spellings) -> Result<Map<String, Value>> {
+    pub(super) fn marked(&self, at: usize, spellings: &Spellings, arguments: Arguments) -> Result<Map<String, Value>> {
         self.check_role(at)?;
         let text = self.text(at)?;
         if text.is_none() && !self.only_calls() {
@@ -110,7 +117,7 @@ impl Message {
             if value.is_null() || key == CALLS && is_nothing(value) {
                 continue;
             }
-            let value = match key == CALLS && self.role == ASSISTANT {
+            let value = match key == CALLS && self.role == ASSISTANT && arguments == Arguments::Opened {
                 true => &opened(value),
                 false => value,
             };
@@ -138,6 +145,14 @@ impl Message {
         }
         Ok(())
     }
+}
+
+/// How a template sees the arguments of calls that are text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arguments {
+    /// As the objects that they are.
+    Opened,
+    Written,
 }
 
 fn is_nothing(calls: &Value) -> bool {

@@ -21,6 +21,7 @@ use super::calls::CallForm;
 use super::control::{Spellings, is_mark, unmark};
 use crate::error::{Error, Result};
 
+use message::Arguments;
 pub use message::{Content, Message, Part};
 
 /// The template that is taken where none is asked for, and the one for chats with tools.
@@ -210,19 +211,26 @@ impl ChatTemplate {
         self.environment.templates().any(|(_, template)| spelled.iter().any(|word| template.source().contains(word)))
     }
 
-    /// As `render`, where a template knows messages that only call tools. Many do not, and add their content to a string all the same: for
-    /// these such a message says an empty text, as in vLLM.
+    /// As `render`, where a template knows messages that only call tools, and arguments that are objects. Many do not, and add the
+    /// content or the arguments to a string all the same: for these such a message says an empty text, as in vLLM, and arguments are
+    /// the text that came.
     ///
     /// # Errors
     /// As `render`'s.
     pub fn render_calls(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
-        match self.render(messages, options) {
-            Err(_) if !options.continue_final_message && messages.iter().any(Message::only_calls) => {
-                let spoken: Vec<Message> = messages.iter().map(Message::spoken).collect();
-                self.render(&spoken, options)
-            }
-            rendered => rendered,
-        }
+        self.render(messages, options).or_else(|error| {
+            let silent = !options.continue_final_message && messages.iter().any(Message::only_calls);
+            let written = messages.iter().any(Message::writes_arguments);
+            let spoken: Vec<Message> = messages.iter().map(Message::spoken).collect();
+            let ways = [
+                (silent, spoken.as_slice(), Arguments::Opened),
+                (written, messages, Arguments::Written),
+                (silent && written, spoken.as_slice(), Arguments::Written),
+            ];
+            let mut tried = ways.into_iter().filter(|(apart, ..)| *apart);
+            let rendered = tried.find_map(|(_, messages, arguments)| self.rendered(messages, options, arguments).ok());
+            rendered.ok_or(error)
+        })
     }
 
     /// What transformers renders.
@@ -231,12 +239,16 @@ impl ChatTemplate {
     /// `BadRequest`: no messages; a message that has no content or content that is not text; options that exclude each
     /// other; what the template itself raises, in its words; a template that fails or goes on for ever, with its line.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        self.rendered(messages, options, Arguments::Opened)
+    }
+
+    fn rendered(&self, messages: &[Message], options: &RenderOptions, arguments: Arguments) -> Result<Rendered> {
         if messages.is_empty() {
             return Err(Error::bad_param("messages", "messages is empty"));
         }
         let mut marked = Vec::with_capacity(messages.len());
         for (at, message) in messages.iter().enumerate() {
-            marked.push(message.marked(at, &self.spellings)?);
+            marked.push(message.marked(at, &self.spellings, arguments)?);
         }
         let continued =
             if options.continue_final_message { Some(begin_continuing(&mut marked, options)?) } else { None };

@@ -173,6 +173,9 @@ fn a_message_that_only_calls_tools_says_nothing_where_a_template_knows_no_such_m
     let absent = json!({"role": "assistant", "tool_calls": call});
     for (template, of_null, of_absent) in [
         ("<{{ messages[0]['content'] + '!' }}>", "<!>", "<!>"),
+        // DeepSeek's joins arguments to text.
+        ("{{ messages[0].content + messages[0].tool_calls[0].function.arguments }}", "{}", "{}"),
+        ("{{ 'f' + messages[0].tool_calls[0].function.arguments }}", "f{}", "f{}"),
         // One that does is asked as it is.
         ("{{ messages[0].content is none }} {{ messages[0].content is defined }}", "True True", "False False"),
     ] {
