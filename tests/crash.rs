@@ -207,7 +207,7 @@ async fn a_pass_that_hangs_while_the_server_stops_ends_the_process_as_any_other(
 async fn whoever_asks_once_more_after_the_cut_waits_for_nothing_that_hangs() {
     let (site, mut server) = hangs_while_it_stops("10m").await;
     server.terminate();
-    server.says("ends where it is").await;
+    server.says("waiting no longer for what is being written").await;
     server.terminate();
     assert_eq!(server.ended().await, 1, "{}", server.log());
     let site = site.no_faults();

@@ -54,6 +54,8 @@ fn prompts(prompt: Texts) -> Vec<RawPrompt> {
     match prompt {
         Texts::One(text) => vec![RawPrompt::Text(text)],
         Texts::Ids(ids) => vec![RawPrompt::Tokens(ids)],
+        // Refused as a prompt of no tokens is.
+        Texts::Many(texts) if texts.is_empty() => vec![RawPrompt::Tokens(Vec::new())],
         Texts::Many(texts) => texts.into_iter().map(RawPrompt::Text).collect(),
         Texts::ManyIds(lists) => lists.into_iter().map(RawPrompt::Tokens).collect(),
     }
