@@ -15,7 +15,7 @@ const LONG: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Trouble {
     /// It may come yet: after how long, where the hub says.
-    Passing(Error, Option<Duration>),
+    Passing(Box<Error>, Option<Duration>),
     Final(Error),
 }
 
@@ -42,7 +42,8 @@ impl Again<'_> {
                     tokio::time::sleep(pause).await;
                     attempt += 1;
                 }
-                Err(Trouble::Passing(error, _) | Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Passing(error, _)) => return Err(*error),
+                Err(Trouble::Final(error)) => return Err(error),
             }
         }
     }

@@ -115,7 +115,7 @@ impl Fetch<'_> {
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if !continues => {
                 file.set_len(0).map_err(unwritten)?;
                 let error = Error::unloadable(name, "the hub sent another part than was asked for");
-                return Err(Trouble::Passing(error, None));
+                return Err(Trouble::Passing(error.into(), None));
             }
             _ => self.hub.accepted(response, name)?,
         };
@@ -137,7 +137,7 @@ impl Fetch<'_> {
         if have < remote.size {
             let reason =
                 format!("the transfer ended after {have} of {} bytes; pulling again goes on there", remote.size);
-            return Err(Trouble::Passing(Error::unloadable(name, reason), None));
+            return Err(Trouble::Passing(Error::unloadable(name, reason).into(), None));
         }
         file.sync_all().map_err(unwritten)
     }

@@ -141,7 +141,7 @@ impl Hub {
                         let reason = format!("{answered}, and asks not to be asked for {} s", asked.as_secs());
                         Trouble::Final(Error::unloadable(what, reason))
                     }
-                    (true, asked) => Trouble::Passing(Error::unloadable(what, answered), asked),
+                    (true, asked) => Trouble::Passing(Error::unloadable(what, answered).into(), asked),
                     (false, _) => Trouble::Final(Error::unloadable(what, answered)),
                 });
             }
@@ -154,7 +154,7 @@ impl Hub {
 
     /// The connection broke: what has come is good, and the rest can be asked for.
     pub(super) fn broken(&self, error: &reqwest::Error) -> Trouble {
-        Trouble::Passing(self.unreachable(error), None)
+        Trouble::Passing(self.unreachable(error).into(), None)
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>> {

@@ -25,7 +25,7 @@ fn decoded(tokenizer: &Tokenizer, decoder: &TextDecoder, ids: &[u32], skip: bool
         _ => None,
     };
     let nothing = |id: &u32| decoder.pieces.get(*id as usize).is_none_or(|piece| piece.kind == Kind::Nothing);
-    let seen: Vec<u32> = ids.iter().copied().filter(|id| !nothing(id) && !(skip && decoder.is_special(*id))).collect();
+    let seen: Vec<u32> = ids.iter().copied().filter(|id| !(nothing(id) || skip && decoder.is_special(*id))).collect();
     if !decoder.join.takes_parts() {
         return tokenizer.decode(ids, skip).unwrap();
     }
