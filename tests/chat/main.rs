@@ -153,6 +153,22 @@ async fn what_takes_too_long_to_end_is_cut_short_where_that_is_wanted() {
     assert!(tokens(&server, &text.text).await < 200, "it was cut short");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_twice_is_going_back_once_while_what_was_left_still_writes() {
+    let site = Site::new().fault("version = 'tiny@b'\nkind = 'delay'\ndelay = '50ms'");
+    site.add_writer("tiny");
+    let server = site.start().await;
+    let promoted = server.promote("tiny@b", json!({})).await.expect(200);
+    let text = begun(&server, order("tiny", "a", 100)).await;
+    let back = async |to: &str| server.post("/admin/rollback", json!({ "model": to })).await;
+    for to in ["tiny", "tiny", "tiny@a"] {
+        assert_eq!(back(to).await.expect(200).id(), promoted.id(), "{to}");
+    }
+    back("tiny@b").await.expect(409);
+    assert!(!text.is_finished(), "it was still being written");
+    assert_eq!(text.await.unwrap().version, "b");
+}
+
 async fn tokens(client: &Client, text: &str) -> usize {
     let told = client.post("/tokenize", json!({ "model": "tiny", "prompt": text })).await.expect(200);
     told.body["count"].as_u64().unwrap() as usize

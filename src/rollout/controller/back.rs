@@ -33,6 +33,13 @@ impl Controller {
                 self.feed(Event::Rollback(reason)).await?;
                 self.joined()
             }
+            // It was gone back from, and what it wrote is only waited for.
+            Some((_, Phase::Reclaiming)) if self.went_back() => {
+                if let Some(live) = &self.live {
+                    self.goes_back_to(&live.version, wanted)?;
+                }
+                self.joined()
+            }
             Some((to, phase)) => Err(self.nothing_switched(&to, phase)),
             None => {
                 let model = self.slot.name().to_owned();
@@ -50,6 +57,11 @@ impl Controller {
                 }
             }
         }
+    }
+
+    fn went_back(&self) -> bool {
+        let ending = self.active.as_ref().and_then(|active| active.state.ending.as_ref());
+        ending.is_some_and(|ending| ending.phase == Phase::RolledBack)
     }
 
     /// An error where somebody wants another version than the one that going back leads to.
