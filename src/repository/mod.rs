@@ -21,6 +21,7 @@ mod sentence_transformers;
 pub mod sharing;
 pub mod size;
 pub mod spec;
+mod toml_keys;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::fields::{
     at_least_one, at_least_one_byte, at_least_one_byte_usize, at_least_one_u64, longer_than_zero, one_of, positive,
     positive_f32, share, some_at_least_one, some_positive, some_text, some_version,
 };
 use super::rules::{Metric, RuleConfig};
+use super::toml_keys::key_at;
 use super::{CanaryConfig, LoadThrottle, ShadowConfig, duration, files, size};
 use crate::error::{Error, Result};
 use crate::value::Task;
@@ -422,34 +423,6 @@ fn one_line(message: &str) -> String {
 
 fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
-}
-
-/// The dotted key whose name or value is at this byte of the file.
-///
-/// The parser tells where a value is wrong, not what it is called, so the tree of spans is asked.
-fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
-    for (key, value) in table {
-        let key_name = key.get_ref();
-        if let Some(inner) = key_within(value.get_ref(), offset) {
-            return Some(format!("{key_name}{inner}"));
-        }
-        if key.span().contains(&offset) || value.span().contains(&offset) {
-            return Some(key_name.to_string());
-        }
-    }
-    None
-}
-
-/// The same within a value: `.key` of a table, `[0].key` of one of several.
-fn key_within(value: &DeValue<'_>, offset: usize) -> Option<String> {
-    match value {
-        DeValue::Table(inner) => key_at(inner, offset).map(|key| format!(".{key}")),
-        DeValue::Array(items) => items.iter().enumerate().find_map(|(at, item)| {
-            let here = || item.span().contains(&offset).then(String::new);
-            key_within(item.get_ref(), offset).or_else(here).map(|key| format!("[{at}]{key}"))
-        }),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
